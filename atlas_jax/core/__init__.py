@@ -1,0 +1,1 @@
+"""What every part shares: axis names, partitioning, layers, text files, gin launcher."""

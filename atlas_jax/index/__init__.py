@@ -1,0 +1,1 @@
+"""The index: passage store, embeddings and nearest-neighbour search."""

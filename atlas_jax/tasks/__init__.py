@@ -1,0 +1,1 @@
+"""Tasks: records from files to (query, target) examples, and their metrics."""

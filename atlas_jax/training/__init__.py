@@ -1,0 +1,1 @@
+"""Training and evaluation: data, state, step, trainer, checkpoints."""
