@@ -1,0 +1,136 @@
+"""The four layers that reader and retriever share, with logical axes on every parameter.
+
+Parameters are float32 and named as in T5X (``kernel``, ``bias``, ``embedding``,
+``scale``); arithmetic is done in the ``dtype`` of the layer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+Initializer = Callable[..., Any]
+
+default_kernel_init = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Dense(nn.Module):
+    """``x kernel (+ bias)`` over the last axis.
+
+    Attributes:
+      features: size of the output axis.
+      kernel_axes: logical names of (input, output).
+    """
+
+    features: int
+    kernel_axes: tuple[str, str]
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Initializer = default_kernel_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., features]."""
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),
+            (x.shape[-1], self.features),
+            jnp.float32,
+        )
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(initializers.zeros, self.kernel_axes[1:]),
+                (self.features,),
+                jnp.float32,
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """Look-up table, also usable as an output projection.
+
+    Attributes:
+      axes: logical names of (rows, features).
+    """
+
+    num_embeddings: int
+    features: int
+    axes: tuple[str, str] = ("vocab", "embed")
+    dtype: Any = jnp.float32
+    embedding_init: Initializer = initializers.normal(1.0)
+
+    def setup(self) -> None:
+        """Create the table, [num_embeddings, features]."""
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(self.embedding_init, self.axes),
+            (self.num_embeddings, self.features),
+            jnp.float32,
+        )
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """[...] int -> [..., features]."""
+        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., features] -> [..., num_embeddings], in float32 (logits are)."""
+        return jnp.dot(x.astype(jnp.float32), self.embedding.T)
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: no mean, no bias, statistics in float32."""
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] -> [..., d]."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(initializers.ones, ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """BERT's layer norm, statistics in float32.
+
+    Attributes:
+      released: divide by the uncentred second moment, as the retriever of the released
+        Atlas checkpoints does: (x - mean) / sqrt(mean(x^2) + eps).
+    """
+
+    epsilon: float = 1e-12
+    released: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] -> [..., d]."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(initializers.ones, ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(initializers.zeros, ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        moment = jnp.mean(jnp.square(x if self.released else centred), axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(moment + self.epsilon) * scale + bias).astype(self.dtype)

@@ -1,0 +1,236 @@
+"""Named meshes, T5X-style logical axis rules, and one strict sharding constraint.
+
+Modules name the axes of their arrays (``batch``, ``embed``, ``heads``...). Rules map
+those names to mesh axes, first match wins and a mesh axis is used once per array, as
+in T5X. Nothing else in the project mentions a mesh axis, except the index, which is
+spread over all of them.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from atlas_jax.core.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "model")
+
+LOGICAL_AXES = frozenset(
+    {
+        "batch", "passages", "length", "target", "embed", "embedding", "heads", "kv",
+        "joined_kv", "mlp", "vocab", "relpos_buckets", "layers", "index", "unsharded",
+    }
+)  # fmt: skip
+
+Rule = tuple[str, str | tuple[str, ...] | None]
+
+STANDARD_RULES: tuple[Rule, ...] = (
+    ("batch", ("data", "fsdp")),
+    ("index", ("data", "fsdp", "model")),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("embed", "fsdp"),
+)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, "all remaining devices"."""
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class PartitionRules:
+    """Logical axis rules, in T5X's form: pairs of (logical axis, mesh axis or None)."""
+
+    rules: Sequence[Rule] = STANDARD_RULES
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown name on either side.
+
+        Raises:
+          UserError: names the rule at fault.
+        """
+        for logical, target in self.rules:
+            _check_known(logical)
+            for axis in _as_tuple(target):
+                if axis not in MESH_AXES:
+                    raise UserError(
+                        f"PartitionRules.rules: {logical!r} is mapped to the mesh axis {axis!r}; "
+                        f"the mesh axes are {', '.join(MESH_AXES)}"
+                    )
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange the devices as data x fsdp x model.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise UserError(f"MeshConfig: sizes {sizes} need to be positive, with at most one -1")
+    known = math.prod(s for s in sizes if s != -1)
+    sizes = [len(devices) // known if s == -1 else s for s in sizes]
+    if math.prod(sizes) != len(devices):
+        shape = " x ".join(f"{axis}={s}" for axis, s in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(
+            f"MeshConfig: {shape} does not use the {len(devices)} devices exactly; "
+            "the product of data, fsdp and model has to equal their number"
+        )
+    # Auto axes: the Explicit default of jax.make_mesh refuses linen's constraints.
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Active:
+    mesh: Mesh
+    rules: tuple[Rule, ...]
+
+
+_ACTIVE: contextvars.ContextVar[_Active | None] = contextvars.ContextVar("active", default=None)
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh, rules: Sequence[Rule] = STANDARD_RULES) -> Iterator[Mesh]:
+    """Make mesh and rules current for ``constrain``.
+
+    Both are local to the thread: a thread that traces a step has to activate its own.
+    A function traced under one set of rules keeps it, so activate before the first call.
+    """
+    token = _ACTIVE.set(_Active(mesh, tuple(rules)))
+    try:
+        with jax.set_mesh(mesh):
+            yield mesh
+    finally:
+        _ACTIVE.reset(token)
+
+
+def active_mesh() -> Mesh | None:
+    """The mesh that ``activate`` made current in this thread, if any."""
+    active = _ACTIVE.get()
+    return active.mesh if active else None
+
+
+def logical_to_spec(
+    logical_axes: Sequence[str | None], rules: Sequence[Rule] = STANDARD_RULES
+) -> PartitionSpec:
+    """Map logical axis names to mesh axes: rules in order, each mesh axis used once.
+
+    Raises:
+      ValueError: an axis name that is not in ``LOGICAL_AXES``.
+    """
+    for name in logical_axes:
+        if name is not None:
+            _check_known(name)
+    assigned: list[Any] = [None] * len(logical_axes)
+    done = [name is None for name in logical_axes]
+    used: set[str] = set()
+    for logical, target in rules:
+        axes = _as_tuple(target)
+        if used.intersection(axes):
+            continue
+        for position, name in enumerate(logical_axes):
+            if name == logical and not done[position]:
+                assigned[position] = target
+                done[position] = True
+                used.update(axes)
+                break
+    return PartitionSpec(*assigned)
+
+
+def constrain(x: Any, *logical_axes: str | None) -> Any:
+    """Constrain the sharding of an activation by the names of its axes.
+
+    Does nothing without an active mesh, but checks the names all the same: a misspelt
+    axis would otherwise replicate in silence.
+
+    Args:
+      x: array of rank ``len(logical_axes)``.
+      *logical_axes: one logical name (or None) per axis.
+
+    Raises:
+      ValueError: unknown axis name, or a rank that differs from the number of names.
+    """
+    if len(logical_axes) != x.ndim:
+        raise ValueError(f"{len(logical_axes)} axis names {logical_axes} for shape {x.shape}")
+    active = _ACTIVE.get()
+    spec = logical_to_spec(logical_axes, active.rules if active else STANDARD_RULES)
+    if active is None or active.mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(active.mesh, spec))
+
+
+def param_shardings(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = STANDARD_RULES) -> Any:
+    """Shardings of a (possibly abstract) tree of parameters boxed with their axis names.
+
+    Args:
+      boxed: tree whose leaves are ``LogicallyPartitioned`` boxes or bare arrays.
+
+    Returns:
+      Tree of ``NamedSharding`` with the structure of ``meta.unbox(boxed)``.
+
+    Raises:
+      UserError: a dimension that its mesh axes do not divide, with the parameter's name.
+    """
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = leaf.names if isinstance(leaf, meta.AxisMetadata) else (None,) * leaf.ndim  # type: ignore[attr-defined]
+        shape = meta.unbox(leaf).shape
+        spec = logical_to_spec(names, rules)
+        for size, axes, name in zip(shape, spec, names, strict=True):
+            parts = math.prod(mesh.shape[a] for a in _as_tuple(axes))
+            if size % parts:
+                raise UserError(
+                    f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')}: axis "
+                    f"{name!r} of size {size} is not divisible by mesh axes {axes} ({parts} ways)"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(
+        one, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata)
+    )
+
+
+def data_shardings(tree: Any, mesh: Mesh, rules: Sequence[Rule] = STANDARD_RULES) -> Any:
+    """Shardings of a tree of arrays whose first axis is the batch."""
+    return jax.tree.map(
+        lambda x: NamedSharding(
+            mesh, logical_to_spec(("batch",) + (None,) * (np.ndim(x) - 1), rules)
+        ),
+        tree,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that puts a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _check_known(name: str) -> None:
+    if name not in LOGICAL_AXES:
+        raise UserError(
+            f"unknown logical axis {name!r}; known are {', '.join(sorted(LOGICAL_AXES))}"
+        )

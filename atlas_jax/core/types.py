@@ -1,0 +1,84 @@
+"""The axis legend and the array structs that pass between the parts.
+
+Every array name ends with its axes, one letter each::
+
+    b  batch (queries)          q  query tokens, reader vocabulary
+    k  passages per query       r  query tokens, retriever vocabulary
+    l  passage or input tokens  m  passage tokens, retriever vocabulary
+    t  target tokens            n  index rows
+    s  source positions (k*l)   e  embedding width
+    d  model width              h  heads
+    v  vocabulary               x  excluded rows per query
+
+Token id 0 is padding everywhere; row -1 means "no passage".
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array | Any  # numpy arrays are accepted wherever jax arrays are
+Params = Any  # a nested dict of arrays
+
+PAD_ID = 0
+NO_ROW = -1
+
+
+@flax.struct.dataclass
+class Passages:
+    """Retrieved (or given) passages of a batch of queries.
+
+    Attributes:
+      rows_bk: int32 index rows, best first; -1 where there is no passage.
+      scores_bk: float32 inner products at search time; -inf where there is none.
+      reader_tokens_bkl: int32 reader tokens of the passage part, without end token.
+      retriever_tokens_bkm: int32 retriever tokens with their special tokens.
+      mask_bk: bool, True for a real passage. Decides every later mask.
+    """
+
+    rows_bk: Array
+    scores_bk: Array
+    reader_tokens_bkl: Array
+    retriever_tokens_bkm: Array
+    mask_bk: Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """One batch of tokenised queries with static shapes.
+
+    Attributes:
+      query_tokens_bq: int32 reader tokens of the query, no end token, padded right.
+      retriever_tokens_br: int32 retriever tokens of the query with special tokens.
+      target_tokens_bt: int32 reader tokens of the target with its end token.
+      excluded_rows_bx: int32 index rows that may not be retrieved; -1 pads.
+      weight_b: float32, 1 for a real row and 0 for a row that only fills the batch.
+      given: passages that came with the data file, instead of retrieved ones.
+    """
+
+    query_tokens_bq: Array
+    retriever_tokens_br: Array
+    target_tokens_bt: Array
+    excluded_rows_bx: Array
+    weight_b: Array
+    given: Passages | None = None
+
+
+@flax.struct.dataclass
+class DeviceIndex:
+    """The index as it lies on the devices: every array sharded on axis n.
+
+    Attributes:
+      embeddings_ne: float32 or bfloat16 passage embeddings.
+      reader_tokens_nl: unsigned or int32 reader tokens of each passage.
+      retriever_tokens_nm: unsigned or int32 retriever tokens of each passage.
+      count: int32 scalar, number of real rows; rows at or above it are padding.
+      version: int32 scalar, how often the embeddings have been refreshed.
+    """
+
+    embeddings_ne: Array
+    reader_tokens_nl: Array
+    retriever_tokens_nm: Array
+    count: Array
+    version: Array
