@@ -1,0 +1,43 @@
+"""ADist, attention distillation: how much does the reader draw from each passage?"""
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.distillation.config import ADIST_NORMALIZERS
+from atlas_jax.distillation.kl import valid_targets
+
+RELEASED_CONSTANT = 256.0  # stands for a passage's length in the released code, whatever it is
+
+
+def gold_scores(
+    mass_bk: jax.Array,
+    targets_bt: jax.Array,
+    num_layers: int,
+    normalizer: str = "released",
+) -> jax.Array:
+    """g_ij = attention mass / (256 x layers x target tokens), or without the 256.
+
+    Args:
+        mass_bk: Cross-attention probability (normalised over all k x l positions) times
+            the L2 norm of the value vector, averaged over heads, summed over layers, real
+            target tokens and the passage's real tokens.
+        targets_bt: Target tokens, pad 0.
+        num_layers: Decoder layers.
+        normalizer: 'released' divides by 256 x layers x target tokens, 'target' by
+            layers x target tokens.
+
+    Returns:
+        float32 [b, k], gradient stopped.
+
+    Raises:
+        UserError: Unknown normalizer.
+    """
+    if normalizer not in ADIST_NORMALIZERS:
+        raise UserError(
+            f"adist normalizer {normalizer!r}: must be one of {', '.join(ADIST_NORMALIZERS)}"
+        )
+    constant = RELEASED_CONSTANT if normalizer == "released" else 1.0
+    tokens_b1 = jnp.maximum(jnp.sum(valid_targets(targets_bt), axis=-1, keepdims=True), 1)
+    scores_bk = mass_bk.astype(jnp.float32) / (constant * num_layers * tokens_b1)
+    return jax.lax.stop_gradient(scores_bk)

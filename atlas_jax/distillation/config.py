@@ -1,0 +1,51 @@
+"""What the retriever learns from the reader, as one gin dataclass."""
+
+import dataclasses
+
+import gin
+
+from atlas_jax.core.errors import UserError
+
+LOSSES = ("adist", "emdr2", "pdist", "loop")
+KL_REDUCTIONS = ("batch", "released")
+ADIST_NORMALIZERS = ("released", "target")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """The distillation loss and its temperatures (method.md, section 1).
+
+    Attributes:
+        loss: One of 'adist', 'emdr2', 'pdist', 'loop'.
+        gold_temperature: T_gold. Divides the gold scores of adist, pdist and loop; for
+            emdr2 it divides the reader's logits, as in the released code.
+        score_temperature: T_score. Divides the retriever's scores q.p/sqrt(e).
+        kl_reduction: 'batch' averages the divergence over the real rows; 'released'
+            averages it over rows and passages, as the released code does by accident.
+        adist_normalizer: 'released' divides the attention mass by 256 x layers x target
+            tokens; 'target' by layers x target tokens alone.
+    """
+
+    loss: str = "pdist"
+    gold_temperature: float = 0.01
+    score_temperature: float = 0.01
+    kl_reduction: str = "batch"
+    adist_normalizer: str = "released"
+
+    def __post_init__(self) -> None:
+        """Raise `UserError`, naming the gin binding, when a field is out of range."""
+        for field, allowed in (
+            ("loss", LOSSES),
+            ("kl_reduction", KL_REDUCTIONS),
+            ("adist_normalizer", ADIST_NORMALIZERS),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise UserError(
+                    f"DistillationConfig.{field} = {value!r}: must be one of {', '.join(allowed)}"
+                )
+        for field in ("gold_temperature", "score_temperature"):
+            value = getattr(self, field)
+            if not value > 0:
+                raise UserError(f"DistillationConfig.{field} = {value!r}: must be positive")

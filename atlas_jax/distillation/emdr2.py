@@ -1,0 +1,47 @@
+"""EMDR2, end-to-end multi-document reader and retriever: the likelihood over all passages."""
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.distillation.kl import retriever_log_probs, valid_targets
+
+
+def loss(
+    logp_bkt: jax.Array,
+    retriever_scores_bk: jax.Array,
+    targets_bt: jax.Array,
+    mask_bk: jax.Array,
+    weight_b: jax.Array,
+    config: DistillationConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """- sum over rows and target tokens of logsumexp_j(l_ijt + log p_retr(j)).
+
+    The marginal is taken per target token, as the released code does; the paper writes it
+    per answer, log sum_k p(a | q, d_k) p_retr(d_k | q). The reader is held constant.
+
+    Args:
+        logp_bkt: l_ijt = log_softmax(logits / T_gold)[y_t] of passage j alone. The
+            temperature divides the logits, so it belongs to the caller.
+        retriever_scores_bk: s = q.p / sqrt(e), before T_score.
+        targets_bt: Target tokens, pad 0.
+        mask_bk: bool, True where the passage is real; others get probability zero.
+        weight_b: float, 1 for a real row, 0 for a padding row.
+        config: Gives T_score.
+
+    Returns:
+        (summed negative log likelihood, number of target tokens of real rows that have a
+        passage), two float32 scalars; their ratio is the released loss.
+    """
+    logp_bkt = jax.lax.stop_gradient(logp_bkt.astype(jnp.float32))
+    mask_bk1 = mask_bk[:, :, None]
+    log_q_bk1 = retriever_log_probs(retriever_scores_bk, mask_bk, config)[:, :, None]
+    any_b = jnp.any(mask_bk, axis=-1)
+    # A row without passages would be log(0), whose gradient is not a number: give it a finite
+    # stand-in here and no weight below.
+    summed_bk1 = mask_bk1 | ~any_b[:, None, None]
+    joint_bkt = jnp.where(mask_bk1, logp_bkt + log_q_bk1, 0.0)
+    marginal_bt = jax.nn.logsumexp(joint_bkt, axis=1, where=summed_bk1)
+    counted_bt = valid_targets(targets_bt) * (weight_b * any_b)[:, None]
+    marginal_bt = jnp.where(counted_bt > 0, marginal_bt, 0.0)
+    return -jnp.sum(marginal_bt * counted_bt), jnp.sum(counted_bt)

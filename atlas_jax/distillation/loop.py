@@ -1,0 +1,19 @@
+"""LOOP, leave-one-out perplexity distillation: how much is each passage missed?"""
+
+import jax
+
+from atlas_jax.distillation.kl import mean_over_targets
+
+
+def gold_scores(leave_one_out_logp_bkt: jax.Array, targets_bt: jax.Array) -> jax.Array:
+    """g_ij = mean over target tokens of the negative log likelihood without passage j.
+
+    Args:
+        leave_one_out_logp_bkt: Log likelihood of each target token when passage j is masked
+            out of the cross-attention and the others stay.
+        targets_bt: Target tokens, pad 0.
+
+    Returns:
+        float32 [b, k], higher when the passage was needed; gradient stopped.
+    """
+    return jax.lax.stop_gradient(-mean_over_targets(leave_one_out_logp_bkt, targets_bt))
