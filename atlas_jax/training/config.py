@@ -1,0 +1,166 @@
+"""What the entry points are told: frozen dataclasses that gin fills.
+
+Each entry point reads `ModelConfig` (where reader, retriever and tokenizers come from)
+and `CorpusConfig` (passages, store, index, searcher), plus its own section below.
+The step's own settings (k, lengths, retriever training) are `step.StepConfig`, the
+optimisers' are `reader/OptimizerConfig` and `retriever/OptimizerConfig`.
+An empty string means "not given".
+"""
+
+from dataclasses import dataclass
+
+import gin
+
+from atlas_jax.core.errors import UserError
+
+SEARCHERS = ("exact", "scann")
+PASSAGE_SOURCES = ("index", "file", "none")
+
+
+def _require(condition: bool, binding: str, value: object, expected: str) -> None:
+    """Raise a UserError that names the gin binding at fault."""
+    if not condition:
+        raise UserError(f"{binding} = {value!r}: expected {expected}")
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the two models and their tokenizers come from.
+
+    folder: a model folder (written by a run's end); its architecture, tokenizers and
+        parameters are taken, and explicit bindings of ReaderConfig and RetrieverConfig
+        (dropout, dtype, scan, remat) override its fields.
+    reader_tokenizer, retriever_tokenizer: `tokenizer.json` files for models that start
+        from random parameters (folder = ""); architecture then comes from gin alone.
+    """
+
+    folder: str = ""
+    reader_tokenizer: str = ""
+    retriever_tokenizer: str = ""
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which passages are searched, and how.
+
+    passages: jsonl corpus; needed only while the store does not exist yet.
+    store: directory of the passage store (built from `passages` when missing).
+    index: directory of a saved index made by build_index; "" embeds the corpus at start.
+    searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
+    embed_batch_size: passages per call of the passage tower.
+    bfloat16: hold the embeddings in bfloat16 on the devices.
+    """
+
+    passages: str = ""
+    store: str = ""
+    index: str = ""
+    searcher: str = "exact"
+    embed_batch_size: int = 256
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.searcher in SEARCHERS,
+            "CorpusConfig.searcher",
+            self.searcher,
+            f"one of {', '.join(SEARCHERS)}",
+        )
+        _require(
+            self.embed_batch_size > 0,
+            "CorpusConfig.embed_batch_size",
+            self.embed_batch_size,
+            "a positive number",
+        )
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every: steps between checkpoints (0 = only after the last step); keep: how many stay."""
+
+    every: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "CheckpointConfig.every", self.every, "0 or more")
+        _require(self.keep >= 1, "CheckpointConfig.keep", self.keep, "1 or more")
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    model_dir: where checkpoints, metrics, the final config and `final/` (the model folder)
+        go; a run started again in the same directory goes on from its last checkpoint.
+    task, file: the task's name and its training file.
+    passages: 'index' (retrieve), 'file' (given in the data file), 'none' (closed book).
+    total_steps: training ends after this step.
+    seed: initial parameters, data order and dropout all follow from it.
+    log_every: steps between two lines of metrics.
+    eval_every: steps between evaluations on `EvalConfig.file` (0 = only after the last step).
+    refresh: index refresh schedule, e.g. "0-1000:500,1000-10000:2000"; "-1" = never.
+    """
+
+    model_dir: str
+    file: str
+    total_steps: int
+    task: str = "qa"
+    passages: str = "index"
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    refresh: str = "-1"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model_dir), "TrainConfig.model_dir", self.model_dir, "a directory")
+        _require(bool(self.file), "TrainConfig.file", self.file, "a data file")
+        _require(self.total_steps > 0, "TrainConfig.total_steps", self.total_steps, "1 or more")
+        _require(self.log_every > 0, "TrainConfig.log_every", self.log_every, "1 or more")
+        _require(self.eval_every >= 0, "TrainConfig.eval_every", self.eval_every, "0 or more")
+        _require(
+            self.passages in PASSAGE_SOURCES,
+            "TrainConfig.passages",
+            self.passages,
+            f"one of {', '.join(PASSAGE_SOURCES)}",
+        )
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation.
+
+    file: data file; "" = no evaluation during training (evaluate requires it).
+    task, passages: as in TrainConfig.
+    batch_size: rows per compiled call; the last batch is padded to it.
+    generate: False = retrieve only (no answers are written, only retrieval is scored).
+    recall_at: the k of recall@k; the largest one decides how many passages are searched.
+    predictions: jsonl file for answers with their passages and scores; "" = none from
+        evaluate (a training run always writes its own into model_dir).
+    max_rows: evaluate only this many rows from the top of the file (0 = all).
+    """
+
+    file: str = ""
+    task: str = "qa"
+    passages: str = "index"
+    batch_size: int = 16
+    generate: bool = True
+    recall_at: tuple[int, ...] = (1, 5, 20)
+    predictions: str = ""
+    max_rows: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 0, "EvalConfig.batch_size", self.batch_size, "1 or more")
+        _require(self.max_rows >= 0, "EvalConfig.max_rows", self.max_rows, "0 or more")
+        _require(
+            all(k > 0 for k in self.recall_at), "EvalConfig.recall_at", self.recall_at, "k >= 1"
+        )
+        _require(
+            self.passages in PASSAGE_SOURCES,
+            "EvalConfig.passages",
+            self.passages,
+            f"one of {', '.join(PASSAGE_SOURCES)}",
+        )
