@@ -1,0 +1,93 @@
+"""What every test shares: eight simulated devices, a clean gin, small tokenizers and a corpus."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before the first import of jax: the tests run on the CPU, whatever else the machine has.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import gin
+import jax
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+READER_WORDS = (
+    "what is the capital of which country question answer : title context where river city people "
+    "speak language . , ? a in and large small north south east west lies on"
+).split()
+PASSAGES = [
+    {"id": "arvo-1", "title": "Arvo", "text": "The capital of Arvo is Lindel. People speak Arvic."},
+    {"id": "arvo-2", "title": "Arvo", "text": "The river Sann lies in the north of Arvo."},
+    {"id": "bera-1", "title": "Bera", "text": "The capital of Bera is Tomund, a large city."},
+    {"id": "bera-2", "title": "Bera", "text": "In Bera people speak Beric and Arvic."},
+    {"id": "coro-1", "title": "Coro", "text": "Coro is a small country. Its capital is Essin."},
+    {"id": "coro-2", "title": "Coro", "text": "The river Olt lies on the south of Coro."},
+]
+
+
+@pytest.fixture(autouse=True)
+def clean_gin() -> Iterator[None]:
+    """Gin's bindings are global: without this one test's configuration reaches the next."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def _byte_level(tokens: list[str]) -> Tokenizer:
+    """A tokenizer whose ids are `tokens`, then the 256 bytes: any text round-trips."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*tokens, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def reader_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level reader tokenizer: <pad> 0, </s> 1, <unk> 2, 100 sentinels; appends </s>."""
+    specials = ["<pad>", "</s>", "<unk>", *[f"<extra_id_{i}>" for i in range(100)]]
+    tokenizer = _byte_level(specials)
+    tokenizer.add_special_tokens(specials)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    path = tmp_path_factory.mktemp("reader_tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def retriever_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word-piece retriever tokenizer of single letters and a few words: [PAD] is 0."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list("0123456789.,:?'-")
+    pieces = [*specials, *letters, *[f"##{c}" for c in letters]]
+    pieces += [word for word in READER_WORDS if word not in pieces]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    path = tmp_path_factory.mktemp("retriever_tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture
+def passages_file(tmp_path: Path) -> Path:
+    """Six passages about three invented countries, as jsonl."""
+    path = tmp_path / "passages.jsonl"
+    path.write_text("".join(json.dumps(passage) + "\n" for passage in PASSAGES), encoding="utf-8")
+    return path
