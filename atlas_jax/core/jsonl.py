@@ -1,0 +1,168 @@
+"""Strict reading and atomic writing of JSON-lines files, plain or gzip'd."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from atlas_jax.core.errors import UserError
+
+FieldTypes = Mapping[str, type | tuple[type, ...]]
+
+_JSON_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def read_jsonl(
+    path: str | os.PathLike[str],
+    required: FieldTypes | Sequence[str] = (),
+    optional: FieldTypes | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield `(line_number, record)` of every line that is not blank; lines count from 1.
+
+    Args:
+      path: the file; a name ending in `.gz` is decompressed on the way.
+      required: names of the fields that every record must have, or a mapping from the
+        name to the type (or tuple of types) that its value must have.
+      optional: types of fields that may be absent (or null).
+
+    Raises:
+      UserError: naming `file:line`, when the file cannot be opened, a line is not
+        UTF-8, not JSON, cut off or no object, or a field is missing or of another type.
+    """
+    needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
+    for number, raw in _raw_lines(Path(path)):
+        where = f"{path}:{number}"
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if not raw.strip():
+            continue
+        record = _parse(raw, where)
+        check_fields(record, needed, optional or {}, where)
+        yield number, record
+
+
+def check_fields(
+    record: Mapping[str, Any], required: FieldTypes, optional: FieldTypes, where: str
+) -> None:
+    """Raise a UserError that starts with `where` unless the record's fields fit."""
+    for name, kind in required.items():
+        if name not in record:
+            has = ", ".join(map(repr, record)) or "no fields"
+            raise UserError(f"{where}: field {name!r} is missing; the record has {has}")
+        _check_type(record[name], kind, name, where)
+    for name, kind in optional.items():
+        if record.get(name) is not None:
+            _check_type(record[name], kind, name, where)
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object a line and return how many; gzip'd where the name ends in `.gz`.
+
+    The file appears under its name only when it is complete: a failure on the way leaves
+    what was there before.
+    """
+    count = 0
+    with atomic_text(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+@contextlib.contextmanager
+def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """Open a UTF-8 text file for writing that replaces `path` when the block ends well.
+
+    The text goes to a temporary name in the same folder, which is flushed to the disk and
+    renamed at the end, or removed if the block raises.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            with contextlib.ExitStack() as stack:
+                binary: Any = raw
+                if target.suffix == ".gz":  # no name and time inside: equal text, equal bytes
+                    binary = stack.enter_context(
+                        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+                    )
+                text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+                yield text
+                text.flush()
+                text.detach()
+            raw.flush()
+            os.fsync(raw.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):  # noqa: B007 (the error names it)
+                yield number, raw
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, OSError) as error:
+        problem = str(error) or type(error).__name__
+        raise UserError(f"{path}:{number + 1}: cannot read on: {problem}") from error
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 at byte {error.start + 1} of the line "
+            f"(0x{raw[error.start]:02x}); convert the file to UTF-8"
+        ) from None
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        problem = "the line is cut off" if cut_off else "not JSON"
+        raise UserError(
+            f"{where}: {problem} (column {error.colno}: {error.msg}); "
+            "each line must be one complete JSON object"
+        ) from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: {_describe(record)} where a JSON object was expected")
+    return record
+
+
+def _check_type(value: Any, kind: type | tuple[type, ...], name: str, where: str) -> None:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    # In Python true is an int; in the data it is not.
+    is_wrong_bool = isinstance(value, bool) and bool not in kinds and object not in kinds
+    if is_wrong_bool or not isinstance(value, kinds):
+        wanted = " or ".join(_JSON_NAMES.get(k, k.__name__) for k in kinds)
+        raise UserError(f"{where}: field {name!r} must be {wanted}, but is {_describe(value)}")
+
+
+def _describe(value: Any) -> str:
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,165 @@
+"""Text to token ids and back, for the reader and the retriever.
+
+A tokenizer is one `tokenizer.json` file in the format of Hugging Face's `tokenizers`
+library: T5's or BERT's own, or a small one made by `core/tokenizer_training.py`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+
+PAD_NAMES = ("<pad>", "[PAD]")
+END_NAMES = ("</s>", "[SEP]")
+START_NAMES = ("[CLS]",)
+UNKNOWN_NAMES = ("<unk>", "[UNK]")
+
+Side = Literal["left", "right"]
+
+
+class Tokenizer:
+    """A `tokenizer.json` file, ready to encode.
+
+    Truncation and padding that the file carries are switched off: lengths are the
+    business of whoever asks. The padding id must be 0 and the file must have an end token
+    (`</s>` for a reader, `[SEP]` for a retriever).
+
+    Attributes:
+      vocab_size: number of ids, added tokens included.
+      pad_id: 0.
+      eos_id: id of the token that `add_special` puts last.
+      cls_id: id of the token that `add_special` puts first, or None.
+      unk_id: id of the unknown token, or None.
+      content_hash: SHA-256 of the file's content, whatever its layout; a store or an index
+        made with another tokenizer is recognised by it.
+    """
+
+    def __init__(self, text: str, source: str = "tokenizer") -> None:
+        """Take the text of a `tokenizer.json`; `source` is named in errors."""
+        try:
+            content: dict[str, Any] = json.loads(text)
+            content["truncation"] = content["padding"] = None
+            self._json = json.dumps(content, ensure_ascii=False, sort_keys=True)
+            self._backend = tokenizers.Tokenizer.from_str(self._json)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{source}: not a tokenizer.json file: {error}") from error
+        self._source = source
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.content_hash = hashlib.sha256(self._json.encode("utf-8")).hexdigest()
+        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self.unk_id = self._first_id(UNKNOWN_NAMES)
+        self.cls_id = self._first_id(START_NAMES)
+        self.pad_id = self._required_id(PAD_NAMES, "padding")
+        self.eos_id = self._required_id(END_NAMES, "end")
+        if self.pad_id != 0:
+            raise UserError(f"{source}: the padding token has id {self.pad_id}, but must have 0")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Load a `tokenizer.json` file.
+
+        Raises:
+          UserError: there is no such file, it is no tokenizer, or it lacks the padding
+            token (with id 0) or the end token.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
+        return cls(text, source=str(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the `tokenizer.json`; it loads with the same content hash."""
+        with atomic_text(path) as file:
+            file.write(self._json)
+
+    def encode(self, text: str, add_special: bool) -> list[int]:
+        """Ids of one text; with `add_special`, the file's special tokens around them."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], add_special: bool) -> list[list[int]]:
+        """Ids of many texts in one call, which is several times faster than one by one."""
+        encodings = self._backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special
+        )
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
+        """Text of the ids, without blanks at the ends; special tokens are left out if asked."""
+        return self.decode_batch([ids], skip_special)[0]
+
+    def decode_batch(
+        self, rows: Sequence[Sequence[int]] | np.ndarray, skip_special: bool = True
+    ) -> list[str]:
+        """Texts of many rows of ids (lists or an integer array)."""
+        plain = [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in rows]
+        texts = self._backend.decode_batch(plain, skip_special_tokens=skip_special)
+        return [text.strip() for text in texts]
+
+    def sentinel_id(self, number: int) -> int:
+        """Id of `<extra_id_{number}>`.
+
+        Raises:
+          UserError: the tokenizer has no such sentinel.
+        """
+        token = self._backend.token_to_id(f"<extra_id_{number}>")
+        if token is None:
+            raise UserError(
+                f"{self._source}: no token <extra_id_{number}>; span corruption and question "
+                "answering need a tokenizer with T5's sentinels"
+            )
+        return int(token)
+
+    def pad_to(
+        self, rows: Sequence[Sequence[int]], length: int, truncate: Side = "right"
+    ) -> np.ndarray:
+        """Rows of ids as one int32 array `[len(rows), length]`, padded with 0 on the right.
+
+        A row that is too long loses tokens on the side `truncate`, but keeps the special
+        tokens at its ends: the end token and, if the tokenizer has one, the start token.
+
+        Raises:
+          UserError: `length` is too short for the special tokens alone.
+        """
+        fitted = [
+            row if len(row) <= length else self._cut(row, length, truncate) for row in rows
+        ]
+        lengths = np.fromiter(map(len, fitted), np.int64, len(fitted))
+        padded = np.zeros((len(fitted), length), np.int32)
+        real = np.arange(length) < lengths[:, None]
+        padded[real] = np.fromiter(chain.from_iterable(fitted), np.int32, int(lengths.sum()))
+        return padded
+
+    def _cut(self, row: Sequence[int], length: int, truncate: Side) -> Sequence[int]:
+        head = 1 if row[0] == self.cls_id else 0
+        tail = 1 if row[-1] == self.eos_id else 0
+        room = length - head - tail
+        if room < 0:
+            raise UserError(f"length {length} is too short for the special tokens of a text")
+        inner = row[head : len(row) - tail]
+        kept = inner[:room] if truncate == "right" else inner[len(inner) - room :]
+        return [*row[:head], *kept, *row[len(row) - tail :]]
+
+    def _first_id(self, names: Sequence[str]) -> int | None:
+        for name in names:
+            token = self._backend.token_to_id(name)
+            if token is not None:
+                return int(token)
+        return None
+
+    def _required_id(self, names: Sequence[str], role: str) -> int:
+        token = self._first_id(names)
+        if token is None:
+            raise UserError(f"{self._source}: no {role} token ({' or '.join(names)})")
+        return token
