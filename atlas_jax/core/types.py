@@ -22,6 +22,7 @@ Array = jax.Array | Any  # numpy arrays are accepted wherever jax arrays are
 Params = Any  # a nested dict of arrays
 
 PAD_ID = 0
+EOS_ID = 1  # end of sequence, in every T5 vocabulary
 NO_ROW = -1
 
 
@@ -35,6 +36,8 @@ class Passages:
       reader_tokens_bkl: int32 reader tokens of the passage part, without end token.
       retriever_tokens_bkm: int32 retriever tokens with their special tokens.
       mask_bk: bool, True for a real passage. Decides every later mask.
+      embeddings_bke: the passages' embeddings as they lie in the index. Used for the
+        retriever's scores when the passage tower is not trained; None re-embeds them.
     """
 
     rows_bk: Array
@@ -42,6 +45,7 @@ class Passages:
     reader_tokens_bkl: Array
     retriever_tokens_bkm: Array
     mask_bk: Array
+    embeddings_bke: Array | None = None
 
 
 @flax.struct.dataclass

@@ -1,0 +1,100 @@
+"""The two optimisers: one for the reader, one for the retriever, each with its schedule."""
+
+import dataclasses
+from typing import Any, Literal
+
+import gin
+import jax
+import optax
+
+from atlas_jax.core.errors import UserError
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """One optimiser. Gin scopes tell the two apart: ``reader/OptimizerConfig.learning_rate``.
+
+    Attributes:
+      kind: ``adamw`` or ``adafactor``.
+      learning_rate: peak rate, reached after ``warmup_steps`` of linear warm-up from 0.
+      schedule: ``linear`` or ``cosine`` fall to 0 at ``total_steps``, or ``constant``.
+      total_steps: length of the schedule in optimiser steps, warm-up included.
+      weight_decay: decoupled decay of kernels and embeddings; never norms, biases or
+        position tables.
+      clip_norm: largest global norm of the gradient; 0 switches clipping off.
+    """
+
+    kind: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 4e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = 0
+    total_steps: int = 1000
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+          UserError: names the field and what it may be.
+        """
+        if self.kind not in ("adamw", "adafactor"):
+            raise UserError(f"OptimizerConfig.kind = {self.kind!r}; use 'adamw' or 'adafactor'")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise UserError(
+                f"OptimizerConfig.schedule = {self.schedule!r}; use 'linear', 'cosine' or 'constant'"
+            )
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise UserError(
+                f"OptimizerConfig.warmup_steps = {self.warmup_steps} must lie between 0 and "
+                f"OptimizerConfig.total_steps = {self.total_steps}"
+            )
+
+
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then the chosen fall, never below 0."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    rest = max(config.total_steps - warmup, 1)
+    if config.schedule == "linear":
+        fall = optax.linear_schedule(peak, 0.0, rest)
+    elif config.schedule == "cosine":
+        fall = optax.cosine_decay_schedule(peak, rest)
+    else:
+        fall = optax.constant_schedule(peak)
+    if warmup == 0:
+        return fall
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip, precondition, decay, scale by the schedule."""
+    parts: list[optax.GradientTransformation] = []
+    if config.clip_norm > 0:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.kind == "adamw":
+        parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
+    else:
+        parts += [
+            optax.scale_by_factored_rms(decay_rate=0.8),
+            optax.clip_by_block_rms(1.0),
+        ]
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    parts.append(optax.scale_by_learning_rate(make_schedule(config)))
+    return optax.chain(*parts)
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: leaves named ``kernel`` or ``embedding``.
+
+    By name and not by rank, so that scanned layers (one axis more) decay alike.
+    """
+
+    def one(path: Any, _: Any) -> bool:
+        return path[-1].key in ("kernel", "embedding")
+
+    return jax.tree_util.tree_map_with_path(one, params)

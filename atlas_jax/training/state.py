@@ -1,0 +1,211 @@
+"""The training state: parameters, two optimiser states, step and key, sharded as one."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.types import Array, Params
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.dual_encoder import DualEncoder
+
+RetrieverTraining = Literal["joint", "query_side", "fixed"]
+PARTS = ("reader", "retriever")
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The two modules; hashable, so that compiled steps can be cached on them."""
+
+    reader: T5
+    retriever: DualEncoder
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+      step: int32 scalar, steps taken, skipped ones included.
+      params: ``{"reader": ..., "retriever": ...}``.
+      opt_state: one optax state per part, over the trainable parameters alone.
+      key: uint32 key data; step ``i`` draws its randomness from ``fold_in(key, i)``.
+      skipped: int32 scalar, steps left out because a loss or gradient was not finite.
+    """
+
+    step: Array
+    params: Params
+    opt_state: Any
+    key: Array
+    skipped: Array
+
+
+def abstract_params(models: Models) -> Params:
+    """Shapes of all parameters, boxed with their logical axes; nothing is allocated."""
+    return jax.eval_shape(lambda: _init_boxed(models, jax.random.key(0)))
+
+
+def init_params(models: Models, seed: int, mesh: Mesh, rules: Sequence[Rule]) -> Params:
+    """Draw fresh parameters, each created directly on the devices that hold it."""
+    shardings = partitioning.param_shardings(abstract_params(models), mesh, rules)
+    init = jax.jit(lambda key: meta.unbox(_init_boxed(models, key)), out_shardings=shardings)
+    return init(jax.random.key(seed))
+
+
+def _init_boxed(models: Models, key: jax.Array) -> Params:
+    reader_key, retriever_key = jax.random.split(key)
+    tokens = jnp.ones((1, 4), jnp.int32)
+
+    def both_stacks(reader: T5) -> Any:
+        states = reader.encode(tokens, deterministic=True)
+        return reader.decode(states, tokens > 0, tokens, deterministic=True)
+
+    def both_towers(retriever: DualEncoder) -> Any:
+        return retriever.embed_query(tokens, True), retriever.embed_passage(tokens, True)
+
+    return {
+        "reader": nn.init(both_stacks, models.reader)(reader_key)["params"],
+        "retriever": nn.init(both_towers, models.retriever)(retriever_key)["params"],
+    }
+
+
+def split_trainable(params: Params, training: RetrieverTraining) -> tuple[Params, Params]:
+    """Split into (trainable, frozen) trees of the same form; their merge is ``params``.
+
+    ``query_side`` leaves out the passage tower, ``fixed`` the whole retriever.
+    """
+    towers = params["retriever"]
+    if training == "joint":
+        trained = towers
+    elif training == "query_side":
+        trained = {name: towers[name] for name in towers if name == "query_encoder"}
+    else:
+        trained = {}
+    kept = {name: towers[name] for name in towers if name not in trained}
+    return {"reader": params["reader"], "retriever": trained}, {"reader": {}, "retriever": kept}
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+    """Inverse of ``split_trainable``."""
+    return {
+        "reader": trainable["reader"],
+        "retriever": {**trainable["retriever"], **frozen["retriever"]},
+    }
+
+
+Optimizers = dict[str, optax.GradientTransformation]
+
+
+def make_state(
+    models: Models,
+    params: Params,
+    optimizers: Optimizers,
+    training: RetrieverTraining,
+    seed: int,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+) -> TrainState:
+    """Wrap parameters into a fresh state, every leaf sharded.
+
+    Plain ``jit(optimizer.init)`` would replicate the moments, so the shardings of the
+    whole state are worked out first and given to jit.
+    """
+
+    def create(params: Params) -> TrainState:
+        trainable, _ = split_trainable(params, training)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state={part: optimizers[part].init(trainable[part]) for part in PARTS},
+            key=jax.random.key_data(jax.random.key(seed)),
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    shardings = state_shardings(models, optimizers, training, mesh, rules)
+    # Copies: the step donates its state, and the caller may still need ``params``.
+    return jax.jit(create, out_shardings=shardings)(params)
+
+
+def state_shardings(
+    models: Models,
+    optimizers: Optimizers,
+    training: RetrieverTraining,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+) -> TrainState:
+    """The sharding of each leaf of the state; moments lie like their parameters."""
+    boxed = abstract_params(models)
+    shapes = meta.unbox(boxed)
+    specs = partitioning.param_shardings(boxed, mesh, rules)
+    trainable_shapes, _ = split_trainable(shapes, training)
+    trainable_specs, _ = split_trainable(specs, training)
+    everywhere = partitioning.replicated(mesh)
+    opt_state = {
+        part: _moment_shardings(
+            jax.eval_shape(optimizers[part].init, trainable_shapes[part]),
+            trainable_shapes[part],
+            trainable_specs[part],
+            everywhere,
+        )
+        for part in PARTS
+    }
+    return TrainState(
+        step=everywhere, params=specs, opt_state=opt_state, key=everywhere, skipped=everywhere
+    )
+
+
+def _moment_shardings(
+    opt_shapes: Any, shapes: Params, specs: Params, everywhere: NamedSharding
+) -> Any:
+    """Give each optimiser leaf the spec of the parameter whose path its own path ends with.
+
+    A factored moment (Adafactor's ``v_row``, ``v_col``) has lost one axis of its
+    parameter; its spec loses the same one. Other shapes are replicated.
+    """
+    by_path = {
+        _names(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(specs), strict=True
+        )
+    }
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = _names(path)
+        for start in range(len(names)):
+            if names[start:] not in by_path:
+                continue
+            shape, sharding = by_path[names[start:]]
+            if leaf.shape == shape:
+                return sharding
+            dropped = _factored_axis(shape, "v_row" in names[:start])
+            if leaf.shape == tuple(np.delete(shape, dropped)):
+                kept = list(sharding.spec) + [None] * (len(shape) - len(sharding.spec))
+                del kept[dropped]
+                return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+        return everywhere
+
+    return jax.tree_util.tree_map_with_path(one, opt_shapes)
+
+
+def _factored_axis(shape: tuple[int, ...], is_row: bool) -> int:
+    """The axis optax averages away: the largest for ``v_row``, the second for ``v_col``."""
+    if len(shape) < 2:
+        return 0
+    order = np.argsort(shape)
+    return int(order[-1] if is_row else order[-2])
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )

@@ -1,0 +1,336 @@
+"""One training step of Atlas: query tokens in, new parameters out.
+
+The step exists in two forms that share everything but "search + gather":
+
+* device form: ``step(state, index, batch)``; the index lies on the devices, and embed
+  query, search, gather, read, distil and update compile into one program;
+* host form: ``step(state, passages, batch)``; a host searcher (ScaNN) has already found
+  the passages, with the query embeddings of ``make_embed_query``.
+
+Steps come from factories that close over static things and take arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import EOS_ID, Array, Batch, DeviceIndex, Params, Passages
+from atlas_jax.distillation import adist, emdr2, kl, loop, pdist
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.exact import exact_search, gather_passages
+from atlas_jax.reader import fid
+from atlas_jax.training.state import (
+    PARTS,
+    Models,
+    Optimizers,
+    RetrieverTraining,
+    TrainState,
+    merge,
+    split_trainable,
+)
+
+Metrics = dict[str, Array]
+Retrieve = Callable[[Any, Array, Batch], Passages]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What one step does.
+
+    Attributes:
+      k: passages per query.
+      reader_length: tokens of one reader input, query + passage + end token.
+      retriever_training: ``joint`` trains both towers, ``query_side`` the query tower
+        alone (the index never goes stale), ``fixed`` neither.
+      accumulate: microbatches per step; the gradients are those of the whole batch.
+    """
+
+    k: int = 20
+    reader_length: int = 512
+    retriever_training: RetrieverTraining = "query_side"
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+          UserError: names the field and what it may be.
+        """
+        if self.retriever_training not in ("joint", "query_side", "fixed"):
+            raise UserError(
+                f"StepConfig.retriever_training = {self.retriever_training!r}; "
+                "use 'joint', 'query_side' or 'fixed'"
+            )
+        for field in ("k", "reader_length", "accumulate"):
+            if getattr(self, field) < 1:
+                raise UserError(f"StepConfig.{field} = {getattr(self, field)} must be at least 1")
+
+
+def make_device_retrieve(config: StepConfig, mesh: Mesh) -> Retrieve:
+    """Search and gather inside the compiled step; the source is a ``DeviceIndex``."""
+
+    def retrieve(index: DeviceIndex, query_be: Array, batch: Batch) -> Passages:
+        found = exact_search(index, query_be, config.k, batch.excluded_rows_bx, mesh=mesh)
+        return gather_passages(index, found, mesh=mesh)
+
+    return retrieve
+
+
+def retrieved_already(passages: Passages, query_be: Array, batch: Batch) -> Passages:
+    """The host form's "search": the passages come in as an argument."""
+    del query_be, batch
+    return passages
+
+
+def no_passages(batch: Batch) -> Passages:
+    """Closed book: one empty passage, so that the reader sees the query alone."""
+    rows = batch.query_tokens_bq.shape[0]
+    return Passages(
+        rows_bk=jnp.full((rows, 1), -1, jnp.int32),
+        scores_bk=jnp.zeros((rows, 1), jnp.float32),
+        reader_tokens_bkl=jnp.zeros((rows, 1, 1), jnp.int32),
+        retriever_tokens_bkm=jnp.zeros((rows, 1, 1), jnp.int32),
+        mask_bk=jnp.ones((rows, 1), bool),
+    )
+
+
+def make_train_step(
+    models: Models,
+    config: StepConfig,
+    distillation: DistillationConfig,
+    optimizers: Optimizers,
+    retrieve: Retrieve,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """Build ``step(state, source, batch) -> (state, metrics)``, to be jitted by the caller.
+
+    ``source`` is what ``retrieve`` searches: a ``DeviceIndex`` or the ``Passages``
+    themselves. A step whose loss or gradient is not finite changes no parameter and no
+    optimiser state and is counted in ``state.skipped``.
+    """
+    loss_sums = make_loss_sums(models, config, distillation, retrieve)
+
+    def step(state: TrainState, source: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        trainable, frozen = split_trainable(state.params, config.retriever_training)
+        grads, sums = _accumulated_grads(
+            loss_sums, config.accumulate, trainable, frozen, source, batch, key
+        )
+        grads = {p: jax.tree.map(lambda g, p=p: g / sums[p]["count"], grads[p]) for p in PARTS}
+        losses = {p: sums[p]["loss"] / sums[p]["count"] for p in PARTS}
+        norms = {p: optax.global_norm(grads[p]) for p in PARTS}
+        finite = jnp.isfinite(sum(losses.values()) + sum(norms.values()))
+
+        updated, opt_state = {}, {}
+        for part in PARTS:
+            changes, new_opt = optimizers[part].update(
+                grads[part], state.opt_state[part], trainable[part]
+            )
+            updated[part] = optax.apply_updates(trainable[part], changes)
+            opt_state[part] = new_opt
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        new_state = TrainState(
+            step=state.step + 1,
+            params=merge(keep(updated, trainable), frozen),
+            opt_state=keep(opt_state, state.opt_state),
+            key=state.key,
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+        )
+        metrics = {
+            "reader_loss": losses["reader"],
+            "retriever_loss": losses["retriever"],
+            "reader_grad_norm": norms["reader"],
+            "retriever_grad_norm": norms["retriever"],
+            "target_tokens": sums["reader"]["count"],
+            "skipped": new_state.skipped,
+        }
+        return new_state, metrics
+
+    return step
+
+
+def _accumulated_grads(
+    loss_sums: Callable[..., tuple[Array, Any]],
+    accumulate: int,
+    trainable: Params,
+    frozen: Params,
+    source: Any,
+    batch: Batch,
+    key: Array,
+) -> tuple[Params, Any]:
+    """Gradients of the loss sums, and the sums, over ``accumulate`` microbatches.
+
+    Sums and not means are added up, so that the result does not depend on how target
+    tokens fall into microbatches.
+    """
+    grad_fn = jax.grad(loss_sums, has_aux=True)
+    if accumulate == 1:
+        return grad_fn(trainable, frozen, source, batch, key)
+    rows = batch.weight_b.shape[0]
+    if rows % accumulate:
+        raise UserError(f"StepConfig.accumulate = {accumulate} does not divide the batch of {rows}")
+
+    def split(x: Array) -> Array:
+        # Row i goes to microbatch i % accumulate: each keeps a share of every device's rows.
+        return x.reshape(rows // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    per_batch = isinstance(source, Passages)
+    micro = jax.tree.map(split, (batch, source if per_batch else None))
+
+    def body(total: Any, inputs: Any) -> tuple[Any, None]:
+        (micro_batch, micro_source), i = inputs
+        part = grad_fn(
+            trainable,
+            frozen,
+            micro_source if per_batch else source,
+            micro_batch,
+            jax.random.fold_in(key, i),
+        )
+        return jax.tree.map(jnp.add, total, part), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes = jax.eval_shape(
+        grad_fn, trainable, frozen, first[1] if per_batch else source, first[0], key
+    )
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, zeros, (micro, jnp.arange(accumulate)))[0]
+
+
+def make_loss_sums(
+    models: Models, config: StepConfig, distillation: DistillationConfig, retrieve: Retrieve
+) -> Callable[..., tuple[Array, Any]]:
+    """Build ``loss_sums(trainable, frozen, source, batch, key) -> (total, sums)``.
+
+    ``sums[part]`` holds ``loss`` (a sum) and ``count`` (what to divide it by: target
+    tokens for the reader). The reader's loss has no gradient for the retriever and the
+    other way round, so one backward pass of the total serves both.
+    """
+    trains_retriever = config.retriever_training != "fixed"
+
+    def loss_sums(
+        trainable: Params, frozen: Params, source: Any, batch: Batch, key: Array
+    ) -> tuple[Array, Any]:
+        params = merge(trainable, frozen)
+        reader_key, query_key, passage_key = jax.random.split(key, 3)
+        query_be = embed(models, params["retriever"], "embed_query", batch.retriever_tokens_br)
+        passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
+        targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
+        tokens_bkl = fid.join_inputs(
+            batch.query_tokens_bq,
+            passages.reader_tokens_bkl,
+            passages.mask_bk,
+            config.reader_length,
+            EOS_ID,
+        )
+        has_dropout = models.reader.config.dropout_rate > 0
+        encoder_key, decoder_key = jax.random.split(reader_key)
+        enc_bkld = fid.encode(
+            models.reader, params["reader"], tokens_bkl, encoder_key if has_dropout else None
+        )
+        logits_btv = fid.fused_logits(
+            models.reader,
+            params["reader"],
+            enc_bkld,
+            tokens_bkl,
+            targets_bt,
+            decoder_key if has_dropout else None,
+        )
+        reader_sum, tokens = fid.target_loss(logits_btv, targets_bt)
+        sums = {"reader": {"loss": reader_sum, "count": jnp.maximum(tokens, 1)}}
+        if not trains_retriever:
+            sums["retriever"] = {"loss": jnp.zeros(()), "count": jnp.ones(())}
+            return reader_sum, sums
+
+        scores_bk = _retriever_scores(
+            models, config, params["retriever"], query_be, batch, passages, query_key, passage_key
+        )
+        # Gold scores are taken without dropout; without any, the encoder's output is reused.
+        gold_params = jax.lax.stop_gradient(params["reader"])
+        gold_enc_bkld = (
+            fid.encode(models.reader, gold_params, tokens_bkl)
+            if has_dropout
+            else jax.lax.stop_gradient(enc_bkld)
+        )
+        distil_sum, rows = distillation_loss(
+            models, distillation, gold_params, gold_enc_bkld, tokens_bkl, targets_bt,
+            scores_bk, passages.mask_bk, batch.weight_b,
+        )  # fmt: skip
+        sums["retriever"] = {"loss": distil_sum, "count": jnp.maximum(rows, 1)}
+        return reader_sum + distil_sum, sums
+
+    return loss_sums
+
+
+def _retriever_scores(
+    models: Models,
+    config: StepConfig,
+    params: Params,
+    query_be: Array,
+    batch: Batch,
+    passages: Passages,
+    query_key: Array,
+    passage_key: Array,
+) -> Array:
+    """s_bk = q.p / sqrt(e), with gradient for every tower that is trained."""
+    if models.retriever.config.dropout_rate > 0:
+        query_be = embed(models, params, "embed_query", batch.retriever_tokens_br, query_key)
+    else:
+        passage_key = None
+    if config.retriever_training == "query_side" and passages.embeddings_bke is not None:
+        # The passage tower does not move, so what lies in the index is still exact.
+        passage_bke = passages.embeddings_bke.astype(query_be.dtype)
+    else:
+        b, k, m = passages.retriever_tokens_bkm.shape
+        flat = passages.retriever_tokens_bkm.reshape(b * k, m)  # every passage on its own
+        passage_bke = embed(models, params, "embed_passage", flat, passage_key).reshape(b, k, -1)
+    return jnp.einsum("be,bke->bk", query_be, passage_bke) / jnp.sqrt(query_be.shape[-1])
+
+
+def distillation_loss(
+    models: Models,
+    config: DistillationConfig,
+    params: Params,
+    enc_bkld: Array,
+    tokens_bkl: Array,
+    targets_bt: Array,
+    scores_bk: Array,
+    mask_bk: Array,
+    weight_b: Array,
+) -> tuple[Array, Array]:
+    """The chosen retriever loss as (sum, count), method section "four ways to train".
+
+    ``params`` and ``enc_bkld`` carry no gradient; ``scores_bk`` does.
+    """
+    reader_args = (models.reader, params, enc_bkld, tokens_bkl, targets_bt)
+    if config.loss == "emdr2":
+        logp_bkt = fid.passage_logprobs(*reader_args, temperature=config.gold_temperature)
+        return emdr2.loss(logp_bkt, scores_bk, targets_bt, mask_bk, weight_b, config)
+    if config.loss == "pdist":
+        gold_bk = pdist.gold_scores(fid.passage_logprobs(*reader_args), targets_bt)
+    elif config.loss == "loop":
+        gold_bk = loop.gold_scores(fid.leave_one_out_logprobs(*reader_args), targets_bt)
+    else:
+        mass_bk = fid.cross_attention_mass(*reader_args)
+        layers = models.reader.config.num_decoder_layers
+        gold_bk = adist.gold_scores(mass_bk, targets_bt, layers)
+    return kl.distill_loss(gold_bk, scores_bk, mask_bk, weight_b, config)
+
+
+def embed(
+    models: Models, params: Params, tower: str, tokens: Array, dropout_key: Array | None = None
+) -> Array:
+    """Embed tokens, [n, l] -> [n, e], with the named tower; dropout only with a key."""
+    return models.retriever.apply(
+        {"params": params},
+        tokens,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        method=tower,
+    )
