@@ -1,1 +1,1 @@
-"""Training the retriever from the reader: ADist, EMDR2, PDist, LOOP (arXiv 2208.03299, section 2.2)."""
+"""Training the retriever from the reader: ADist, EMDR2, PDist, LOOP (arXiv 2208.03299)."""

@@ -1,0 +1,131 @@
+"""Queries and passages to embeddings: pooling and one or two BERT towers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import constrain
+from atlas_jax.core.types import PAD_ID, Params
+from atlas_jax.retriever.bert import BertEncoder
+from atlas_jax.retriever.config import RetrieverConfig
+
+TIED = frozenset({"encoder"})
+UNTIED = frozenset({"query_encoder", "passage_encoder"})
+
+
+def pool(states_bld: jax.Array, tokens_bl: jax.Array, pooling: str) -> jax.Array:
+    """Reduce the states of a text's real tokens to one vector (Contriever's poolings).
+
+    Args:
+        states_bld: Encoder states.
+        tokens_bl: The tokens they belong to, pad 0.
+        pooling: 'average', 'sqrt' or 'cls'.
+
+    Returns:
+        float32 [b, e]; for 'average' and 'sqrt' a text without tokens gives zeros.
+    """
+    states_bld = states_bld.astype(jnp.float32)
+    if pooling == "cls":
+        return states_bld[:, 0]
+    real_bl1 = (tokens_bl != PAD_ID)[:, :, None]
+    sum_be = jnp.sum(jnp.where(real_bl1, states_bld, 0.0), axis=1)
+    count_b1 = jnp.maximum(jnp.sum(real_bl1, axis=1), 1).astype(jnp.float32)
+    return sum_be / (jnp.sqrt(count_b1) if pooling == "sqrt" else count_b1)
+
+
+def normalized(x_be: jax.Array) -> jax.Array:
+    """Scale each row to length 1; a zero row stays zero, with a finite gradient."""
+    square_b1 = jnp.sum(jnp.square(x_be), axis=-1, keepdims=True)
+    return x_be * jax.lax.rsqrt(jnp.maximum(square_b1, 1e-24))
+
+
+class DualEncoder(nn.Module):
+    """The retriever. Score of a passage for a query = inner product of their embeddings.
+
+    Parameters are {'encoder': ...} when tied, {'query_encoder': ..., 'passage_encoder': ...}
+    when not; the two towers are two sets of weights (the released code shares one).
+    """
+
+    config: RetrieverConfig
+
+    def setup(self) -> None:
+        """Make one tower or two."""
+        if self.config.tied:
+            self.encoder = BertEncoder(self.config)
+        else:
+            self.query_encoder = BertEncoder(self.config)
+            self.passage_encoder = BertEncoder(self.config)
+
+    def _embed(self, tower: BertEncoder, tokens_bl: jax.Array, deterministic: bool) -> jax.Array:
+        states_bld = tower(tokens_bl, deterministic)
+        x_be = pool(states_bld, tokens_bl, self.config.pooling)
+        if self.config.normalize:
+            x_be = normalized(x_be)
+        return constrain(x_be, "batch", "embedding")
+
+    def embed_query(self, tokens_bl: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Query tokens [b, l] (pad 0) -> float32 embeddings [b, e]."""
+        tower = self.encoder if self.config.tied else self.query_encoder
+        return self._embed(tower, tokens_bl, deterministic)
+
+    def embed_passage(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Passage tokens [n, l] (pad 0) -> float32 embeddings [n, e]."""
+        tower = self.encoder if self.config.tied else self.passage_encoder
+        return self._embed(tower, tokens_nl, deterministic)
+
+    def __call__(
+        self, query_tokens_bl: jax.Array, passage_tokens_nl: jax.Array, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embed both sides, [b, e] and [n, e]; the method to initialise with."""
+        return (
+            self.embed_query(query_tokens_bl, deterministic),
+            self.embed_passage(passage_tokens_nl, deterministic),
+        )
+
+
+def is_tied(params: Params) -> bool:
+    """Tell whether retriever parameters have one tower.
+
+    Raises:
+        UserError: The top level has other keys than a retriever's.
+    """
+    keys = frozenset(params)
+    if keys not in (TIED, UNTIED):
+        raise UserError(
+            f"not the parameters of a retriever: top level {sorted(keys)}, expected "
+            f"{sorted(TIED)} or {sorted(UNTIED)}"
+        )
+    return keys == TIED
+
+
+def untie(params: Params) -> Params:
+    """Give queries and passages a tower of their own, starting as copies of the shared one.
+
+    Args:
+        params: {'encoder': ...} (untied parameters are returned as they are).
+
+    Returns:
+        {'query_encoder': ..., 'passage_encoder': ...} without shared buffers, so that a
+        compiled step may donate both.
+    """
+    if not is_tied(params):
+        return params
+    return {name: jax.tree.map(lambda x: x.copy(), params["encoder"]) for name in sorted(UNTIED)}
+
+
+def query_side(params: Params) -> Params:
+    """Mark what query-side training changes: a tree of bools, True in the query tower.
+
+    Raises:
+        UserError: The towers are tied, so the passages would move along with the queries.
+    """
+    if is_tied(params):
+        raise UserError(
+            "query-side training needs two towers: set RetrieverConfig.tied = False "
+            "(a tied checkpoint is untied when it is loaded)"
+        )
+    return {
+        name: jax.tree.map(lambda _, on=name == "query_encoder": on, tower)
+        for name, tower in params.items()
+    }
