@@ -11,16 +11,18 @@ Steps come from factories that close over static things and take arrays.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gin
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import EOS_ID, Array, Batch, DeviceIndex, Params, Passages
 from atlas_jax.distillation import adist, emdr2, kl, loop, pdist
 from atlas_jax.distillation.config import DistillationConfig
@@ -154,6 +156,35 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def compile_train_step(
+    step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]],
+    shardings: TrainState,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """Jit a step: state as in ``shardings`` and donated, batch rows over the data axes.
+
+    The source keeps the sharding it was created with. Call the result inside
+    ``partitioning.activate(mesh, rules)``.
+    """
+    rows = NamedSharding(mesh, partitioning.logical_to_spec(("batch",), rules))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, None, rows),
+        out_shardings=(shardings, partitioning.replicated(mesh)),
+    )
+
+
+def make_embed_query(models: Models) -> Callable[[Params, Batch], Array]:
+    """Build ``embed_query(params, batch) -> query_be`` for the host searcher."""
+
+    def embed_query(params: Params, batch: Batch) -> Array:
+        return embed(models, params["retriever"], "embed_query", batch.retriever_tokens_br)
+
+    return embed_query
 
 
 def _accumulated_grads(
@@ -319,7 +350,7 @@ def distillation_loss(
     else:
         mass_bk = fid.cross_attention_mass(*reader_args)
         layers = models.reader.config.num_decoder_layers
-        gold_bk = adist.gold_scores(mass_bk, targets_bt, layers)
+        gold_bk = adist.gold_scores(mass_bk, targets_bt, layers, config.adist_normalizer)
     return kl.distill_loss(gold_bk, scores_bk, mask_bk, weight_b, config)
 
 
