@@ -14,6 +14,7 @@ import gin
 from atlas_jax.core.errors import UserError
 
 SEARCHERS = ("exact", "scann")
+EXPORT_DTYPES = ("float32", "bfloat16")
 PASSAGE_SOURCES = ("index", "file", "none")
 
 
@@ -28,16 +29,36 @@ def _require(condition: bool, binding: str, value: object, expected: str) -> Non
 class ModelConfig:
     """Where the two models and their tokenizers come from.
 
-    folder: a model folder (written by a run's end); its architecture, tokenizers and
-        parameters are taken, and explicit bindings of ReaderConfig and RetrieverConfig
-        (dropout, dtype, scan, remat) override its fields.
-    reader_tokenizer, retriever_tokenizer: `tokenizer.json` files for models that start
-        from random parameters (folder = ""); architecture then comes from gin alone.
+    reader, retriever: model folders (a run writes one at its end; the two may be the same
+        folder). Architecture, parameters and tokenizer are taken from it; explicit
+        bindings of ReaderConfig or RetrieverConfig (dropout, dtype, scan, remat) override
+        its fields. "" = random parameters, architecture from gin alone.
+    reader_tokenizer, retriever_tokenizer: `tokenizer.json` files, needed for (and only
+        for) a model that starts from random parameters.
+    export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
     """
 
-    folder: str = ""
+    reader: str = ""
+    retriever: str = ""
     reader_tokenizer: str = ""
     retriever_tokenizer: str = ""
+    export_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.export_dtype in EXPORT_DTYPES,
+            "ModelConfig.export_dtype",
+            self.export_dtype,
+            f"one of {', '.join(EXPORT_DTYPES)}",
+        )
+        for model in ("reader", "retriever"):
+            folder, tokenizer = getattr(self, model), getattr(self, f"{model}_tokenizer")
+            _require(
+                not (folder and tokenizer),
+                f"ModelConfig.{model}_tokenizer",
+                tokenizer,
+                f"nothing, since ModelConfig.{model} = {folder!r} brings its own tokenizer",
+            )
 
 
 @gin.configurable

@@ -1,0 +1,332 @@
+"""Checkpoints of a run (Orbax, nowhere else) and model folders (safetensors).
+
+A **checkpoint** is everything a killed run needs to repeat itself bit for bit: the whole
+train state and small notes (data order, index version). A **model folder** is what a run
+leaves behind for others: parameters, configs and tokenizers, each file with its SHA-256.
+
+Both appear at once or not at all: they are written under a temporary name and renamed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.training.config import CheckpointConfig
+
+FOLDER_FORMAT = 1
+_CONFIG_FILE = "config.json"
+
+
+def describe(tree: Any) -> dict[str, str]:
+    """Path -> "float32[512,256]" of every array of a pytree, in tree order."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        )
+        for path, leaf in leaves
+    }
+
+
+def first_difference(found: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """Name the first array in which two descriptions differ, parameters before the rest."""
+    names = [*expected, *(name for name in found if name not in expected)]
+    for name in sorted(names, key=lambda name: not name.startswith("params")):
+        there, here = found.get(name, "absent"), expected.get(name, "absent")
+        if there != here:
+            return f"{name} is {there} there and {here} here"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back: its step, the train state and the notes saved with it."""
+
+    step: int
+    state: Any
+    notes: dict[str, Any]
+
+
+class Checkpointer:
+    """The checkpoints of one run, newest `config.keep` of them.
+
+    Saving is synchronous: the step donates its state, and a copy still being written
+    while the next step overwrites its buffers would not be the state of any step.
+    """
+
+    def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
+        """Open (or make) `directory` and clear away what an interrupted save left there."""
+        self.directory = Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
+        """Write one checkpoint; older ones beyond `keep` go once it is complete.
+
+        Args:
+          step: number of finished steps; names the checkpoint.
+          state: pytree of arrays (sharded ones are written by their hosts).
+          notes: JSON values to find again in `Restored.notes`.
+
+        Raises:
+          UserError: the checkpoint could not be written; the earlier ones are untouched.
+        """
+        before = self.steps()
+        if step in before:
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            notes=ocp.args.JsonSave({"arrays": describe(state), "notes": dict(notes)}),
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:  # Orbax lets errors of several libraries through.
+            self._clear_unfinished(step)
+            usable = f"checkpoint {before[-1]} is untouched" if before else "there is no earlier one"
+            raise UserError(
+                f"checkpoint {step} could not be written to {self.directory} "
+                f"({_one_line(error)}); {usable}. Make room and start the same command again"
+            ) from error
+
+    def read_notes(self, step: int) -> dict[str, Any]:
+        """The notes of one checkpoint, without its arrays."""
+        return self._read_json(step)["notes"]
+
+    def restore(self, template: Any, step: int | None = None) -> Restored | None:
+        """Read a checkpoint (the newest by default) into the form of `template`.
+
+        Args:
+          template: pytree of arrays or ShapeDtypeStructs; shardings, if they carry any,
+            decide where the restored arrays lie.
+
+        Returns:
+          None when there is no checkpoint yet.
+
+        Raises:
+          UserError: the checkpoint is of another model (the first array that differs is
+            named) or cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        step = steps[-1] if step is None else step
+        saved = self._read_json(step)
+        difference = first_difference(saved["arrays"], describe(template))
+        if difference:
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} is of another model: {difference}. "
+                "Use the configuration it was made with, or another TrainConfig.model_dir"
+            )
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+            state = self._manager.restore(step, args=items).state
+        except Exception as error:
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({_one_line(error)}); "
+                "remove that folder to go on from an earlier one"
+            ) from error
+        return Restored(step=step, state=state, notes=saved["notes"])
+
+    def close(self) -> None:
+        """Release Orbax's threads."""
+        self._manager.close()
+
+    def _read_json(self, step: int) -> dict[str, Any]:
+        items = ocp.args.Composite(notes=ocp.args.JsonRestore())
+        try:
+            return self._manager.restore(step, args=items).notes
+        except Exception as error:
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({_one_line(error)})"
+            ) from error
+
+    def _clear_unfinished(self, step: int) -> None:
+        for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --- model folders ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPart:
+    """One model of a folder: its config fields, float32 parameters and tokenizer."""
+
+    config: dict[str, Any]
+    params: Any
+    tokenizer: Tokenizer
+
+
+def save_model(
+    directory: str | Path,
+    parts: Mapping[str, ModelPart],
+    dtype: str = "float32",
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model folder, atomically; a folder already there is replaced.
+
+    The folder holds `config.json` (configs, `about`, SHA-256 of every other file) and,
+    for each part, `<part>.safetensors` and `<part>_tokenizer.json`.
+
+    Args:
+      parts: e.g. {"reader": ..., "retriever": ...}; params are nested dicts of arrays.
+      dtype: 'float32' or 'bfloat16', in which parameters are stored.
+      about: JSON values for people (the run, its steps).
+
+    Raises:
+      UserError: the folder could not be written; an earlier one is untouched.
+    """
+    # Every host takes part in gathering sharded parameters; only the first one writes.
+    arrays = {name: _flat_host_arrays(part.params, dtype) for name, part in parts.items()}
+    if jax.process_index() != 0:
+        return
+    try:
+        with replaced_directory(Path(directory)) as folder:
+            for name, part in parts.items():
+                save_file(arrays[name], folder / f"{name}.safetensors")
+                part.tokenizer.save(folder / f"{name}_tokenizer.json")
+            hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+            config = {
+                "format": FOLDER_FORMAT,
+                "models": {name: part.config for name, part in parts.items()},
+                "about": dict(about or {}),
+                "sha256": hashes,
+            }
+            (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model folder {directory} could not be written: {_one_line(error)}"
+        ) from error
+
+
+def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, ModelPart]:
+    """Read a model folder, all parts or those named, and verify every file it reads.
+
+    Returns:
+      Parts with float32 numpy parameters.
+
+    Raises:
+      UserError: no such folder, no such part, a file missing or not the one that was
+        saved (its SHA-256 differs).
+    """
+    folder = Path(directory)
+    config = _read_folder_config(folder)
+    models = config["models"]
+    for name in names:
+        if name not in models:
+            raise UserError(f"model folder {folder} has no {name}; it has {', '.join(models)}")
+    return {name: _load_part(folder, name, config) for name in names or tuple(models)}
+
+
+def _load_part(folder: Path, name: str, config: dict[str, Any]) -> ModelPart:
+    weights, tokenizer = folder / f"{name}.safetensors", folder / f"{name}_tokenizer.json"
+    for file in (weights, tokenizer):
+        expected = config["sha256"].get(file.name)
+        if not file.is_file():
+            raise UserError(f"model folder {folder} lacks {file.name}")
+        found = _sha256(file)
+        if found != expected:
+            raise UserError(
+                f"{file} is not the file that was saved: its SHA-256 is {found[:12]}, "
+                f"{_CONFIG_FILE} says {str(expected)[:12]}; copy the folder again"
+            )
+    flat = {key: value.astype(np.float32) for key, value in load_file(weights).items()}
+    return ModelPart(
+        config=config["models"][name],
+        params=traverse_util.unflatten_dict(flat, sep="/"),
+        tokenizer=Tokenizer.from_file(tokenizer),
+    )
+
+
+def _read_folder_config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a model folder: it has no {_CONFIG_FILE}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {_one_line(error)}") from error
+    if not isinstance(config, dict) or config.get("format") != FOLDER_FORMAT:
+        raise UserError(f"{path}: expected a model folder's config of format {FOLDER_FORMAT}")
+    return config
+
+
+def check_params(params: Any, expected: Any, source: str | Path) -> None:
+    """Refuse parameters that do not fit a model.
+
+    Args:
+      params, expected: trees of arrays or ShapeDtypeStructs.
+      source: named in the error: where `params` came from.
+
+    Raises:
+      UserError: names the first parameter that differs.
+    """
+    difference = first_difference(describe(params), describe(expected))
+    if difference:
+        raise UserError(f"{source} is a checkpoint of another model: parameter {difference}")
+
+
+def _flat_host_arrays(params: Any, dtype: str) -> dict[str, np.ndarray]:
+    target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    return {name: np.ascontiguousarray(value, dtype=target) for name, value in flat.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replaced_directory(directory: Path) -> Iterator[Path]:
+    """A fresh folder beside `directory` that takes its place when the block succeeds.
+
+    After an error (or a kill) whatever was at `directory` is still there.
+    """
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        work.chmod(0o755)  # mkdtemp makes it private
+        yield work
+        old = work.with_name(work.name + ".old")
+        if directory.exists():
+            os.replace(directory, old)
+        os.replace(work, directory)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

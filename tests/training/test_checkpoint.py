@@ -1,0 +1,234 @@
+"""Checkpoints and model folders: what is saved comes back, and nothing is half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.training.checkpoint import (
+    Checkpointer,
+    ModelPart,
+    check_params,
+    load_model,
+    save_model,
+)
+from atlas_jax.training.config import CheckpointConfig
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: dict
+    key: jax.Array
+
+
+def make_state(step: int, width: int = 3) -> State:
+    params = {"reader": {"wi": jnp.arange(4.0 * width).reshape(4, width) + step}}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    key = jax.random.key_data(jax.random.key(step))
+    return State(jnp.int32(step), params, {"reader": tx.init(params)}, key)
+
+
+def assert_same(a: State, b: State) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_checkpoint_comes_back_with_its_notes(tmp_path: Path) -> None:
+    saver = Checkpointer(tmp_path / "run", CheckpointConfig(keep=2))
+    assert saver.restore(make_state(0)) is None
+    notes = {"data": {"next": 7}, "index_version": 3}
+    saver.save(5, make_state(5), notes)
+    saver.close()
+
+    found = Checkpointer(tmp_path / "run", CheckpointConfig()).restore(make_state(0))
+    assert found is not None
+    assert (found.step, found.notes) == (5, notes)
+    assert_same(found.state, make_state(5))
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    saver = Checkpointer(tmp_path, CheckpointConfig(keep=2))
+    for step in (1, 2, 3):
+        saver.save(step, make_state(step), {"index_version": step})
+    assert saver.steps() == [2, 3]
+    assert [saver.read_notes(step)["index_version"] for step in saver.steps()] == [2, 3]
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    saver = Checkpointer(tmp_path, CheckpointConfig())
+    saver.save(1, make_state(1), {})
+    with pytest.raises(UserError, match=r"params/reader/wi is float32\[4,3\].*float32\[4,5\]"):
+        saver.restore(make_state(0, width=5))
+    other_optimizer = make_state(0).replace(opt_state={"reader": optax.sgd(1.0).init({})})
+    with pytest.raises(UserError, match=r"opt_state/reader\S+ is \S+ there and absent here"):
+        saver.restore(other_optimizer)
+
+
+SAVER = """
+import os, resource, signal, sys
+import jax, jax.numpy as jnp
+from atlas_jax.core.errors import UserError
+from atlas_jax.training.checkpoint import Checkpointer
+from atlas_jax.training.config import CheckpointConfig
+
+directory, how = sys.argv[1:]
+saver = Checkpointer(directory, CheckpointConfig(keep=3))
+state = lambda step: {"params": jax.random.normal(jax.random.key(step), (400, 1000))}
+saver.save(1, state(1), {})
+if how == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # writes beyond it fail
+    try:
+        saver.save(2, state(2), {})
+    except UserError as error:
+        print(error)
+    sys.exit()
+print("ready", flush=True)
+for step in range(2, 10_000):
+    saver.save(step, state(step), {})
+"""
+
+
+def _saver(directory: Path, how: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        [sys.executable, "-c", SAVER, str(directory), how],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def _newest(directory: Path) -> tuple[int, np.ndarray]:
+    template = {"params": jax.ShapeDtypeStruct((400, 1000), jnp.float32)}
+    found = Checkpointer(directory, CheckpointConfig(keep=3)).restore(template)
+    assert found is not None
+    return found.step, np.asarray(found.state["params"])
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    process = _saver(tmp_path, "full")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert "checkpoint 2 could not be written" in output
+    assert "checkpoint 1 is untouched" in output
+    step, array = _newest(tmp_path)
+    assert step == 1
+    np.testing.assert_array_equal(array, jax.random.normal(jax.random.key(1), (400, 1000)))
+    assert not list(tmp_path.glob("2*"))
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.11, 0.17])
+def test_a_kill_during_a_save_leaves_a_usable_checkpoint(tmp_path: Path, delay: float) -> None:
+    process = _saver(tmp_path, "kill")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step, array = _newest(tmp_path)
+    np.testing.assert_array_equal(array, jax.random.normal(jax.random.key(step), (400, 1000)))
+
+
+# --- model folders ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(reader_tokenizer_file: Path, retriever_tokenizer_file: Path) -> dict[str, ModelPart]:
+    rng = np.random.default_rng(0)
+    make = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return {
+        "reader": ModelPart(
+            {"emb_dim": 4},
+            {"encoder": {"layers_0": {"kernel": make(4, 6)}}, "embedding": make(8, 4)},
+            Tokenizer.from_file(reader_tokenizer_file),
+        ),
+        "retriever": ModelPart(
+            {"hidden_dim": 2}, {"w": make(2)}, Tokenizer.from_file(retriever_tokenizer_file)
+        ),
+    }
+
+
+def test_a_model_folder_comes_back(tmp_path: Path, parts: dict[str, ModelPart]) -> None:
+    save_model(tmp_path / "model", parts, about={"steps": 3})
+    found = load_model(tmp_path / "model")
+    for name, part in parts.items():
+        jax.tree.map(np.testing.assert_array_equal, found[name].params, part.params)
+        assert found[name].config == part.config
+        assert found[name].tokenizer.content_hash == part.tokenizer.content_hash
+    assert list(load_model(tmp_path / "model", ("retriever",))) == ["retriever"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_bfloat16_folder_is_half_the_size_and_rounded(
+    tmp_path: Path, parts: dict[str, ModelPart]
+) -> None:
+    save_model(tmp_path / "model", parts, dtype="bfloat16")
+    found = load_model(tmp_path / "model")["reader"].params["embedding"]
+    assert found.dtype == np.float32
+    expected = np.asarray(parts["reader"].params["embedding"])
+    np.testing.assert_array_equal(found, np.asarray(jnp.bfloat16(expected), np.float32))
+
+
+def test_saving_again_replaces_the_folder_and_a_failure_does_not(
+    tmp_path: Path, parts: dict[str, ModelPart], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, parts)
+    save_model(folder, {"reader": parts["reader"]}, about={"second": True})
+    before = (folder / "config.json").read_text()
+    assert json.loads(before)["about"] == {"second": True}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("atlas_jax.training.checkpoint.save_file", full)
+    with pytest.raises(UserError, match="could not be written: .*No space left"):
+        save_model(folder, parts)
+    assert (folder / "config.json").read_text() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_damaged_model_folder_is_refused(tmp_path: Path, parts: dict[str, ModelPart]) -> None:
+    folder = tmp_path / "model"
+    with pytest.raises(UserError, match="not a model folder: it has no config.json"):
+        load_model(folder)
+    save_model(folder, {"reader": parts["reader"]})
+    with pytest.raises(UserError, match="has no retriever; it has reader"):
+        load_model(folder, ("retriever",))
+    weights = folder / "reader.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="reader.safetensors is not the file that was saved"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match="lacks reader.safetensors"):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        load_model(folder)
+
+
+def test_params_that_do_not_fit_are_named(parts: dict[str, ModelPart]) -> None:
+    params = parts["reader"].params
+    check_params(params, params, "there")
+    wider = {**params, "embedding": np.zeros((9, 4), np.float32)}
+    with pytest.raises(
+        UserError,
+        match=r"there is a checkpoint of another model: parameter embedding is float32\[8,4\]",
+    ):
+        check_params(params, wider, "there")
