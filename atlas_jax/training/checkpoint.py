@@ -110,7 +110,9 @@ class Checkpointer:
             self._manager.save(step, args=items, force=True)
         except Exception as error:  # Orbax lets errors of several libraries through.
             self._clear_unfinished(step)
-            usable = f"checkpoint {before[-1]} is untouched" if before else "there is no earlier one"
+            usable = (
+                f"checkpoint {before[-1]} is untouched" if before else "there is no earlier one"
+            )
             raise UserError(
                 f"checkpoint {step} could not be written to {self.directory} "
                 f"({_one_line(error)}); {usable}. Make room and start the same command again"
