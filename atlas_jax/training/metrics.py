@@ -1,0 +1,108 @@
+"""Where a run's numbers go: one line in the terminal, a jsonl file, and TensorBoard."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from atlas_jax.core.jsonl import atomic_text
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Progress bar and metrics of one run; use as a context manager.
+
+    A resumed run goes on in the same files: rows after the step it resumes from, which
+    it is about to repeat, are removed first, so that every step appears once.
+    """
+
+    def __init__(self, directory: Path, first_step: int, total_steps: int) -> None:
+        """Open the files of `directory` at `first_step` finished steps."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / METRICS_FILE
+        _drop_rows_after(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+        self._start = time.monotonic()
+        self._total = total_steps
+        # disable=None: no bar where nobody watches it (the lines still come).
+        self._bar = tqdm(
+            initial=first_step, total=total_steps, desc="train", unit="step", disable=None
+        )
+
+    def advance(self) -> None:
+        """Move the progress bar by one step."""
+        self._bar.update()
+
+    def write(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Record numbers of one step under `group/name` in all three places.
+
+        A number that is not finite is written to jsonl as null, which JSON has no other
+        word for.
+        """
+        row: dict[str, float | int | None] = {
+            "step": step,
+            "seconds": round(time.monotonic() - self._start, 3),
+        }
+        for name, value in values.items():
+            row[f"{group}/{name}"] = float(value) if math.isfinite(value) else None
+            self._board.add_scalar(f"{group}/{name}", float(value), step)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self.say(f"{group} {step}/{self._total}  {format_values(values)}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        tqdm.write(line)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+
+def format_values(values: Mapping[str, float]) -> str:
+    """Numbers for people: `reader_loss 1.234  skipped 0`."""
+    return "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics file, oldest first; a row cut off by a kill is left out."""
+    rows = []
+    path = directory / METRICS_FILE
+    if not path.exists():
+        return []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    with atomic_text(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept)
+
+
+def _short(value: float) -> str:
+    if float(value).is_integer() and abs(value) < 1e9:
+        return str(int(value))
+    return f"{value:.4g}"
