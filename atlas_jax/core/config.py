@@ -1,0 +1,142 @@
+"""The launcher: T5X's gin flags on argparse, strict, and one line for a user's error.
+
+    --gin_file=runs/finetune_qa.gin      repeatable; later files override earlier ones
+    --gin.MODEL_DIR=runs/first           a macro
+    --gin.TrainConfig.total_steps=30     a parameter
+    --gin.reader/OptimizerConfig.learning_rate=4e-5    a parameter in a scope
+    --gin_search_paths=a,b               searched before the current directory and gin/
+
+Files are looked for in the given search paths, the current directory, the folder that
+holds ``gin/`` and ``gin/`` itself, so ``gin/runs/x.gin`` and ``runs/x.gin`` both work,
+from a clone as from an installed package.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gin
+
+from atlas_jax.core import gin_files
+from atlas_jax.core.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+_MISSING_ARGUMENTS = re.compile(
+    r"No values supplied by Gin or caller for arguments: (?P<names>\[.*?\]).*"
+    r"In call to configurable '(?P<configurable>[\w.]+)'[^\n]*?"
+    r"(?: in scope '(?P<scope>[\w/]+)')?$",
+    re.DOTALL,
+)
+# What gin appends to any exception that passes through it.
+_GIN_TRAILER = re.compile(r"\n  In (call to configurable|bindings string) .*", re.DOTALL)
+
+
+@functools.cache
+def gin_folder() -> Path:
+    """The project's ``gin/`` folder: beside the package in a clone, else the installed one.
+
+    Raises:
+      UserError: the installation has lost it.
+    """
+    beside = Path(__file__).resolve().parents[2] / "gin"
+    if (beside / "runs").is_dir():
+        return beside
+    try:
+        files = importlib.metadata.files("atlas-jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.suffix == ".gin" and file.parts[-4:-2] == ("atlas-jax", "gin"):
+            return Path(str(file.locate())).resolve().parents[1]
+    raise UserError(f"no gin folder at {beside} nor in the installed package; reinstall atlas-jax")
+
+
+def search_paths(extra: Sequence[str] = ()) -> list[Path]:
+    """Where gin files are looked for, in this order."""
+    folder = gin_folder()
+    return [*(Path(path) for path in extra), Path("."), folder.parent, folder]
+
+
+def load_gin(
+    files: Sequence[str], bindings: Sequence[str] = (), extra_search_paths: Sequence[str] = ()
+) -> None:
+    """Replace gin's configuration by these files and ``NAME=value`` bindings, checked and locked.
+
+    Raises:
+      UserError: see `gin_files`; nothing is bound then.
+    """
+    gin.clear_config()
+    reading = gin_files.Reading()
+    paths = search_paths(extra_search_paths)
+    for file in files:
+        gin_files.read_file(reading, file, paths)
+    gin_files.read_command_line(reading, bindings)
+    gin_files.check(reading)
+    reading.apply()
+
+
+def dump_config(path: str | os.PathLike[str]) -> None:
+    """Write the whole configuration as a gin file that `--gin_file` takes again (atomically)."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(gin.config_str(), encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def launch(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse flags and gin, call `main` with the flags, give back the exit code.
+
+    A UserError ends with code 2 and one line on stderr; Ctrl-C with 130; any other
+    exception is a bug and keeps its traceback.
+
+    Args:
+      main: gets the parsed flags; None counts as 0.
+      parser: the entry point's own flags; the gin flags are added here.
+      argv: the arguments, sys.argv[1:] if None.
+    """
+    parser.allow_abbrev = False
+    group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
+    group.add_argument("--gin_file", action="append", default=[], metavar="FILE")
+    group.add_argument("--gin_search_paths", default="", metavar="DIR,DIR")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    bindings = [argument for argument in arguments if argument.startswith("--gin.")]
+    try:
+        flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
+        extra = [path for path in flags.gin_search_paths.split(",") if path]
+        load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra)
+        return main(flags) or 0
+    except SystemExit as stop:  # argparse: bad flags, or --help
+        return stop.code if isinstance(stop.code, int) else USER_ERROR
+    except UserError as error:
+        message = _GIN_TRAILER.sub("", str(error))
+    except TypeError as error:
+        found = _MISSING_ARGUMENTS.search(str(error))
+        if found is None:
+            raise
+        message = _missing_fields(found)
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _missing_fields(found: re.Match[str]) -> str:
+    """Gin's report of unbound arguments, as a line that says what to give."""
+    scope = f"{found['scope']}/" if found["scope"] else ""
+    fields = [
+        f"{scope}{found['configurable']}.{name}" for name in re.findall(r"'(\w+)'", found["names"])
+    ]
+    return f"no value for {', '.join(fields)}; give {' '.join(f'--gin.{f}=...' for f in fields)}"
