@@ -1,0 +1,219 @@
+"""Exact maximum inner product search over an index that is spread over all devices.
+
+Usable inside jit. Each device searches its own rows and hands on k candidates, so the
+index itself never moves. This is the reference that every other searcher is held to.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from atlas_jax.core.partitioning import active_mesh
+from atlas_jax.core.types import NO_ROW, Array, DeviceIndex, Passages
+from atlas_jax.index.search import SearchResult, check_k
+
+MAX_BLOCK = 128  # rows per block of the two-stage selection; a power of two
+
+
+def exact_search(
+    index: DeviceIndex,
+    query_be: Array,
+    k: int,
+    excluded_bx: Array | None = None,
+    mesh: Mesh | None = None,
+) -> SearchResult:
+    """Find the k rows with the greatest inner product, exactly.
+
+    Gradients do not flow through the result: training scores the retrieved passages
+    anew. A bfloat16 index takes the query in bfloat16 too; sums are float32 either way.
+
+    Args:
+      index: its arrays sharded on axis n over every axis of the mesh.
+      query_be: query embeddings.
+      k: rows per query (static).
+      excluded_bx: int rows that each query may not get; -1 pads.
+      mesh: mesh of the index; the active one if not given.
+
+    Returns:
+      The same result on every device. Rows are -1 where exclusion leaves fewer than k.
+
+    Raises:
+      UserError: k is below 1 or above the number of rows (of passages, where
+        ``index.count`` is known, outside jit).
+      ValueError: the mesh does not divide the rows; ``saved.to_device`` pads them.
+    """
+    n = index.embeddings_ne.shape[0]
+    check_k(k, n if isinstance(index.count, jax.core.Tracer) else int(index.count))
+    mesh = _mesh_for(mesh, n)
+    if excluded_bx is None:
+        excluded_bx = jnp.full((query_be.shape[0], 1), NO_ROW, jnp.int32)
+    query_be, embeddings_ne = jax.lax.stop_gradient((query_be, index.embeddings_ne))
+    local = functools.partial(_search_rows, k=min(k, n // (mesh.size if mesh else 1)))
+    if mesh is None:
+        rows_bk, scores_bk = local(embeddings_ne, index.count, query_be, excluded_bx, first_row=0)
+        return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
+
+    def search_shard(embeddings_ne: Array, *args: Array) -> tuple[Array, Array]:
+        return local(embeddings_ne, *args, first_row=_first_row(mesh, embeddings_ne.shape[0]))
+
+    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    columns = PartitionSpec(None, mesh.axis_names)  # candidates of all shards, side by side
+    rows_bc, scores_bc = jax.shard_map(
+        search_shard,
+        mesh=mesh,
+        in_specs=(every, whole, whole, whole),
+        out_specs=(columns, columns),
+    )(embeddings_ne, index.count, query_be, excluded_bx)
+    rows_bc, scores_bc = jax.lax.with_sharding_constraint(
+        (rows_bc, scores_bc), NamedSharding(mesh, whole)
+    )
+    # Shards stand in row order, so a tie still goes to the lower row.
+    scores_bk, best_bk = jax.lax.top_k(scores_bc, k)
+    return SearchResult(rows_bk=jnp.take_along_axis(rows_bc, best_bk, axis=1), scores_bk=scores_bk)
+
+
+def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None = None) -> Passages:
+    """Fetch the tokens of the rows that a search found.
+
+    Each device gives the rows that it holds and zeros for the others; their sum is the
+    answer on every device. Only the b x k passages move.
+
+    Args:
+      index: its arrays sharded on axis n over every axis of the mesh.
+      result: rows to fetch; row -1 gives padding tokens and a False mask.
+      mesh: mesh of the index; the active one if not given.
+
+    Raises:
+      ValueError: the mesh does not divide the rows; ``saved.to_device`` pads them.
+    """
+    tokens = (index.reader_tokens_nl, index.retriever_tokens_nm)
+    mesh = _mesh_for(mesh, tokens[0].shape[0])
+    if mesh is None:
+        reader_tokens_bkl, retriever_tokens_bkm = _take_rows(tokens, result.rows_bk, 0)
+    else:
+
+        def take_shard(tokens: tuple[Array, Array], rows_bk: Array) -> tuple[Array, Array]:
+            mine = _take_rows(tokens, rows_bk, _first_row(mesh, tokens[0].shape[0]))
+            return jax.lax.psum(mine, mesh.axis_names)
+
+        every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+        reader_tokens_bkl, retriever_tokens_bkm = jax.shard_map(
+            take_shard, mesh=mesh, in_specs=(every, whole), out_specs=whole
+        )(tokens, result.rows_bk)
+    return Passages(
+        rows_bk=result.rows_bk,
+        scores_bk=result.scores_bk,
+        reader_tokens_bkl=reader_tokens_bkl,
+        retriever_tokens_bkm=retriever_tokens_bkm,
+        mask_bk=result.rows_bk != NO_ROW,
+    )
+
+
+class ExactSearcher:
+    """``exact_search`` behind the Searcher protocol, compiled once per k and shape."""
+
+    def __init__(self, index: DeviceIndex, mesh: Mesh | None = None) -> None:
+        """Search ``index``, which lies on ``mesh`` (the active one if not given)."""
+        self.index = index
+        self.count = int(index.count)
+        mesh = mesh or active_mesh()
+        self._search = jax.jit(functools.partial(exact_search, mesh=mesh), static_argnames="k")
+
+    def search(self, query_be: Array, k: int, excluded_bx: Array | None = None) -> SearchResult:
+        """See ``Searcher.search``."""
+        check_k(k, self.count)
+        return self._search(self.index, query_be, k=k, excluded_bx=excluded_bx)
+
+
+def top_k_rows(scores_bn: Array, k: int) -> tuple[Array, Array]:
+    """Exactly ``jax.lax.top_k``, faster for many rows: first blocks, then rows.
+
+    The k best rows lie in the k blocks with the best maxima (ties: lower block). Any other
+    block is preceded by k blocks whose maxima all come before its own rows. So only k
+    blocks have to be looked into. The block size is the largest power of two that divides
+    n and stays under sqrt(n / k), which balances the two stages; for an odd n it is 1,
+    one plain ``top_k``. ``saved.to_device`` pads n to a multiple of ``MAX_BLOCK``.
+
+    Returns:
+      Scores and int32 positions, both [b, k].
+    """
+    b, n = scores_bn.shape
+    block = MAX_BLOCK
+    while block > 1 and (n % block or block * block * k > n):
+        block //= 2
+    if block == 1:
+        return jax.lax.top_k(scores_bn, k)
+    scores_bgw = scores_bn.reshape(b, n // block, block)  # g blocks of w neighbouring rows
+    _, best_bk = jax.lax.top_k(scores_bgw.max(axis=-1), k)
+    best_bk = jnp.sort(best_bk, axis=-1)  # candidates in row order: ties go to the lower row
+    candidates_bkw = jnp.take_along_axis(scores_bgw, best_bk[:, :, None], axis=1)
+    top_bk, at_bk = jax.lax.top_k(candidates_bkw.reshape(b, k * block), k)
+    blocks_bk = jnp.take_along_axis(best_bk, at_bk // block, axis=1)
+    return top_bk, blocks_bk * block + at_bk % block
+
+
+def _search_rows(
+    embeddings_ne: Array,
+    count: Array,
+    query_be: Array,
+    excluded_bx: Array,
+    first_row: Array | int,
+    k: int,
+) -> tuple[Array, Array]:
+    """The k best rows of one shard, whose first row is ``first_row`` of the index."""
+    n = embeddings_ne.shape[0]
+    scores_bn = jax.lax.dot_general(
+        query_be.astype(embeddings_ne.dtype),
+        embeddings_ne,
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    row_n = first_row + jnp.arange(n, dtype=jnp.int32)
+    scores_bn = jnp.where(row_n < count, scores_bn, -jnp.inf)
+    # x rows may fall out, so x more are taken: k are left whenever the shard has them.
+    top_bc, at_bc = top_k_rows(scores_bn, min(k + excluded_bx.shape[1], n))
+    rows_bc = first_row + at_bc
+    excluded_bc = (rows_bc[:, :, None] == excluded_bx[:, None, :]).any(axis=-1)
+    scores_bk, best_bk = jax.lax.top_k(jnp.where(excluded_bc, -jnp.inf, top_bc), k)
+    rows_bk = jnp.take_along_axis(rows_bc, best_bk, axis=1)
+    return jnp.where(jnp.isneginf(scores_bk), NO_ROW, rows_bk), scores_bk
+
+
+def _take_rows(
+    tokens: tuple[Array, Array], rows_bk: Array, first_row: Array | int
+) -> tuple[Array, Array]:
+    """Int32 tokens of the rows that a shard holds, zeros for all others."""
+    n = tokens[0].shape[0]
+    local_bk = rows_bk - first_row
+    held_bk1 = ((rows_bk != NO_ROW) & (local_bk >= 0) & (local_bk < n))[:, :, None]
+    local_bk = jnp.clip(local_bk, 0, n - 1)
+    reader, retriever = (
+        jnp.where(held_bk1, jnp.asarray(array)[local_bk].astype(jnp.int32), 0) for array in tokens
+    )
+    return reader, retriever
+
+
+def _first_row(mesh: Mesh, shard_rows: int) -> Array:
+    """Index row at which this device's shard begins (inside shard_map)."""
+    return jax.lax.axis_index(mesh.axis_names) * shard_rows
+
+
+def _mesh_for(mesh: Mesh | None, n: int) -> Mesh | None:
+    """The mesh to search on, None for one device.
+
+    Raises:
+      ValueError: the mesh does not divide n.
+    """
+    mesh = mesh or active_mesh()
+    if mesh is None or mesh.size == 1:
+        return None
+    if n % mesh.size:
+        raise ValueError(
+            f"{n} index rows do not divide over the {mesh.size} devices of the mesh "
+            f"{dict(mesh.shape)}; place the index with saved.to_device, which pads it"
+        )
+    return mesh
