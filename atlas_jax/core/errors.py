@@ -1,4 +1,7 @@
-"""The one base class of every error that a user's input can cause."""
+"""The one base class of every error that a user's input can cause, and a help for typos."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -7,3 +10,15 @@ class UserError(ValueError):
     The message names what is at fault and what would be right, so the launcher
     prints it alone, without a traceback, and exits with code 2.
     """
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`; did you mean X?` for the most similar candidate, else the list of candidates."""
+    names = sorted(set(candidates))
+    if not names:
+        return ""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {by_lower[close[0]]}?"
+    return f"; there are: {', '.join(names)}"

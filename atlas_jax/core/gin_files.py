@@ -14,7 +14,7 @@ import re
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, nearest
 
 # The only scopes the program opens: one configurable, two settings (reader/OptimizerConfig...).
 SCOPES = ("reader", "retriever")
@@ -83,18 +83,6 @@ class Reading:
                 key = (binding.label, "gin.macro", "value")
             gin.bind_parameter(key, binding.value)
         gin.finalize()
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean X?` for the most similar candidate, else the list of candidates."""
-    names = sorted(set(candidates))
-    if not names:
-        return ""
-    by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {by_lower[close[0]]}?"
-    return f"; there are: {', '.join(names)}"
 
 
 def _configurable(name: str, place: str) -> Any:

@@ -1,0 +1,62 @@
+"""The console script `atlas-jax`: one subcommand for each entry point."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from atlas_jax import __version__
+from atlas_jax.core.errors import nearest
+
+# Subcommand -> (module with `main(argv) -> int`, what it does). A module is imported only
+# when its subcommand runs, so that `atlas-jax --help` answers at once.
+COMMANDS = {
+    "train": ("train", "train reader and retriever with retrieval in the loop"),
+    "evaluate": ("evaluate", "answer a file of questions and score answers and retrieval"),
+    "build_index": ("build_index", "turn a corpus into a passage store and an index"),
+    "retrieve": ("retrieve", "write the passages found for a file of questions"),
+    "ask": ("ask", "type a question; see answer, passages and scores"),
+    "train_retriever": ("train_retriever", "pretrain the retriever from text alone"),
+    "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
+    "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
+    "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
+}
+
+USAGE_ERROR = 2
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help_text}" for name, (_, help_text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: atlas-jax COMMAND [flags]",
+            "",
+            *lines,
+            "",
+            "atlas-jax COMMAND --help tells its flags",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; its exit code, or 2 when there is none of that name."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else USAGE_ERROR
+    if arguments[0] == "--version":
+        print(f"atlas-jax {__version__}")
+        return 0
+    name = arguments[0].replace("-", "_")
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        print(f"atlas-jax: error: no command is called {arguments[0]}{hint}", file=sys.stderr)
+        return USAGE_ERROR
+    module = importlib.import_module(f"atlas_jax.{COMMANDS[name][0]}")
+    return int(module.main(arguments[1:]))
+
+
+def console_script() -> None:
+    """What the installed `atlas-jax` calls."""
+    sys.exit(main())
