@@ -1,0 +1,169 @@
+"""T5 attention: no scaling of the logits, relative positions as a bias, no other biases.
+
+Arrays are transposed to [n, h, l, c] (rows, heads, positions, channels of a head), so that
+both products are plain batched matrix products: on CPU several times faster than
+contracting over [n, l, h, c]. The row and head axes stay apart because they lie on
+different mesh axes.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.core.layers import Dense
+from atlas_jax.core.partitioning import constrain
+from atlas_jax.reader.config import ReaderConfig
+
+MASKED = -1e10  # added to a logit, swallows it whole in float32
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of a sequence, each [n, h, s, c]."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """Float32 of any shape: 0 where the mask is True, a huge negative number elsewhere."""
+    return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with parameters ``query``, ``key``, ``value`` and ``out``."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create the four projections, all without bias."""
+        cfg = self.config
+        joined = cfg.num_heads * cfg.head_dim
+        # Queries start smaller by sqrt(head_dim), in place of scaling the logits.
+        query_init = nn.initializers.variance_scaling(1.0 / cfg.head_dim, "fan_in", "normal")
+
+        def project(init: nn.initializers.Initializer) -> Dense:
+            return Dense(joined, ("embed", "joined_kv"), dtype=cfg.compute_dtype, kernel_init=init)
+
+        fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        self.query, self.key, self.value = project(query_init), project(fan_in), project(fan_in)
+        self.out = Dense(
+            cfg.emb_dim, ("joined_kv", "embed"), dtype=cfg.compute_dtype, kernel_init=fan_in
+        )
+        # One mask for all queries, as T5X has it: cheap, and sampled per head and key.
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def keys_values(self, x_nsd: jax.Array) -> KeyValue:
+        """Project a source, [n, s, d], to keys and values."""
+        return KeyValue(self._split_heads(self.key(x_nsd)), self._split_heads(self.value(x_nsd)))
+
+    def __call__(
+        self,
+        x_nqd: jax.Array,
+        source: KeyValue,
+        biases: tuple[jax.Array, ...],
+        deterministic: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attend from x to the source.
+
+        Args:
+          x_nqd: [n, q, d], attending positions.
+          source: keys and values, [n, h, s, c].
+          biases: float32 arrays that broadcast to [n, h, q, s], added to the logits.
+          deterministic: no dropout.
+
+        Returns:
+          [n, q, d], and the float32 probabilities before dropout, [n, h, q, s].
+        """
+        q_nhqc = self._split_heads(self.query(x_nqd))
+        logits_dtype = jnp.float32 if self.config.float32_attention_logits else q_nhqc.dtype
+        logits_nhqs = jnp.einsum(
+            "nhqc,nhsc->nhqs", q_nhqc, source.key, preferred_element_type=logits_dtype
+        ).astype(jnp.float32)
+        for bias in biases:
+            logits_nhqs = logits_nhqs + bias
+        probs_nhqs = jax.nn.softmax(logits_nhqs, axis=-1)
+        dropped = self.dropout(probs_nhqs, deterministic=deterministic)
+        y_nhqc = jnp.einsum("nhqs,nhsc->nhqc", dropped.astype(source.value.dtype), source.value)
+        n, h, q, c = y_nhqc.shape
+        y = y_nhqc.transpose(0, 2, 1, 3).reshape(n, q, h * c)  # heads side by side again
+        return self.out(constrain(y, "batch", "length", "joined_kv")), probs_nhqs
+
+    def _split_heads(self, x: jax.Array) -> jax.Array:
+        n, length, _ = x.shape
+        x = x.reshape(n, length, self.config.num_heads, self.config.head_dim)  # head-major columns
+        return constrain(x.transpose(0, 2, 1, 3), "batch", "heads", "length", "kv")
+
+
+class RelativePositionBias(nn.Module):
+    """The table of position biases that all layers of a stack share.
+
+    Attributes:
+      bidirectional: half of the buckets for keys after the query (encoder); otherwise these
+        share bucket 0 (decoder, where they are masked anyway).
+    """
+
+    config: ReaderConfig
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, q_len: int, s_len: int) -> jax.Array:
+        """Biases of every query and key position, float32 [1, h, q_len, s_len]."""
+        cfg = self.config
+        table_hp: Any = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+                ("heads", "relpos_buckets"),
+            ),
+            (cfg.num_heads, cfg.relpos_buckets),
+            jnp.float32,
+        )
+        distances = np.arange(-(q_len - 1), s_len)  # key position - query position
+        buckets = relative_buckets(
+            distances, self.bidirectional, cfg.relpos_buckets, cfg.relpos_max_distance
+        )
+        # A product with a one-hot, not a look-up: the gradient of a look-up is a slow scatter.
+        one_hot = jax.nn.one_hot(buckets, cfg.relpos_buckets, dtype=jnp.float32)
+        return _spread_distances(table_hp @ one_hot.T, q_len, s_len)[None]
+
+
+def _spread_distances(values: jax.Array, q_len: int, s_len: int) -> jax.Array:
+    """[h, q_len + s_len - 1] values by distance -> [h, q_len, s_len], entry (q, s) = s - q.
+
+    Row q is the values shifted by q. A row-major matrix one column narrower than the repeated
+    row shifts each line by one; its gradient is a sum, that of indexing would be a scatter.
+    """
+    h, width = values.shape
+    repeated = jnp.tile(jnp.pad(values, ((0, 0), (0, 1))), (1, q_len))
+    return repeated[:, : q_len * width].reshape(h, q_len, width)[:, :, q_len - 1 :]
+
+
+def relative_buckets(
+    distances: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """Bucket of each distance (key position minus query position).
+
+    Half of a direction's buckets hold one distance each, the others grow logarithmically up
+    to ``max_distance``; everything beyond shares the last one (arXiv 1910.10683, section 2.1).
+
+    Returns:
+      int32 array in [0, num_buckets) with the shape of ``distances``.
+    """
+    offset = np.zeros_like(distances)
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(distances > 0, num_buckets, 0)
+        distances = np.abs(distances)
+    else:
+        distances = np.maximum(-distances, 0)
+    exact = num_buckets // 2
+    # In float32 with this epsilon, as T5X has it: it decides distances on a bucket's edge.
+    ratio = np.maximum(distances, 1).astype(np.float32) / exact + np.finfo(np.float32).eps
+    far = exact + (np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)).astype(
+        np.int32
+    )
+    near_or_far = np.where(distances < exact, distances, np.minimum(far, num_buckets - 1))
+    return (offset + near_or_far).astype(np.int32)

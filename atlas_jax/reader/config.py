@@ -1,0 +1,100 @@
+"""Sizes and switches of the reader."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import gin
+import jax.numpy as jnp
+
+from atlas_jax.core.errors import UserError
+
+RematPolicy = Literal["none", "minimal", "full"]
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_ACTIVATIONS = (("relu",), ("gelu", "linear"))
+_POSITIVE = (
+    "vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers",
+    "num_decoder_layers", "relpos_buckets", "relpos_max_distance",
+)  # fmt: skip
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ReaderConfig:
+    """A T5 encoder-decoder.
+
+    T5 1.0 is ``mlp_activations=('relu',), logits_via_embedding=True``; T5 1.1 and its
+    LM-adapted form are ``('gelu', 'linear')`` and ``False`` (the defaults).
+
+    Attributes:
+      vocab_size: rows of the token embedding.
+      emb_dim: width of the residual stream, d.
+      head_dim: channels of one head; ``num_heads * head_dim`` need not equal ``emb_dim``.
+      mlp_activations: ``('relu',)``, or ``('gelu', 'linear')`` for the gated form, whose
+        gelu is the tanh approximation.
+      dropout_rate: of embeddings, attention, MLP and residuals, one mask for all positions
+        of a sequence (as in T5X); off when a method is called with ``deterministic=True``.
+      logits_via_embedding: project to the vocabulary by the embedding, scaled by
+        ``emb_dim ** -0.5``, instead of by a matrix of its own.
+      dtype: ``'float32'`` or ``'bfloat16'``, of the activations; parameters, softmax and
+        logits are float32 in both.
+      relpos_buckets: rows of the relative-position table of each stack.
+      relpos_max_distance: distance from which on all positions share the last bucket.
+      scan_layers: compile one layer and scan it, with parameters stacked on a leading axis
+        ``layers``. Compiles faster, runs slower on CPU.
+      remat_policy: ``'none'`` stores every activation for the backward pass, ``'minimal'``
+        only the products with parameters, ``'full'`` only the inputs of each layer.
+      float32_attention_logits: compute query-key products to float32 even when ``dtype``
+        is narrower.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    head_dim: int
+    mlp_dim: int
+    mlp_activations: Sequence[str] = ("gelu", "linear")
+    dropout_rate: float = 0.1
+    logits_via_embedding: bool = False
+    dtype: str = "float32"
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+    scan_layers: bool = False
+    remat_policy: RematPolicy = "none"
+    float32_attention_logits: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+          UserError: names the field, its value and what would be right.
+        """
+        # Gin hands over lists; a flax module needs its config hashable.
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise UserError(f"ReaderConfig.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise UserError(f"ReaderConfig.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
+        for name, allowed in (
+            ("mlp_activations", _ACTIVATIONS),
+            ("dtype", tuple(_DTYPES)),
+            ("remat_policy", ("none", "minimal", "full")),
+        ):
+            if getattr(self, name) not in allowed:
+                choices = " or ".join(repr(a) for a in allowed)
+                raise UserError(f"ReaderConfig.{name} = {getattr(self, name)!r}: must be {choices}")
+        exact = self.relpos_buckets // 4  # a direction's half of the encoder's buckets
+        if self.relpos_buckets % 4 or self.relpos_max_distance <= 2 * exact:
+            raise UserError(
+                f"ReaderConfig.relpos_buckets = {self.relpos_buckets}: must be a multiple of 4, "
+                f"less than twice relpos_max_distance = {self.relpos_max_distance}"
+            )
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The jax type of ``dtype``."""
+        return _DTYPES[self.dtype]

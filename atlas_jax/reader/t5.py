@@ -1,0 +1,491 @@
+"""T5 encoder-decoder in linen, with T5X's parameter names and logical axes.
+
+    token_embedder/embedding
+    encoder/relpos_bias/rel_embedding
+    encoder/layers_0/{pre_attention_layer_norm,attention,pre_mlp_layer_norm,mlp}/...
+    encoder/encoder_norm/scale
+    decoder/relpos_bias/rel_embedding
+    decoder/layers_0/{pre_self_attention_layer_norm,self_attention,
+                      pre_cross_attention_layer_norm,encoder_decoder_attention,
+                      pre_mlp_layer_norm,mlp}/...
+    decoder/decoder_norm/scale
+    decoder/logits_dense/kernel           (unless logits_via_embedding)
+
+With ``scan_layers`` the layers are one subtree ``layers`` whose leaves have a leading axis
+``layers``; ``stack_layers`` and ``unstack_layers`` convert. The relative-position bias is
+computed once per stack in both forms.
+
+The decoder reads ``r`` variants of a target per source, with the keys and values of the
+source computed once: leave-one-out passes differ in their source mask, beams in their
+tokens. Plain decoding has one variant.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.layers import Dense, Embed, RMSNorm
+from atlas_jax.core.partitioning import constrain
+from atlas_jax.core.types import Params
+from atlas_jax.reader.attention import Attention, KeyValue, RelativePositionBias, mask_bias
+from atlas_jax.reader.config import ReaderConfig
+
+_ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "linear": lambda x: x}  # nn.gelu is the tanh form
+
+_REMAT_POLICIES = {
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class SourceMask(NamedTuple):
+    """Which source positions a decoder position may read.
+
+    Attributes:
+      bias_n1qs: float32, added to the cross-attention logits; q is r * t or 1.
+      visible_nq1: False where nothing is visible: cross-attention then yields zeros.
+    """
+
+    bias_n1qs: jax.Array
+    visible_nq1: jax.Array
+
+
+@flax.struct.dataclass
+class DecodingState:
+    """What cached decoding carries from step to step.
+
+    Attributes:
+      index: int32 scalar, position that the next token takes.
+      self_caches: keys and values of the targets so far, each [b * r, h, t, c]; one pair per
+        layer, or one pair with a leading axis ``layers`` when layers are scanned.
+      source_caches: keys and values of the source, [b, h, s, c], in the same structure.
+      source_mask: visible source positions.
+      position_bias_1htt: self-attention bias of all positions.
+    """
+
+    index: jax.Array
+    self_caches: Any
+    source_caches: Any
+    source_mask: SourceMask
+    position_bias_1htt: jax.Array
+
+
+def _dropout(config: ReaderConfig) -> nn.Dropout:
+    # One mask for all positions of a sequence, as T5X has it.
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+def _norm(config: ReaderConfig) -> RMSNorm:
+    return RMSNorm(dtype=config.compute_dtype)
+
+
+class Mlp(nn.Module):
+    """Feed-forward block: ``wi`` (relu) or ``wi_0``, ``wi_1`` (gated), then ``wo``."""
+
+    config: ReaderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """[n, l, d] -> [n, l, d]."""
+        cfg = self.config
+        hidden: Any = 1.0
+        for i, activation in enumerate(cfg.mlp_activations):
+            name = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
+            wi = Dense(cfg.mlp_dim, ("embed", "mlp"), dtype=cfg.compute_dtype, name=name)
+            hidden = hidden * _ACTIVATIONS[activation](wi(x))
+        hidden = _dropout(cfg)(hidden, deterministic=deterministic)
+        hidden = constrain(hidden, "batch", "length", "mlp")
+        return Dense(cfg.emb_dim, ("mlp", "embed"), dtype=cfg.compute_dtype, name="wo")(hidden)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each behind a norm and a residual connection."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create the sub-layers."""
+        self.pre_attention_layer_norm = _norm(self.config)
+        self.attention = Attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = Mlp(self.config)
+        self.dropout = _dropout(self.config)
+
+    def __call__(
+        self, x_nld: jax.Array, biases: tuple[jax.Array, ...], deterministic: bool
+    ) -> tuple[jax.Array, None]:
+        """[n, l, d] -> [n, l, d]; the None is the per-layer output that a scan asks for."""
+        x = constrain(x_nld, "batch", "length", "embed")
+        y = self.pre_attention_layer_norm(x)
+        y, _ = self.attention(y, self.attention.keys_values(y), biases, deterministic)
+        x = x + self.dropout(y, deterministic=deterministic)
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+        return x + self.dropout(y, deterministic=deterministic), None
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and MLP, each behind a norm and a residual connection."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create the sub-layers."""
+        self.pre_self_attention_layer_norm = _norm(self.config)
+        self.self_attention = Attention(self.config)
+        self.pre_cross_attention_layer_norm = _norm(self.config)
+        self.encoder_decoder_attention = Attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = Mlp(self.config)
+        self.dropout = _dropout(self.config)
+
+    def __call__(
+        self,
+        x_ntd: jax.Array,
+        enc_bsd: jax.Array,
+        biases: tuple[jax.Array, ...],
+        source_mask: SourceMask,
+        weight_bt: jax.Array | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Decode whole targets; n = b * r.
+
+        Returns:
+          [n, t, d], and with ``weight_bt`` the attention mass of the source positions, [b, s].
+        """
+        x = constrain(x_ntd, "batch", "length", "embed")
+        y = self.pre_self_attention_layer_norm(x)
+        y, _ = self.self_attention(y, self.self_attention.keys_values(y), biases, deterministic)
+        x = x + self.dropout(y, deterministic=deterministic)
+        source = self.encoder_decoder_attention.keys_values(enc_bsd)
+        x, probs = self._read_source(x, source, source_mask, deterministic)
+        mass = None if weight_bt is None else _attention_mass(probs, source.value, weight_bt)
+        return self._feed_forward(x, deterministic), mass
+
+    def source_cache(self, _: None, enc_bsd: jax.Array) -> tuple[None, KeyValue]:
+        """Keys and values of the source for ``step``."""
+        return None, self.encoder_decoder_attention.keys_values(enc_bsd)
+
+    def step(
+        self,
+        x_n1d: jax.Array,
+        cache: KeyValue,
+        source: KeyValue,
+        biases: tuple[jax.Array, ...],
+        source_mask: SourceMask,
+        index: jax.Array,
+    ) -> tuple[jax.Array, KeyValue]:
+        """Decode one position, which enters the cache at ``index``."""
+        y = self.pre_self_attention_layer_norm(x_n1d)
+        now = self.self_attention.keys_values(y)
+        cache = KeyValue(
+            *(
+                jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=2)
+                for old, new in zip(cache, now, strict=True)
+            )
+        )
+        y, _ = self.self_attention(y, cache, biases, True)
+        x, _ = self._read_source(x_n1d + y, source, source_mask, True)
+        return self._feed_forward(x, True), cache
+
+    def _read_source(
+        self, x_ntd: jax.Array, source: KeyValue, mask: SourceMask, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        n, t, d = x_ntd.shape
+        y = self.pre_cross_attention_layer_norm(x_ntd)
+        b = source.key.shape[0]
+        y = y.reshape(b, n // b * t, d)  # variants of one source side by side
+        y, probs = self.encoder_decoder_attention(y, source, (mask.bias_n1qs,), deterministic)
+        y = jnp.where(mask.visible_nq1, y, 0).reshape(n, t, d)
+        return x_ntd + self.dropout(y, deterministic=deterministic), probs
+
+    def _feed_forward(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+        return x + self.dropout(y, deterministic=deterministic)
+
+
+def _attention_mass(probs_bhts: Any, value_bhsc: Any, weight_bt: jax.Array) -> jax.Array:
+    """Mean over heads of attention x ||value||, summed over weighted targets, [b, s] float32."""
+    norm_bhs = jnp.linalg.norm(value_bhsc.astype(jnp.float32), axis=-1)
+    total_bhs = jnp.einsum("bhts,bt->bhs", probs_bhts, weight_bt.astype(jnp.float32))
+    return jnp.mean(total_bhs * norm_bhs, axis=1)
+
+
+def _make_layers(layer_class: Any, config: ReaderConfig, count: int, methods: Any) -> Any:
+    """A list of ``count`` layers, or one scanned layer when the config says so.
+
+    Args:
+      methods: of each method that a scan lifts, whether it has per-layer inputs: how many of
+        the arguments after the carry differ by layer, and how many do not.
+    """
+    if config.remat_policy != "none":
+        deterministic = sum(methods["__call__"])  # its last argument; self counts as one
+        layer_class = nn.remat(
+            layer_class,
+            policy=_REMAT_POLICIES[config.remat_policy],
+            prevent_cse=not config.scan_layers,
+            static_argnums=(deterministic + 1,),
+        )
+    if not config.scan_layers:
+        return [layer_class(config) for _ in range(count)]
+    lifted = {
+        name: {
+            "variable_axes": {"params": 0},
+            "split_rngs": {"params": True, "dropout": True},
+            "in_axes": (0,) * per_layer + (nn.broadcast,) * shared,
+            "length": count,
+            "metadata_params": {nn.PARTITION_NAME: "layers"},
+        }
+        for name, (per_layer, shared) in methods.items()
+    }
+    return nn.scan(layer_class, methods=lifted)(config)
+
+
+class Encoder(nn.Module):
+    """The encoder stack."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create layers, position table and final norm."""
+        cfg = self.config
+        self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
+        self.layers = _make_layers(EncoderLayer, cfg, cfg.num_encoder_layers, {"__call__": (0, 2)})
+        self.encoder_norm = _norm(cfg)
+        self.dropout = _dropout(cfg)
+
+    def __call__(self, x_nld: jax.Array, mask_nl: jax.Array, deterministic: bool) -> jax.Array:
+        """Embedded tokens [n, l, d] -> normed states [n, l, d]."""
+        length = x_nld.shape[1]
+        biases = (self.relpos_bias(length, length), mask_bias(mask_nl)[:, None, None, :])
+        x = self.dropout(x_nld, deterministic=deterministic)
+        if self.config.scan_layers:
+            x, _ = self.layers(x, biases, deterministic)
+        else:
+            for layer in self.layers:
+                x, _ = layer(x, biases, deterministic)
+        return self.dropout(self.encoder_norm(x), deterministic=deterministic)
+
+
+class Decoder(nn.Module):
+    """The decoder stack and its vocabulary head."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create layers, position table, final norm and, unless tied, the head."""
+        cfg = self.config
+        self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
+        methods = {"__call__": (0, 5), "source_cache": (0, 1), "step": (2, 3)}
+        self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers, methods)
+        self.decoder_norm = _norm(cfg)
+        self.dropout = _dropout(cfg)
+        if not cfg.logits_via_embedding:
+            self.logits_dense = Dense(cfg.vocab_size, ("embed", "vocab"), dtype=jnp.float32)
+
+    def __call__(
+        self,
+        x_ntd: jax.Array,
+        enc_bsd: jax.Array,
+        source_mask: SourceMask,
+        weight_bt: jax.Array | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Embedded inputs -> normed states [n, t, d] and, with weights, the mass [b, s]."""
+        t = x_ntd.shape[1]
+        biases = (self.relpos_bias(t, t), mask_bias(jnp.tri(t, dtype=bool))[None, None])
+        x = self.dropout(x_ntd, deterministic=deterministic)
+        shared = (enc_bsd, biases, source_mask, weight_bt, deterministic)
+        if self.config.scan_layers:
+            x, masses = self.layers(x, *shared)
+            mass = None if masses is None else jnp.sum(masses, axis=0)
+        else:
+            mass = None
+            for layer in self.layers:
+                x, more = layer(x, *shared)
+                mass = more if mass is None else mass + more
+        return self.dropout(self.decoder_norm(x), deterministic=deterministic), mass
+
+    def start(
+        self, enc_bsd: jax.Array, source_mask: SourceMask, variants: int, length: int
+    ) -> DecodingState:
+        """Empty caches for ``length`` positions of ``variants`` targets per source."""
+        cfg = self.config
+        if cfg.scan_layers:
+            _, sources = self.layers.source_cache(None, enc_bsd)
+        else:
+            sources = [layer.source_cache(None, enc_bsd)[1] for layer in self.layers]
+
+        def empty(source: jax.Array) -> jax.Array:
+            *layers, b, h, _, c = source.shape
+            return jnp.zeros((*layers, b * variants, h, length, c), source.dtype)
+
+        causal = mask_bias(jnp.tri(length, dtype=bool))[None, None]
+        return DecodingState(
+            index=jnp.zeros((), jnp.int32),
+            self_caches=jax.tree.map(empty, sources),
+            source_caches=sources,
+            source_mask=source_mask,
+            position_bias_1htt=self.relpos_bias(length, length) + causal,
+        )
+
+    def step(self, x_n1d: jax.Array, state: DecodingState) -> tuple[jax.Array, DecodingState]:
+        """Embedded tokens of one position -> normed states [n, 1, d] and the next state."""
+        bias = jax.lax.dynamic_slice_in_dim(state.position_bias_1htt, state.index, 1, axis=2)
+        shared = ((bias,), state.source_mask, state.index)
+        x = x_n1d
+        if self.config.scan_layers:
+            x, caches = self.layers.step(x, state.self_caches, state.source_caches, *shared)
+        else:
+            caches = []
+            for layer, cache, source in zip(
+                self.layers, state.self_caches, state.source_caches, strict=True
+            ):
+                x, cache = layer.step(x, cache, source, *shared)
+                caches.append(cache)
+        state = dataclasses.replace(state, index=state.index + 1, self_caches=caches)
+        return self.decoder_norm(x), state
+
+
+class T5(nn.Module):
+    """The whole reader. Call its methods through ``model.apply(..., method='encode')``."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create the shared embedding and both stacks."""
+        cfg = self.config
+        self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, dtype=cfg.compute_dtype)
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+
+    def __call__(
+        self, tokens_nl: jax.Array, decoder_input_nt: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Plain T5: logits of the targets of one source each, float32 [n, t, v]."""
+        enc = self.encode(tokens_nl, deterministic)
+        return self.decode(enc, tokens_nl > 0, decoder_input_nt, deterministic)
+
+    def encode(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Tokens [n, l] (0 is padding) -> encoder states [n, l, d].
+
+        States at padding are finite but mean nothing.
+        """
+        x = self.token_embedder(tokens_nl)
+        return self.encoder(x, tokens_nl > 0, deterministic)
+
+    def decode(
+        self,
+        enc_bsd: jax.Array,
+        enc_mask_bs: jax.Array,
+        decoder_input_bt: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits of one target per source, float32 [b, t, v].
+
+        Args:
+          enc_bsd: encoder states.
+          enc_mask_bs: bool, which of them may be read. A row without any reads zeros.
+          decoder_input_bt: targets shifted right; position i sees tokens 0..i.
+          deterministic: no dropout; otherwise needs a ``dropout`` rng.
+        """
+        states, _ = self.decode_states(
+            enc_bsd, enc_mask_bs[:, None], decoder_input_bt[:, None], deterministic=deterministic
+        )
+        return self.logits(states[:, 0])
+
+    def decode_states(
+        self,
+        enc_bsd: jax.Array,
+        enc_mask_brs: jax.Array,
+        decoder_input_brt: jax.Array,
+        weight_bt: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Decoder states of r targets per source, before the vocabulary head.
+
+        Args:
+          enc_bsd: encoder states; their keys and values are computed once per layer.
+          enc_mask_brs: bool, the source positions each variant may read.
+          decoder_input_brt: targets shifted right.
+          weight_bt: weights of target positions (1 for real ones); asks for the mass and
+            needs r = 1.
+
+        Returns:
+          Normed states [b, r, t, d], and with ``weight_bt`` the float32 mass [b, s]: the
+          cross-attention probability times the L2 norm of the value, averaged over heads,
+          summed over layers and weighted target positions (ADist's score of a source
+          position; method of arXiv 2208.03299, section 2.2).
+        """
+        b, r, t = decoder_input_brt.shape
+        if weight_bt is not None and r != 1:
+            raise ValueError(f"attention mass is defined for one variant per source, not {r}")
+        x = self.token_embedder(decoder_input_brt.reshape(b * r, t))  # variants become rows
+        source_mask = _source_mask(enc_mask_brs, t)
+        states, mass = self.decoder(x, enc_bsd, source_mask, weight_bt, deterministic)
+        return states.reshape(b, r, t, -1), mass
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        """Decoder states [..., d] -> float32 logits [..., v]."""
+        if self.config.logits_via_embedding:
+            logits = self.token_embedder.attend(states) * self.config.emb_dim**-0.5
+        else:
+            logits = self.decoder.logits_dense(states)
+        middle = (None,) * (logits.ndim - 2)
+        return constrain(logits, "batch", *middle, "vocab")
+
+    def start_decoding(
+        self, enc_bsd: jax.Array, enc_mask_bs: jax.Array, variants: int, length: int
+    ) -> DecodingState:
+        """State for ``step``: ``variants`` targets of at most ``length`` tokens per source."""
+        mask = _source_mask(enc_mask_bs[:, None], 1)
+        return self.decoder.start(enc_bsd, mask, variants, length)
+
+    def step(self, tokens_n: jax.Array, state: DecodingState) -> tuple[jax.Array, DecodingState]:
+        """Feed one token per target, n = b * variants; float32 logits [n, v] of the next."""
+        x = self.token_embedder(tokens_n[:, None])
+        x, state = self.decoder.step(x, state)
+        return self.logits(x[:, 0]), state
+
+
+def _source_mask(mask_brs: jax.Array, t: int) -> SourceMask:
+    b, r, s = mask_brs.shape
+    visible_br = jnp.any(mask_brs, axis=-1)
+    if r > 1:  # positions of the variants lie side by side in cross-attention
+        mask_brs = jnp.repeat(mask_brs, t, axis=1)
+        visible_br = jnp.repeat(visible_br, t, axis=1)
+    return SourceMask(mask_bias(mask_brs)[:, None], visible_br[..., None])
+
+
+def stack_layers(params: Params) -> Params:
+    """Parameters of an unrolled T5 -> those of the same model with ``scan_layers``.
+
+    Args:
+      params: unboxed dict with ``encoder/layers_0``, ``encoder/layers_1``...
+
+    Returns:
+      The same numbers with ``encoder/layers``, stacked on a leading axis.
+    """
+    stacked = dict(params)
+    for stack in ("encoder", "decoder"):
+        rest = dict(params[stack])
+        names = sorted((k for k in rest if k.startswith("layers_")), key=lambda k: int(k[7:]))
+        layers = [rest.pop(name) for name in names]
+        stacked[stack] = {**rest, "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    return stacked
+
+
+def unstack_layers(params: Params) -> Params:
+    """The inverse of ``stack_layers``."""
+    unstacked = dict(params)
+    for stack in ("encoder", "decoder"):
+        rest = dict(params[stack])
+        layers = rest.pop("layers")
+        count = jax.tree.leaves(layers)[0].shape[0]
+        for i in range(count):
+            rest[f"layers_{i}"] = jax.tree.map(lambda x, i=i: x[i], layers)
+        unstacked[stack] = rest
+    return unstacked
