@@ -245,31 +245,51 @@ def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, 
     """
     folder = Path(directory)
     config = _read_folder_config(folder)
-    models = config["models"]
-    for name in names:
-        if name not in models:
-            raise UserError(f"model folder {folder} has no {name}; it has {', '.join(models)}")
-    return {name: _load_part(folder, name, config) for name in names or tuple(models)}
+    wanted = names or tuple(config["models"])
+    for name in wanted:
+        _check_has(folder, name, config)
+    return {name: _load_part(folder, name, config) for name in wanted}
+
+
+def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
+    """Read one model's tokenizer from a model folder, verified, without its parameters.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    folder = Path(directory)
+    config = _read_folder_config(folder)
+    _check_has(folder, name, config)
+    return Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config))
 
 
 def _load_part(folder: Path, name: str, config: dict[str, Any]) -> ModelPart:
-    weights, tokenizer = folder / f"{name}.safetensors", folder / f"{name}_tokenizer.json"
-    for file in (weights, tokenizer):
-        expected = config["sha256"].get(file.name)
-        if not file.is_file():
-            raise UserError(f"model folder {folder} lacks {file.name}")
-        found = _sha256(file)
-        if found != expected:
-            raise UserError(
-                f"{file} is not the file that was saved: its SHA-256 is {found[:12]}, "
-                f"{_CONFIG_FILE} says {str(expected)[:12]}; copy the folder again"
-            )
-    flat = {key: value.astype(np.float32) for key, value in load_file(weights).items()}
+    weights = load_file(_verified(folder, f"{name}.safetensors", config))
+    flat = {key: value.astype(np.float32) for key, value in weights.items()}
     return ModelPart(
         config=config["models"][name],
         params=traverse_util.unflatten_dict(flat, sep="/"),
-        tokenizer=Tokenizer.from_file(tokenizer),
+        tokenizer=Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config)),
     )
+
+
+def _verified(folder: Path, name: str, config: dict[str, Any]) -> Path:
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"model folder {folder} lacks {name}")
+    found, expected = _sha256(file), config["sha256"].get(name)
+    if found != expected:
+        raise UserError(
+            f"{file} is not the file that was saved: its SHA-256 is {found[:12]}, "
+            f"{_CONFIG_FILE} says {str(expected)[:12]}; copy the folder again"
+        )
+    return file
+
+
+def _check_has(folder: Path, name: str, config: dict[str, Any]) -> None:
+    if name not in config["models"]:
+        has = ", ".join(config["models"])
+        raise UserError(f"model folder {folder} has no {name}; it has {has}")
 
 
 def _read_folder_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,300 @@
+"""From gin configs to the things a run works with: mesh, models, parameters, tokenizers.
+
+Every entry point begins here, so that a model folder, a tokenizer or a mesh is understood
+in one way.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import gin
+import jax
+import numpy as np
+from flax import traverse_util
+from flax.core import meta
+from jax.sharding import Mesh
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import Params
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
+from atlas_jax.training.checkpoint import (
+    ModelPart,
+    check_params,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
+from atlas_jax.training.config import ModelConfig
+from atlas_jax.training.state import (
+    PARTS,
+    Models,
+    RetrieverTraining,
+    abstract_params,
+    init_params,
+)
+
+Config = TypeVar("Config", ReaderConfig, RetrieverConfig)
+
+# What a passage's embedding depends on, beside the parameters of its tower.
+_ENCODER_FIELDS = (
+    "hidden_dim",
+    "num_heads",
+    "pooling",
+    "normalize",
+    "layer_norm_eps",
+    "released_layer_norm",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """The two tokenizers of a run."""
+
+    reader: Tokenizer
+    retriever: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """Mesh, rules, models, tokenizers and the parameters to begin with (on the devices)."""
+
+    mesh: Mesh
+    rules: tuple[Rule, ...]
+    models: Models
+    tokenizers: Tokenizers
+    params: Params
+
+
+@contextlib.contextmanager
+def active_mesh() -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
+    """Build mesh and rules from gin and make them current in this thread."""
+    mesh, rules = partitioning.make_mesh(MeshConfig()), tuple(PartitionRules().rules)
+    with partitioning.activate(mesh, rules):
+        yield mesh, rules
+
+
+def load_tokenizers(config: ModelConfig) -> Tokenizers:
+    """Load both tokenizers, from model folders or from their own files.
+
+    Raises:
+      UserError: one of them is given nowhere, or its file is at fault.
+    """
+    return Tokenizers(**{part: _load_tokenizer(config, part) for part in PARTS})
+
+
+def assemble(
+    config: ModelConfig,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+    seed: int = 0,
+    training: RetrieverTraining = "fixed",
+) -> Assembled:
+    """Make both models with their parameters, from folders or at random.
+
+    A tied retriever becomes two towers for query-side training, which leaves one of them
+    as it is; both start as the tied one.
+
+    Args:
+      config: where the models come from.
+      mesh, rules: where parameters lie.
+      seed: of random parameters.
+      training: how the retriever will be trained.
+
+    Raises:
+      UserError: a folder or file at fault, a binding that does not fit the folder's
+        parameters (the first one that differs is named), a tokenizer with more ids than
+        the model has.
+    """
+    reader = _load_part(config, "reader", ReaderConfig)
+    retriever = _load_part(config, "retriever", RetrieverConfig)
+    models = Models(T5(reader.config), DualEncoder(retriever.config))
+    params = _initial_params(models, reader, retriever, seed, mesh, rules)
+    if training == "query_side" and retriever.config.tied:
+        untied = dataclasses.replace(retriever.config, tied=False)
+        models = Models(models.reader, DualEncoder(untied))
+        params = {**params, "retriever": untie(params["retriever"])}
+    return Assembled(
+        mesh=mesh,
+        rules=rules,
+        models=models,
+        tokenizers=Tokenizers(reader.tokenizer, retriever.tokenizer),
+        params=params,
+    )
+
+
+def load_retriever(config: ModelConfig, seed: int = 0) -> tuple[DualEncoder, Params, Tokenizer]:
+    """The retriever alone, its parameters on the default device.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    part = _load_part(config, "retriever", RetrieverConfig)
+    model = DualEncoder(part.config)
+    expected = _abstract_retriever(model)
+    params = part.params
+    if params is None:
+        params = _random_retriever(model, seed)
+    else:
+        check_params(params, expected, part.origin)
+    return model, jax.tree.map(jax.numpy.asarray, params), part.tokenizer
+
+
+def export_model(
+    directory: str | Path,
+    models: Models,
+    params: Params,
+    tokenizers: Tokenizers,
+    dtype: str,
+    about: dict[str, Any],
+) -> None:
+    """Write reader and retriever as a model folder; layers are always stored unrolled.
+
+    Raises:
+      UserError: the folder could not be written.
+    """
+    reader = params["reader"]
+    if models.reader.config.scan_layers:
+        reader = unstack_layers(reader)
+    reader_fields = dataclasses.asdict(models.reader.config) | {"scan_layers": False}
+    save_model(
+        directory,
+        {
+            "reader": ModelPart(reader_fields, reader, tokenizers.reader),
+            "retriever": ModelPart(
+                dataclasses.asdict(models.retriever.config),
+                params["retriever"],
+                tokenizers.retriever,
+            ),
+        },
+        dtype=dtype,
+        about=about,
+    )
+
+
+def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) -> str:
+    """Fingerprint of everything that decides a passage's embedding.
+
+    The query tower is left out: query-side training keeps the index valid, and so does
+    untying a tied retriever.
+
+    Args:
+      config: of the retriever.
+      params: of the retriever, tied or not.
+      tokenizer: of the retriever.
+    """
+    tower = params["encoder"] if is_tied(params) else params["passage_encoder"]
+    fields = {name: getattr(config, name) for name in _ENCODER_FIELDS}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    digest.update(tokenizer.content_hash.encode())
+    for name, leaf in sorted(traverse_util.flatten_dict(tower, sep="/").items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part(Generic[Config]):
+    config: Config
+    params: Params | None  # None: to be drawn at random
+    tokenizer: Tokenizer
+    origin: str
+
+
+def _load_part(config: ModelConfig, part: str, config_class: type[Config]) -> _Part[Config]:
+    """One model as its folder has it, or only its config and tokenizer.
+
+    Layers come as the config wants them, and a tied retriever is untied if it says so.
+    """
+    folder: str = getattr(config, part)
+    if not folder:
+        fresh = _Part(config_class(), None, _load_tokenizer(config, part), f"ModelConfig.{part}")
+        _check_vocabulary(part, fresh)
+        return fresh
+    saved = load_model(folder, (part,))[part]
+    made = _with_bindings(config_class, saved.config, folder)
+    params = saved.params
+    if isinstance(made, ReaderConfig) and made.scan_layers:
+        params = stack_layers(params)
+    if isinstance(made, RetrieverConfig) and not made.tied:
+        params = untie(params)
+    loaded = _Part(made, params, saved.tokenizer, f"{folder} ({part})")
+    _check_vocabulary(part, loaded)
+    return loaded
+
+
+def _with_bindings(config_class: type[Config], saved: dict[str, Any], folder: str) -> Config:
+    """The folder's config; a field that gin binds explicitly takes gin's value."""
+    unknown = set(saved) - {field.name for field in dataclasses.fields(config_class)}
+    if unknown:
+        raise UserError(
+            f"model folder {folder}: {config_class.__name__} has no field "
+            f"{', '.join(sorted(unknown))}; it was written by another version"
+        )
+    bound = gin.get_bindings(config_class)
+    return config_class(**{name: value for name, value in saved.items() if name not in bound})
+
+
+def _load_tokenizer(config: ModelConfig, part: str) -> Tokenizer:
+    folder: str = getattr(config, part)
+    if folder:
+        return load_tokenizer(folder, part)
+    path: str = getattr(config, f"{part}_tokenizer")
+    if not path:
+        raise UserError(
+            f"the {part} is given nowhere: bind ModelConfig.{part} to a model folder, or "
+            f"ModelConfig.{part}_tokenizer to a tokenizer.json to begin at random"
+        )
+    return Tokenizer.from_file(path)
+
+
+def _check_vocabulary(part: str, loaded: _Part[Any]) -> None:
+    ids, rows = loaded.tokenizer.vocab_size, loaded.config.vocab_size
+    if ids > rows:
+        raise UserError(
+            f"the {part}'s tokenizer has {ids} ids, but {type(loaded.config).__name__}.vocab_size "
+            f"is {rows}; a token id would be out of range"
+        )
+
+
+def _initial_params(
+    models: Models,
+    reader: _Part[ReaderConfig],
+    retriever: _Part[RetrieverConfig],
+    seed: int,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+) -> Params:
+    """Both models' parameters where they belong; what no folder gives is random."""
+    parts: dict[str, _Part[Any]] = {"reader": reader, "retriever": retriever}
+    boxed = abstract_params(models)
+    expected = meta.unbox(boxed)
+    shardings = partitioning.param_shardings(boxed, mesh, rules)
+    params: dict[str, Params] = {}
+    if any(part.params is None for part in parts.values()):
+        params = init_params(models, seed, mesh, rules)
+    for name, part in parts.items():
+        if part.params is not None:
+            check_params(part.params, expected[name], part.origin)
+            params[name] = jax.device_put(part.params, shardings[name])
+    return params
+
+
+def _random_retriever(model: DualEncoder, seed: int) -> Params:
+    tokens = jax.numpy.ones((1, 4), jax.numpy.int32)
+    return meta.unbox(model.init(jax.random.key(seed), tokens, tokens)["params"])
+
+
+def _abstract_retriever(model: DualEncoder) -> Params:
+    return jax.eval_shape(lambda: _random_retriever(model, 0))

@@ -1,0 +1,112 @@
+"""Models from folders and from gin, and what is refused."""
+
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.training import assembly
+from atlas_jax.training.config import ModelConfig
+
+SIZES = """
+ReaderConfig.vocab_size = 400
+ReaderConfig.emb_dim = 16
+ReaderConfig.num_heads = 2
+ReaderConfig.num_encoder_layers = 1
+ReaderConfig.num_decoder_layers = 1
+ReaderConfig.head_dim = 8
+ReaderConfig.mlp_dim = 32
+ReaderConfig.dropout_rate = 0.1
+RetrieverConfig.vocab_size = 400
+RetrieverConfig.hidden_dim = 16
+RetrieverConfig.num_layers = 1
+RetrieverConfig.num_heads = 2
+RetrieverConfig.mlp_dim = 32
+RetrieverConfig.max_positions = 64
+MeshConfig.data = 1
+MeshConfig.fsdp = 4
+MeshConfig.model = 2
+"""
+
+
+@pytest.fixture
+def fresh(reader_tokenizer_file: Path, retriever_tokenizer_file: Path) -> ModelConfig:
+    gin.parse_config(SIZES)
+    return ModelConfig(
+        reader_tokenizer=str(reader_tokenizer_file),
+        retriever_tokenizer=str(retriever_tokenizer_file),
+    )
+
+
+def _export(folder: Path, made: assembly.Assembled) -> ModelConfig:
+    assembly.export_model(folder, made.models, made.params, made.tokenizers, "float32", {})
+    return ModelConfig(reader=str(folder), retriever=str(folder))
+
+
+def test_a_folder_needs_no_gin_and_bindings_override_it(tmp_path: Path, fresh: ModelConfig) -> None:
+    with assembly.active_mesh() as (mesh, rules):
+        made = assembly.assemble(fresh, mesh, rules, seed=3)
+        config = _export(tmp_path / "model", made)
+        gin.clear_config()
+        gin.parse_config("ReaderConfig.dropout_rate = 0.0")
+        found = assembly.assemble(config, mesh, rules)
+        gin.parse_config("ReaderConfig.scan_layers = True")
+        scanned = assembly.assemble(config, mesh, rules)
+        back = _export(tmp_path / "again", scanned)
+        assert assembly.assemble(back, mesh, rules).models.reader.config.scan_layers is True
+    jax.tree.map(np.testing.assert_array_equal, made.params, found.params)
+    assert made.models.reader.config.dropout_rate == 0.1
+    assert found.models.reader.config.dropout_rate == 0.0
+    assert scanned.params["reader"]["encoder"]["layers"]
+    weights = [(tmp_path / name / "reader.safetensors").read_bytes() for name in ("model", "again")]
+    assert weights[0] == weights[1]
+    kernel = found.params["reader"]["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+    assert len({str(shard.index) for shard in kernel.addressable_shards}) == 8
+
+
+def test_query_side_training_unties_and_keeps_the_index_valid(fresh: ModelConfig) -> None:
+    with assembly.active_mesh() as (mesh, rules):
+        tied = assembly.assemble(fresh, mesh, rules)
+        made = assembly.assemble(fresh, mesh, rules, training="query_side")
+    towers = made.params["retriever"]
+    jax.tree.map(np.testing.assert_array_equal, towers["query_encoder"], towers["passage_encoder"])
+    hashes = [
+        assembly.encoder_hash(
+            one.models.retriever.config, one.params["retriever"], one.tokenizers.retriever
+        )
+        for one in (tied, made)
+    ]
+    assert hashes[0] == hashes[1]
+    moved = {**towers, "query_encoder": jax.tree.map(lambda x: x + 1, towers["query_encoder"])}
+    config, tokenizer = made.models.retriever.config, made.tokenizers.retriever
+    assert assembly.encoder_hash(config, moved, tokenizer) == hashes[0]
+    moved = {**towers, "passage_encoder": moved["query_encoder"]}
+    assert assembly.encoder_hash(config, moved, tokenizer) != hashes[0]
+
+
+def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, fresh: ModelConfig) -> None:
+    with assembly.active_mesh() as (mesh, rules):
+        config = _export(tmp_path / "model", assembly.assemble(fresh, mesh, rules))
+        gin.parse_config("ReaderConfig.mlp_dim = 64")
+        with pytest.raises(
+            UserError,
+            match=r"\(reader\) is a checkpoint of another model: parameter .*mlp/w\S+ is float32",
+        ):
+            assembly.assemble(config, mesh, rules)
+        gin.parse_config("RetrieverConfig.vocab_size = 10")
+        with pytest.raises(UserError, match="retriever's tokenizer has .* a token id would be out"):
+            assembly.load_retriever(fresh)
+        with pytest.raises(UserError, match="bind ModelConfig.reader to a model folder"):
+            assembly.load_tokenizers(ModelConfig())
+
+
+def test_the_retriever_alone_is_the_same_retriever(tmp_path: Path, fresh: ModelConfig) -> None:
+    with assembly.active_mesh() as (mesh, rules):
+        made = assembly.assemble(fresh, mesh, rules)
+        config = _export(tmp_path / "model", made)
+    _, params, tokenizer = assembly.load_retriever(config)
+    jax.tree.map(np.testing.assert_array_equal, params, made.params["retriever"])
+    assert tokenizer.content_hash == made.tokenizers.retriever.content_hash
