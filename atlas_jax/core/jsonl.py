@@ -118,7 +118,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):  # noqa: B007 (the error names it)
+            for number, raw in enumerate(file, start=1):
                 yield number, raw
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

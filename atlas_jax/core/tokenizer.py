@@ -90,14 +90,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         """Ids of many texts in one call, which is several times faster than one by one."""
-        encodings = self._backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special
-        )
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
         """Text of the ids, without blanks at the ends; special tokens are left out if asked."""
-        return self.decode_batch([ids], skip_special)[0]
+        return self.decode_batch([list(ids)], skip_special)[0]
 
     def decode_batch(
         self, rows: Sequence[Sequence[int]] | np.ndarray, skip_special: bool = True
@@ -132,9 +130,7 @@ class Tokenizer:
         Raises:
           UserError: `length` is too short for the special tokens alone.
         """
-        fitted = [
-            row if len(row) <= length else self._cut(row, length, truncate) for row in rows
-        ]
+        fitted = [row if len(row) <= length else self._cut(row, length, truncate) for row in rows]
         lengths = np.fromiter(map(len, fitted), np.int64, len(fitted))
         padded = np.zeros((len(fitted), length), np.int32)
         real = np.arange(length) < lengths[:, None]

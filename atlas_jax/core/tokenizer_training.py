@@ -1,0 +1,228 @@
+"""Making the small tokenizers of a reader and a retriever from text alone.
+
+Both are byte-pair encodings of words that carry their leading blank as `▁`. Every digit
+and every punctuation mark stands alone, so a value has the same tokens in an answer as in a
+passage, whatever follows it; a character that the text hardly had falls back to its UTF-8
+bytes, so nothing is unknown. Because a word's tokens depend on that word only,
+`encode(a) + encode(b) == encode(a + " " + b)`: query and passages may be joined as ids.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import gin
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import read_jsonl
+from atlas_jax.core.tokenizer import Tokenizer
+
+READER_FILE = "reader_tokenizer.json"
+RETRIEVER_FILE = "retriever_tokenizer.json"
+
+READER_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as in T5
+RETRIEVER_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+# One digit or one mark, with the blank before it; `▁` is itself a symbol.
+_LONE_CHARACTER = r"▁?(?:\p{N}|[^\p{L}\p{M}\p{N}\s▁])"
+# The accents of Latin, Greek and Cyrillic; other scripts' vowel signs stay.
+_ACCENTS = r"[\u0300-\u036f]"
+
+
+@gin.configurable
+def train_tokenizers(
+    passages_path: str | Sequence[str] = gin.REQUIRED,
+    out_dir: str = gin.REQUIRED,
+    vocab_size: int = 8192,
+    retriever_vocab_size: int | None = None,
+    num_sentinels: int = 100,
+    retriever_lowercase: bool = True,
+    min_character_count: int = 20,
+    fields: Sequence[str] = ("title", "section", "text"),
+) -> tuple[Tokenizer, Tokenizer]:
+    """Train and save the reader's and the retriever's tokenizer; the same text, the same files.
+
+    Args:
+      passages_path: one jsonl file or several.
+      out_dir: folder for `reader_tokenizer.json` and `retriever_tokenizer.json`.
+      vocab_size: ids of the reader's tokenizer in all: `<pad> </s> <unk>`, 256 bytes, the
+        pieces, and the sentinels from `<extra_id_{num_sentinels - 1}>` down to
+        `<extra_id_0>`, which is the last id, as in T5. Little text may give fewer pieces.
+      retriever_vocab_size: the same of the retriever's, which has `[PAD] [UNK] [CLS] [SEP]
+        [MASK]` and no sentinels; None takes `vocab_size`.
+      num_sentinels: how many spans one text can have masked.
+      retriever_lowercase: the retriever sees lower-case text without accents.
+      min_character_count: a character that the text has less often is spelt in bytes.
+      fields: the fields of a record whose text counts, where it has them.
+
+    Returns:
+      The reader's and the retriever's tokenizer, as saved.
+
+    Raises:
+      UserError: a file is bad or without text, or a vocabulary is too small.
+    """
+    paths = [passages_path] if isinstance(passages_path, str) else list(passages_path)
+    texts = read_texts(paths, fields)
+    folder = Path(out_dir)
+    reader = train_reader_tokenizer(texts, vocab_size, num_sentinels, min_character_count)
+    retriever = train_retriever_tokenizer(
+        texts, retriever_vocab_size or vocab_size, retriever_lowercase, min_character_count
+    )
+    reader.save(folder / READER_FILE)
+    retriever.save(folder / RETRIEVER_FILE)
+    return reader, retriever
+
+
+def read_texts(paths: Iterable[str | os.PathLike[str]], fields: Sequence[str]) -> list[str]:
+    """The text fields of every record of jsonl files.
+
+    Raises:
+      UserError: a record is bad, or a file has none of the fields.
+    """
+    texts: list[str] = []
+    for path in paths:
+        before = len(texts)
+        for _, record in read_jsonl(path, optional=dict.fromkeys(fields, str)):
+            texts.extend(record[name] for name in fields if record.get(name))
+        if len(texts) == before:
+            raise UserError(f"{path}: no record has text in any of {', '.join(fields)}")
+    return texts
+
+
+def train_reader_tokenizer(
+    texts: Sequence[str],
+    vocab_size: int,
+    num_sentinels: int = 100,
+    min_character_count: int = 20,
+) -> Tokenizer:
+    """A tokenizer in T5's layout; see `train_tokenizers`. Appends `</s>`."""
+    if num_sentinels < 1:
+        raise UserError(f"num_sentinels is {num_sentinels}, but must be at least 1")
+    backend = _train(
+        texts, vocab_size - num_sentinels, READER_SPECIAL, "<unk>", _cleaning(False),
+        min_character_count,
+    )  # fmt: skip
+    # A sentinel takes the blanks before it with it; the word after it keeps its own.
+    backend.add_special_tokens(
+        [
+            tokenizers.AddedToken(f"<extra_id_{i}>", special=True, lstrip=True, normalized=False)
+            for i in reversed(range(num_sentinels))
+        ]
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return Tokenizer(backend.to_str(), "the reader's tokenizer")
+
+
+def train_retriever_tokenizer(
+    texts: Sequence[str],
+    vocab_size: int,
+    lowercase: bool = True,
+    min_character_count: int = 20,
+) -> Tokenizer:
+    """A tokenizer in BERT's manner, `[CLS] text [SEP]`; see `train_tokenizers`."""
+    backend = _train(
+        texts, vocab_size, RETRIEVER_SPECIAL, "[UNK]", _cleaning(lowercase), min_character_count
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, RETRIEVER_SPECIAL.index(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return Tokenizer(backend.to_str(), "the retriever's tokenizer")
+
+
+def _train(
+    texts: Sequence[str],
+    size: int,
+    special: Sequence[str],
+    unknown: str,
+    cleaning: normalizers.Normalizer,
+    min_character_count: int,
+) -> tokenizers.Tokenizer:
+    """Special tokens, bytes and byte-pair pieces, `size` in all."""
+    clean = [cleaning.normalize_str(text) for text in texts]
+    alphabet, rare = _alphabet(clean, min_character_count)
+    num_fixed = len(special) + len(BYTE_PIECES)
+    if size < num_fixed + len(alphabet):
+        raise UserError(
+            f"a vocabulary of {size} is too small: {num_fixed} special tokens and bytes and "
+            f"{len(alphabet)} characters come before any piece"
+        )
+    learner = tokenizers.Tokenizer(models.BPE(unk_token=unknown))
+    learner.pre_tokenizer = _splitting()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - num_fixed, initial_alphabet=alphabet, show_progress=False
+    )
+    # Without the rare characters: the trainer's own limit breaks ties at random.
+    learner.train_from_iterator((text.translate(rare) for text in clean), trainer)
+    learned = json.loads(learner.to_str())["model"]
+    pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+    vocabulary = {piece: i for i, piece in enumerate([*special, *BYTE_PIECES, *pieces])}
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=[tuple(pair) for pair in learned["merges"]],
+            unk_token=unknown,
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = cleaning
+    backend.pre_tokenizer = _splitting()
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(name, special=True, normalized=False) for name in special]
+    )
+    return backend
+
+
+def _alphabet(texts: Iterable[str], min_count: int) -> tuple[list[str], dict[int, str]]:
+    """Sorted common characters, and a translation that blanks the rare ones out."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    counts.pop(" ", None)
+    alphabet = sorted(c for c, count in counts.items() if count >= min_count)
+    rare = {ord(c): " " for c, count in counts.items() if count < min_count}
+    return alphabet, rare
+
+
+def _cleaning(lowercase: bool) -> normalizers.Normalizer:
+    steps: list[normalizers.Normalizer] = [normalizers.NFC()]
+    if lowercase:
+        steps = [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.NFD(),
+            normalizers.Replace(tokenizers.Regex(_ACCENTS), ""),
+            normalizers.NFC(),
+        ]
+    return normalizers.Sequence(
+        [
+            *steps,
+            normalizers.Replace(tokenizers.Regex(r"\s+$"), ""),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+        ]
+    )
+
+
+def _splitting() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True),
+            pre_tokenizers.Split(tokenizers.Regex(_LONE_CHARACTER), behavior="isolated"),
+        ]
+    )
