@@ -185,3 +185,54 @@ class EvalConfig:
             self.passages,
             f"one of {', '.join(PASSAGE_SOURCES)}",
         )
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class RetrieverTrainConfig:
+    """One run of contrastive pretraining, on the passages of `CorpusConfig`.
+
+    model_dir: as in TrainConfig; `final/` holds the retriever alone.
+    total_steps: training ends after this step.
+    batch_size: passages per step; each gives a pair of crops.
+    seed: initial parameters, data order, crops and dropout all follow from it.
+    log_every: steps between two lines of metrics.
+    """
+
+    model_dir: str
+    total_steps: int
+    batch_size: int = 64
+    seed: int = 0
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, naming the binding."""
+        name = "RetrieverTrainConfig"
+        _require(bool(self.model_dir), f"{name}.model_dir", self.model_dir, "a directory")
+        for field in ("total_steps", "batch_size", "log_every"):
+            _require(getattr(self, field) > 0, f"{name}.{field}", getattr(self, field), "1 or more")
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """What `retrieve` writes.
+
+    file, task: questions; queries are formed as the task does it for the retriever.
+    output: jsonl file, one row per question with its passages and scores.
+    k: passages per question.
+    batch_size: questions per compiled call.
+    """
+
+    file: str
+    output: str
+    task: str = "qa"
+    k: int = 20
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, naming the binding."""
+        _require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
+        _require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
+        _require(self.k > 0, "RetrieveConfig.k", self.k, "1 or more")
+        _require(self.batch_size > 0, "RetrieveConfig.batch_size", self.batch_size, "1 or more")
