@@ -112,20 +112,3 @@ def untie(params: Params) -> Params:
     if not is_tied(params):
         return params
     return {name: jax.tree.map(lambda x: x.copy(), params["encoder"]) for name in sorted(UNTIED)}
-
-
-def query_side(params: Params) -> Params:
-    """Mark what query-side training changes: a tree of bools, True in the query tower.
-
-    Raises:
-        UserError: The towers are tied, so the passages would move along with the queries.
-    """
-    if is_tied(params):
-        raise UserError(
-            "query-side training needs two towers: set RetrieverConfig.tied = False "
-            "(a tied checkpoint is untied when it is loaded)"
-        )
-    return {
-        name: jax.tree.map(lambda _, on=name == "query_encoder": on, tower)
-        for name, tower in params.items()
-    }
