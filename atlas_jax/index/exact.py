@@ -8,7 +8,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core.partitioning import active_mesh
@@ -53,11 +52,11 @@ def exact_search(
     query_be, embeddings_ne = jax.lax.stop_gradient((query_be, index.embeddings_ne))
     local = functools.partial(_search_rows, k=min(k, n // (mesh.size if mesh else 1)))
     if mesh is None:
-        rows_bk, scores_bk = local(embeddings_ne, index.count, query_be, excluded_bx, first_row=0)
+        rows_bk, scores_bk = local(0, embeddings_ne, index.count, query_be, excluded_bx)
         return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
 
     def search_shard(embeddings_ne: Array, *args: Array) -> tuple[Array, Array]:
-        return local(embeddings_ne, *args, first_row=_first_row(mesh, embeddings_ne.shape[0]))
+        return local(_first_row(mesh, embeddings_ne.shape[0]), embeddings_ne, *args)
 
     every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     columns = PartitionSpec(None, mesh.axis_names)  # candidates of all shards, side by side
@@ -156,11 +155,11 @@ def top_k_rows(scores_bn: Array, k: int) -> tuple[Array, Array]:
 
 
 def _search_rows(
+    first_row: Array | int,
     embeddings_ne: Array,
     count: Array,
     query_be: Array,
     excluded_bx: Array,
-    first_row: Array | int,
     k: int,
 ) -> tuple[Array, Array]:
     """The k best rows of one shard, whose first row is ``first_row`` of the index."""

@@ -1,0 +1,487 @@
+"""The passage store: the text of every index row, and its tokens for both models.
+
+Built once per corpus and tokenizers, then only read, through memory maps: neither
+building nor reading holds the corpus in memory. A store is a folder:
+
+    manifest.json         counts, formats, lengths, tokenizers and content hashes
+    passages.jsonl        one {id, title, section, text} a line; the line is the index row
+    offsets.npy           uint64 [n + 1], byte at which each line begins
+    id_hashes.npy         uint64 [n], sorted hashes of the ids; id_rows.npy: their rows
+    reader_tokens.npy     uint16 or int32 [n, l], no end token, padded with 0
+    retriever_tokens.npy  uint16 or int32 [n, m], with special tokens, padded with 0
+"""
+
+import array
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+from tqdm import tqdm
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import NO_ROW, Passages
+from atlas_jax.index.files import create_npy, new_directory
+from atlas_jax.index.search import SearchResult
+
+FIELDS = ("id", "title", "section", "text")
+STORE_FORMAT = 1
+REQUIRED: FieldTypes = {"id": (str, int), "title": str, "text": str}
+OPTIONAL: FieldTypes = {"section": str}
+_BATCH = 1024  # passages per call of a tokenizer
+_TOWERS = ("reader", "retriever")
+
+Record = dict[str, str]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class StoreConfig:
+    """What of a passage each model sees.
+
+    Attributes:
+      reader_format: the reader's text; any of {id}, {title}, {section}, {text}.
+      retriever_format: the retriever's text.
+      reader_length: reader tokens kept of a passage.
+      retriever_length: retriever tokens kept, special tokens included.
+    """
+
+    reader_format: str = "title: {title} context: {text}"
+    retriever_format: str = "{title} {text}"
+    reader_length: int = 192
+    retriever_length: int = 192
+
+    def __post_init__(self) -> None:
+        """Refuse formats with unknown fields and lengths below 1.
+
+        Raises:
+          UserError: names the binding at fault.
+        """
+        for tower in _TOWERS:
+            name, value = f"{tower}_format", getattr(self, f"{tower}_format")
+            try:
+                fields = {field for _, field, _, _ in string.Formatter().parse(value)} - {None}
+            except ValueError as error:
+                raise UserError(f"StoreConfig.{name} = {value!r}: {error}") from None
+            if not fields or not fields <= set(FIELDS):
+                raise UserError(
+                    f"StoreConfig.{name} = {value!r} needs at least one of the fields "
+                    f"{', '.join(f'{{{field}}}' for field in FIELDS)}, and no others"
+                )
+            if getattr(self, f"{tower}_length") < 1:
+                raise UserError(f"StoreConfig.{tower}_length has to be at least 1")
+
+
+class PassageStore:
+    """A built store, open for reading.
+
+    Attributes:
+      directory: where it lies.
+      config: the formats and lengths it was built with.
+      count: number of passages, n.
+      reader_tokens_nl: memory-mapped reader tokens.
+      retriever_tokens_nm: memory-mapped retriever tokens.
+      content_hash: of the corpus, both tokenizers and the config.
+      retriever_hash: of what embeddings depend on: the corpus and the retriever's half.
+    """
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.config = StoreConfig(
+            **{
+                f"{tower}_{key}": manifest[tower][key]
+                for tower in _TOWERS
+                for key in ("format", "length")
+            }
+        )
+        self.count: int = manifest["count"]
+        self.content_hash: str = manifest["content_hash"]
+        self.retriever_hash: str = manifest["retriever_hash"]
+        self.reader_tokens_nl = self._array(
+            "reader_tokens", (self.count, self.config.reader_length)
+        )
+        self.retriever_tokens_nm = self._array(
+            "retriever_tokens", (self.count, self.config.retriever_length)
+        )
+        self._offsets = self._array("offsets", (self.count + 1,))
+        self._id_hashes = self._array("id_hashes", (self.count,))
+        self._id_rows = self._array("id_rows", (self.count,))
+        text_file = directory / "passages.jsonl"
+        if not text_file.is_file() or text_file.stat().st_size != self._offsets[-1]:
+            raise self._damaged(text_file)
+        self._text = np.memmap(text_file, np.uint8, mode="r")
+
+    @classmethod
+    def build(
+        cls,
+        passages_jsonl: str | os.PathLike[str],
+        directory: str | os.PathLike[str],
+        reader_tokenizer: Tokenizer,
+        retriever_tokenizer: Tokenizer,
+        config: StoreConfig | None = None,
+        progress: bool = True,
+    ) -> "PassageStore":
+        """Build a store from a jsonl file of {id, title, section?, text}, plain or .gz.
+
+        Two passes, both streaming: the file is checked and copied, then tokenised. A store
+        of the same content that is there already is opened instead.
+
+        Raises:
+          UserError: names file and line for a broken line, text that is not UTF-8, a
+            missing or empty field or an id used twice; or the corpus is empty, the
+            directory holds something else, or the disk is full. Nothing is left behind.
+        """
+        config = config or StoreConfig()
+        tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
+        existing = cls.open(directory) if (Path(directory) / "manifest.json").exists() else None
+        if existing:
+            digest = hashlib.sha256()
+            for _, record in _read_corpus(passages_jsonl, progress):
+                digest.update(_line(record))
+            corpus_hash = digest.hexdigest()
+            wanted = _content_hashes(corpus_hash, config, tokenizers)["content_hash"]
+            existing._check_hash(wanted, f"the passages of {passages_jsonl}")
+            return existing
+        with new_directory(directory) as folder:
+            lines = array.array("Q")  # line of each row, for the error about two equal ids
+
+            def records() -> Iterator[Record]:
+                for line, record in _read_corpus(passages_jsonl, progress):
+                    lines.append(line)
+                    yield record
+
+            corpus_hash = _copy_corpus(
+                folder, records(), lambda row: f"{passages_jsonl}:{lines[row]}"
+            )
+            if not lines:
+                raise UserError(f"{passages_jsonl} holds no passages")
+            towers = {
+                tower: _tokenise(folder, len(lines), tower, config, tokenizers[tower], progress)
+                for tower in _TOWERS
+            }
+            hashes = _content_hashes(corpus_hash, config, tokenizers)
+            _write_manifest(folder, {"count": len(lines), **hashes, **towers})
+        return cls.open(directory, reader_tokenizer, retriever_tokenizer)
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        reader_tokenizer: Tokenizer | None = None,
+        retriever_tokenizer: Tokenizer | None = None,
+    ) -> "PassageStore":
+        """Open a store, checking that it was made with the given tokenizers.
+
+        Raises:
+          UserError: there is no store, it is damaged or of another version, or another
+            tokenizer made it (both hashes are named).
+        """
+        path = Path(directory) / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{directory} is no passage store ({error}); build one with "
+                "`python -m atlas_jax.build_index`"
+            ) from error
+        if manifest.get("format") != STORE_FORMAT:
+            raise UserError(
+                f"{path}: store format {manifest.get('format')}, this version reads "
+                f"{STORE_FORMAT}; build the store anew"
+            )
+        given = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
+        for tower, tokenizer in given.items():
+            made_with = manifest[tower]["tokenizer"]
+            if tokenizer is not None and tokenizer.content_hash != made_with:
+                raise UserError(
+                    f"{directory} was built with the {tower} tokenizer {made_with[:12]}, but the "
+                    f"{tower} has {tokenizer.content_hash[:12]}; build a store for this {tower}"
+                )
+        return cls(Path(directory), manifest)
+
+    def passage(self, row: int) -> Record:
+        """The passage of an index row: its id, title, section and text.
+
+        Raises:
+          IndexError: no such row.
+        """
+        if not 0 <= row < self.count:
+            raise IndexError(f"row {row} of a store of {self.count} passages")
+        record: Record = json.loads(
+            self._text[self._offsets[row] : self._offsets[row + 1]].tobytes()
+        )
+        return record
+
+    def row_of(self, passage_id: str) -> int:
+        """The index row of a passage id.
+
+        Raises:
+          UserError: no passage has this id.
+        """
+        hashed = _hash_id(passage_id)
+        at = int(np.searchsorted(self._id_hashes, np.uint64(hashed)))
+        while at < self.count and int(self._id_hashes[at]) == hashed:
+            row = int(self._id_rows[at])
+            if self.passage(row)["id"] == passage_id:
+                return row
+            at += 1
+        raise UserError(f"{self.directory} has no passage with the id {passage_id!r}")
+
+    def check_vocab(self, reader_vocab: int, retriever_vocab: int) -> None:
+        """Refuse token ids that a model's embedding table does not have.
+
+        Raises:
+          UserError: names the tower, the greatest id of the store and the vocabulary size.
+        """
+        for tower, size in (("reader", reader_vocab), ("retriever", retriever_vocab)):
+            greatest = self.manifest[tower]["max_id"]
+            if greatest >= size:
+                raise UserError(
+                    f"{self.directory} holds {tower} token id {greatest}, but the {tower} model's "
+                    f"vocabulary has {size} ids (0 to {size - 1}); the store was made for another "
+                    "model"
+                )
+
+    def gather_passages(self, result: SearchResult) -> Passages:
+        """Fetch the tokens of found rows on the host; see ``exact.gather_passages``."""
+        rows_bk = np.asarray(result.rows_bk)
+        mask_bk = rows_bk != NO_ROW
+
+        def take(tokens: np.ndarray) -> np.ndarray:
+            found = tokens[np.where(mask_bk, rows_bk, 0)].astype(np.int32)
+            return np.where(mask_bk[:, :, None], found, 0)
+
+        return Passages(
+            rows_bk=rows_bk,
+            scores_bk=np.asarray(result.scores_bk),
+            reader_tokens_bkl=take(self.reader_tokens_nl),
+            retriever_tokens_bkm=take(self.retriever_tokens_nm),
+            mask_bk=mask_bk,
+        )
+
+    def replace(
+        self,
+        passages: Sequence[Mapping[str, Any]],
+        directory: str | os.PathLike[str],
+        reader_tokenizer: Tokenizer,
+        retriever_tokenizer: Tokenizer,
+    ) -> "PassageStore":
+        """Write a new store in which some passages have other text; this one stays.
+
+        Rows keep their places, so only the rows of the given ids need new embeddings.
+
+        Args:
+          passages: {id, title, section?, text}; each id has to be in this store.
+          directory: of the new store.
+
+        Raises:
+          UserError: an id that the store lacks, a missing field, other tokenizers than
+            the store's, or the directory cannot be written.
+        """
+        tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
+        PassageStore.open(self.directory, **{f"{t}_tokenizer": tokenizers[t] for t in _TOWERS})
+        changed: dict[int, Record] = {}
+        for number, passage in enumerate(passages):
+            record = _normalise(passage, f"replacement {number}")
+            changed[self.row_of(record["id"])] = record
+        with new_directory(directory) as folder:
+            everything = (changed.get(row) or self.passage(row) for row in range(self.count))
+            corpus_hash = _copy_corpus(folder, everything, lambda row: f"row {row}")
+            hashes = _content_hashes(corpus_hash, self.config, tokenizers)
+            manifest = {**self.manifest, **hashes}
+            for tower in _TOWERS:
+                name = f"{tower}_tokens.npy"
+                shutil.copyfile(self.directory / name, folder / name)
+                tokens = np.load(folder / name, mmap_mode="r+")
+                fresh = _encode(list(changed.values()), tower, self.config, tokenizers[tower])
+                tokens[list(changed)] = _fit(fresh, tokens.dtype)
+                tokens.flush()
+                greatest = max(manifest[tower]["max_id"], int(fresh.max(initial=0)))
+                manifest[tower] = {**manifest[tower], "max_id": greatest}
+            _write_manifest(folder, manifest)
+        return PassageStore.open(directory)
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        path = self.directory / f"{name}.npy"
+        try:
+            found: np.ndarray = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise self._damaged(path) from error
+        if found.shape != shape:
+            raise self._damaged(path)
+        return found
+
+    def _damaged(self, path: Path) -> UserError:
+        return UserError(
+            f"{path} is missing or not as {self.directory / 'manifest.json'} describes it; "
+            "remove the store and build it anew"
+        )
+
+    def _check_hash(self, wanted: str, what: str) -> None:
+        if self.content_hash != wanted:
+            raise UserError(
+                f"{self.directory} holds another store ({self.content_hash[:12]}) than {what} with "
+                f"these tokenizers and StoreConfig give ({wanted[:12]}); remove it or choose "
+                "another directory"
+            )
+
+
+def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
+    """Line number and checked record of every passage of a jsonl file."""
+    rows = read_jsonl(path, REQUIRED, OPTIONAL)
+    for line, record in tqdm(rows, "read passages", unit="", unit_scale=True, disable=not progress):
+        yield line, _normalise(record, f"{path}:{line}")
+
+
+def _normalise(record: Mapping[str, Any], where: str) -> Record:
+    """The four fields of a passage as strings; ``where`` begins the error."""
+    check_fields(record, REQUIRED, OPTIONAL, where)
+    fields = {field: str(record.get(field) or "") for field in FIELDS}
+    for field in ("id", "text"):
+        if not fields[field].strip():
+            raise UserError(f"{where}: field {field!r} is empty")
+    try:
+        _line(fields)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: a text that is no valid Unicode: {error}") from None
+    return fields
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _hash_id(passage_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(passage_id.encode("utf-8"), digest_size=8).digest())
+
+
+def _copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], str]) -> str:
+    """Write the text, its offsets and the index of ids; returns the hash of the text.
+
+    Raises:
+      UserError: an id that two passages have; ``place`` says where a row came from.
+    """
+    digest, offsets, id_hashes = hashlib.sha256(), array.array("Q", [0]), array.array("Q")
+    with (folder / "passages.jsonl").open("wb") as file:
+        for record in records:
+            line = _line(record)
+            file.write(line)
+            digest.update(line)
+            offsets.append(offsets[-1] + len(line))
+            id_hashes.append(_hash_id(record["id"]))
+    hashes = np.asarray(id_hashes, np.uint64)
+    rows = np.argsort(hashes, kind="stable")
+    hashes = hashes[rows]
+    equal = hashes[1:] == hashes[:-1]
+    _check_unique(folder, np.union1d(rows[1:][equal], rows[:-1][equal]), offsets, place)
+    np.save(folder / "offsets.npy", np.asarray(offsets, np.uint64))
+    np.save(folder / "id_hashes.npy", hashes)
+    np.save(folder / "id_rows.npy", rows)
+    return digest.hexdigest()
+
+
+def _check_unique(
+    folder: Path, suspects: np.ndarray, offsets: Sequence[int], place: Callable[[int], str]
+) -> None:
+    """Compare the ids of the rows whose hashes are equal."""
+    seen: dict[str, int] = {}
+    with (folder / "passages.jsonl").open("rb") as file:
+        for row in suspects.tolist():
+            file.seek(offsets[row])
+            passage_id = json.loads(file.readline())["id"]
+            if passage_id in seen:
+                raise UserError(
+                    f"duplicate passage id {passage_id!r}: {place(seen[passage_id])} and "
+                    f"{place(row)}; every passage needs an id of its own"
+                )
+            seen[passage_id] = row
+
+
+def _tokenise(
+    folder: Path,
+    count: int,
+    tower: str,
+    config: StoreConfig,
+    tokenizer: Tokenizer,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write one tower's token array; returns its part of the manifest."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    length = getattr(config, f"{tower}_length")
+    tokens = create_npy(folder / f"{tower}_tokens.npy", (count, length), dtype)
+    greatest = 0
+    with (
+        (folder / "passages.jsonl").open("rb") as file,
+        tqdm(
+            total=count, desc=f"{tower} tokens", unit="", unit_scale=True, disable=not progress
+        ) as bar,
+    ):
+        for start in range(0, count, _BATCH):
+            records = [json.loads(line) for line in itertools.islice(file, _BATCH)]
+            fresh = _encode(records, tower, config, tokenizer)
+            tokens[start : start + len(records)] = _fit(fresh, tokens.dtype)
+            greatest = max(greatest, int(fresh.max()))
+            bar.update(len(records))
+    tokens.flush()
+    return {
+        "tokenizer": tokenizer.content_hash,
+        "format": getattr(config, f"{tower}_format"),
+        "length": length,
+        "max_id": greatest,
+    }
+
+
+def _encode(
+    records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Int32 tokens of some passages for one tower."""
+    template = getattr(config, f"{tower}_format")
+    texts = [template.format(**record) for record in records]
+    rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
+    return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
+
+
+def _fit(tokens: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The tokens in the store's type; a tokenizer with gaps in its ids may exceed it."""
+    if tokens.max(initial=0) > np.iinfo(dtype).max:
+        raise UserError(
+            f"token id {tokens.max()} does not fit {dtype.name}: the tokenizer has ids above its "
+            "vocabulary size"
+        )
+    return tokens.astype(dtype)
+
+
+def _content_hashes(
+    corpus_hash: str, config: StoreConfig, tokenizers: Mapping[str, Tokenizer]
+) -> dict[str, str]:
+    """Hash of everything, and hash of what the embeddings depend on."""
+    half = {
+        tower: [
+            corpus_hash,
+            tokenizers[tower].content_hash,
+            getattr(config, f"{tower}_format"),
+            getattr(config, f"{tower}_length"),
+        ]
+        for tower in _TOWERS
+    }
+
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps([STORE_FORMAT, value]).encode("utf-8")).hexdigest()
+
+    return {"content_hash": digest(half), "retriever_hash": digest(half["retriever"])}
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps({"format": STORE_FORMAT, **manifest}, indent=2) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")

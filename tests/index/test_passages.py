@@ -1,0 +1,248 @@
+"""The passage store: content, look-ups, bad input, and nothing half-written."""
+
+import gzip
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.search import SearchResult
+
+CONFIG = StoreConfig(reader_length=40, retriever_length=24)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(reader_tokenizer_file, retriever_tokenizer_file):
+    return Tokenizer.from_file(reader_tokenizer_file), Tokenizer.from_file(retriever_tokenizer_file)
+
+
+@pytest.fixture
+def build(tmp_path, tokenizers):
+    def build(source, name="store", config=CONFIG):
+        return PassageStore.build(source, tmp_path / name, *tokenizers, config, progress=False)
+
+    return build
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def passages(count, **extra):
+    return [
+        {"id": f"p{i}", "title": f"Title {i}", "text": f"Text number {i}.", **extra}
+        for i in range(count)
+    ]
+
+
+def test_store_holds_texts_and_tokens(build, passages_file, tokenizers):
+    store = build(passages_file)
+    reader, retriever = tokenizers
+    records = [json.loads(line) for line in passages_file.read_text().splitlines()]
+    assert store.count == len(records)
+    for row, record in enumerate(records):
+        assert store.passage(row) == {**record, "section": ""}
+        assert store.row_of(record["id"]) == row
+        text = f"title: {record['title']} context: {record['text']}"
+        want = reader.encode(text, add_special=False)[:40]
+        np.testing.assert_array_equal(store.reader_tokens_nl[row], want + [0] * (40 - len(want)))
+        ids = store.retriever_tokens_nm[row]
+        ids = ids[ids != 0]
+        assert ids[0] == retriever.cls_id and ids[-1] == retriever.eos_id  # also where it is cut
+    assert store.reader_tokens_nl.dtype == np.uint16
+    assert isinstance(store.reader_tokens_nl, np.memmap)
+    with pytest.raises(UserError, match="no passage with the id 'nobody'"):
+        store.row_of("nobody")
+    with pytest.raises(IndexError):
+        store.passage(-1)
+
+
+def test_sections_unicode_and_numeric_ids(build, tmp_path):
+    record = {"id": 7, "title": "Žluť", "section": "Déjà vu", "text": "a\u2028b\nc \U0001f600"}
+    config = StoreConfig(reader_format="{section}: {text}", reader_length=40)
+    store = build(write(tmp_path / "p.jsonl", [record]), config=config)
+    assert store.passage(store.row_of("7")) == {**record, "id": "7"}
+
+
+def test_gzip_gives_the_same_store(build, passages_file, tmp_path):
+    packed = tmp_path / "p.jsonl.gz"
+    packed.write_bytes(gzip.compress(passages_file.read_bytes()))
+    assert build(packed, "a").content_hash == build(passages_file, "b").content_hash
+
+
+def test_hashes_tell_what_changed(build, passages_file, tmp_path):
+    store = build(passages_file, "a")
+    other_reader = build(passages_file, "b", StoreConfig(reader_length=30, retriever_length=24))
+    assert other_reader.content_hash != store.content_hash
+    assert other_reader.retriever_hash == store.retriever_hash
+    other_retriever = build(passages_file, "c", StoreConfig(reader_length=40, retriever_length=20))
+    assert other_retriever.retriever_hash != store.retriever_hash
+    other_corpus = build(write(tmp_path / "p.jsonl", passages(6)), "d")
+    assert other_corpus.retriever_hash != store.retriever_hash
+
+
+def test_building_again_opens_the_same_and_refuses_another(build, passages_file, tmp_path):
+    store = build(passages_file)
+    before = (store.directory / "manifest.json").stat().st_mtime_ns
+    assert build(passages_file).content_hash == store.content_hash
+    assert (store.directory / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="another store"):
+        build(write(tmp_path / "other.jsonl", passages(3)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        build(passages_file, "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no passages"),
+        (b"\n\n", "holds no passages"),
+        (b'{"id": "a", "title": "t", "text": "x"}\n{"id": "b", "ti', "p.jsonl:2: the line is cut"),
+        (b'{"id": "a", "title": "t"}\n', "p.jsonl:1: field 'text' is missing"),
+        (b'{"id": "a", "title": 3, "text": "x"}\n', "p.jsonl:1: field 'title' must be a string"),
+        (b'{"id": "a", "title": "t", "text": " "}\n', "p.jsonl:1: field 'text' is empty"),
+        (b'{"id": "a", "title": "t", "text": "\xff"}\n', "p.jsonl:1: not UTF-8"),
+        (b'{"id": "a", "title": "t", "text": "\\ud800"}\n', "p.jsonl:1: .*no valid Unicode"),
+        (
+            b'{"id": "b", "title": "t", "text": "x"}\n{"id": "a", "title": "t", "text": "x"}\n\n'
+            b'{"id": "a", "title": "t", "text": "y"}\n',
+            r"duplicate passage id 'a': \S*p.jsonl:2 and \S*p.jsonl:4",
+        ),
+    ],
+)
+def test_bad_corpus_names_file_and_line(build, tmp_path, content, message):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        build(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reader_format": "{titel}"}, "StoreConfig.reader_format = '{titel}'"),
+        ({"retriever_format": "text"}, "StoreConfig.retriever_format = 'text'"),
+        ({"retriever_format": "{text"}, "StoreConfig.retriever_format"),
+        ({"reader_length": 0}, "StoreConfig.reader_length"),
+    ],
+)
+def test_bad_config_names_the_binding(settings, message):
+    with pytest.raises(UserError, match=message):
+        StoreConfig(**settings)
+
+
+def test_other_tokenizers_are_refused(build, passages_file, tokenizers):
+    store = build(passages_file)
+    reader, retriever = tokenizers
+    PassageStore.open(store.directory, reader, retriever)
+    with pytest.raises(UserError, match=f"reader tokenizer {reader.content_hash[:12]}.*has"):
+        PassageStore.open(store.directory, reader_tokenizer=retriever)
+    with pytest.raises(UserError, match="retriever tokenizer"):
+        PassageStore.open(store.directory, retriever_tokenizer=reader)
+
+
+def test_token_ids_above_the_vocabulary_are_refused(build, passages_file, tokenizers):
+    store = build(passages_file)
+    store.check_vocab(*(t.vocab_size for t in tokenizers))
+    greatest = int(store.reader_tokens_nl.max())
+    with pytest.raises(UserError, match=f"reader token id {greatest}.* {greatest} ids"):
+        store.check_vocab(greatest, 1000)
+    with pytest.raises(UserError, match="retriever token id"):
+        store.check_vocab(1000, int(store.retriever_tokens_nm.max()))
+
+
+def test_missing_damaged_and_foreign_stores_are_refused(build, passages_file, tmp_path):
+    with pytest.raises(UserError, match="is no passage store"):
+        PassageStore.open(tmp_path / "nowhere")
+    store = build(passages_file)
+    manifest = store.directory / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(UserError, match="store format 99"):
+        PassageStore.open(store.directory)
+    manifest.write_text(text)
+    tokens = store.directory / "reader_tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-10])
+    with pytest.raises(UserError, match="reader_tokens.npy is missing or not as"):
+        PassageStore.open(store.directory)
+
+
+def test_gather_passages_on_the_host(build, passages_file):
+    store = build(passages_file)
+    rows_bk = np.array([[3, -1], [0, 5]], np.int32)
+    got = store.gather_passages(SearchResult(rows_bk=rows_bk, scores_bk=np.zeros((2, 2))))
+    assert got.reader_tokens_bkl.dtype == np.int32
+    np.testing.assert_array_equal(got.reader_tokens_bkl[1, 1], store.reader_tokens_nl[5])
+    np.testing.assert_array_equal(got.retriever_tokens_bkm[0, 0], store.retriever_tokens_nm[3])
+    assert not got.reader_tokens_bkl[0, 1].any() and not got.mask_bk[0, 1]
+
+
+def test_replace_equals_a_store_of_the_new_corpus(build, passages_file, tmp_path, tokenizers):
+    store = build(passages_file, "old")
+    newer = {"id": "bera-1", "title": "Bera", "text": "The capital of Bera is now Wesk."}
+    records = [json.loads(line) for line in passages_file.read_text().splitlines()]
+    records = [newer if r["id"] == newer["id"] else r for r in records]
+    want = build(write(tmp_path / "new.jsonl", records), "want")
+    got = store.replace([newer], tmp_path / "got", *tokenizers)
+    assert got.content_hash == want.content_hash
+    for file in want.directory.iterdir():
+        if file.name != "manifest.json":  # its max_id is an upper bound
+            assert (got.directory / file.name).read_bytes() == file.read_bytes(), file.name
+    assert store.passage(2)["text"] != newer["text"]
+    with pytest.raises(UserError, match="no passage with the id 'x'"):
+        store.replace([{**newer, "id": "x"}], tmp_path / "bad", *tokenizers)
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("limit", [2_000, 30_000, 60_000])
+def test_a_full_disk_leaves_nothing(build, tmp_path, limit):
+    """Files may not grow past `limit` bytes, which fails as a full disk does."""
+    source = write(tmp_path / "p.jsonl", passages(1000))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(UserError, match="store could not be written, nothing of it was kept"):
+            build(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl"]
+    assert build(source).count == 1000
+
+
+def test_a_kill_while_building_leaves_no_store(
+    build, tmp_path, reader_tokenizer_file, retriever_tokenizer_file
+):
+    source = write(tmp_path / "p.jsonl", passages(50))
+    script = f"""
+import os, signal
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index import passages
+encode = passages._encode
+def killed(records, tower, *args):
+    if tower == "retriever":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(records, tower, *args)
+passages._encode = killed
+passages.PassageStore.build({str(source)!r}, {str(tmp_path / "store")!r},
+    Tokenizer.from_file({str(reader_tokenizer_file)!r}),
+    Tokenizer.from_file({str(retriever_tokenizer_file)!r}), progress=False)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(UserError, match="is no passage store"):
+        PassageStore.open(tmp_path / "store")
+    assert build(source).count == 50
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl", "store"]
