@@ -1,0 +1,60 @@
+# make demo    from a corpus to an answered, scored question, in ten minutes on two cores
+# make test    all tests
+# make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
+# make lint    ruff, mypy, import-linter, shellcheck
+#
+# Each makes what it needs: in the active virtual environment if there is one, else in .venv.
+# ARGS=... is passed on, e.g. make test ARGS="tests/core -q".
+
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+ARGS ?=
+
+# One stamp for each set of packages: done once, and again when the lists change.
+RUN := $(VENV)/.atlas-jax-run
+DEV := $(VENV)/.atlas-jax-dev
+BENCH := $(VENV)/.atlas-jax-bench
+
+.PHONY: help demo test bench lint
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(RUN)
+	$(BIN)/python -m atlas_jax demo $(ARGS)
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(BENCH)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run tpu_scripts/*.sh
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no python3 found; set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is older than 3.11; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): requirements.txt pyproject.toml | $(BIN)/python
+	@echo "== installing into $(VENV) (once, about 1 GB) =="
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+$(DEV): $(RUN)
+	$(PIP) --constraint requirements.txt --editable '.[dev]'
+	@touch $@
+
+$(BENCH): $(RUN)
+	$(PIP) --constraint requirements.txt --editable '.[bench]'
+	@touch $@

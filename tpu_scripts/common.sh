@@ -1,0 +1,116 @@
+# shellcheck shell=bash disable=SC2034
+# What the scripts share: flags, the gcloud calls, and --dry-run. Sourced, not run.
+#
+# Flags, each with an environment variable behind it:
+#   --name NAME      TPU_NAME      name of the slice (required)
+#   --zone ZONE      TPU_ZONE      e.g. us-central2-b (required)
+#   --project ID     TPU_PROJECT   Cloud project (default: gcloud's own)
+#   --dry-run        DRY_RUN=1     print every command, run none
+# What follows `--` is what run.sh and resume.sh start.
+
+TPU_NAME="${TPU_NAME:-}"
+TPU_ZONE="${TPU_ZONE:-}"
+TPU_PROJECT="${TPU_PROJECT:-}"
+DRY_RUN="${DRY_RUN:-}"
+ARGUMENTS=() # used by the scripts that source this file
+
+# The directory on every host that holds code, environment and log.
+readonly REMOTE_DIR='atlas-jax'
+
+die() {
+    echo "$(basename "$0"): error: $*" >&2
+    exit 2
+}
+
+# The comment at the top of the calling script is its help text.
+usage() {
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    echo
+    sed -n '/^# Flags/,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+}
+
+need_value() {
+    [[ $# -gt 1 && -n "$2" && "$2" != --* ]] || die "$1 needs a value"
+}
+
+# parse_flags "$@": the common flags; an unknown one is given to own_flag NAME VALUE of the
+# calling script, which answers with the number of words it took (1 or 2).
+parse_flags() {
+    local taken
+    while (($#)); do
+        case "$1" in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --dry-run)
+            DRY_RUN=1
+            shift
+            ;;
+        --name | --zone | --project)
+            need_value "$@"
+            case "$1" in
+            --name) TPU_NAME="$2" ;;
+            --zone) TPU_ZONE="$2" ;;
+            --project) TPU_PROJECT="$2" ;;
+            esac
+            shift 2
+            ;;
+        --)
+            shift
+            ARGUMENTS=("$@")
+            break
+            ;;
+        *)
+            taken=0
+            if declare -F own_flag >/dev/null; then
+                own_flag "$1" "${2:-}" || taken=$?
+            fi
+            ((taken)) || die "unknown flag $1; see --help"
+            if ((taken == 2)); then need_value "$@"; fi
+            shift "$taken"
+            ;;
+        esac
+    done
+    [[ -n "$TPU_NAME" ]] || die "which slice? --name NAME or TPU_NAME"
+    [[ -n "$TPU_ZONE" ]] || die "which zone? --zone ZONE or TPU_ZONE"
+}
+
+# quoted WORD...: the words as a shell takes them back, quoted only where needed.
+quoted() {
+    local word quote="'\\''"
+    for word in "$@"; do
+        if [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+            printf '%s ' "$word"
+        else
+            printf "'%s' " "${word//\'/$quote}"
+        fi
+    done
+}
+
+# run COMMAND...: run it, or print it so that it can be pasted into a shell.
+run() {
+    if [[ -n "$DRY_RUN" ]]; then
+        quoted "$@"
+        printf '\n'
+    else
+        "$@"
+    fi
+}
+
+# tpus GROUP VERB ARGUMENTS...: gcloud compute tpus ... in our zone and project.
+tpus() {
+    local place=("--zone=$TPU_ZONE")
+    if [[ -n "$TPU_PROJECT" ]]; then place+=("--project=$TPU_PROJECT"); fi
+    run gcloud compute tpus "$@" "${place[@]}"
+}
+
+# The state of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED ...
+state() {
+    tpus queued-resources describe "$TPU_NAME" --format='value(state.state)'
+}
+
+# on_every_host COMMAND: one shell command on all hosts of the slice, at the same time.
+on_every_host() {
+    tpus tpu-vm ssh "$TPU_NAME" --worker=all --command="$1"
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Copy the committed code to every host and install it there, with the TPU build of JAX.
+#
+#   tpu_scripts/setup.sh --name atlas --zone us-central2-b
+#
+# Run it again after a commit: the code is replaced, the environment brought up to date.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+parse_flags "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ -z "$DRY_RUN" && -n "$(git status --porcelain --untracked-files=no)" ]]; then
+    echo "setup.sh: uncommitted changes are not copied" >&2
+fi
+archive="$(mktemp -u "${TMPDIR:-/tmp}/atlas-jax-XXXXXX").tar.gz"
+trap 'rm -f "$archive"' EXIT
+
+run git archive --format=tar.gz --output="$archive" HEAD
+tpus tpu-vm scp "$archive" "$TPU_NAME:atlas-jax.tar.gz" --worker=all
+# The VM's own Python is older than 3.11: uv brings one.
+on_every_host "set -eu
+mkdir -p ~/$REMOTE_DIR/code && cd ~/$REMOTE_DIR
+tar -xzf ~/atlas-jax.tar.gz -C code
+python3 -m pip install --quiet --user uv
+[ -d venv ] || python3 -m uv venv --python 3.11 venv
+python3 -m uv pip install --quiet --python venv/bin/python \
+    --constraint code/requirements.txt --editable 'code[tpu]'
+venv/bin/python -c 'import jax; print(jax.__version__, \"local chips:\", jax.local_device_count())'"
