@@ -8,16 +8,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import gin
 import jax
 import numpy as np
 from flax import traverse_util
 from flax.core import meta
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
@@ -82,6 +83,25 @@ def active_mesh() -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
     mesh, rules = partitioning.make_mesh(MeshConfig()), tuple(PartitionRules().rules)
     with partitioning.activate(mesh, rules):
         yield mesh, rules
+
+
+def batch_sharding(
+    binding: str, batch_size: int, mesh: Mesh, rules: tuple[Rule, ...]
+) -> NamedSharding:
+    """How the rows of a batch lie over the mesh.
+
+    Raises:
+      UserError: the batch size, which `binding` set, does not divide over the data axes.
+    """
+    sharding = NamedSharding(mesh, partitioning.logical_to_spec(("batch",), rules))
+    axes = sharding.spec[0] or ()
+    parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    if batch_size % parts:
+        raise UserError(
+            f"{binding} = {batch_size} does not divide over the {parts} parts of the mesh that "
+            f"hold a batch; use a multiple of {parts}"
+        )
+    return sharding
 
 
 def load_tokenizers(config: ModelConfig) -> Tokenizers:
@@ -219,7 +239,8 @@ def _load_part(config: ModelConfig, part: str, config_class: type[Config]) -> _P
     """
     folder: str = getattr(config, part)
     if not folder:
-        fresh = _Part(config_class(), None, _load_tokenizer(config, part), f"ModelConfig.{part}")
+        config_from_gin = cast(Callable[[], Config], config_class)()
+        fresh = _Part(config_from_gin, None, _load_tokenizer(config, part), f"ModelConfig.{part}")
         _check_vocabulary(part, fresh)
         return fresh
     saved = load_model(folder, (part,))[part]

@@ -13,6 +13,13 @@ import gin
 
 from atlas_jax.core.errors import UserError
 
+# What lies in a run's model_dir, beside metrics.METRICS_FILE and tensorboard/.
+CHECKPOINTS = "checkpoints"
+CONFIG_FILE = "config.gin"
+FINAL = "final"  # the model folder
+INDEX = "index"  # refreshed embeddings, one folder a version
+PREDICTIONS = "predictions"
+
 SEARCHERS = ("exact", "scann")
 EXPORT_DTYPES = ("float32", "bfloat16")
 PASSAGE_SOURCES = ("index", "file", "none")

@@ -1,0 +1,38 @@
+"""Entry point `python -m atlas_jax.train_retriever`: contrastive pretraining from text alone.
+
+    python -m atlas_jax.train_retriever \\
+      --gin_file=models/nano.gin \\
+      --gin.ModelConfig.reader_tokenizer=tokenizers/reader.json \\
+      --gin.ModelConfig.retriever_tokenizer=tokenizers/retriever.json \\
+      --gin.CorpusConfig.passages=passages.jsonl --gin.CorpusConfig.store=work/store \\
+      --gin.RetrieverTrainConfig.model_dir=work/retriever \\
+      --gin.RetrieverTrainConfig.total_steps=1000
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core.config import launch
+from atlas_jax.training.config import RetrieverTrainConfig
+from atlas_jax.training.retriever_trainer import train_retriever
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the pretraining that gin describes; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax train_retriever",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    config = RetrieverTrainConfig()
+    train_retriever(config)
+    print(f"the retriever is in {config.model_dir}/final")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
