@@ -129,7 +129,8 @@ class TrainConfig:
     seed: initial parameters, data order and dropout all follow from it.
     log_every: steps between two lines of metrics.
     eval_every: steps between evaluations on `EvalConfig.file` (0 = only after the last step).
-    refresh: index refresh schedule, e.g. "0-1000:500,1000-10000:2000"; "-1" = never.
+
+    When the index is refreshed is RefreshPolicy.schedule's business.
     """
 
     model_dir: str
@@ -140,7 +141,6 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0
-    refresh: str = "-1"
 
     def __post_init__(self) -> None:
         _require(bool(self.model_dir), "TrainConfig.model_dir", self.model_dir, "a directory")
