@@ -1,0 +1,333 @@
+"""Cached decoding with static shapes: greedy, beam search, sampling.
+
+Keys and values of the source are computed once and shared by all beams of a query; those of
+the target grow in place, one position a step. The loop ends when every row has. Tokens equal
+those of Hugging Face's ``generate`` for T5, greedy and beam search.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.struct
+import gin
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import PAD_ID, Params
+from atlas_jax.reader.t5 import T5, DecodingState
+
+NEVER = -1e9  # score of a hypothesis that may not be chosen
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are decoded.
+
+    Attributes:
+      max_length: tokens generated at most, the end token included.
+      method: ``'greedy'``, ``'beam'`` or ``'sample'``.
+      eos_id: the end token.
+      num_beams: hypotheses kept per query (beam).
+      length_penalty: finished hypotheses are ranked by log-probability divided by
+        ``length ** length_penalty``; above 0 it favours long ones (beam).
+      early_stopping: when a query with ``num_beams`` finished hypotheses stops (beam).
+        ``True``: at once. ``False``: when the best running one, scored at its present
+        length, is below the worst finished one. ``'never'``: when it could not even at the
+        length that suits it best get above (exact where the penalty is not negative).
+      temperature: divides the logits (sample).
+      top_k: sample among the k likeliest tokens; 0 for all.
+      top_p: sample among the likeliest tokens that together reach this probability.
+    """
+
+    max_length: int = 16
+    method: Literal["greedy", "beam", "sample"] = "greedy"
+    eos_id: int = 1
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+          UserError: names the field, its value and what would be right.
+        """
+        rules: dict[str, tuple[bool, str]] = {
+            "max_length": (self.max_length >= 1, "at least 1"),
+            "method": (
+                self.method in ("greedy", "beam", "sample"),
+                "'greedy' or 'beam' or 'sample'",
+            ),
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "early_stopping": (
+                self.early_stopping in (True, False, "never"),
+                "True or False or 'never'",
+            ),
+            "temperature": (self.temperature > 0, "above 0; for its limit use method='greedy'"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+        }
+        for name, (right, wanted) in rules.items():
+            if not right:
+                raise UserError(
+                    f"GenerationConfig.{name} = {getattr(self, name)!r}: must be {wanted}"
+                )
+
+
+def generate(
+    model: T5,
+    params: Params,
+    enc_bsd: jax.Array,
+    enc_mask_bs: jax.Array,
+    config: GenerationConfig,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Decode one output per query. Pure; jit it with model and config closed over.
+
+    Args:
+      model: the reader.
+      params: its unboxed parameters.
+      enc_bsd: encoder states; for Fusion-in-Decoder the k * l states of all passages.
+      enc_mask_bs: bool, real source positions.
+      config: the method and its settings.
+      key: randomness, for ``method='sample'``.
+
+    Returns:
+      tokens_bt: int32 [b, max_length], the end token included where there is one, then
+        padding (also in beam search, where Hugging Face pads T5 with its end token).
+      scores_b: float32 log-probability of the tokens under the model (for sampling, too,
+        before temperature and restrictions); in beam search divided by length ** penalty.
+
+    Raises:
+      ValueError: sampling without a key.
+    """
+    variants = config.num_beams if config.method == "beam" else 1
+    decoding: Any = model.apply(
+        {"params": params},
+        enc_bsd,
+        enc_mask_bs,
+        variants,
+        config.max_length,
+        method="start_decoding",
+    )
+    step = functools.partial(model.apply, {"params": params}, method="step")
+    b = enc_bsd.shape[0]
+    if config.method == "beam":
+        caches_axis = 1 if model.config.scan_layers else 0
+        return _beam_search(step, decoding, b, caches_axis, config)
+    if config.method == "greedy":
+        return _decode_rows(
+            step, decoding, b, config, lambda logits_bv, _: jnp.argmax(logits_bv, -1)
+        )
+    if key is None:
+        raise ValueError("generate: method='sample' needs a key")
+
+    def sample(logits_bv: jax.Array, index: jax.Array) -> jax.Array:
+        kept = restrict(logits_bv / config.temperature, config.top_k, config.top_p)
+        return jax.random.categorical(jax.random.fold_in(key, index), kept)
+
+    return _decode_rows(step, decoding, b, config, sample)
+
+
+def restrict(logits_bv: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Set the logits of tokens that may not be sampled to -inf.
+
+    Args:
+      logits_bv: after temperature.
+      top_k: keep the k largest, 0 for all.
+      top_p: of what top_k left, renormalised, keep the smallest set of likeliest tokens
+        whose probability reaches top_p; the likeliest is always kept.
+
+    Returns:
+      float32 [b, v]. Ties with the last kept token are kept.
+    """
+    if 0 < top_k < logits_bv.shape[-1]:
+        kth = jax.lax.top_k(logits_bv, top_k)[0][:, -1:]
+        logits_bv = jnp.where(logits_bv < kth, -jnp.inf, logits_bv)
+    if top_p < 1.0:
+        descending = -jnp.sort(-logits_bv, axis=-1)
+        probs = jax.nn.softmax(descending, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
+        lowest = jnp.take_along_axis(descending, jnp.maximum(last, 0), axis=-1)
+        logits_bv = jnp.where(logits_bv < lowest, -jnp.inf, logits_bv)
+    return logits_bv
+
+
+def _decode_rows(
+    step: Callable[..., Any],
+    decoding: DecodingState,
+    b: int,
+    config: GenerationConfig,
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """One hypothesis per query; ``choose`` takes logits and the step to tokens."""
+
+    def unfinished(carry: Any) -> jax.Array:
+        decoding, _, _, ended_b, _ = carry
+        return (decoding.index < config.max_length) & ~jnp.all(ended_b)
+
+    def body(carry: Any) -> Any:
+        decoding, last_b, tokens_bt, ended_b, scores_b = carry
+        index = decoding.index
+        logits_bv, decoding = step(last_b, decoding)
+        chosen_b = choose(logits_bv, index).astype(jnp.int32)
+        picked_b = jnp.take_along_axis(logits_bv, chosen_b[:, None], axis=1)[:, 0]
+        logprob_b = picked_b - jax.nn.logsumexp(logits_bv, axis=-1)
+        scores_b = scores_b + jnp.where(ended_b, 0.0, logprob_b)
+        chosen_b = jnp.where(ended_b, PAD_ID, chosen_b)
+        tokens_bt = jax.lax.dynamic_update_slice_in_dim(tokens_bt, chosen_b[:, None], index, axis=1)
+        return decoding, chosen_b, tokens_bt, ended_b | (chosen_b == config.eos_id), scores_b
+
+    start = (
+        decoding,
+        jnp.full((b,), PAD_ID, jnp.int32),  # T5 starts from the padding token
+        jnp.full((b, config.max_length), PAD_ID, jnp.int32),
+        jnp.zeros((b,), bool),
+        jnp.zeros((b,), jnp.float32),
+    )
+    _, _, tokens_bt, _, scores_b = jax.lax.while_loop(unfinished, body, start)
+    return tokens_bt, scores_b
+
+
+@flax.struct.dataclass
+class _Beams:
+    """Beam search between two steps; w is the beams of a query, best first.
+
+    Attributes:
+      last_bw: the newest token of each running hypothesis.
+      running_bwt, running_scores_bw: hypotheses without end token and their log-probability.
+      finished_bwt, finished_scores_bw: the best complete ones, length penalty applied.
+      is_finished_bw: whether that place holds a complete hypothesis yet.
+      open_b: whether a running hypothesis may still get among the finished ones.
+    """
+
+    decoding: DecodingState
+    last_bw: jax.Array
+    running_bwt: jax.Array
+    running_scores_bw: jax.Array
+    finished_bwt: jax.Array
+    finished_scores_bw: jax.Array
+    is_finished_bw: jax.Array
+    open_b: jax.Array
+
+
+def _beam_search(
+    step: Callable[..., Any],
+    decoding: DecodingState,
+    b: int,
+    caches_axis: int,
+    config: GenerationConfig,
+) -> tuple[jax.Array, jax.Array]:
+    w, length = config.num_beams, config.max_length
+
+    def unfinished(beams: _Beams) -> jax.Array:
+        going = (beams.decoding.index < length) & jnp.any(beams.open_b)
+        if config.early_stopping is True:
+            going &= ~jnp.all(beams.is_finished_bw)
+        return going
+
+    def body(beams: _Beams) -> _Beams:
+        logits, decoding = step(beams.last_bw.reshape(b * w), beams.decoding)
+        logprobs_bwv = jax.nn.log_softmax(logits, axis=-1).reshape(b, w, -1)
+        totals_bwv = logprobs_bwv + beams.running_scores_bw[..., None]
+        return _advance(beams, decoding, totals_bwv, caches_axis, config)
+
+    empty_bwt = jnp.full((b, w, length), PAD_ID, jnp.int32)
+    # All beams are equal before the first step: only the first may be continued.
+    first_only = jnp.where(jnp.arange(w) == 0, 0.0, NEVER)
+    start = _Beams(
+        decoding=decoding,
+        last_bw=jnp.full((b, w), PAD_ID, jnp.int32),  # T5 starts from the padding token
+        running_bwt=empty_bwt,
+        running_scores_bw=jnp.broadcast_to(first_only, (b, w)).astype(jnp.float32),
+        finished_bwt=empty_bwt,
+        finished_scores_bw=jnp.full((b, w), NEVER, jnp.float32),
+        is_finished_bw=jnp.zeros((b, w), bool),
+        open_b=jnp.ones((b,), bool),
+    )
+    beams = jax.lax.while_loop(unfinished, body, start)
+    return beams.finished_bwt[:, 0], beams.finished_scores_bw[:, 0]
+
+
+def _advance(
+    beams: _Beams,
+    decoding: DecodingState,
+    totals_bwv: jax.Array,
+    caches_axis: int,
+    config: GenerationConfig,
+) -> _Beams:
+    """One step, given the log-probability of every continuation of every hypothesis."""
+    b, w, v = totals_bwv.shape
+    index = beams.decoding.index
+    # 2 w candidates (c): at most w of them end, so that w remain to go on.
+    scores_bc, flat_bc = jax.lax.top_k(totals_bwv.reshape(b, w * v), 2 * w)
+    origin_bc, token_bc = flat_bc // v, (flat_bc % v).astype(jnp.int32)
+    candidates_bct = _pick(beams.running_bwt, origin_bc)
+    candidates_bct = jax.lax.dynamic_update_slice_in_dim(
+        candidates_bct, token_bc[..., None], index, axis=2
+    )
+    ends_bc = (token_bc == config.eos_id) | (index + 1 == config.max_length)
+
+    alive_scores, chosen_bw = jax.lax.top_k(jnp.where(ends_bc, scores_bc + NEVER, scores_bc), w)
+    caches = _reorder(decoding.self_caches, _pick(origin_bc, chosen_bw), caches_axis)
+
+    # Only an end among the w best counts: the other candidates are there to go on.
+    enters_bc = ends_bc & (jnp.arange(2 * w) < w) & beams.open_b[:, None]
+    if config.early_stopping is True:
+        enters_bc &= ~jnp.all(beams.is_finished_bw, axis=1, keepdims=True)
+    new_length = (index + 1).astype(jnp.float32)
+    penalised_bc = jnp.where(enters_bc, scores_bc / new_length**config.length_penalty, NEVER)
+    finished_scores, best_bw = jax.lax.top_k(
+        jnp.concatenate([beams.finished_scores_bw, penalised_bc], axis=1), w
+    )
+    finished = _pick(jnp.concatenate([beams.finished_bwt, candidates_bct], axis=1), best_bw)
+    is_finished = _pick(jnp.concatenate([beams.is_finished_bw, enters_bc], axis=1), best_bw)
+
+    # The best that the best running hypothesis can become, against the worst finished one.
+    at_best = new_length
+    if config.early_stopping == "never" and config.length_penalty > 0:
+        at_best = jnp.float32(config.max_length)
+    hope_b1 = alive_scores[:, :1] / at_best**config.length_penalty
+    worst_b1 = jnp.min(finished_scores, axis=1, keepdims=True)
+    may_improve_b = jnp.any(hope_b1 > jnp.where(is_finished, worst_b1, NEVER), axis=1)
+    return _Beams(
+        decoding=dataclasses.replace(decoding, self_caches=caches),
+        last_bw=_pick(token_bc, chosen_bw),
+        running_bwt=_pick(candidates_bct, chosen_bw),
+        running_scores_bw=alive_scores,
+        finished_bwt=finished,
+        finished_scores_bw=finished_scores,
+        is_finished_bw=is_finished,
+        open_b=beams.open_b & may_improve_b,
+    )
+
+
+def _pick(x: jax.Array, places: jax.Array) -> jax.Array:
+    """[b, c, ...] and [b, w] places in c -> [b, w, ...]."""
+    return jax.vmap(lambda row, at: row[at])(x, places)
+
+
+def _reorder(caches: Any, origin_bw: jax.Array, axis: int) -> Any:
+    """Give each running hypothesis the cache of the one it continues.
+
+    Args:
+      caches: arrays with the b * w rows on the given axis.
+      origin_bw: the beam that each beam continues.
+    """
+    b, w = origin_bw.shape
+
+    def one(x: jax.Array) -> jax.Array:
+        def rows(x: jax.Array) -> jax.Array:
+            return _pick(x.reshape(b, w, *x.shape[1:]), origin_bw).reshape(x.shape)
+
+        return jax.vmap(rows)(x) if axis else rows(x)
+
+    return jax.tree.map(one, caches)
