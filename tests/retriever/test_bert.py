@@ -1,0 +1,137 @@
+"""BERT against Hugging Face: recorded numbers, and live where torch is installed."""
+
+import math
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.retriever.bert import BertEncoder, gelu
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from tests.goldens import make_bert_goldens as goldens
+
+TOLERANCE = 1e-4
+BATCHES = range(len(goldens.SHAPES))
+
+
+def config(**changes: Any) -> RetrieverConfig:
+    return RetrieverConfig(**{**goldens.CONFIG, "dropout_rate": 0.1, **changes})
+
+
+def nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(goldens.FILE) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def params(golden: dict[str, np.ndarray]) -> dict[str, Any]:
+    prefix = "params/"
+    return nested({k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)})
+
+
+def states(cfg: RetrieverConfig, params: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+    out = jax.jit(BertEncoder(cfg).apply)({"params": params}, tokens)
+    return np.asarray(out) * (tokens != 0)[:, :, None]
+
+
+@pytest.mark.parametrize("variant", ["standard", "released"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_hidden_states(
+    golden: dict[str, np.ndarray], params: dict[str, Any], variant: str, batch: int
+) -> None:
+    cfg = config(released_layer_norm=variant == "released")
+    ours = states(cfg, params, golden[f"tokens/{batch}"])
+    np.testing.assert_allclose(ours, golden[f"{variant}/states/{batch}"], atol=TOLERANCE)
+
+
+def test_the_two_layer_norms_differ(golden: dict[str, np.ndarray]) -> None:
+    difference = np.abs(golden["standard/states/0"] - golden["released/states/0"]).max()
+    assert difference > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("pooling", ["average", "sqrt", "cls"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_poolings(
+    golden: dict[str, np.ndarray], params: dict[str, Any], pooling: str, batch: int
+) -> None:
+    model = DualEncoder(config(pooling=pooling))
+    tokens = golden[f"tokens/{batch}"]
+    for method in ("embed_query", "embed_passage"):
+        ours = model.apply({"params": {"encoder": params}}, tokens, method=method)
+        np.testing.assert_allclose(ours, golden[f"standard/{pooling}/{batch}"], atol=TOLERANCE)
+
+
+def test_a_fresh_tree_has_the_golden_names_and_shapes(params: dict[str, Any]) -> None:
+    fresh = jax.eval_shape(BertEncoder(config()).init, jax.random.key(0), jnp.ones((1, 4), int))
+    shapes = jax.tree.map(jnp.shape, meta.unbox(fresh["params"]))
+    assert shapes == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("released", [False, True])
+def test_live_parity(released: bool) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    model = goldens.make_model(released)
+    cfg = config(released_layer_norm=released)
+    params = nested(goldens.to_tree(model.state_dict()))
+    for tokens in goldens.random_tokens():
+        expected = goldens.hidden_states(model, tokens)
+        np.testing.assert_allclose(states(cfg, params, tokens), expected, atol=TOLERANCE)
+
+
+def test_gelu_is_exact() -> None:
+    x = np.linspace(-6, 6, 101)
+    expected = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def test_padding_changes_nothing(params: dict[str, Any]) -> None:
+    tokens = np.array([[5, 9, 3, 44]], np.int32)
+    padded = np.pad(tokens, ((0, 0), (0, 9)))
+    np.testing.assert_allclose(
+        states(config(), params, padded)[:, :4], states(config(), params, tokens), atol=1e-5
+    )
+
+
+def test_bfloat16_stays_near_float32(params: dict[str, Any]) -> None:
+    tokens = goldens.random_tokens()[0]
+    exact = DualEncoder(config()).apply(
+        {"params": {"encoder": params}}, tokens, method="embed_query"
+    )
+    cfg = config(dtype="bfloat16")
+    assert BertEncoder(cfg).apply({"params": params}, tokens).dtype == jnp.bfloat16
+    rough = DualEncoder(cfg).apply({"params": {"encoder": params}}, tokens, method="embed_query")
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, exact, atol=0.1)
+
+
+def test_a_text_that_is_too_long_is_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="18 tokens.*RetrieverConfig.max_positions = 17"):
+        states(config(), params, np.ones((1, 18), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pooling", "mean", "RetrieverConfig.pooling = 'mean': must be one of average, sqrt, cls"),
+        ("dtype", "float16", "RetrieverConfig.dtype = 'float16'"),
+        ("num_heads", 5, "num_heads = 5: must divide RetrieverConfig.hidden_dim = 36"),
+        ("num_layers", 0, "RetrieverConfig.num_layers = 0: must be >= 1"),
+        ("dropout_rate", 1.0, "RetrieverConfig.dropout_rate = 1.0"),
+    ],
+)
+def test_bad_bindings_are_named(field: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(**{field: value})
