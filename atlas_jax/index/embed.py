@@ -1,0 +1,85 @@
+"""From a corpus of tokens to its embeddings, without wasting time on padding."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from atlas_jax.core.types import PAD_ID, Array
+
+LENGTH_STEP = 16  # lengths are rounded up to a multiple of it: few programs, little padding
+WINDOW = 1 << 16  # rows sorted by length together, so that reading stays nearly sequential
+
+EmbedFn = Callable[[np.ndarray], Array]
+
+
+def embed_corpus(
+    embed_fn: EmbedFn,
+    retriever_tokens_nm: np.ndarray,
+    batch_size: int = 64,
+    out: np.ndarray | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """Embed every passage, batching passages of like length.
+
+    Attention costs grow with the padded length, so rows are sorted by their real length
+    and cut to it, rounded up to a multiple of ``LENGTH_STEP``. Every batch has
+    ``batch_size`` rows; an incomplete one repeats its last row.
+
+    Args:
+      embed_fn: jitted; int32 tokens [batch_size, length] to embeddings [batch_size, e].
+        Compiles once per length, at most m / LENGTH_STEP times.
+      retriever_tokens_nm: tokens padded with 0, an array or a memory map (streamed).
+      out: array [n, e] to write to, such as the memory map of ``saved.new_index``;
+        without it a new float32 array.
+      progress: show a bar.
+
+    Returns:
+      ``out`` [n, e], in the order of the rows.
+
+    Raises:
+      ValueError: there are no passages, or ``out`` has the wrong shape.
+    """
+    n = len(retriever_tokens_nm)
+    if n == 0:
+        raise ValueError("there are no passages to embed")
+    with tqdm(total=n, desc="embed", unit="", unit_scale=True, disable=not progress) as bar:
+        pending: tuple[np.ndarray, Array] | None = None
+        for start in range(0, n, WINDOW):
+            window = np.asarray(retriever_tokens_nm[start : start + WINDOW])
+            for rows, tokens in _batches(window, batch_size):
+                embedded = embed_fn(tokens)
+                if out is None:
+                    out = np.empty((n, embedded.shape[1]), np.float32)
+                if out.shape != (n, embedded.shape[1]):
+                    raise ValueError(f"out is {out.shape}, embeddings {(n, embedded.shape[1])}")
+                if pending is not None:  # the devices work on the next batch meanwhile
+                    _store(out, *pending)
+                    bar.update(len(pending[0]))
+                pending = (start + rows, embedded)
+        assert out is not None and pending is not None
+        _store(out, *pending)
+        bar.update(len(pending[0]))
+    return out
+
+
+def _batches(tokens_nm: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and int32 tokens of each batch.
+
+    The longest come first: what is too big for the device's memory shows at once.
+    """
+    n, m = tokens_nm.shape
+    # Counted from the right, so that a stray 0 inside a text cuts nothing off.
+    lengths_n = m - np.argmax(tokens_nm[:, ::-1] != PAD_ID, axis=1)
+    lengths_n = np.where((tokens_nm == PAD_ID).all(axis=1), 1, lengths_n)
+    order = np.argsort(-lengths_n, kind="stable")
+    for start in range(0, n, batch_size):
+        rows = order[start : start + batch_size]
+        longest = int(lengths_n[rows[0]])
+        length = min(m, -(-longest // LENGTH_STEP) * LENGTH_STEP)
+        filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
+        yield rows, tokens_nm[filled, :length].astype(np.int32)
+
+
+def _store(out: np.ndarray, rows: np.ndarray, embedded: Array) -> None:
+    out[rows] = np.asarray(embedded)[: len(rows)].astype(out.dtype)

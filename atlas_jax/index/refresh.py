@@ -1,0 +1,81 @@
+"""When to embed the corpus anew: the passage encoder moves while it is trained.
+
+Query-side training leaves it alone and needs no refresh.
+"""
+
+import dataclasses
+import re
+
+import gin
+
+from atlas_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RefreshRange:
+    """Refresh every ``every`` steps while ``first <= step < end`` (None: for ever)."""
+
+    first: int
+    end: int | None
+    every: int
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class RefreshPolicy:
+    """Full refreshes of the index by the step number.
+
+    Attributes:
+      schedule: "-1" never; "1000" every 1000 steps; "0-1000:500,1000-10000:2000" every
+        500 steps before step 1000, then every 2000 before step 10000, then never.
+    """
+
+    schedule: str = "-1"
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that does not parse.
+
+        Raises:
+          UserError: names the binding and the part at fault.
+        """
+        parse_schedule(self.schedule)
+
+    def due(self, step: int) -> bool:
+        """Whether to refresh once ``step`` steps are done.
+
+        Step 0 never is: the index has just been made. Multiples count from step 0.
+        """
+        return step > 0 and any(
+            part.first <= step and (part.end is None or step < part.end) and step % part.every == 0
+            for part in parse_schedule(self.schedule)
+        )
+
+
+def parse_schedule(schedule: str | int) -> tuple[RefreshRange, ...]:
+    """Parse a schedule; see ``RefreshPolicy.schedule``.
+
+    Raises:
+      UserError: names the part at fault.
+    """
+    text = str(schedule).strip()  # gin reads 1000 and -1 without quotes as numbers
+    if text == "-1":
+        return ()
+    if re.fullmatch(r"[1-9]\d*", text):
+        return (RefreshRange(0, None, int(text)),)
+    ranges: list[RefreshRange] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)-(\d+):([1-9]\d*)\s*", part)
+        if match is None:
+            raise UserError(
+                f"RefreshPolicy.schedule = {schedule!r}: {part.strip()!r} is not FIRST-END:EVERY; "
+                'write "-1" for never, "1000" for every 1000 steps, or ranges such as '
+                '"0-1000:500,1000-10000:2000"'
+            )
+        first, end, every = map(int, match.groups())
+        if first >= end or (ranges and first < (ranges[-1].end or 0)):
+            raise UserError(
+                f"RefreshPolicy.schedule = {schedule!r}: the range {first}-{end} is empty or "
+                "begins before the one in front of it ends"
+            )
+        ranges.append(RefreshRange(first, end, every))
+    return tuple(ranges)

@@ -1,0 +1,277 @@
+"""The embeddings of a store on disk, and from there (or from memory) onto the devices.
+
+A saved index is a folder with `index.json` and the array that it names. The array of a
+new version is written beside the old one; then `index.json` is replaced in one step. So
+an error or a kill at any time leaves the previous version usable.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.partitioning import active_mesh
+from atlas_jax.core.types import DeviceIndex
+from atlas_jax.index.exact import MAX_BLOCK
+from atlas_jax.index.files import create_npy, unwritten
+from atlas_jax.index.passages import PassageStore
+
+INDEX_FORMAT = 1
+REBUILD = "`python -m atlas_jax.build_index`"
+_MANIFEST = "index.json"
+_CHUNK_BYTES = 1 << 24
+_ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
+# NumPy has no bfloat16 of its own, so its bits are stored.
+_STORED: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),
+}
+
+
+@dataclass(frozen=True)
+class SavedIndex:
+    """A loaded index.
+
+    Attributes:
+      embeddings_ne: memory-mapped float32 or bfloat16 embeddings, one row per passage.
+      version: how often the embeddings had been refreshed.
+      encoder_hash: hash of the passage encoder that made them.
+    """
+
+    embeddings_ne: np.ndarray
+    version: int
+    encoder_hash: str
+
+
+@contextlib.contextmanager
+def new_index(
+    directory: str | os.PathLike[str],
+    store: PassageStore,
+    encoder_hash: str,
+    width: int,
+    dtype: str = "float32",
+    version: int = 0,
+) -> Iterator[np.ndarray]:
+    """Give a memory-mapped array [n, width] to fill; it becomes the index when the block ends well.
+
+    An index that is there already is replaced then, not before.
+
+    Args:
+      store: the passages that are embedded.
+      encoder_hash: identifies the passage encoder and its parameters.
+      width: of the embeddings.
+      dtype: "float32" or "bfloat16".
+      version: how often the embeddings have been refreshed.
+
+    Raises:
+      UserError: an unknown dtype, a directory that holds other things than an index, or
+        it could not be written (a full disk, no permission).
+    """
+    if dtype not in _STORED:
+        raise UserError(f"index dtype {dtype!r}; it can be {' or '.join(_STORED)}")
+    folder = Path(directory)
+    if folder.exists() and not (folder.is_dir() and _is_index_folder(folder)):
+        raise UserError(f"{directory} exists and is no index; choose another directory")
+    name = f"embeddings-{os.urandom(4).hex()}.npy"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            embeddings_ne = create_npy(folder / name, (store.count, width), _STORED[dtype])
+            yield embeddings_ne.view(jnp.dtype(dtype))
+            embeddings_ne.flush()
+            manifest = {
+                "format": INDEX_FORMAT,
+                "embeddings": name,
+                "count": store.count,
+                "width": width,
+                "dtype": dtype,
+                "version": version,
+                "encoder_hash": encoder_hash,
+                "store_hash": store.retriever_hash,
+            }
+            with atomic_text(folder / _MANIFEST) as file:
+                json.dump(manifest, file, indent=2)
+        finally:
+            _remove_unnamed(folder)
+    except OSError as error:
+        raise unwritten(directory, error) from error
+
+
+def save_index(
+    directory: str | os.PathLike[str],
+    embeddings_ne: Any,
+    store: PassageStore,
+    encoder_hash: str,
+    version: int = 0,
+) -> None:
+    """Save embeddings that are in memory, in their own type; see ``new_index``.
+
+    Args:
+      embeddings_ne: float32 or bfloat16, at least one row per passage; the rows of a
+        ``DeviceIndex`` beyond them are padding and left out.
+
+    Raises:
+      UserError: as ``new_index``.
+      ValueError: fewer rows than the store has.
+    """
+    rows, width = embeddings_ne.shape
+    if rows < store.count:
+        raise ValueError(f"{rows} embeddings for {store.count} passages of {store.directory}")
+    dtype = jnp.dtype(embeddings_ne.dtype).name
+    with new_index(directory, store, encoder_hash, width, dtype, version) as out_ne:
+        step = max(1, _CHUNK_BYTES // (width * out_ne.itemsize))
+        for start in range(0, store.count, step):
+            end = min(start + step, store.count)
+            out_ne[start:end] = np.asarray(embeddings_ne[start:end])
+
+
+def load_index(
+    directory: str | os.PathLike[str], store: PassageStore, encoder_hash: str
+) -> SavedIndex:
+    """Open a saved index, checking that it belongs to the store and the encoder.
+
+    Raises:
+      UserError: there is none, it is damaged or of another version, or another corpus,
+        retriever tokenizer or encoder made it (both hashes are named).
+    """
+    path = Path(directory) / _MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is no index ({error}); build one with {REBUILD}") from error
+    if manifest.get("format") != INDEX_FORMAT:
+        raise UserError(
+            f"{path}: index format {manifest.get('format')}, this version reads {INDEX_FORMAT}; "
+            f"build it anew with {REBUILD}"
+        )
+    if manifest["store_hash"] != store.retriever_hash:
+        raise UserError(
+            f"{directory} was made from other passages or another retriever tokenizer "
+            f"({manifest['store_hash'][:12]}) than the store {store.directory} holds "
+            f"({store.retriever_hash[:12]}); build its index with {REBUILD}"
+        )
+    if manifest["encoder_hash"] != encoder_hash:
+        raise UserError(
+            f"{directory} was made by another passage encoder ({manifest['encoder_hash'][:12]}) "
+            f"than this model's ({encoder_hash[:12]}); build the index anew with {REBUILD}, or "
+            "load the model that it was made with"
+        )
+    array = Path(directory) / manifest["embeddings"]
+    shape, dtype = (manifest["count"], manifest["width"]), manifest["dtype"]
+    try:
+        stored = np.load(array, mmap_mode="r")
+        if stored.shape != shape or stored.dtype != _STORED[dtype]:
+            raise ValueError(f"{stored.dtype} {stored.shape} instead of {dtype} {shape}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{array} is damaged ({error}); build it anew with {REBUILD}") from error
+    return SavedIndex(stored.view(jnp.dtype(dtype)), manifest["version"], encoder_hash)
+
+
+def to_device(
+    embeddings_ne: np.ndarray,
+    store: PassageStore,
+    mesh: Mesh | None = None,
+    version: int = 0,
+) -> DeviceIndex:
+    """Spread embeddings and tokens over all devices of a mesh.
+
+    Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
+    the rows of its own devices, in chunks, so that no second copy is ever in memory.
+
+    Args:
+      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``).
+      store: the passages; its token arrays go along.
+      mesh: the active one if not given; without any, one device holds everything.
+      version: how often the embeddings have been refreshed.
+
+    Raises:
+      ValueError: the numbers of embeddings and passages differ.
+    """
+    if len(embeddings_ne) != store.count:
+        raise ValueError(f"{len(embeddings_ne)} embeddings for {store.count} passages")
+    mesh = mesh or active_mesh()
+    every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
+    whole, shards = every, 1
+    if mesh is not None:
+        every, whole = (
+            NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+            NamedSharding(mesh, PartitionSpec()),
+        )
+        shards = mesh.size
+    block = shards * MAX_BLOCK
+    padded = -(-store.count // block) * block
+
+    def spread(array_nx: np.ndarray) -> jax.Array:
+        def shard(at: tuple[slice, ...] | None) -> np.ndarray:
+            return _read_rows(array_nx, at[0] if at else slice(None), padded)
+
+        return jax.make_array_from_callback((padded, array_nx.shape[1]), every, shard)
+
+    def scalar(value: int) -> jax.Array:
+        return jax.device_put(np.int32(value), whole)
+
+    return DeviceIndex(
+        embeddings_ne=spread(embeddings_ne),
+        reader_tokens_nl=spread(store.reader_tokens_nl),
+        retriever_tokens_nm=spread(store.retriever_tokens_nm),
+        count=scalar(store.count),
+        version=scalar(version),
+    )
+
+
+def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
+    """A copy of some rows in aligned memory, with zeros beyond the last one."""
+    start, stop, _ = rows.indices(padded)
+    real = max(start, min(stop, len(array_nx)))
+    row_bytes = array_nx.shape[1] * array_nx.itemsize
+    raw = np.empty((stop - start) * row_bytes + _ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % _ALIGNMENT
+    raw = raw[skip : skip + (stop - start) * row_bytes]
+    shard = raw.view(array_nx.dtype).reshape(stop - start, array_nx.shape[1])
+    shard[real - start :] = 0
+    file_name = _mapped_file(array_nx)
+    if file_name is not None and isinstance(array_nx, np.memmap):
+        # Read, not copied from the map, whose pages would count as memory beside the copy.
+        with open(file_name, "rb", buffering=0) as file:
+            file.seek(array_nx.offset + start * row_bytes)
+            view = memoryview(raw.data)[: (real - start) * row_bytes]
+            while view:
+                view = view[file.readinto(view[:_CHUNK_BYTES]) or len(view) :]
+    else:
+        shard[: real - start] = array_nx[start:real]
+    return shard
+
+
+def _mapped_file(array_nx: np.ndarray) -> str | None:
+    """The file that an array maps whole; a slice keeps its file's offset, so not for those."""
+    if not (isinstance(array_nx, np.memmap) and array_nx.filename):
+        return None
+    end = array_nx.offset + array_nx.nbytes
+    whole = array_nx.flags.c_contiguous and os.path.getsize(array_nx.filename) == end
+    return array_nx.filename if whole else None
+
+
+def _is_index_folder(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir()]
+    return all(name.startswith((_MANIFEST, f".{_MANIFEST}", "embeddings-")) for name in names)
+
+
+def _remove_unnamed(folder: Path) -> None:
+    """Remove arrays that `index.json` does not name: an older version, or a failed one."""
+    try:
+        named = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["embeddings"]
+    except (OSError, ValueError, KeyError):  # no index yet, or a damaged one
+        named = ""
+    for path in folder.glob("embeddings-*.npy"):
+        if path.name != named:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""Approximate search on the host with ScaNN, for an index that the devices cannot hold."""
+
+import dataclasses
+import math
+from typing import Any
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import NO_ROW, Array
+from atlas_jax.index.search import SearchResult, check_k
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ScannConfig:
+    """Which ScaNN index serves which size, after ScaNN's own advice.
+
+    Attributes:
+      hash_from: from this many passages on, score compressed rows (asymmetric hashing)
+        and rescore the best; below it, brute force, which is exact.
+      tree_from: from this many on, also partition into sqrt(n) leaves.
+      leaves_searched: part of the leaves that a query looks into, above 0, at most 1.
+      rescored: rows rescored exactly per query, at least; never fewer than 4 k.
+      hash_threshold: anisotropic quantisation threshold.
+    """
+
+    hash_from: int = 20_000
+    tree_from: int = 100_000
+    leaves_searched: float = 0.1
+    rescored: int = 200
+    hash_threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse sizes out of order and parts that are none.
+
+        Raises:
+          UserError: names the binding at fault.
+        """
+        if not 0 <= self.hash_from <= self.tree_from:
+            raise UserError("ScannConfig.hash_from has to be between 0 and ScannConfig.tree_from")
+        if not 0 < self.leaves_searched <= 1:
+            raise UserError("ScannConfig.leaves_searched has to be above 0 and at most 1")
+
+
+class ScannSearcher:
+    """ScaNN behind the Searcher protocol; takes and gives numpy arrays.
+
+    Results are approximate above ``ScannConfig.hash_from`` passages. The scores are exact
+    inner products always, and there are k of them whenever exclusion leaves so many.
+    """
+
+    def __init__(self, embeddings_ne: Array, config: ScannConfig | None = None) -> None:
+        """Build the index in memory; a refreshed embedding array needs a new searcher.
+
+        Args:
+          embeddings_ne: float32 or bfloat16 embeddings of real passages only.
+
+        Raises:
+          UserError: ScaNN is not installed.
+        """
+        try:
+            from scann import scann_ops_pybind
+        except ImportError as error:
+            raise UserError(
+                f"ScaNN cannot be imported ({error}); it exists for Linux only: pip install "
+                "scann there, or use exact search"
+            ) from error
+        self._config = config = config or ScannConfig()
+        self.count = n = int(embeddings_ne.shape[0])
+        rows_ne = np.asarray(embeddings_ne, np.float32)
+        builder = scann_ops_pybind.builder(rows_ne, min(10, n), "dot_product")
+        self.kind = "brute force"
+        self._leaves = 0
+        if n < config.hash_from:
+            builder = builder.score_brute_force()
+        else:
+            self.kind = "hashed"
+            if n >= config.tree_from:
+                self.kind = "tree, hashed"
+                self._leaves = max(1, round(math.sqrt(n)))
+                builder = builder.tree(
+                    num_leaves=self._leaves,
+                    num_leaves_to_search=self._some_leaves(),
+                    training_sample_size=min(n, 250_000),
+                )
+            builder = builder.score_ah(
+                2, anisotropic_quantization_threshold=config.hash_threshold
+            ).reorder(min(n, config.rescored))
+        self._scann = builder.build()
+
+    def search(self, query_be: Array, k: int, excluded_bx: Array | None = None) -> SearchResult:
+        """See ``Searcher.search``."""
+        check_k(k, self.count)
+        query_be = np.asarray(query_be, np.float32)
+        excluded_bx = np.asarray(
+            np.full((len(query_be), 1), NO_ROW) if excluded_bx is None else excluded_bx
+        )
+        rows_bk, scores_bk = self._search(query_be, k, excluded_bx, self._some_leaves())
+        # The leaves that were searched may have held too few; all of them together do not.
+        short_b = np.isneginf(scores_bk).any(axis=1)
+        if self._leaves and short_b.any():
+            rows_bk[short_b], scores_bk[short_b] = self._search(
+                query_be[short_b], k, excluded_bx[short_b], self._leaves
+            )
+        return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
+
+    def _search(
+        self, query_be: np.ndarray, k: int, excluded_bx: np.ndarray, leaves: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Over-retrieve by the number of excluded rows, drop those, cut to k."""
+        wanted = min(k + excluded_bx.shape[1], self.count)
+        options: dict[str, Any] = {}
+        if self.kind != "brute force":
+            rescored = max(self._config.rescored, 4 * wanted)
+            options["pre_reorder_num_neighbors"] = min(rescored, self.count)
+        if self._leaves:
+            options["leaves_to_search"] = leaves
+        rows_bc, scores_bc = self._scann.search_batched(
+            query_be, final_num_neighbors=wanted, **options
+        )
+        rows_bc = rows_bc.astype(np.int32)
+        # ScaNN fills up with row 0 and score NaN where it found too few.
+        drop_bc = np.isnan(scores_bc) | (rows_bc[:, :, None] == excluded_bx[:, None, :]).any(-1)
+        scores_bc = np.where(drop_bc, -np.inf, scores_bc).astype(np.float32)
+        rows_bc = np.where(drop_bc, NO_ROW, rows_bc)
+        best_bk = np.lexsort((rows_bc, -scores_bc))[:, :k]
+        return (
+            np.take_along_axis(rows_bc, best_bk, axis=1),
+            np.take_along_axis(scores_bc, best_bk, axis=1),
+        )
+
+    def _some_leaves(self) -> int:
+        return max(1, math.ceil(self._leaves * self._config.leaves_searched))

@@ -1,0 +1,67 @@
+"""Embedding a corpus: order, lengths, streaming."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.index import embed
+from atlas_jax.index.embed import LENGTH_STEP, embed_corpus
+
+
+def corpus(n, m=64, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens_nm = rng.integers(1, 100, (n, m)).astype(np.uint16)
+    return np.where(np.arange(m) < rng.integers(1, m + 1, n)[:, None], tokens_nm, 0).astype(
+        np.uint16
+    )
+
+
+@jax.jit
+def embed_fn(tokens_nm):
+    """Depends on every token and its position, not on padding."""
+    position_m = jnp.arange(1, tokens_nm.shape[1] + 1)
+    return jnp.stack([tokens_nm.sum(1), (tokens_nm * position_m).sum(1)], 1).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 50])
+def test_rows_keep_their_order(n, monkeypatch):
+    monkeypatch.setattr(embed, "WINDOW", 20)
+    tokens_nm = corpus(n)
+    got = embed_corpus(embed_fn, tokens_nm, batch_size=8, progress=False)
+    np.testing.assert_array_equal(got, embed_fn(tokens_nm.astype(np.int32)))
+
+
+def test_short_passages_are_not_padded_to_the_longest():
+    shapes = []
+
+    def spy(tokens):
+        shapes.append(tokens.shape)
+        return embed_fn(tokens)
+
+    tokens_nm = corpus(200, m=100)
+    embed_corpus(spy, tokens_nm, batch_size=8, progress=False)
+    lengths = [length for _, length in shapes]
+    assert {rows for rows, _ in shapes} == {8}
+    assert all(length % LENGTH_STEP == 0 or length == 100 for length in lengths)
+    assert lengths == sorted(lengths, reverse=True)
+    real = (tokens_nm != 0).sum()
+    assert 8 * sum(lengths) < real + 200 * (LENGTH_STEP + 4)
+
+
+def test_padding_inside_a_text_cuts_nothing_off():
+    tokens_nm = np.array([[5, 0, 7, 0], [0, 0, 0, 0]], np.uint16)
+    got = embed_corpus(embed_fn, tokens_nm, batch_size=2, progress=False)
+    np.testing.assert_array_equal(got, [[12, 26], [0, 0]])
+
+
+def test_out_takes_the_embeddings(tmp_path):
+    tokens_nm = corpus(30)
+    out = np.lib.format.open_memmap(tmp_path / "e.npy", "w+", jnp.bfloat16, (30, 2))
+    assert embed_corpus(embed_fn, tokens_nm, 8, out=out, progress=False) is out
+    want = np.asarray(embed_fn(tokens_nm.astype(np.int32)).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(np.asarray(out).view(np.uint16), want.view(np.uint16))
+    with pytest.raises(ValueError, match="out is"):
+        embed_corpus(embed_fn, tokens_nm, 8, out=np.zeros((30, 3)), progress=False)
+    with pytest.raises(ValueError, match="no passages"):
+        embed_corpus(embed_fn, tokens_nm[:0], 8, progress=False)

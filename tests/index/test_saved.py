@@ -1,0 +1,212 @@
+"""A saved index: round trip, placement, refusals, failures on the way."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.exact import ExactSearcher
+from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.saved import load_index, new_index, save_index, to_device
+
+
+@pytest.fixture
+def make_store(tmp_path, reader_tokenizer_file, retriever_tokenizer_file):
+    def make(count=30, name="store", text="Text"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(
+            "".join(
+                json.dumps({"id": f"p{i}", "title": "T", "text": f"{text} {i}"}) + "\n"
+                for i in range(count)
+            )
+        )
+        return PassageStore.build(
+            path,
+            tmp_path / name,
+            Tokenizer.from_file(reader_tokenizer_file),
+            Tokenizer.from_file(retriever_tokenizer_file),
+            StoreConfig(reader_length=30, retriever_length=16),
+            progress=False,
+        )
+
+    return make
+
+
+def embeddings(count, e=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, e)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_round_trip(make_store, tmp_path, dtype):
+    store = make_store()
+    want = embeddings(40).astype(dtype)  # ten rows of padding, as in a DeviceIndex
+    save_index(tmp_path / "index", jnp.asarray(want), store, "enc", version=3)
+    got = load_index(tmp_path / "index", store, "enc")
+    assert (got.version, got.encoder_hash) == (3, "enc")
+    assert got.embeddings_ne.dtype == dtype and isinstance(got.embeddings_ne, np.memmap)
+    np.testing.assert_array_equal(got.embeddings_ne.view(np.uint8), want[:30].view(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "config", [None, MeshConfig(data=8), MeshConfig(data=4, model=2), MeshConfig(2, 2, 2)]
+)
+@pytest.mark.parametrize("memory_mapped", [True, False])
+def test_any_number_of_devices_gets_the_same_index(make_store, tmp_path, config, memory_mapped):
+    store = make_store(300)
+    want = embeddings(300)
+    save_index(tmp_path / "index", want, store, "enc")
+    source = load_index(tmp_path / "index", store, "enc").embeddings_ne if memory_mapped else want
+    mesh = make_mesh(config) if config else None
+    index = to_device(source, store, mesh, version=2)
+    assert int(index.count) == 300 and int(index.version) == 2
+    rows = len(index.embeddings_ne)
+    assert rows % (128 * (8 if mesh else 1)) == 0
+    for got, expected in [
+        (index.embeddings_ne, want),
+        (index.reader_tokens_nl, store.reader_tokens_nl),
+        (index.retriever_tokens_nm, store.retriever_tokens_nm),
+    ]:
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got[:300], expected)
+        assert not np.asarray(got[300:]).any()
+        assert {s.data.shape[0] for s in got.addressable_shards} == {rows // (8 if mesh else 1)}
+    query_be = embeddings(3, seed=1)
+    found = ExactSearcher(index, mesh).search(query_be, 300)
+    best = np.argsort(-(query_be @ want.T), axis=1)
+    np.testing.assert_array_equal(found.rows_bk[:, :20], best[:, :20])
+
+
+def test_active_mesh_and_slices(make_store, tmp_path):
+    store = make_store(30)
+    both = np.lib.format.open_memmap(tmp_path / "both.npy", "w+", np.float32, (60, 8))
+    both[:] = embeddings(60)
+    with activate(make_mesh(MeshConfig(data=8))):
+        index = to_device(both[30:], store)  # a slice of a map is not its file's beginning
+    assert len(index.embeddings_ne.sharding.device_set) == 8
+    np.testing.assert_array_equal(index.embeddings_ne[:30], both[30:])
+
+
+def test_an_index_of_something_else_is_refused(make_store, tmp_path):
+    store, other = make_store(), make_store(name="other", text="Words")
+    save_index(tmp_path / "index", embeddings(30), store, "a" * 64)
+    with pytest.raises(UserError, match="another passage encoder .a{12}. than this model's .b{12}"):
+        load_index(tmp_path / "index", store, "b" * 64)
+    with pytest.raises(
+        UserError, match=f"{store.retriever_hash[:12]}.*{other.retriever_hash[:12]}.*build_index"
+    ):
+        load_index(tmp_path / "index", other, "a" * 64)
+    with pytest.raises(UserError, match="is no index .*build_index"):
+        load_index(tmp_path / "nowhere", store, "a" * 64)
+    with pytest.raises(ValueError, match="29 embeddings for 30"):
+        save_index(tmp_path / "index", embeddings(29), store, "a" * 64)
+    with pytest.raises(ValueError, match="29 embeddings for 30"):
+        to_device(embeddings(29), store)
+    with pytest.raises(UserError, match="float16.*can be float32 or bfloat16"):
+        save_index(tmp_path / "index", embeddings(30).astype(np.float16), store, "a" * 64)
+
+
+def test_a_damaged_index_is_refused(make_store, tmp_path):
+    store = make_store()
+    save_index(tmp_path / "index", embeddings(30), store, "enc")
+    (array,) = (tmp_path / "index").glob("*.npy")
+    os.truncate(array, array.stat().st_size - 4)
+    with pytest.raises(UserError, match=f"{array.name} is damaged"):
+        load_index(tmp_path / "index", store, "enc")
+    (tmp_path / "index" / "index.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="index format 99"):
+        load_index(tmp_path / "index", store, "enc")
+
+
+def test_folders_with_other_things_are_left_alone(make_store, tmp_path):
+    store = make_store()
+    with pytest.raises(UserError, match="exists and is no index"):
+        save_index(store.directory, embeddings(30), store, "enc")
+    PassageStore.open(store.directory)
+
+
+def test_a_newer_version_replaces_the_older(make_store, tmp_path):
+    store = make_store()
+    for version in (0, 1):
+        save_index(tmp_path / "index", embeddings(30, seed=version), store, "enc", version)
+    assert len(list((tmp_path / "index").iterdir())) == 2
+    got = load_index(tmp_path / "index", store, "enc")
+    np.testing.assert_array_equal(got.embeddings_ne, embeddings(30, seed=1))
+
+
+@pytest.mark.parametrize("failure", ["full disk", "error", "kill"])
+def test_a_failure_keeps_the_previous_version(make_store, tmp_path, failure):
+    store = make_store()
+    folder = tmp_path / "index"
+    save_index(folder, embeddings(30), store, "enc")
+    if failure == "full disk":  # files may not grow past 500 bytes, which fails as it does
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))
+        try:
+            with pytest.raises(UserError, match="index could not be written, nothing of it"):
+                save_index(folder, embeddings(30, seed=1), store, "enc", 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    elif failure == "error":
+        with pytest.raises(KeyboardInterrupt), new_index(folder, store, "enc", 8) as out:
+            out[:] = 1
+            raise KeyboardInterrupt
+    else:
+        script = f"""
+import os, signal
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.saved import new_index
+with new_index({str(folder)!r}, PassageStore.open({str(store.directory)!r}), "enc", 8) as out:
+    out[:] = 1
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    np.testing.assert_array_equal(load_index(folder, store, "enc").embeddings_ne, embeddings(30))
+    save_index(folder, embeddings(30, seed=2), store, "enc", 2)  # which also clears up
+    assert load_index(folder, store, "enc").version == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+PEAK_SCRIPT = """
+import re, sys, numpy as np, jax
+from atlas_jax.core.partitioning import MeshConfig, make_mesh
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.saved import load_index, to_device
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
+mesh = make_mesh(MeshConfig())
+jax.block_until_ready(jax.device_put(np.ones(5)))
+before = peak()
+store = PassageStore.open(sys.argv[1])
+saved = load_index(sys.argv[2], store, "enc")
+index = jax.block_until_ready(to_device(saved.embeddings_ne, store, mesh))
+print((peak() - before) / sum(x.nbytes for x in jax.tree.leaves(index)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_loading_peaks_below_1_2_times_the_index(make_store, tmp_path, devices):
+    store = make_store(20_000)
+    with new_index(tmp_path / "index", store, "enc", 2560) as out:  # 205 MB
+        for start in range(0, store.count, 1000):
+            out[start : start + 1000] = 1.0
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_SCRIPT, store.directory, tmp_path / "index", str(devices)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.9 < float(done.stdout) < 1.2
