@@ -1,0 +1,169 @@
+"""Knowledge that is swapped without training: change a passage, ask again.
+
+Chosen are test questions that the model answered rightly from a passage which it ranked first
+and which holds the answer word for word. The answer there is replaced by another country's, as
+a newer edition would do it. Only the changed rows are tokenised and embedded anew; no parameter
+changes. `choose` and `judge` are pure; `swap_index` writes the new store and index.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from atlas_jax.core.types import Params
+from atlas_jax.demo.factbook_splits import stable_random
+from atlas_jax.demo.report import Swap
+from atlas_jax.index.embed import embed_corpus
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.saved import load_index, save_index
+from atlas_jax.tasks.metrics import best_over_answers, exact_match, normalize_answer
+from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers
+from atlas_jax.training.config import ModelConfig
+
+_CHANGES_MOST = ("temporal", "slow", "static")
+_EMBED_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A question whose answer can be swapped, and the passage as it will say then."""
+
+    question: Mapping[str, Any]
+    answer: str
+    new_value: str
+    passage: Mapping[str, str]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The question as a line of a question file, its new value the accepted answer."""
+        return {**self.question, "answers": [self.new_value]}
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """Put `new` wherever `old` stands as a whole word, in any case.
+
+    A text that does not hold `old` comes back as it is.
+    """
+    pattern = rf"(?<![\w.])(?<!\d,){re.escape(old)}(?!\w|[.,]\d)"
+    return re.sub(pattern, lambda _: new, text, flags=re.IGNORECASE)
+
+
+def other_value(question: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> str | None:
+    """Another country's answer to the same relation, as long as this one where there is any.
+
+    None where every other country has the same answer.
+    """
+    accepted = {normalize_answer(answer) for answer in question["answers"]}
+    values = sorted(
+        {
+            other["answers"][0]
+            for other in questions
+            if other["relation"] == question["relation"]
+            and accepted.isdisjoint(normalize_answer(answer) for answer in other["answers"])
+        }
+    )
+    words = len(question["answers"][0].split())
+    alike = [value for value in values if len(value.split()) == words] or values
+    return stable_random("swap", question["id"]).choice(alike) if alike else None
+
+
+def choose(
+    predictions: Sequence[Mapping[str, Any]],
+    questions: Sequence[Mapping[str, Any]],
+    passages: Mapping[str, Mapping[str, str]],
+    count: int,
+) -> list[Candidate]:
+    """Return at most `count` candidates, one of a relation and one of a passage.
+
+    Relations that change most in the world come first, and within them the passages that were
+    found with the highest scores.
+
+    Args:
+      predictions: `{id, answer, passages: [{id, score}]}`, passages best first.
+      questions: the test set, `{id, question, answers, relation, group, gold}`.
+      passages: by id, `{id, title, section, text}`.
+    """
+    by_id = {question["id"]: question for question in questions}
+    possible = []
+    for prediction in predictions:
+        question, found = by_id[prediction["id"]], prediction["passages"]
+        answer = prediction["answer"] or ""
+        right = answer and best_over_answers(exact_match, answer, question["answers"])
+        if right and found and found[0]["id"] in question["gold"]:
+            order = (_CHANGES_MOST.index(question["group"]), -found[0]["score"], question["id"])
+            possible.append((order, question, answer, passages[found[0]["id"]]))
+    chosen: list[Candidate] = []
+    used: set[str] = set()
+    for _, question, answer, passage in sorted(possible, key=lambda item: item[0]):
+        new_value = other_value(question, questions)
+        if len(chosen) == count or not used.isdisjoint((question["relation"], passage["id"])):
+            continue
+        if new_value is None or normalize_answer(new_value) in normalize_answer(passage["text"]):
+            continue
+        text = replaced(passage["text"], answer, new_value)
+        if text != passage["text"]:
+            used |= {question["relation"], passage["id"]}
+            chosen.append(Candidate(question, answer, new_value, {**passage, "text": text}))
+    return chosen
+
+
+def judge(candidates: Sequence[Candidate], answers: Mapping[str, str]) -> list[Swap]:
+    """Compare the answers before and after; `answers` are the new ones by question id."""
+    return [
+        Swap(
+            question=candidate.question["question"],
+            title=candidate.question["title"],
+            old_value=candidate.answer,
+            new_value=candidate.new_value,
+            answer_before=candidate.answer,
+            answer_after=answers[candidate.question["id"]],
+            follows=exact_match(answers[candidate.question["id"]], candidate.new_value) == 1.0,
+        )
+        for candidate in candidates
+    ]
+
+
+def swap_index(
+    model: str,
+    store_directory: str | os.PathLike[str],
+    index_directory: str | os.PathLike[str],
+    changed: Sequence[Mapping[str, str]],
+    new_store: str | os.PathLike[str],
+    new_index: str | os.PathLike[str],
+) -> None:
+    """Write a store and an index in which the `changed` passages have their new text.
+
+    Args:
+      model: folder of the model; its passage tower embeds the changed rows.
+      store_directory, index_directory: the ones in use; they stay as they are.
+      changed: passages `{id, title, section, text}` with ids of the store.
+
+    Raises:
+      UserError: an unknown id, an index of another model, or a disk that cannot be written.
+    """
+    config = ModelConfig(reader=model, retriever=model)
+    tokenizers = load_tokenizers(config)
+    retriever, params, tokenizer = load_retriever(config)
+    fingerprint = encoder_hash(retriever.config, params, tokenizer)
+    old = PassageStore.open(store_directory, tokenizers.reader, tokenizers.retriever)
+    embeddings_ne = np.array(load_index(index_directory, old, fingerprint).embeddings_ne)
+    store = old.replace(changed, new_store, tokenizers.reader, tokenizers.retriever)
+    rows = [store.row_of(passage["id"]) for passage in changed]
+
+    @jax.jit
+    def embed(params: Params, tokens: jax.Array) -> Any:
+        return retriever.apply({"params": params}, tokens, method="embed_passage")
+
+    embeddings_ne[rows] = embed_corpus(
+        functools.partial(embed, params),
+        store.retriever_tokens_nm[rows],
+        _EMBED_BATCH,
+        progress=False,
+    )
+    save_index(new_index, embeddings_ne, store, fingerprint)

@@ -1,0 +1,83 @@
+"""The demo's plot: how well answers are found and read, as two panels of bars."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from atlas_jax.demo.report import HEADINGS, RECALLS, Row
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+# Okabe and Ito's colour-blind safe hues: baselines in grey and pale, the full method in front.
+_COLOURS = ("#b8bfc7", "#9ecae8", "#e6b34a", "#3a87c0", "#0b3c5d")
+_INK = "#24292f"
+_STYLE: dict[str, Any] = {
+    "font.size": 10.5,
+    "font.family": "sans-serif",
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#b7bdc4",
+    "xtick.color": _INK,
+    "ytick.color": "#6b7280",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+
+
+def _bars(axis: Any, rows: Sequence[Row], metrics: Sequence[str], colours: dict[str, str]) -> None:
+    shown = [row for row in rows if all(metric in row.scores for metric in metrics)]
+    width = 0.82 / max(len(shown), 1)
+    for position, row in enumerate(shown):
+        places = [n + (position - (len(shown) - 1) / 2) * width for n in range(len(metrics))]
+        heights = [row.scores[metric] for metric in metrics]
+        bars = axis.bar(places, heights, width * 0.92, color=colours[row.name])
+        axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8.5, color=_INK)
+    axis.set_xticks(range(len(metrics)), [HEADINGS[metric] for metric in metrics])
+    axis.tick_params(length=0)
+    axis.set_axisbelow(True)
+    axis.grid(axis="y", color="#e5e8eb", linewidth=0.8)
+    axis.set_ylim(0, min(112, max(5.0, *(1.18 * r.scores[m] for r in shown for m in metrics))))
+    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
+
+
+def write_plot(path: str | os.PathLike[str], rows: Sequence[Row], subtitle: str) -> None:
+    """Write answers (EM, F1) and retrieval (recall at 1, 5, 20) as a PNG, atomically."""
+    palette = {row.name: _COLOURS[n % len(_COLOURS)] for n, row in enumerate(rows)}
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            1, 2, figsize=(10.4, 4.8), gridspec_kw={"width_ratios": [1, 1.5]}
+        )
+        _bars(axes[0], rows, ("exact_match", "f1"), palette)
+        _bars(axes[1], rows, RECALLS, palette)
+        axes[0].set_title("Answers", loc="left", fontsize=11.5, pad=10)
+        axes[1].set_title("A passage with the answer is found", loc="left", fontsize=11.5, pad=10)
+        title = "Atlas after 64 examples, on countries that training never named"
+        figure.suptitle(title, x=0.014, y=0.975, ha="left", fontsize=14, fontweight="bold")
+        figure.text(0.014, 0.885, subtitle, ha="left", fontsize=9.5, color="#6b7280")
+        handles = [plt.Rectangle((0, 0), 1, 1, color=palette[row.name]) for row in rows]
+        figure.legend(
+            handles,
+            [row.name for row in rows],
+            loc="lower center",
+            ncols=len(rows),
+            frameon=False,
+            handlelength=1.0,
+            handleheight=1.0,
+            columnspacing=1.8,
+        )
+        figure.tight_layout(rect=(0, 0.07, 1, 0.9), w_pad=2.5)
+        try:
+            figure.savefig(temporary, dpi=160, format="png")
+            os.replace(temporary, target)
+        finally:
+            plt.close(figure)
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from atlas_jax.demo.plot import write_plot
+from atlas_jax.demo.report import (
+    Results,
+    Row,
+    Sample,
+    Swap,
+    sample_panel,
+    score_table,
+    show,
+    swap_panel,
+    write_results,
+)
+
+RECALL = {"recall@1": 40.12, "recall@5": 66.0, "recall@20": 88.0}
+ROWS = [
+    Row("BM25", {"recall@1": 33.9, "recall@5": 60.5, "recall@20": 84.7}),
+    Row("closed book", {"exact_match": 6.1, "f1": 9.2}),
+    Row("jointly trained", {"exact_match": 29.04, "f1": 35.2, **RECALL}),
+]
+PASSAGE = (
+    "Government type: republic. " * 20 + "Capital: name: Tirana (Tirane). " + "Flag: red. " * 20
+)
+SAMPLE = Sample(
+    "What is the capital of Albania?", "Tirana", ["Tirana"], True, "Albania", "Government", PASSAGE,
+    12.34, True,
+)  # fmt: skip
+FOLLOWS = Swap("Who leads X?", "X", "Old Name", "New Name", "Old Name", "New Name", True)
+STAYS = Swap("Who leads Y?", "Y", "Old", "New", "Old", "Old", False)
+ASTRAY = Swap("Who leads Z?", "Z", "Old", "New", "Old", "Else", False)
+
+
+def _text(*renderables):
+    console = Console(file=io.StringIO(), width=110, color_system=None)
+    for renderable in renderables:
+        console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_table_shows_measured_figures_and_dashes():
+    lines = {
+        line.split("  ")[0].strip(): line for line in _text(score_table(ROWS, "c")).splitlines()
+    }
+    assert lines["jointly trained"].split()[2:] == ["29.0", "35.2", "40.1", "66.0", "88.0"]
+    assert lines["closed book"].split()[2:] == ["6.1", "9.2", "–", "–", "–"]
+    assert lines["BM25"].split()[1:] == ["–", "–", "33.9", "60.5", "84.7"]
+
+
+def test_a_sample_shows_answer_source_score_and_the_place_in_the_passage():
+    text = _text(sample_panel(SAMPLE, 1))
+    for part in ("1. What is the capital of Albania?", "Tirana  (right)", "Albania", "12.34"):
+        assert part in text
+    assert "Capital: name: Tirana" in text
+    assert len(text) < 110 * 9  # an excerpt, not the whole passage
+
+
+def test_a_wrong_answer_is_called_wrong_and_the_accepted_ones_are_shown():
+    wrong = Sample("q?", "", ["Tirana", "Tirane"], False, "A", "G", "nothing here", 1.0, False)
+    text = _text(sample_panel(wrong, 2))
+    assert "(nothing)  (wrong)" in text and "accepted  Tirana, Tirane" in text
+
+
+def test_the_swap_panel_counts_every_swap_and_shows_one_that_was_followed():
+    text = " ".join(_text(swap_panel([STAYS, FOLLOWS, ASTRAY])).split())
+    assert "Who leads X?" in text and "New Name → New Name" in text
+    assert "1 of 3 swaps" in text
+    none = " ".join(_text(swap_panel([STAYS])).split())
+    assert "0 of 1 swaps" in none and "Who leads Y?" in none
+
+
+@pytest.fixture
+def results():
+    return Results(
+        setup={"test_questions": 2, "test_countries": 1},
+        rows=ROWS,
+        samples=[SAMPLE],
+        swaps=[FOLLOWS],
+        seconds={"index": 1.5},
+    )
+
+
+def test_results_are_written_as_json(results, tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_results(path, results)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["rows"][2]["scores"]["recall@5"] == 66.0
+    assert stored["samples"][0]["passage"] == PASSAGE
+    assert stored["swaps"][0]["follows"] is True
+
+
+def test_show_prints_everything(results, tmp_path):
+    console = Console(file=io.StringIO(), width=110, color_system=None)
+    show(console, results, tmp_path / "plot.png", tmp_path / "results.json")
+    text = console.file.getvalue()
+    for part in ("index swap", "jointly trained", "plot.png", "results.json", "2 questions"):
+        assert part in text
+
+
+def test_the_plot_is_a_png_without_leftovers(tmp_path):
+    path = tmp_path / "demo.png"
+    write_plot(path, ROWS, "2 questions")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.png"]
