@@ -21,7 +21,7 @@ INDEX = "index"  # refreshed embeddings, one folder a version
 PREDICTIONS = "predictions"
 
 SEARCHERS = ("exact", "scann")
-EXPORT_DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 PASSAGE_SOURCES = ("index", "file", "none")
 
 
@@ -53,10 +53,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.export_dtype in EXPORT_DTYPES,
+            self.export_dtype in DTYPES,
             "ModelConfig.export_dtype",
             self.export_dtype,
-            f"one of {', '.join(EXPORT_DTYPES)}",
+            f"one of {', '.join(DTYPES)}",
         )
         for model in ("reader", "retriever"):
             folder, tokenizer = getattr(self, model), getattr(self, f"{model}_tokenizer")
@@ -75,10 +75,10 @@ class CorpusConfig:
 
     passages: jsonl corpus; needed only while the store does not exist yet.
     store: directory of the passage store (built from `passages` when missing).
-    index: directory of a saved index made by build_index; "" embeds the corpus at start.
+    index: directory of a saved index, made by build_index; "" embeds the corpus at start.
     searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
     embed_batch_size: passages per call of the passage tower.
-    bfloat16: hold the embeddings in bfloat16 on the devices.
+    dtype: 'float32' or 'bfloat16', of embeddings made here; a saved index keeps its own.
     """
 
     passages: str = ""
@@ -86,7 +86,7 @@ class CorpusConfig:
     index: str = ""
     searcher: str = "exact"
     embed_batch_size: int = 256
-    bfloat16: bool = False
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _require(
@@ -100,6 +100,9 @@ class CorpusConfig:
             "CorpusConfig.embed_batch_size",
             self.embed_batch_size,
             "a positive number",
+        )
+        _require(
+            self.dtype in DTYPES, "CorpusConfig.dtype", self.dtype, f"one of {', '.join(DTYPES)}"
         )
 
 

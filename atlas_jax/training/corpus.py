@@ -1,10 +1,29 @@
-"""The passage store of a run: opened, or built when it is not there yet."""
+"""The corpus of a run: its passage store, and the index over it, fresh or stale.
 
+The embeddings that a run makes itself lie in versions/<version>/, and a checkpoint notes
+which version it was searching; so a resumed run searches exactly what the killed one did.
+"""
+
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import DeviceIndex, Params
+from atlas_jax.index.embed import EmbedFn, embed_corpus
 from atlas_jax.index.passages import PassageStore, StoreConfig
-from atlas_jax.training.assembly import Tokenizers
+from atlas_jax.index.saved import load_index, new_index, to_device
+from atlas_jax.index.scann_search import ScannSearcher
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
 from atlas_jax.training.config import CorpusConfig
 
 
@@ -34,3 +53,145 @@ def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
             "CorpusConfig.passages to a jsonl corpus to build it"
         )
     return PassageStore.open(config.store, tokenizers.reader, tokenizers.retriever)
+
+
+class Embedder:
+    """The passage tower as a function over a whole store."""
+
+    def __init__(
+        self,
+        retriever: DualEncoder,
+        tokenizer: Tokenizer,
+        config: CorpusConfig,
+        mesh: Mesh,
+        rules: tuple[Rule, ...],
+    ) -> None:
+        """Compile nothing yet; raise a UserError if batches do not divide over the mesh."""
+        self._retriever, self._tokenizer, self._config = retriever, tokenizer, config
+        self._rows = batch_sharding(
+            "CorpusConfig.embed_batch_size", config.embed_batch_size, mesh, rules
+        )
+
+        def embed_passages(params: Params, tokens_nm: jax.Array) -> Any:
+            return retriever.apply({"params": params}, tokens_nm, method="embed_passage")
+
+        self._embed: Callable[[Params, Any], jax.Array] = jax.jit(
+            embed_passages, out_shardings=partitioning.replicated(mesh)
+        )
+
+    def hash(self, params: Params) -> str:
+        """What identifies the embeddings that these retriever parameters give."""
+        return encoder_hash(self._retriever.config, params, self._tokenizer)
+
+    def to_memory(self, params: Params, store: PassageStore) -> np.ndarray:
+        """Embed a store into an array [n, e]."""
+        shape = (store.count, self._retriever.config.embedding_dim)
+        out_ne = np.empty(shape, jax.numpy.dtype(self._config.dtype))
+        return self._fill(params, store, out_ne)
+
+    def to_directory(
+        self, params: Params, store: PassageStore, directory: str | Path, version: int = 0
+    ) -> str:
+        """Embed a store into a saved index, replacing one that is there; gives its encoder hash.
+
+        Raises:
+          UserError: it could not be written; an earlier index is still there then.
+        """
+        found = self.hash(params)
+        width = self._retriever.config.embedding_dim
+        with new_index(directory, store, found, width, self._config.dtype, version) as out_ne:
+            self._fill(params, store, out_ne)
+        return found
+
+    def _fill(self, params: Params, store: PassageStore, out_ne: np.ndarray) -> np.ndarray:
+        function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
+            params, jax.device_put(tokens, self._rows)
+        )
+        size = self._config.embed_batch_size
+        return embed_corpus(function, store.retriever_tokens_nm, size, out=out_ne)
+
+
+class Corpus:
+    """A store and the index over it, on the devices or in a host searcher.
+
+    Attributes:
+      store: the passages.
+      version: how often the embeddings have been refreshed.
+      encoder_hash: of the passage tower that made them.
+      index: on the devices; None when a host searcher serves.
+      searcher: on the host; None when the devices search.
+    """
+
+    def __init__(
+        self,
+        store: PassageStore,
+        embedder: Embedder,
+        config: CorpusConfig,
+        mesh: Mesh,
+        versions: Path | None = None,
+    ) -> None:
+        """Nothing is searchable before `load_first` or `load_version`.
+
+        Args:
+          versions: folder for the embeddings that are made here; None keeps them in memory.
+        """
+        self.store, self.version, self.encoder_hash = store, 0, ""
+        self.index: DeviceIndex | None = None
+        self.searcher: ScannSearcher | None = None
+        self._embedder, self._config, self._mesh = embedder, config, mesh
+        self._versions = versions
+
+    def load_first(self, params: Params) -> None:
+        """Version 0: the saved index of CorpusConfig, or embeddings made by `params`.
+
+        Raises:
+          UserError: the saved index is of another corpus or another passage tower.
+        """
+        if self._config.index:
+            found = self._embedder.hash(params)
+            saved = load_index(self._config.index, self.store, found)
+            self._place(saved.embeddings_ne, 0, found)
+        elif self._versions is None:
+            self._place(
+                self._embedder.to_memory(params, self.store), 0, self._embedder.hash(params)
+            )
+        else:
+            self._make_version(params, 0)
+
+    def load_version(self, version: int, made_by: str) -> None:
+        """A version that this run made before it was interrupted; `made_by`: its encoder hash.
+
+        Raises:
+          UserError: it is not there (any more), or another encoder made it.
+        """
+        saved = load_index(self._folder(version), self.store, made_by)
+        self._place(saved.embeddings_ne, version, made_by)
+
+    def refresh(self, params: Params) -> None:
+        """Embed all passages anew with the present passage tower; the version counts up."""
+        self._make_version(params, self.version + 1)
+
+    def keep_versions(self, needed: Collection[int]) -> None:
+        """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
+        if self._versions is None or not self._versions.is_dir():
+            return
+        for folder in self._versions.iterdir():
+            if folder.name.isdigit() and int(folder.name) not in {*needed, self.version}:
+                shutil.rmtree(folder)
+
+    def _make_version(self, params: Params, version: int) -> None:
+        folder = self._folder(version)
+        made_by = self._embedder.to_directory(params, self.store, folder, version)
+        self._place(load_index(folder, self.store, made_by).embeddings_ne, version, made_by)
+
+    def _folder(self, version: int) -> Path:
+        assert self._versions is not None
+        return self._versions / f"{version:06d}"
+
+    def _place(self, embeddings_ne: np.ndarray, version: int, made_by: str) -> None:
+        self.version, self.encoder_hash = version, made_by
+        if self._config.searcher == "scann":
+            self.searcher = ScannSearcher(embeddings_ne)
+            return
+        self.index = None  # its memory is needed for its successor
+        self.index = to_device(embeddings_ne, self.store, self._mesh, version)

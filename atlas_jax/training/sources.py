@@ -1,0 +1,127 @@
+"""Where the passages of a batch come from: the index, the data file, or nowhere.
+
+The compiled step calls `Source.retrieve`; what it is given to retrieve from is made on
+the host, batch by batch, by `Source.of_batch`. So trainer and evaluator are the same for
+device search, host search, given passages and closed book.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.corpus import Corpus
+from atlas_jax.training.step import (
+    Retrieve,
+    StepConfig,
+    make_device_retrieve,
+    no_passages,
+    retrieved_already,
+)
+
+
+class Source(Protocol):
+    """Passages for a batch.
+
+    Attributes:
+      retrieve: called inside the compiled step with what `of_batch` made.
+    """
+
+    retrieve: Retrieve
+
+    def of_batch(self, params: Params, batch: Batch) -> Any:
+        """What `retrieve` takes for this batch: an index, passages, or None.
+
+        Args:
+          params: of both models, or of the retriever alone: {"retriever": ...}.
+          batch: numpy or device arrays.
+        """
+        ...
+
+
+class DeviceSource:
+    """Search and gather inside the compiled step, in the corpus's present index."""
+
+    def __init__(self, corpus: Corpus, k: int, mesh: Mesh) -> None:
+        """Search for k passages."""
+        self._corpus = corpus
+        self.retrieve: Retrieve = make_device_retrieve(StepConfig(k=k), mesh)
+
+    def of_batch(self, params: Params, batch: Batch) -> DeviceIndex:
+        """The index, whatever the batch."""
+        del params, batch
+        assert self._corpus.index is not None
+        return self._corpus.index
+
+
+class HostSource:
+    """Embed the queries on the devices, search and gather on the host."""
+
+    def __init__(self, corpus: Corpus, k: int, retriever: DualEncoder) -> None:
+        """Search for k passages."""
+        self._corpus, self._k = corpus, k
+        self.retrieve: Retrieve = retrieved_already
+        self._embed = jax.jit(lambda params, batch: embed_query(retriever, params, batch))
+
+    def of_batch(self, params: Params, batch: Batch) -> Passages:
+        """The passages of this batch."""
+        assert self._corpus.searcher is not None
+        query_be = np.asarray(self._embed(params, batch))
+        found = self._corpus.searcher.search(query_be, self._k, np.asarray(batch.excluded_rows_bx))
+        return self._corpus.store.gather_passages(found)
+
+
+class GivenSource:
+    """The passages that the data file has for each query."""
+
+    def of_batch(self, params: Params, batch: Batch) -> None:
+        """Nothing: the batch brings them along."""
+        del params, batch
+
+    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+        """See `Source.retrieve`."""
+        del source, query_be
+        assert batch.given is not None
+        return batch.given
+
+
+class NoSource:
+    """Closed book: the reader sees the query alone."""
+
+    def of_batch(self, params: Params, batch: Batch) -> None:
+        """Nothing."""
+        del params, batch
+
+    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+        """See `Source.retrieve`."""
+        del source, query_be
+        return no_passages(batch)
+
+
+def index_source(
+    corpus: Corpus, k: int, binding: str, retriever: DualEncoder, mesh: Mesh
+) -> Source:
+    """Search the corpus for k passages, wherever its index lies.
+
+    Raises:
+      UserError: names `binding`, which asks for more passages than there are.
+    """
+    if k > corpus.store.count:
+        raise UserError(
+            f"{binding} asks for {k} passages, but the corpus has {corpus.store.count}; "
+            "ask for fewer or index more"
+        )
+    if corpus.searcher is not None:
+        return HostSource(corpus, k, retriever)
+    return DeviceSource(corpus, k, mesh)
+
+
+def embed_query(retriever: DualEncoder, params: Params, batch: Batch) -> Any:
+    """Query embeddings [b, e], without dropout."""
+    return retriever.apply(
+        {"params": params["retriever"]}, batch.retriever_tokens_br, method="embed_query"
+    )
