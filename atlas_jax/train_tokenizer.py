@@ -1,8 +1,8 @@
 """Entry point `python -m atlas_jax.train_tokenizer`: make the two tokenizers from text.
 
     python -m atlas_jax.train_tokenizer \\
-      --gin.train_tokenizers.passages_path='"passages.jsonl.gz"' \\
-      --gin.train_tokenizers.out_dir='"tokenizers"' \\
+      --gin.train_tokenizers.passages_path=passages.jsonl.gz \\
+      --gin.train_tokenizers.out_dir=tokenizers \\
       --gin.train_tokenizers.vocab_size=8192
 """
 

@@ -36,8 +36,8 @@ _ACCENTS = r"[\u0300-\u036f]"
 
 @gin.configurable
 def train_tokenizers(
-    passages_path: str | Sequence[str] = gin.REQUIRED,
-    out_dir: str = gin.REQUIRED,
+    passages_path: str | Sequence[str],
+    out_dir: str,
     vocab_size: int = 8192,
     retriever_vocab_size: int | None = None,
     num_sentinels: int = 100,

@@ -1,0 +1,71 @@
+"""How an answer and a list of passages are scored: pure functions on text.
+
+Answers are compared as SQuAD does it: lower-cased, without ASCII punctuation, without
+articles, blanks collapsed. Every score lies between 0 and 1.
+"""
+
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """The form in which two answers are compared (SQuAD 1.1 evaluation script)."""
+    plain = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split())
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 if both normalise to the same text, else 0.0."""
+    return float(normalize_answer(prediction) == normalize_answer(answer))
+
+
+def f1(prediction: str, answer: str) -> float:
+    """F1 of the normalised words as multisets; 1.0 if both have none, 0.0 if one has."""
+    predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2.0 * common / (len(predicted) + len(expected))
+
+
+def best_over_answers(
+    score: Callable[[str, str], float], prediction: str, answers: Sequence[str]
+) -> float:
+    """The score against the most favourable of several accepted answers.
+
+    Raises:
+      ValueError: there are no answers.
+    """
+    return max(score(prediction, answer) for answer in answers)
+
+
+def recall_at_k(found_ids: Sequence[str], gold_ids: Collection[str], k: int) -> float:
+    """1.0 if any of the first k found passages is a gold passage, else 0.0."""
+    return float(any(found in gold_ids for found in found_ids[:k]))
+
+
+def answer_in_passage(passage: str, answers: Sequence[str]) -> bool:
+    """Whether the passage has any of the answers, word for word, after normalising both.
+
+    An answer that normalises to nothing is in no passage.
+    """
+    words = f" {_normalize_passage(passage)} "
+    normal = (normalize_answer(answer) for answer in answers)
+    return any(answer and f" {answer} " in words for answer in normal)
+
+
+def answer_recall_at_k(passages: Sequence[str], answers: Sequence[str], k: int) -> float:
+    """1.0 if any of the first k passages has an answer in it, else 0.0."""
+    return float(any(answer_in_passage(passage, answers) for passage in passages[:k]))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _normalize_passage(text: str) -> str:
+    # The same passages are found for many questions.
+    return normalize_answer(text)

@@ -1,0 +1,161 @@
+"""Task `mlm`: write the masked spans of a passage, with other passages to look them up in.
+
+The pretext task that Atlas is pretrained with (T5's span corruption), and a variant
+that masks what a question would ask for: values, numbers, dates and names.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.tasks.base import (
+    Example,
+    Prediction,
+    Record,
+    check_format,
+    load_records,
+    score_answers,
+    score_retrieval,
+)
+from atlas_jax.tasks.spans import KINDS, layout, random_spans, salient_spans
+
+_FIELDS = ("text", "title", "section")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class MLMTask:
+    """Lines `{id, title, section?, text}`; the target is `<extra_id_0> span <extra_id_1> span`.
+
+    Lengths are in words, so that the whole text needs no tokenizer: T5 counts tokens, of
+    which a word has between one and two.
+
+    Attributes:
+      masking: 'random' (T5's span corruption) or 'salient' (see `spans.layout`; a passage
+        without a salient span is masked at random).
+      noise_density: share of the query's words that is masked.
+      mean_span_words: mean length of a random span.
+      max_spans: no more spans than this; at most the reader's number of sentinels.
+      max_span_words: longer values and names are no salient spans.
+      span_kinds: which salient spans: any of 'value', 'number', 'entity'.
+      max_query_words: the query is a crop of so many words around the masked spans; 0 =
+        the whole passage.
+      min_words: passages of fewer words are left out.
+      query_format: the reader's query, of {text} (with sentinels), {title}, {section}.
+      retriever_format: the retriever's query; its {text} has the spans left out.
+      filter_self: the passage itself may not be retrieved, or reading would be copying.
+      filter_self_after: first training step at which that holds.
+    """
+
+    masking: Literal["random", "salient"] = "random"
+    noise_density: float = 0.15
+    mean_span_words: float = 3.0
+    max_spans: int = 20
+    max_span_words: int = 10
+    span_kinds: tuple[str, ...] = KINDS
+    max_query_words: int = 0
+    min_words: int = 10
+    query_format: str = "{text}"
+    retriever_format: str = "{text}"
+    filter_self: bool = True
+    filter_self_after: int = 0
+
+    name: ClassVar[str] = "mlm"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be.
+
+        Raises:
+          UserError: names the binding.
+        """
+        check_format("MLMTask.query_format", self.query_format, _FIELDS)
+        check_format("MLMTask.retriever_format", self.retriever_format, _FIELDS)
+        for name, fits, expected in (
+            ("masking", self.masking in ("random", "salient"), "'random' or 'salient'"),
+            ("noise_density", 0 < self.noise_density < 1, "a number between 0 and 1"),
+            ("mean_span_words", self.mean_span_words >= 1, "1 or more"),
+            ("max_spans", self.max_spans >= 1, "1 or more"),
+            ("max_span_words", self.max_span_words >= 1, "1 or more"),
+            ("max_query_words", self.max_query_words == 0 or self.max_query_words >= 2,
+             "0 (the whole passage), or 2 or more"),
+            ("min_words", self.min_words >= 2, "2 or more"),
+            ("span_kinds", self.span_kinds and set(self.span_kinds) <= set(KINDS),
+             f"some of {', '.join(KINDS)}"),
+        ):  # fmt: skip
+            if not fits:
+                raise UserError(f"MLMTask.{name} = {getattr(self, name)!r}: expected {expected}")
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; passages of fewer than `min_words` words are left out."""
+        required: FieldTypes = {"id": (str, int), "title": str, "text": str}
+        records = load_records(path, required, {"section": str}, not_empty=["id", "text"])
+        records = [r for r in records if len(r.fields["text"].split()) >= self.min_words]
+        if not records:
+            raise UserError(f"{path}: no passage has {self.min_words} words (MLMTask.min_words)")
+        return records
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; what varies is what is masked."""
+        if rng is None:
+            rng = np.random.default_rng(zlib.crc32(record.id.encode("utf-8")))
+        text: str = record.fields["text"]
+        spans, (left, right) = self._mask(text, rng)
+        query, bare, target = [], [], []
+        for number, (start, end) in enumerate(spans):
+            query.append(f"{text[left:start]}<extra_id_{number}>")
+            bare.append(text[left:start])
+            target.append(f"<extra_id_{number}> {text[start:end]}")
+            left = end
+        query.append(text[left:right])
+        bare.append(text[left:right])
+        rest = {"title": record.fields["title"], "section": record.fields.get("section") or ""}
+        hidden = self.filter_self and step >= self.filter_self_after
+        return Example(
+            id=record.id,
+            query_text=self.query_format.format(text="".join(query), **rest),
+            retriever_text=self.retriever_format.format(text="".join(bare), **rest),
+            target_text=" ".join(target),
+            answers=(" ".join(text[start:end] for start, end in spans),),
+            excluded_ids=(record.id,) if hidden else (),
+            given_passages=record.passages,
+            meta={"title": record.fields["title"], **record.meta},
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """Exact match and F1 of the spans joined by blanks; recall as in `tasks.base`."""
+        return score_answers(predictions) | score_retrieval(predictions, recall_at)
+
+    def _mask(
+        self, text: str, rng: np.random.Generator
+    ) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """Character ranges to mask, and the range of the text that becomes the query."""
+        kinds = self.span_kinds if self.masking == "salient" else ()
+        found = layout(text, kinds, self.max_span_words)
+        if found.salient:
+            chosen, (first, last) = salient_spans(
+                found, self.noise_density, self.max_spans, self.max_query_words, rng
+            )
+            spans = [(span.start, span.end) for span in chosen]
+        else:
+            total = len(found.word_starts)
+            length = min(self.max_query_words or total, total)
+            first = int(rng.integers(total - length + 1))
+            last = first + length
+            drawn = random_spans(
+                length, self.noise_density, self.mean_span_words, self.max_spans, rng
+            )
+            spans = [
+                (found.word_starts[first + a], found.word_ends[first + b - 1]) for a, b in drawn
+            ]
+        return spans, (found.word_starts[first], found.word_ends[last - 1])

@@ -1,0 +1,103 @@
+"""Task `qa`: a question, and short answers of which any counts."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.tasks.base import (
+    Example,
+    Prediction,
+    Record,
+    check_format,
+    load_records,
+    score_answers,
+    score_retrieval,
+)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class QATask:
+    """Lines `{question, answers, target?, id?, gold?, passages?}`.
+
+    Attributes:
+      query_format: the reader's query; {question} stands for the field.
+      target_format: the reader's target; {answer} is `target`, or else one of `answers`.
+      retriever_format: the retriever's query; {question}.
+      answer_choice: which of several answers is learnt: 'first', or another one each time
+        ('random', as in Atlas). Evaluation always takes the first.
+    """
+
+    query_format: str = "question: {question} answer: <extra_id_0>"
+    target_format: str = "<extra_id_0> {answer}"
+    retriever_format: str = "{question}"
+    answer_choice: Literal["random", "first"] = "random"
+
+    name: ClassVar[str] = "qa"
+
+    def __post_init__(self) -> None:
+        """Refuse a format string with other fields.
+
+        Raises:
+          UserError: names the binding.
+        """
+        check_format("QATask.query_format", self.query_format, ["question"])
+        check_format("QATask.target_format", self.target_format, ["answer"])
+        check_format("QATask.retriever_format", self.retriever_format, ["question"])
+        if self.answer_choice not in ("random", "first"):
+            raise UserError(
+                f"QATask.answer_choice = {self.answer_choice!r}: expected 'random' or 'first'"
+            )
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; without `need_targets` a question may come without answers."""
+        records = load_records(
+            path, {"question": str}, {"answers": list, "target": str}, not_empty=["question"]
+        )
+        for record in records:
+            _check_answers(record, need_targets)
+        return records
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; what varies is which answer is the target."""
+        question = record.fields["question"]
+        answers = tuple(record.fields.get("answers") or ())
+        target = record.fields.get("target") or ""
+        if not target and answers:
+            several = self.answer_choice == "random" and rng is not None and len(answers) > 1
+            target = answers[int(rng.integers(len(answers))) if several and rng else 0]
+        return Example(
+            id=record.id,
+            query_text=self.query_format.format(question=question),
+            retriever_text=self.retriever_format.format(question=question),
+            target_text=self.target_format.format(answer=target) if target else "",
+            answers=answers or ((target,) if target else ()),
+            gold_ids=record.gold_ids,
+            given_passages=record.passages,
+            meta={"question": question, **record.meta},
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """Exact match, F1, recall@k and answer_recall@k; see `tasks.base`."""
+        return score_answers(predictions) | score_retrieval(predictions, recall_at)
+
+
+def _check_answers(record: Record, needed: bool) -> None:
+    answers, target = record.fields.get("answers"), record.fields.get("target")
+    for answer in answers or ():
+        if not isinstance(answer, str) or not answer.strip():
+            raise UserError(
+                f"{record.place}: field 'answers' must hold texts that are not empty, "
+                f"but has {answer!r}"
+            )
+    if needed and not answers and not (target or "").strip():
+        raise UserError(f"{record.place}: fields 'answers' and 'target' give no answer")

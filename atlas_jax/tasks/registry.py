@@ -1,0 +1,21 @@
+"""Tasks by name."""
+
+from collections.abc import Callable
+
+from atlas_jax.core.errors import UserError, nearest
+from atlas_jax.tasks.base import BaseTask, Task
+from atlas_jax.tasks.mlm import MLMTask
+from atlas_jax.tasks.qa import QATask
+
+TASKS: dict[str, Callable[[], Task]] = {task.name: task for task in (BaseTask, QATask, MLMTask)}
+
+
+def get_task(name: str) -> Task:
+    """The task of this name, as gin configures it.
+
+    Raises:
+      UserError: there is none; the nearest name is told.
+    """
+    if name not in TASKS:
+        raise UserError(f"no task is called {name!r}{nearest(name, TASKS)}")
+    return TASKS[name]()
