@@ -146,7 +146,7 @@ def salient_spans(
     anchor = found.salient[order[0]]
     first, last = _window_around(anchor, found, window_words, rng)
     left, right = found.word_starts[first], found.word_ends[last - 1]
-    budget = (last - first) * density - anchor.words
+    budget = round((last - first) * density) - anchor.words
     chosen = [anchor]
     for number in order[1:]:
         if budget <= 0 or len(chosen) == max_spans:
