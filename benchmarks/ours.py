@@ -1,0 +1,142 @@
+"""The workloads on this project's own modules, as a user's run would call them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
+from atlas_jax.core.types import Batch, DeviceIndex, Params, Passages
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.embed import embed_corpus
+from atlas_jax.index.exact import ExactSearcher
+from atlas_jax.reader import fid
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.reader.generate import generate as generate_tokens
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training import state as train_state
+from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.step import (
+    StepConfig,
+    compile_train_step,
+    make_train_step,
+    retrieved_already,
+)
+from benchmarks.workloads import (
+    Sizes,
+    passages_of_real_lengths,
+    reader_inputs,
+    search_arrays,
+)
+
+
+def _models(sizes: Sizes) -> train_state.Models:
+    reader = ReaderConfig(
+        vocab_size=sizes.reader_vocab,
+        emb_dim=sizes.reader_width,
+        num_heads=sizes.reader_heads,
+        head_dim=sizes.reader_width // sizes.reader_heads,
+        mlp_dim=sizes.reader_mlp,
+        num_encoder_layers=sizes.reader_layers,
+        num_decoder_layers=sizes.reader_layers,
+        dropout_rate=0.0,
+    )
+    retriever = RetrieverConfig(
+        vocab_size=sizes.retriever_vocab,
+        hidden_dim=sizes.retriever_width,
+        num_layers=sizes.retriever_layers,
+        num_heads=sizes.retriever_heads,
+        mlp_dim=sizes.retriever_mlp,
+        dropout_rate=0.0,
+    )
+    return train_state.Models(T5(reader), DualEncoder(retriever))
+
+
+def train_step(sizes: Sizes) -> Callable[[], object]:
+    """PDist step of reader and both towers on given passages."""
+    models, rules = _models(sizes), STANDARD_RULES
+    mesh = partitioning.make_mesh(MeshConfig())
+    optimizers = {
+        part: make_optimizer(OptimizerConfig(learning_rate=1e-5, schedule="constant"))
+        for part in train_state.PARTS
+    }
+    config = StepConfig(k=sizes.passages, reader_length=sizes.length, retriever_training="joint")
+    distillation = DistillationConfig(gold_temperature=0.1, score_temperature=0.1)
+    step = make_train_step(models, config, distillation, optimizers, retrieved_already)
+    inputs = reader_inputs(sizes)
+    q = sizes.query_length
+    batch = Batch(
+        query_tokens_bq=inputs.tokens_bkl[:, 0, :q].astype(np.int32),
+        retriever_tokens_br=inputs.query_br.astype(np.int32),
+        target_tokens_bt=inputs.targets_bt.astype(np.int32),
+        excluded_rows_bx=np.full((sizes.batch, 1), -1, np.int32),
+        weight_b=np.ones(sizes.batch, np.float32),
+    )
+    passages = Passages(
+        rows_bk=np.zeros((sizes.batch, sizes.passages), np.int32),
+        scores_bk=np.zeros((sizes.batch, sizes.passages), np.float32),
+        reader_tokens_bkl=inputs.tokens_bkl[:, :, q:].astype(np.int32),
+        retriever_tokens_bkm=inputs.passages_bkm.astype(np.int32),
+        mask_bk=np.ones((sizes.batch, sizes.passages), bool),
+    )
+    with partitioning.activate(mesh, rules):
+        params = train_state.init_params(models, 0, mesh, rules)
+        current = train_state.make_state(models, params, optimizers, "joint", 0, mesh, rules)
+        shardings = train_state.state_shardings(models, optimizers, "joint", mesh, rules)
+    compiled = compile_train_step(step, shardings, mesh, rules)
+
+    def run() -> float:
+        nonlocal current
+        with partitioning.activate(mesh, rules):
+            current, metrics = compiled(current, passages, batch)
+        return float(metrics["reader_loss"] + metrics["retriever_loss"])
+
+    return run
+
+
+def generate(sizes: Sizes) -> Callable[[], object]:
+    """Encode k passages a query, fuse them, decode 16 tokens greedily with a cache."""
+    models = _models(sizes)
+    params = train_state.init_params(models, 0, partitioning.make_mesh(MeshConfig()), ())
+    tokens_bkl = reader_inputs(sizes).tokens_bkl.astype(np.int32)
+    # No id equals -1, so every row is decoded to the full length, as on the other side.
+    config = GenerationConfig(max_length=sizes.target, eos_id=-1)
+
+    @jax.jit
+    def answer(params: Params, tokens_bkl: jax.Array) -> jax.Array:
+        enc_bkld = fid.encode(models.reader, params, tokens_bkl)
+        b, k, length, d = enc_bkld.shape
+        fused = enc_bkld.reshape(b, k * length, d)  # k passages become one source
+        mask_bs = (tokens_bkl > 0).reshape(b, k * length)
+        return generate_tokens(models.reader, params, fused, mask_bs, config)[0]
+
+    return lambda: jax.block_until_ready(answer(params["reader"], tokens_bkl))
+
+
+def embed(sizes: Sizes) -> Callable[[], object]:
+    """Embed passages sorted by length, in batches of few static lengths."""
+    retriever = _models(sizes).retriever
+    tokens = passages_of_real_lengths(sizes).astype(np.int32)
+    params = retriever.init(jax.random.key(0), tokens[:1], True, method="embed_passage")
+    embed_fn = jax.jit(lambda batch: retriever.apply(params, batch, True, method="embed_passage"))
+    return lambda: embed_corpus(embed_fn, tokens, progress=False)
+
+
+def search(sizes: Sizes, k: int) -> Callable[[], object]:
+    """Exact inner-product search on the device."""
+    embeddings, queries = search_arrays(sizes)
+    dummy = np.zeros((len(embeddings), 1), np.int32)
+    index = DeviceIndex(
+        embeddings_ne=jnp.asarray(embeddings),
+        reader_tokens_nl=dummy,
+        retriever_tokens_nm=dummy,
+        count=jnp.int32(len(embeddings)),
+        version=jnp.int32(0),
+    )
+    searcher = ExactSearcher(index)
+    return lambda: jax.block_until_ready(searcher.search(queries, k))

@@ -1,0 +1,130 @@
+"""Time ours against the alternatives, in pairs, and print ratios, spread and peak memory.
+
+    python -m benchmarks.run [--rounds 7] [--json FILE] [--workloads train_step,embed]
+
+Both sides of a workload are alive at once and take turns, so that a slow spell of the
+machine hits both. A ratio above 1 means that ours is faster.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.worker import WORKLOADS
+
+SIDES = {"ours": "ours", "theirs": "alternatives"}
+PACKAGES = ("jax", "flax", "torch", "transformers", "faiss-cpu")
+
+
+@contextmanager
+def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker", side, workload, *sizes],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answer(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"benchmark worker {process.args} ended with {process.wait()}")
+    return line.strip()
+
+
+def measure(workload: str, rounds: int, sizes: list[str]) -> dict[str, Any]:
+    """Seconds of every round and peak memory (MiB) of both sides."""
+    with (
+        _worker(SIDES["ours"], workload, sizes) as ours,
+        _worker(SIDES["theirs"], workload, sizes) as theirs,
+    ):
+        sides = {"ours": ours, "theirs": theirs}
+        for process in sides.values():
+            assert _answer(process) == "ready"
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in tqdm(range(rounds), desc=workload, leave=False):
+            for name, process in sides.items():
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                seconds[name].append(float(_answer(process)))
+        peak = {}
+        for name, process in sides.items():
+            assert process.stdin is not None
+            process.stdin.close()
+            peak[name] = float(_answer(process))
+    ratios = [t / o for o, t in zip(seconds["ours"], seconds["theirs"], strict=True)]
+    return {
+        "workload": workload,
+        "seconds": seconds,
+        "peak_mib": peak,
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    """One line per workload: median seconds of both, ratio with its range, peak memory."""
+    out = Table(title="theirs / ours; above 1 = ours is faster")
+    for column in ("workload", "ours s", "theirs s", "ratio", "range", "ours MiB", "theirs MiB"):
+        out.add_column(column, justify="left" if column == "workload" else "right")
+    for r in results:
+        out.add_row(
+            r["workload"],
+            *(f"{statistics.median(r['seconds'][side]):.3f}" for side in SIDES),
+            f"{r['ratio']:.2f}",
+            f"{r['ratio_low']:.2f}-{r['ratio_high']:.2f}",
+            *(f"{r['peak_mib'][side]:.0f}" for side in SIDES),
+        )
+    return out
+
+
+def main() -> int:
+    """Run the chosen workloads; exit code 1 when one of them is slower than its alternative."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", help="also write every figure to this file")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="comma-separated")
+    parser.add_argument("sizes", nargs="*", help="Sizes field=value, to try a smaller problem")
+    args = parser.parse_args()
+    chosen = args.workloads.split(",")
+    unknown = set(chosen) - set(WORKLOADS)
+    if unknown:
+        parser.error(f"unknown workloads {sorted(unknown)}; known: {', '.join(WORKLOADS)}")
+    results = []
+    for workload in tqdm(chosen, desc="workloads"):
+        results.append(measure(workload, args.rounds, args.sizes))
+    Console(width=110).print(table(results))
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(
+                {"versions": versions, "sizes": args.sizes, "results": results}, file, indent=1
+            )
+    return 0 if all(r["ratio"] >= 1 for r in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

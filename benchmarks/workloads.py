@@ -1,0 +1,71 @@
+"""The sizes of the four workloads and the random inputs that both sides read."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """One reader, one retriever, one search problem; the defaults are the published ones."""
+
+    reader_width: int = 512
+    reader_layers: int = 6
+    reader_mlp: int = 1024
+    reader_heads: int = 8
+    reader_vocab: int = 32_000
+    retriever_width: int = 384
+    retriever_layers: int = 6
+    retriever_mlp: int = 1536
+    retriever_heads: int = 12
+    retriever_vocab: int = 30_522
+    batch: int = 2
+    passages: int = 8
+    length: int = 128
+    target: int = 16
+    query_length: int = 32
+    embed_passages: int = 2_000
+    index_rows: int = 200_000
+    search_queries: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderInputs:
+    """Token ids of one training batch; nothing is padded, so both sides do the same work."""
+
+    tokens_bkl: np.ndarray
+    targets_bt: np.ndarray
+    query_br: np.ndarray
+    passages_bkm: np.ndarray
+
+
+def reader_inputs(sizes: Sizes, seed: int = 0) -> ReaderInputs:
+    """Random tokens for the train step and for generation."""
+    rng = np.random.default_rng(seed)
+
+    def ids(high: int, *shape: int) -> np.ndarray:
+        return rng.integers(3, high, shape, dtype=np.int64)
+
+    b, k = sizes.batch, sizes.passages
+    return ReaderInputs(
+        tokens_bkl=ids(sizes.reader_vocab, b, k, sizes.length),
+        targets_bt=ids(sizes.reader_vocab, b, sizes.target),
+        query_br=ids(sizes.retriever_vocab, b, sizes.query_length),
+        passages_bkm=ids(sizes.retriever_vocab, b, k, sizes.length),
+    )
+
+
+def passages_of_real_lengths(sizes: Sizes, seed: int = 0) -> np.ndarray:
+    """Padded passage tokens [n, 128], 20 to 128 real tokens each, most near the long end."""
+    rng = np.random.default_rng(seed)
+    lengths = 20 + np.round(108 * rng.beta(4, 2, sizes.embed_passages)).astype(int)
+    tokens = rng.integers(3, sizes.retriever_vocab, (sizes.embed_passages, 128), dtype=np.int64)
+    return np.where(np.arange(128) < lengths[:, None], tokens, 0)
+
+
+def search_arrays(sizes: Sizes, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(embeddings [n, e], queries [b, e]) in float32."""
+    rng = np.random.default_rng(seed)
+    embeddings = rng.standard_normal((sizes.index_rows, sizes.retriever_width), np.float32)
+    queries = rng.standard_normal((sizes.search_queries, sizes.retriever_width), np.float32)
+    return embeddings, queries

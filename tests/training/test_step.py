@@ -1,0 +1,182 @@
+"""The training step: both forms, all losses, sharding, accumulation, non-finite steps."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.training import state as train_state
+from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.step import (
+    StepConfig,
+    compile_train_step,
+    make_device_retrieve,
+    make_embed_query,
+    make_train_step,
+    retrieved_already,
+)
+from tests.training.models import random_batch, random_index, tiny_models
+
+LOSSES = ("adist", "emdr2", "pdist", "loop")
+# Warm temperatures: at 0.01 a float32 rounding of the scores is a visible change of the loss.
+DISTILLATION = {loss: DistillationConfig(loss, 0.5, 0.5) for loss in LOSSES}
+
+
+class Run:
+    """One compiled step on one mesh, with everything it needs."""
+
+    def __init__(
+        self,
+        mesh_config: MeshConfig,
+        devices: int = 8,
+        loss: str = "pdist",
+        training: Any = "joint",
+        dropout: float = 0.0,
+        kind: Any = "adamw",
+        **step: Any,
+    ) -> None:
+        self.mesh = partitioning.make_mesh(mesh_config, jax.devices()[:devices])
+        self.models = tiny_models(dropout)
+        # The sum of the two losses is not scale free, so plain gradients show through eps=1.
+        optimizer = OptimizerConfig(kind=kind, learning_rate=0.1, schedule="constant", epsilon=1.0)
+        self.optimizers = {part: make_optimizer(optimizer) for part in train_state.PARTS}
+        self.config = StepConfig(k=4, reader_length=14, retriever_training=training, **step)
+        args = (self.optimizers, training, self.mesh, STANDARD_RULES)
+        with self.active():
+            params = train_state.init_params(self.models, 0, self.mesh, STANDARD_RULES)
+            self.state = train_state.make_state(
+                self.models, params, self.optimizers, training, 0, self.mesh, STANDARD_RULES
+            )
+        self.shardings = train_state.state_shardings(self.models, *args)
+        self.retrieve = make_device_retrieve(self.config, self.mesh)
+        self.step = self.compile(self.retrieve, loss)
+
+    def active(self) -> Any:
+        return partitioning.activate(self.mesh, STANDARD_RULES)
+
+    def compile(self, retrieve: Any, loss: str = "pdist") -> Any:
+        step = make_train_step(
+            self.models, self.config, DISTILLATION[loss], self.optimizers, retrieve
+        )
+        return compile_train_step(step, self.shardings, self.mesh, STANDARD_RULES)
+
+    def __call__(self, steps: int = 2) -> tuple[train_state.TrainState, dict[str, Any]]:
+        index, state = random_index(self.mesh), self.state
+        with self.active():
+            for seed in range(steps):
+                state, metrics = self.step(state, index, random_batch(seed))
+        return jax.device_get((state, metrics))
+
+
+def assert_close(a: Any, b: Any, rtol: float = 2e-4, atol: float = 2e-5) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+SINGLE = MeshConfig(1, 1, 1)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_4x2_mesh_takes_the_step_of_a_single_device(loss: str) -> None:
+    single_state, single = Run(SINGLE, 1, loss)()
+    sharded_state, sharded = Run(MeshConfig(data=4, model=2), 8, loss)()
+    assert single["retriever_loss"] > 0
+    assert single["retriever_grad_norm"] > 0
+    assert_close(single, sharded)
+    assert_close(single_state.params, sharded_state.params)
+
+
+def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None:
+    single_state, single = Run(SINGLE, 1, kind="adafactor")()
+    sharded_state, sharded = Run(MeshConfig(data=2, fsdp=2, model=2), 8, kind="adafactor")()
+    assert_close(single, sharded)
+    assert_close(single_state.params, sharded_state.params)
+
+
+def test_the_host_form_takes_the_step_of_the_device_form() -> None:
+    device = Run(SINGLE, 1)
+    index, batch = random_index(device.mesh), random_batch()
+    embed_query = jax.jit(make_embed_query(device.models))
+    with device.active():
+        query_be = embed_query(device.state.params, batch)
+        passages = jax.device_get(device.retrieve(index, query_be, batch))
+        host_step = device.compile(retrieved_already)
+        host_state, host = host_step(jax.tree.map(jnp.copy, device.state), passages, batch)
+        device_state, from_device = device.step(device.state, index, batch)
+    assert_close(host, from_device)
+    assert_close(host_state.params, device_state.params)
+
+
+@pytest.mark.parametrize("loss", ["pdist", "emdr2"])
+def test_accumulation_gives_the_gradients_of_the_whole_batch(loss: str) -> None:
+    whole_state, whole = Run(SINGLE, 1, loss)()
+    parts_state, parts = Run(SINGLE, 1, loss, accumulate=4)()
+    assert_close(whole, parts)
+    assert_close(whole_state.params, parts_state.params)
+
+
+def test_accumulation_has_to_divide_the_batch() -> None:
+    with pytest.raises(UserError, match="accumulate = 3"):
+        Run(SINGLE, 1, accumulate=3)()
+
+
+def test_query_side_and_fixed_training_leave_their_towers_alone() -> None:
+    for training, moved in (("joint", True), ("query_side", False), ("fixed", False)):
+        run = Run(SINGLE, 1, training=training)
+        before = jax.device_get(run.state.params["retriever"])
+        after = run()[0].params["retriever"]
+
+        def changed(tower: str, before: Any = before, after: Any = after) -> bool:
+            same = jax.tree.map(np.array_equal, before[tower], after[tower])
+            return not all(jax.tree.leaves(same))
+
+        assert changed("passage_encoder") == moved
+        assert changed("query_encoder") == (training != "fixed")
+
+
+def test_dropout_is_drawn_from_key_and_step_alone() -> None:
+    first_state, first = Run(SINGLE, 1, dropout=0.1)()
+    second_state, second = Run(SINGLE, 1, dropout=0.1)()
+    jax.tree.map(np.testing.assert_array_equal, first_state, second_state)
+    _, without = Run(SINGLE, 1, dropout=0.0)()
+    assert first["reader_loss"] == second["reader_loss"] != without["reader_loss"]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted() -> None:
+    run = Run(SINGLE, 1)
+    params = run.state.params
+    params["reader"]["encoder"]["encoder_norm"]["scale"] = jnp.full(16, jnp.nan)
+    state, metrics = run(steps=2)
+    assert metrics["skipped"] == state.skipped == 2
+    assert state.step == 2
+    kernels = jax.device_get(Run(SINGLE, 1).state.params["retriever"])
+    jax.tree.map(np.testing.assert_array_equal, kernels, state.params["retriever"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.opt_state))
+
+
+def test_the_compiled_step_shards_the_index_and_never_gathers_it() -> None:
+    run = Run(MeshConfig(data=4, model=2))
+    rows = 8 * 1000  # more than any other axis, so that its size shows up nowhere else
+    index = random_index(run.mesh, rows=rows)
+    with run.active():
+        text = run.step.lower(run.state, index, random_batch()).compile().as_text()
+    shapes = re.findall(r"= \(?\w+\[(\d+)(?:,\d+)*\]", text)
+    assert str(rows // 8) in shapes
+    assert str(rows) not in shapes
+    gathered = re.findall(r"= \(?\w+\[([\d,]*)\][^=]* all-gather", text)
+    largest = max((int(np.prod([int(d) for d in s.split(",") if d])) for s in gathered), default=0)
+    assert largest < rows
+
+
+def test_moments_lie_like_their_parameters() -> None:
+    run = Run(MeshConfig(data=2, fsdp=2, model=2))
+    adam = run.state.opt_state["reader"][1]
+    kernel = lambda tree: tree["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]  # noqa: E731
+    assert kernel(adam.mu).sharding == kernel(run.state.params["reader"]).sharding
+    assert kernel(adam.nu).addressable_shards[0].data.shape == (8, 16)
