@@ -17,7 +17,8 @@ from atlas_jax.core.errors import UserError
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.gin"
 FINAL = "final"  # the model folder
-INDEX = "index"  # refreshed embeddings, one folder a version
+INDEX = "index"  # embeddings that the run made, one folder a version
+FINAL_INDEX = "final_index"  # by the passage tower of FINAL, if the index was refreshed
 PREDICTIONS = "predictions"
 
 SEARCHERS = ("exact", "scann")

@@ -118,6 +118,7 @@ class Corpus:
       store: the passages.
       version: how often the embeddings have been refreshed.
       encoder_hash: of the passage tower that made them.
+      on_host: whether a host searcher serves.
       index: on the devices; None when a host searcher serves.
       searcher: on the host; None when the devices search.
     """
@@ -136,6 +137,7 @@ class Corpus:
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
         self.store, self.version, self.encoder_hash = store, 0, ""
+        self.on_host = config.searcher == "scann"
         self.index: DeviceIndex | None = None
         self.searcher: ScannSearcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
@@ -156,20 +158,30 @@ class Corpus:
                 self._embedder.to_memory(params, self.store), 0, self._embedder.hash(params)
             )
         else:
-            self._make_version(params, 0)
+            self._make(params, 0, self._folder(0))
 
     def load_version(self, version: int, made_by: str) -> None:
-        """A version that this run made before it was interrupted; `made_by`: its encoder hash.
+        """The version that a checkpoint was searching; `made_by`: its encoder hash.
 
         Raises:
-          UserError: it is not there (any more), or another encoder made it.
+          UserError: it is not there any more, or another encoder made it.
         """
-        saved = load_index(self._folder(version), self.store, made_by)
+        given = version == 0 and self._config.index
+        folder = self._config.index if given else self._folder(version)
+        saved = load_index(folder, self.store, made_by)
         self._place(saved.embeddings_ne, version, made_by)
 
-    def refresh(self, params: Params) -> None:
-        """Embed all passages anew with the present passage tower; the version counts up."""
-        self._make_version(params, self.version + 1)
+    def refresh(self, params: Params, folder: Path | None = None) -> None:
+        """Embed all passages anew with the present passage tower; the version counts up.
+
+        Args:
+          folder: where the new index is kept; None = with the run's other versions.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        version = self.version + 1
+        self._make(params, version, folder or self._folder(version))
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
@@ -179,8 +191,7 @@ class Corpus:
             if folder.name.isdigit() and int(folder.name) not in {*needed, self.version}:
                 shutil.rmtree(folder)
 
-    def _make_version(self, params: Params, version: int) -> None:
-        folder = self._folder(version)
+    def _make(self, params: Params, version: int, folder: Path) -> None:
         made_by = self._embedder.to_directory(params, self.store, folder, version)
         self._place(load_index(folder, self.store, made_by).embeddings_ne, version, made_by)
 
@@ -190,7 +201,7 @@ class Corpus:
 
     def _place(self, embeddings_ne: np.ndarray, version: int, made_by: str) -> None:
         self.version, self.encoder_hash = version, made_by
-        if self._config.searcher == "scann":
+        if self.on_host:
             self.searcher = ScannSearcher(embeddings_ne)
             return
         self.index = None  # its memory is needed for its successor

@@ -68,7 +68,7 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         batches = _batches(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
-        checkpoints = Checkpointer(directory / "checkpoints", saving)
+        checkpoints = Checkpointer(directory / CHECKPOINTS, saving)
         found = checkpoints.restore(state)
         if found is not None:
             state = found.state

@@ -16,7 +16,6 @@ from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.corpus import Corpus
 from atlas_jax.training.step import (
-    Retrieve,
     StepConfig,
     make_device_retrieve,
     no_passages,
@@ -25,13 +24,7 @@ from atlas_jax.training.step import (
 
 
 class Source(Protocol):
-    """Passages for a batch.
-
-    Attributes:
-      retrieve: called inside the compiled step with what `of_batch` made.
-    """
-
-    retrieve: Retrieve
+    """Passages for a batch."""
 
     def of_batch(self, params: Params, batch: Batch) -> Any:
         """What `retrieve` takes for this batch: an index, passages, or None.
@@ -42,6 +35,10 @@ class Source(Protocol):
         """
         ...
 
+    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+        """The passages; called inside the compiled step with what `of_batch` made."""
+        ...
+
 
 class DeviceSource:
     """Search and gather inside the compiled step, in the corpus's present index."""
@@ -49,13 +46,17 @@ class DeviceSource:
     def __init__(self, corpus: Corpus, k: int, mesh: Mesh) -> None:
         """Search for k passages."""
         self._corpus = corpus
-        self.retrieve: Retrieve = make_device_retrieve(StepConfig(k=k), mesh)
+        self._retrieve = make_device_retrieve(StepConfig(k=k), mesh)
 
     def of_batch(self, params: Params, batch: Batch) -> DeviceIndex:
         """The index, whatever the batch."""
         del params, batch
         assert self._corpus.index is not None
         return self._corpus.index
+
+    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+        """See `Source.retrieve`."""
+        return self._retrieve(source, query_be, batch)
 
 
 class HostSource:
@@ -64,7 +65,6 @@ class HostSource:
     def __init__(self, corpus: Corpus, k: int, retriever: DualEncoder) -> None:
         """Search for k passages."""
         self._corpus, self._k = corpus, k
-        self.retrieve: Retrieve = retrieved_already
         self._embed = jax.jit(lambda params, batch: embed_query(retriever, params, batch))
 
     def of_batch(self, params: Params, batch: Batch) -> Passages:
@@ -73,6 +73,10 @@ class HostSource:
         query_be = np.asarray(self._embed(params, batch))
         found = self._corpus.searcher.search(query_be, self._k, np.asarray(batch.excluded_rows_bx))
         return self._corpus.store.gather_passages(found)
+
+    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+        """See `Source.retrieve`."""
+        return retrieved_already(source, query_be, batch)
 
 
 class GivenSource:
@@ -102,22 +106,43 @@ class NoSource:
         return no_passages(batch)
 
 
-def index_source(
-    corpus: Corpus, k: int, binding: str, retriever: DualEncoder, mesh: Mesh
+def make_source(
+    passages: str,
+    corpus: Corpus | None,
+    k: int,
+    binding: str,
+    retriever: DualEncoder,
+    mesh: Mesh,
 ) -> Source:
-    """Search the corpus for k passages, wherever its index lies.
+    """The source for one of config.PASSAGE_SOURCES.
+
+    Args:
+      passages: 'index', 'file' or 'none'.
+      corpus: what is searched; its index may be loaded later.
+      k: passages to search for.
+      binding: what set k, for the error.
 
     Raises:
-      UserError: names `binding`, which asks for more passages than there are.
+      UserError: k is more than the corpus has, or a host searcher is to serve several
+        processes.
     """
+    if passages == "none":
+        return NoSource()
+    if passages == "file":
+        return GivenSource()
+    assert corpus is not None
     if k > corpus.store.count:
         raise UserError(
             f"{binding} asks for {k} passages, but the corpus has {corpus.store.count}; "
             "ask for fewer or index more"
         )
-    if corpus.searcher is not None:
-        return HostSource(corpus, k, retriever)
-    return DeviceSource(corpus, k, mesh)
+    if not corpus.on_host:
+        return DeviceSource(corpus, k, mesh)
+    if jax.process_count() > 1:
+        raise UserError(
+            "CorpusConfig.searcher = 'scann' serves one process; use 'exact' on several"
+        )
+    return HostSource(corpus, k, retriever)
 
 
 def embed_query(retriever: DualEncoder, params: Params, batch: Batch) -> Any:

@@ -1,0 +1,41 @@
+"""Entry point `python -m atlas_jax.train`: train reader and retriever, retrieval in the loop.
+
+    python -m atlas_jax.train \\
+      --gin_file=models/nano.gin --gin_file=runs/finetune_qa.gin \\
+      --gin.MODEL_DIR=work/run --gin.INITIAL_CHECKPOINT_PATH=checkpoints/nano \\
+      --gin.TRAIN_FILE=train.jsonl --gin.STORE=work/store --gin.TRAIN_STEPS=30
+
+The same command goes on with a run that was interrupted. The trained models are in
+MODEL_DIR/final.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core.config import launch
+from atlas_jax.training.config import FINAL, TrainConfig
+from atlas_jax.training.trainer import train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the training that gin describes; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    config = TrainConfig()
+    state = train(config)
+    skipped = int(state.skipped)
+    if skipped:
+        print(f"{skipped} of {int(state.step)} steps were skipped: loss or gradient not finite")
+    print(f"the trained models are in {config.model_dir}/{FINAL}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
