@@ -1,0 +1,93 @@
+"""Entry point `python -m atlas_jax.ask`: type a question; see answer, passages, scores.
+
+    python -m atlas_jax.ask "What is the capital of Peru?" \\
+      --gin.ModelConfig.reader=work/run/final --gin.ModelConfig.retriever=work/run/final \\
+      --gin.CorpusConfig.store=work/store --gin.CorpusConfig.index=work/index
+
+Without a question it asks for one after the other, until an end of input (Ctrl-D).
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from atlas_jax.core.config import launch
+from atlas_jax.core.errors import UserError
+from atlas_jax.training.config import EvalConfig
+from atlas_jax.training.evaluator import Found
+from atlas_jax.training.inference import Asker, asker
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer what is asked; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax ask",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("question", nargs="*", help="the question; none = ask for them")
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    question = " ".join(flags.question)
+    if flags.question and not question.strip():
+        raise UserError("the question is empty; type what you want to know")
+    console = Console()
+    with asker(EvalConfig()) as answers:
+        if flags.question:
+            show(console, _answer(console, answers, question))
+        else:
+            _converse(console, answers)
+
+
+def _converse(console: Console, answers: Asker) -> None:
+    while True:
+        try:
+            question = console.input("[bold]question>[/bold] ")
+        except EOFError:
+            console.print()
+            return
+        try:
+            show(console, _answer(console, answers, question))
+        except UserError as error:
+            console.print(Text(str(error), style="yellow"))
+
+
+def _answer(console: Console, answers: Asker, question: str) -> Found:
+    with console.status("searching and reading"):
+        return answers.ask(question)
+
+
+def show(console: Console, found: Found) -> None:
+    """Print the answer, and the passages that were read as a table, the answer marked in them."""
+    answer = found.answer or ""
+    likelihood = f"  (log-probability {found.log_probability:.2f})"
+    line = Text("answer: ").append(answer or "(nothing)", style="bold green")
+    console.print(line.append(likelihood, style="dim"))
+    if not found.passages:
+        return
+    table = Table(show_lines=True)
+    for name in ("rank", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("passage", overflow="fold")
+    for rank, passage in enumerate(found.passages, start=1):
+        text = Text(passage["text"])
+        if answer:
+            text.highlight_words([answer], style="bold green", case_sensitive=False)
+        heading = " - ".join(part for part in (passage["title"], passage["section"]) if part)
+        cell = Text(heading, style="bold").append(f"  [{passage['id']}]\n", style="dim")
+        value = passage["score"]
+        table.add_row(
+            str(rank), f"{value:.3f}" if math.isfinite(value) else "", cell.append_text(text)
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

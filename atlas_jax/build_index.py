@@ -1,0 +1,37 @@
+"""Entry point `python -m atlas_jax.build_index`: turn a corpus into a store and an index.
+
+    python -m atlas_jax.build_index \\
+      --gin.ModelConfig.reader=checkpoints/nano --gin.ModelConfig.retriever=checkpoints/nano \\
+      --gin.CorpusConfig.passages=passages.jsonl \\
+      --gin.CorpusConfig.store=work/store --gin.CorpusConfig.index=work/index
+
+Store and index each appear whole or not at all. What is there already and fits is kept.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core.config import launch
+from atlas_jax.training.config import CorpusConfig
+from atlas_jax.training.inference import build_index
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build what gin describes; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax build_index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    config = CorpusConfig()
+    count, built = build_index(config)
+    print(f"{config.index}: {'' if built else 'already there, '}{count} passages")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

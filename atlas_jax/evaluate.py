@@ -1,0 +1,38 @@
+"""Entry point `python -m atlas_jax.evaluate`: answer a file of questions and score it.
+
+    python -m atlas_jax.evaluate --gin_file=runs/evaluate.gin \\
+      --gin.MODEL=work/run/final --gin.EVAL_FILE=test.jsonl \\
+      --gin.STORE=work/store --gin.INDEX=work/index --gin.PREDICTIONS=predictions.jsonl
+
+EvalConfig.passages = 'none' is closed book, 'file' reads the passages given in the file,
+and EvalConfig.generate = False scores retrieval alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core.config import launch
+from atlas_jax.training.config import EvalConfig
+from atlas_jax.training.inference import evaluate
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the evaluation that gin describes; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    config = EvalConfig()
+    found, scores = evaluate(config)
+    print(json.dumps({"file": config.file, "rows": len(found), **scores}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Entry point `python -m atlas_jax.retrieve`: write the passages found for a file of questions.
+
+    python -m atlas_jax.retrieve \\
+      --gin.ModelConfig.reader=checkpoints/nano --gin.ModelConfig.retriever=checkpoints/nano \\
+      --gin.CorpusConfig.store=work/store --gin.CorpusConfig.index=work/index \\
+      --gin.RetrieveConfig.file=questions.jsonl --gin.RetrieveConfig.output=found.jsonl
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core.config import launch
+from atlas_jax.training.config import RetrieveConfig
+from atlas_jax.training.inference import retrieve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the retrieval that gin describes; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax retrieve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    config = RetrieveConfig()
+    print(json.dumps({"output": config.output, **retrieve(config)}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
