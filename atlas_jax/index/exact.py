@@ -127,8 +127,8 @@ class ExactSearcher:
         return self._search(self.index, query_be, k=k, excluded_bx=excluded_bx)
 
 
-def top_k_rows(scores_bn: Array, k: int) -> tuple[Array, Array]:
-    """Exactly ``jax.lax.top_k``, faster for many rows: first blocks, then rows.
+def top_k_rows(scores_bn: Array, k: int, count: Array | int) -> tuple[Array, Array]:
+    """``jax.lax.top_k`` of the first ``count`` columns, in two stages: blocks, then rows.
 
     The k best rows lie in the k blocks with the best maxima (ties: lower block). Any other
     block is preceded by k blocks whose maxima all come before its own rows. So only k
@@ -137,21 +137,32 @@ def top_k_rows(scores_bn: Array, k: int) -> tuple[Array, Array]:
     one plain ``top_k``. ``saved.to_device`` pads n to a multiple of ``MAX_BLOCK``.
 
     Returns:
-      Scores and int32 positions, both [b, k].
+      Scores and int32 positions, both [b, k]; scores are -inf where ``count`` is below k.
     """
     b, n = scores_bn.shape
     block = MAX_BLOCK
     while block > 1 and (n % block or block * block * k > n):
         block //= 2
     if block == 1:
-        return jax.lax.top_k(scores_bn, k)
-    scores_bgw = scores_bn.reshape(b, n // block, block)  # g blocks of w neighbouring rows
-    _, best_bk = jax.lax.top_k(scores_bgw.max(axis=-1), k)
+        return jax.lax.top_k(jnp.where(jnp.arange(n) < count, scores_bn, -jnp.inf), k)
+    blocks = n // block
+    scores_bgw = scores_bn.reshape(b, blocks, block)  # g blocks of w neighbouring rows
+    # Maxima first, padding after: a mask on all scores would cost more than all the rest.
+    # Only the block that `count` cuts through needs its maximum taken again.
+    edge = jnp.clip(count // block, 0, blocks - 1)
+    edge_bw = jnp.where(edge * block + jnp.arange(block) < count, scores_bgw[:, edge], -jnp.inf)
+    block_g = jnp.arange(blocks)
+    best_bg = jnp.where(block_g < count // block, scores_bgw.max(axis=-1), -jnp.inf)
+    best_bg = jnp.where(
+        block_g == edge, jnp.maximum(best_bg, edge_bw.max(axis=-1, keepdims=True)), best_bg
+    )
+    _, best_bk = jax.lax.top_k(best_bg, k)
     best_bk = jnp.sort(best_bk, axis=-1)  # candidates in row order: ties go to the lower row
     candidates_bkw = jnp.take_along_axis(scores_bgw, best_bk[:, :, None], axis=1)
+    rows_bkw = best_bk[:, :, None] * block + jnp.arange(block, dtype=jnp.int32)
+    candidates_bkw = jnp.where(rows_bkw < count, candidates_bkw, -jnp.inf)
     top_bk, at_bk = jax.lax.top_k(candidates_bkw.reshape(b, k * block), k)
-    blocks_bk = jnp.take_along_axis(best_bk, at_bk // block, axis=1)
-    return top_bk, blocks_bk * block + at_bk % block
+    return top_bk, jnp.take_along_axis(rows_bkw.reshape(b, k * block), at_bk, axis=1)
 
 
 def _search_rows(
@@ -171,10 +182,8 @@ def _search_rows(
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    row_n = first_row + jnp.arange(n, dtype=jnp.int32)
-    scores_bn = jnp.where(row_n < count, scores_bn, -jnp.inf)
     # x rows may fall out, so x more are taken: k are left whenever the shard has them.
-    top_bc, at_bc = top_k_rows(scores_bn, min(k + excluded_bx.shape[1], n))
+    top_bc, at_bc = top_k_rows(scores_bn, min(k + excluded_bx.shape[1], n), count - first_row)
     rows_bc = first_row + at_bc
     excluded_bc = (rows_bc[:, :, None] == excluded_bx[:, None, :]).any(axis=-1)
     scores_bk, best_bk = jax.lax.top_k(jnp.where(excluded_bc, -jnp.inf, top_bc), k)
