@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from atlas_jax.core.errors import UserError
 
 FieldTypes = Mapping[str, type | tuple[type, ...]]
 
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _JSON_NAMES = {
     str: "a string",
     int: "a whole number",
@@ -146,6 +148,14 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
         ) from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: {_describe(record)} where a JSON object was expected")
+    if _HALF_CHARACTER.search(text):  # JSON may spell it; no text, file or tokenizer takes it
+        try:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise UserError(
+                f"{where}: {half} is half a character, without its other half"
+            ) from None
     return record
 
 

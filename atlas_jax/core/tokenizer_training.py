@@ -9,6 +9,7 @@ bytes, so nothing is unknown. Because a word's tokens depend on that word only,
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -158,7 +159,9 @@ def _train(
     learner = tokenizers.Tokenizer(models.BPE(unk_token=unknown))
     learner.pre_tokenizer = _splitting()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - num_fixed, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size - num_fixed,
+        initial_alphabet=alphabet,
+        show_progress=sys.stderr.isatty(),
     )
     # Without the rare characters: the trainer's own limit breaks ties at random.
     learner.train_from_iterator((text.translate(rare) for text in clean), trainer)

@@ -41,6 +41,7 @@ def test_blank_lines_count_but_give_nothing(tmp_path):
         (b'{"id": "1",}', "not JSON"),
         (b'["id"]', "a list where a JSON object was expected"),
         (b'{"id": "1", "text": "caf\xe9"}', "not UTF-8 at byte 25 of the line (0xe9)"),
+        (b'{"id": "1", "text": "a\\ud83d."}', "'\\ud83d' is half a character"),
         (b'{"id": "1"}', "field 'text' is missing; the record has 'id'"),
         (b'{"id": "1", "text": 3}', "field 'text' must be a string, but is a whole number"),
         (b'{"id": true, "text": ""}', "field 'id' must be a string or a whole number, but is true"),
@@ -53,6 +54,11 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         list(read_jsonl(path, {"id": (str, int), "text": str}, {"n": list}))
     assert str(caught.value).startswith(f"{path}:2: ")
     assert message in str(caught.value)
+
+
+def test_escaped_characters_of_two_halves_are_read(tmp_path):
+    path = _write(tmp_path / "a.jsonl", rb'{"text": "\ud83d\ude00"}')
+    assert list(read_jsonl(path)) == [(1, {"text": "\U0001f600"})]
 
 
 def test_a_truncated_gzip_file_is_named(tmp_path):
