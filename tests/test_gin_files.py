@@ -1,0 +1,156 @@
+"""Every gin file parses, its header tells the truth, and its model passes eval_shape."""
+
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import gin
+import jax
+import pytest
+
+import atlas_jax
+from atlas_jax.core.config import gin_folder, load_gin
+from atlas_jax.core.errors import UserError
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.state import Models, abstract_params
+
+# Their imports register every configurable a gin file may bind.
+ENTRY_POINTS = (
+    "train", "evaluate", "build_index", "retrieve", "ask", "train_retriever", "train_tokenizer",
+)  # fmt: skip
+for _name in ENTRY_POINTS:
+    importlib.import_module(f"atlas_jax.{_name}")
+
+FOLDER = gin_folder()
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.gin"))
+RUNS = [name for name in FILES if name.startswith("runs/")]
+MODELS = ("nano", "small", "base", "large", "xl", "xxl")
+HEADER = ("Requires:", "Data:", "Mesh:")
+
+
+def header(name: str) -> dict[str, str]:
+    """The fields of the comment at the top of a gin file; a field may go over several lines."""
+    comment = re.match(r"(?:#.*\n)+", (FOLDER / name).read_text(encoding="utf-8"))
+    assert comment is not None, f"{name} has no header"
+    fields: dict[str, str] = {}
+    key = "about"
+    for line in comment[0].splitlines():
+        text = line.removeprefix("#").strip()
+        found = re.match(r"([A-Z][a-z]+:)\s*(.*)", text)
+        if found:
+            key, text = found[1], found[2]
+        fields[key] = f"{fields.get(key, '')} {text}".strip()
+    return fields
+
+
+def required(name: str) -> list[str]:
+    """The macros that a header says are required."""
+    return re.findall(r"\b[A-Z][A-Z_]+\b", header(name)["Requires:"])
+
+
+def dummy(macro: str) -> str:
+    return f"{macro}={'30' if macro.endswith('_STEPS') else 'some/' + macro.lower()}"
+
+
+def load(name: str, without: str = "") -> None:
+    load_gin([name], [dummy(macro) for macro in required(name) if macro != without])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_header_names_the_file_its_macros_data_and_mesh(name):
+    fields = header(name)
+    assert fields["about"].startswith(f"{Path(name).stem}: ") or fields["about"].startswith(
+        f"{Path(name).stem}, "
+    )
+    assert all(fields.get(key) for key in HEADER), f"{name}: the header lacks one of {HEADER}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_parses_with_the_macros_its_header_requires(name):
+    load(name)
+
+
+@pytest.mark.parametrize(("name", "macro"), [(n, m) for n in FILES for m in required(n)])
+def test_a_required_macro_is_missed_by_name(name, macro):
+    with pytest.raises(UserError, match=rf"\b{macro} \(required by .*{name}:\d+\)|{macro} \("):
+        load(name, without=macro)
+
+
+@functools.cache
+def configurables() -> dict[str, type]:
+    return {name.split(".")[-1]: item.wrapped for name, item in gin.config._REGISTRY.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_that_a_file_binds_can_be_built(name):
+    load(name)
+    bound = {(scope, selector.split(".")[-1]) for scope, selector in gin.config._CONFIG}
+    for scope, selector in sorted(bound):
+        if isinstance(configurables()[selector], type):  # a config, not a macro or a function
+            with gin.config_scope(scope or None):
+                gin.get_configurable(selector)()
+
+
+def count(params: object) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def shapes(*bindings: str, files: tuple[str, ...]) -> dict:
+    load_gin(files, bindings)
+    return abstract_params(Models(T5(ReaderConfig()), DualEncoder(RetrieverConfig())))
+
+
+# Those of base and larger are the counts of the published T5 1.1 and BERT-base (without its
+# pooler) checkpoints.
+COUNTS = {
+    "small": (37_368_192, 17_136_384),
+    "base": (247_577_856, 108_891_648),
+    "large": (783_150_080, 108_891_648),
+    "xl": (2_849_757_184, 108_891_648),
+    "xxl": (11_135_332_352, 108_891_648),
+}
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_a_model_has_the_parameters_of_its_size(size):
+    params = shapes(files=(f"models/{size}.gin",))
+    assert (count(params["reader"]), count(params["retriever"])) == COUNTS[size]
+
+
+def test_nano_fits_a_laptop():
+    params = shapes(files=("models/nano.gin",))
+    assert 5e6 < count(params["reader"]) + count(params["retriever"]) < 15e6
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_models_size_does_not_depend_on_scanning_its_layers(scan):
+    params = shapes(f"ReaderConfig.scan_layers={scan}", files=("models/base.gin",))
+    assert count(params["reader"]) == COUNTS["base"][0]
+
+
+@pytest.mark.parametrize("run", [name for name in RUNS if "tokenizer" not in name])
+def test_a_runs_model_passes_eval_shape(run):
+    size = next((m for m in MODELS if m in run), "xxl")
+    bindings = [dummy(macro) for macro in required(run)]
+    params = shapes(*bindings, files=(f"models/{size}.gin", run))
+    assert count(params["reader"]) > 1e6
+
+
+def test_the_sizes_are_those_promised():
+    assert {Path(name).stem for name in FILES if name.startswith("models/")} == set(MODELS)
+
+
+def test_gin_holds_no_python():
+    """A Python file would make gin/ a package that hides gin-config."""
+    others = [path.name for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".gin"]
+    assert others == []
+
+
+def test_an_installation_carries_every_folder():
+    text = (Path(atlas_jax.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    for folder in {Path(name).parent.as_posix() for name in FILES}:
+        assert f'"share/atlas-jax/gin/{folder}" = ["gin/{folder}/*.gin"]' in text
