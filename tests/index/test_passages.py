@@ -239,10 +239,41 @@ passages.PassageStore.build({str(source)!r}, {str(tmp_path / "store")!r},
     Tokenizer.from_file({str(reader_tokenizer_file)!r}),
     Tokenizer.from_file({str(retriever_tokenizer_file)!r}), progress=False)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "store").exists()
     with pytest.raises(UserError, match="is no passage store"):
         PassageStore.open(tmp_path / "store")
     assert build(source).count == 50
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl", "store"]
+
+
+STREAM_SCRIPT = """
+import re, sys
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.passages import PassageStore, StoreConfig
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+tokenizers = [Tokenizer.from_file(name) for name in sys.argv[1:3]]
+config = StoreConfig(reader_length=8, retriever_length=8)
+PassageStore.build(sys.argv[3], sys.argv[3] + ".store", *tokenizers, config, progress=False)
+before = peak()
+PassageStore.build(sys.argv[4], sys.argv[4] + ".store", *tokenizers, config, progress=False)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_building_streams(tmp_path, reader_tokenizer_file, retriever_tokenizer_file):
+    """Twenty times the corpus, 40 MB more, takes hardly more memory."""
+    few = write(tmp_path / "few.jsonl", passages(1000, section="s" * 2000))
+    many = write(tmp_path / "many.jsonl", passages(20_000, section="s" * 2000))
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM_SCRIPT, reader_tokenizer_file, retriever_tokenizer_file]
+        + [few, many],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < many.stat().st_size / 3
