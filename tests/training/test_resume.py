@@ -1,0 +1,104 @@
+"""A run killed in the middle repeats, when started again, the uninterrupted one bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from atlas_jax.training.metrics import read_metrics
+from tests.training.runs import read_lines, write_run
+
+ROOT = Path(__file__).parents[2]
+
+# Trains, then tells the hash of every array of the state.
+CHILD = """
+import hashlib, sys
+import jax, numpy as np
+from atlas_jax.core.config import load_gin
+from atlas_jax.training.config import TrainConfig
+from atlas_jax.training.trainer import train
+
+load_gin([sys.argv[1]], sys.argv[2:])
+state = train(TrainConfig())
+for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    digest = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    print("STATE", jax.tree_util.keystr(path), digest)
+"""
+
+
+def start(gin_file: Path, model_dir: Path) -> subprocess.Popen[str]:
+    bindings = {
+        "TrainConfig.model_dir": f"'{model_dir}'",
+        "TrainConfig.total_steps": 24,
+        "TrainConfig.eval_every": 10,
+        "CheckpointConfig.every": 5,
+        "StepConfig.retriever_training": "'joint'",
+        "RefreshPolicy.schedule": "'4'",
+        "DataConfig.batch_size": 4,
+        "StepConfig.k": 2,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(gin_file), *(f"{k}={v}" for k, v in bindings.items())],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> list[str]:
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    return [line for line in output.splitlines() if line.startswith("STATE")]
+
+
+def wait_for_step(process: subprocess.Popen[str], model_dir: Path, step: int) -> None:
+    for _ in range(60_000):
+        if process.poll() is not None:
+            break
+        rows = read_metrics(model_dir)
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"the run ended, or hung, before step {step}: {process.communicate()[0]}")
+
+
+@pytest.mark.slow
+def test_a_killed_run_repeats_the_uninterrupted_one(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = finish(start(gin_file, whole))
+    assert any("opt_state" in line and "retriever" in line for line in expected)
+
+    process = start(gin_file, killed)
+    wait_for_step(process, killed, 12)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "final").exists()
+    assert finish(start(gin_file, killed)) == expected
+
+    for name in ("final/reader.safetensors", "final/retriever.safetensors"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    for folder in ("index/000005", "final_index"):
+        arrays = [next((run / folder).glob("*.npy")).read_bytes() for run in (whole, killed)]
+        assert arrays[0] == arrays[1]
+    for step in (10, 20, 24):
+        name = f"predictions/step_{step:07d}.jsonl"
+        assert read_lines(whole / name) == read_lines(killed / name)
+    assert timeless(whole) == timeless(killed)
+    assert [row["step"] for row in timeless(whole) if "train/skipped" in row] == list(range(1, 25))
+    assert timeless(whole)[-2]["train/index_version"] == 5
+
+
+def timeless(model_dir: Path) -> list[dict[str, float]]:
+    """The metrics without what a clock decides."""
+    return [
+        {name: value for name, value in row.items() if "seconds" not in name}
+        for row in read_metrics(model_dir)
+    ]
