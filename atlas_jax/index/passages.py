@@ -351,10 +351,6 @@ def _normalise(record: Mapping[str, Any], where: str) -> Record:
     for field in ("id", "text"):
         if not fields[field].strip():
             raise UserError(f"{where}: field {field!r} is empty")
-    try:
-        _line(fields)
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: a text that is no valid Unicode: {error}") from None
     return fields
 
 

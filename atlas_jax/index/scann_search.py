@@ -49,6 +49,8 @@ class ScannSearcher:
 
     Results are approximate above ``ScannConfig.hash_from`` passages. The scores are exact
     inner products always, and there are k of them whenever exclusion leaves so many.
+    ScaNN draws its partitions at random: above ``ScannConfig.tree_from`` two builds of one
+    index may differ in a few of their results.
     """
 
     def __init__(self, embeddings_ne: Array, config: ScannConfig | None = None) -> None:
