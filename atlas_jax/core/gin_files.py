@@ -143,7 +143,7 @@ def find_file(name: str, search_paths: Sequence[Path], asked_by: str) -> Path:
         if (folder / "runs").is_dir()
         for path in folder.glob("*/*.gin")
     ]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"; did you mean {close[0]}?" if close else ""
     places = ", ".join(str(folder) for folder in search_paths)
     raise UserError(f"{asked_by}: there is no gin file {name}; searched: {places}{hint}")
