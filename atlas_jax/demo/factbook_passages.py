@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from atlas_jax.demo.factbook_text import PROSE_SECTION, Entity, Field
 
 MAX_WORDS = 120
-MAX_SECTION_CHARACTERS = 110
 EDITION = "fb2026"
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"“'A-Z])")
@@ -109,13 +108,6 @@ def render(field: Field) -> list[str]:
     ]
 
 
-def _section_name(section: str, names: list[str]) -> str:
-    listed = ", ".join(names)
-    if len(listed) > MAX_SECTION_CHARACTERS:
-        listed = f"{names[0]} to {names[-1]}"
-    return f"{section}: {listed}"
-
-
 def passages_of(entity: Entity) -> list[Passage]:
     """Return a country's passages.
 
@@ -139,7 +131,7 @@ def passages_of(entity: Entity) -> list[Passage]:
         Passage(
             id=f"{EDITION}-{entity.code}-{number:03d}",
             title=entity.title,
-            section=_section_name(section, names),
+            section=f"{section}: {', '.join(names)}",
             text=" ".join(texts),
             sources=tuple((section, name) for name in names),
         )

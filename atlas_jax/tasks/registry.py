@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.tasks.base import BaseTask, Task
+from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.qa import QATask
 
-TASKS: dict[str, Callable[[], Task]] = {task.name: task for task in (BaseTask, QATask, MLMTask)}
+TASKS: dict[str, Callable[[], Task]] = {
+    task.name: task for task in (BaseTask, QATask, MLMTask, ClozeTask)
+}
 
 
 def get_task(name: str) -> Task:

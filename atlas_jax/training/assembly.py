@@ -26,6 +26,7 @@ from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.induction import wire_induction
 from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
@@ -139,7 +140,7 @@ def assemble(
     reader = _load_part(config, "reader", ReaderConfig)
     retriever = _load_part(config, "retriever", RetrieverConfig)
     models = Models(T5(reader.config), DualEncoder(retriever.config))
-    params = _initial_params(models, reader, retriever, seed, mesh, rules)
+    params = _initial_params(config, models, reader, retriever, seed, mesh, rules)
     if training == "query_side" and retriever.config.tied:
         untied = dataclasses.replace(retriever.config, tied=False)
         models = Models(models.reader, DualEncoder(untied))
@@ -290,6 +291,7 @@ def _check_vocabulary(part: str, loaded: _Part[Any]) -> None:
 
 
 def _initial_params(
+    config: ModelConfig,
     models: Models,
     reader: _Part[ReaderConfig],
     retriever: _Part[RetrieverConfig],
@@ -305,6 +307,9 @@ def _initial_params(
     params: dict[str, Params] = {}
     if any(part.params is None for part in parts.values()):
         params = init_params(models, seed, mesh, rules)
+        if config.reader_init == "induction" and reader.params is None:
+            wired = wire_induction(params["reader"], reader.config, seed)
+            params["reader"] = jax.device_put(wired, shardings["reader"])
     for name, part in parts.items():
         if part.params is not None:
             check_params(part.params, expected[name], part.origin)

@@ -22,6 +22,7 @@ FINAL_INDEX = "final_index"  # by the passage tower of FINAL, if the index was r
 PREDICTIONS = "predictions"
 
 SEARCHERS = ("exact", "scann")
+READER_INITS = ("random", "induction")
 DTYPES = ("float32", "bfloat16")
 PASSAGE_SOURCES = ("index", "file", "none")
 
@@ -43,6 +44,8 @@ class ModelConfig:
         its fields. "" = random parameters, architecture from gin alone.
     reader_tokenizer, retriever_tokenizer: `tokenizer.json` files, needed for (and only
         for) a model that starts from random parameters.
+    reader_init: how a reader without a folder begins: 'random', or 'induction' with the
+        copying circuit wired in (see reader/induction.py).
     export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
     """
 
@@ -50,9 +53,16 @@ class ModelConfig:
     retriever: str = ""
     reader_tokenizer: str = ""
     retriever_tokenizer: str = ""
+    reader_init: str = "random"
     export_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        _require(
+            self.reader_init in READER_INITS,
+            "ModelConfig.reader_init",
+            self.reader_init,
+            f"one of {', '.join(READER_INITS)}",
+        )
         _require(
             self.export_dtype in DTYPES,
             "ModelConfig.export_dtype",
@@ -205,7 +215,11 @@ class RetrieverTrainConfig:
 
     model_dir: as in TrainConfig; `final/` holds the retriever alone.
     total_steps: training ends after this step.
-    batch_size: passages per step; each gives a pair of crops.
+    batch_size: pairs per step.
+    task, file: a task whose queries are paired with their gold passage, such as `cloze` on
+        the passages themselves; "" = each pair is two crops of one passage.
+    group: so many neighbouring records of the file stay in one batch, as hard negatives
+        of each other (passages of one title, say); divides batch_size.
     seed: initial parameters, data order, crops and dropout all follow from it.
     log_every: steps between two lines of metrics.
     """
@@ -213,6 +227,9 @@ class RetrieverTrainConfig:
     model_dir: str
     total_steps: int
     batch_size: int = 64
+    task: str = ""
+    file: str = ""
+    group: int = 1
     seed: int = 0
     log_every: int = 50
 
@@ -220,8 +237,15 @@ class RetrieverTrainConfig:
         """Refuse values out of range, naming the binding."""
         name = "RetrieverTrainConfig"
         _require(bool(self.model_dir), f"{name}.model_dir", self.model_dir, "a directory")
-        for field in ("total_steps", "batch_size", "log_every"):
+        for field in ("total_steps", "batch_size", "group", "log_every"):
             _require(getattr(self, field) > 0, f"{name}.{field}", getattr(self, field), "1 or more")
+        _require(
+            self.batch_size % self.group == 0,
+            f"{name}.group",
+            self.group,
+            f"a divisor of {name}.batch_size = {self.batch_size}",
+        )
+        _require(bool(self.task) == bool(self.file), f"{name}.file", self.file, "given with a task")
 
 
 @gin.configurable

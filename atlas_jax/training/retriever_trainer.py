@@ -1,7 +1,11 @@
-"""Contrastive pretraining of the retriever on the passages of a store."""
+"""Contrastive pretraining of the retriever on the passages of a store.
+
+A pair is two crops of one passage, or a task's query and its gold passage.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,10 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair
 from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.tasks.base import Example
+from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
+    Tokenizers,
     active_mesh,
     batch_sharding,
     load_retriever,
@@ -41,12 +48,13 @@ from atlas_jax.training.contrastive_step import (
     make_contrastive_step,
 )
 from atlas_jax.training.corpus import open_store
+from atlas_jax.training.data import DataConfig
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
 
-Step = Callable[[ContrastiveState, jax.Array], tuple[ContrastiveState, dict[str, jax.Array]]]
+Step = Callable[..., tuple[ContrastiveState, dict[str, jax.Array]]]
 
 
 def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
@@ -63,9 +71,10 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
     with active_mesh() as (mesh, rules):
         model_config = ModelConfig()
         model, params, tokenizer = load_retriever(model_config, config.seed)
-        store = open_store(CorpusConfig(), load_tokenizers(model_config))
-        state, step_fn = _make(model, params, config.seed, mesh, rules)
-        batches = _batches(store, config)
+        tokenizers = load_tokenizers(model_config)
+        store = open_store(CorpusConfig(), tokenizers)
+        state, step_fn = _make(model, params, config, mesh, rules)
+        batches = _query_pairs(store, tokenizers, config) if config.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
         checkpoints = Checkpointer(directory / CHECKPOINTS, saving)
@@ -78,8 +87,10 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         length = _longest(store)
         with RunLog(directory, first, config.total_steps) as log:
             for step in range(first + 1, config.total_steps + 1):
-                tokens_bl = store.retriever_tokens_nm[next(batches), :length]
-                state, metrics = step_fn(state, jax.device_put(tokens_bl, rows))
+                queries, passage_rows = next(batches)
+                passages = store.retriever_tokens_nm[passage_rows, :length]
+                pair = jax.device_put((queries, passages), rows)
+                state, metrics = step_fn(state, *pair)
                 log.advance()
                 if step % config.log_every == 0 or step == config.total_steps:
                     log.write(step, "train", jax.device_get(metrics))
@@ -91,13 +102,17 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
 
 
 def _make(
-    model: DualEncoder, params: Any, seed: int, mesh: Mesh, rules: tuple[Rule, ...]
+    model: DualEncoder,
+    params: Any,
+    config: RetrieverTrainConfig,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
 ) -> tuple[ContrastiveState, Step]:
     """The state, everywhere but for the queue, which lies over all devices; and its step."""
     contrastive = ContrastiveConfig()
     with gin.config_scope("retriever"):
         optimizer = make_optimizer(OptimizerConfig())
-    state = make_contrastive_state(model, params, contrastive, optimizer, seed)
+    state = make_contrastive_state(model, params, contrastive, optimizer, config.seed)
     everywhere = partitioning.replicated(mesh)
     shardings = jax.tree.map(lambda _: everywhere, state)
     if contrastive.queue_size and contrastive.queue_size % mesh.size == 0:
@@ -108,25 +123,62 @@ def _make(
     step = make_contrastive_step(model, contrastive, optimizer)
 
     def cropped(
-        state: ContrastiveState, tokens_bl: jax.Array
+        state: ContrastiveState, _: None, tokens_bl: jax.Array
     ) -> tuple[ContrastiveState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         pair = crop_pair(jax.random.fold_in(key, _CROP_STREAM), tokens_bl, contrastive)
         return step(state, *pair)
 
-    compiled = jax.jit(cropped, donate_argnums=0, out_shardings=(shardings, everywhere))
+    compiled = jax.jit(
+        step if config.task else cropped,
+        donate_argnums=0,
+        out_shardings=(shardings, everywhere),
+    )
     return jax.device_put(state, shardings), compiled
 
 
-def _batches(store: PassageStore, config: RetrieverTrainConfig) -> Any:
-    """Endless batches of store rows, shuffled anew each epoch; the iterator has a state."""
+def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
+    """Endless (None, store rows), shuffled anew each epoch; the iterator has a state."""
     if config.batch_size > store.count:
         raise UserError(
             f"RetrieverTrainConfig.batch_size = {config.batch_size} is more than the "
             f"{store.count} passages of {store.directory}; a passage would be its own negative"
         )
     rows = grain.MapDataset.range(store.count).seed(config.seed).shuffle().repeat()
-    return iter(rows.batch(config.batch_size).to_iter_dataset())
+    batches = rows.batch(config.batch_size, batch_fn=lambda rows: (None, np.stack(rows)))
+    return iter(batches.to_iter_dataset())
+
+
+def _query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTrainConfig) -> Any:
+    """Endless (query tokens, rows of their gold passages); groups of records stay together.
+
+    What a query is depends on the seed and its place in the stream alone.
+    """
+    task, length = get_task(config.task), DataConfig().retriever_query_length
+    records = task.load(config.file)
+    groups = len(records) // config.group
+    if groups * config.group < config.batch_size:
+        raise UserError(
+            f"RetrieverTrainConfig.batch_size = {config.batch_size} is more than the "
+            f"{len(records)} records of {config.file}"
+        )
+
+    def examples_of(index: int, group: int) -> list[Example]:
+        rng = np.random.Generator(np.random.Philox(key=[config.seed, index]))
+        chosen = records[group * config.group : (group + 1) * config.group]
+        return [task.example(record, rng) for record in chosen]
+
+    def tokenise(groups: Sequence[list[Example]]) -> tuple[np.ndarray, np.ndarray]:
+        examples = list(itertools.chain.from_iterable(groups))
+        ids = tokenizers.retriever.encode_batch([e.retriever_text for e in examples], True)
+        rows = [store.row_of(e.gold_ids[0]) for e in examples]
+        return tokenizers.retriever.pad_to(ids, length), np.array(rows)
+
+    stream = grain.MapDataset.range(groups).seed(config.seed).shuffle().repeat()
+    batches = stream.map_with_index(examples_of).batch(
+        config.batch_size // config.group, batch_fn=tokenise
+    )
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def _longest(store: PassageStore) -> int:
