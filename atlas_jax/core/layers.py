@@ -34,7 +34,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., features]."""
-        kernel = self.param(
+        kernel: Any = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),
             (x.shape[-1], self.features),
@@ -42,7 +42,7 @@ class Dense(nn.Module):
         )
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param(
+            bias: Any = self.param(
                 "bias",
                 nn.with_logical_partitioning(initializers.zeros, self.kernel_axes[1:]),
                 (self.features,),
@@ -67,7 +67,7 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         """Create the table, [num_embeddings, features]."""
-        self.embedding = self.param(
+        self.embedding: Any = self.param(
             "embedding",
             nn.with_logical_partitioning(self.embedding_init, self.axes),
             (self.num_embeddings, self.features),
@@ -92,7 +92,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., d] -> [..., d]."""
-        scale = self.param(
+        scale: Any = self.param(
             "scale",
             nn.with_logical_partitioning(initializers.ones, ("embed",)),
             (x.shape[-1],),
@@ -118,13 +118,13 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., d] -> [..., d]."""
-        scale = self.param(
+        scale: Any = self.param(
             "scale",
             nn.with_logical_partitioning(initializers.ones, ("embed",)),
             (x.shape[-1],),
             jnp.float32,
         )
-        bias = self.param(
+        bias: Any = self.param(
             "bias",
             nn.with_logical_partitioning(initializers.zeros, ("embed",)),
             (x.shape[-1],),

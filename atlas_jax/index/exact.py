@@ -75,7 +75,7 @@ def exact_search(
 
 
 def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None = None) -> Passages:
-    """Fetch the tokens of the rows that a search found.
+    """Fetch tokens and embeddings of the rows that a search found.
 
     Each device gives the rows that it holds and zeros for the others; their sum is the
     answer on every device. Only the b x k passages move.
@@ -88,26 +88,28 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
     Raises:
       ValueError: the mesh does not divide the rows; ``saved.to_device`` pads them.
     """
-    tokens = (index.reader_tokens_nl, index.retriever_tokens_nm)
-    mesh = _mesh_for(mesh, tokens[0].shape[0])
+    arrays = (index.reader_tokens_nl, index.retriever_tokens_nm, index.embeddings_ne)
+    mesh = _mesh_for(mesh, arrays[0].shape[0])
     if mesh is None:
-        reader_tokens_bkl, retriever_tokens_bkm = _take_rows(tokens, result.rows_bk, 0)
+        taken = _take_rows(arrays, result.rows_bk, 0)
     else:
 
-        def take_shard(tokens: tuple[Array, Array], rows_bk: Array) -> tuple[Array, Array]:
-            mine = _take_rows(tokens, rows_bk, _first_row(mesh, tokens[0].shape[0]))
+        def take_shard(arrays: tuple[Array, ...], rows_bk: Array) -> tuple[Array, ...]:
+            mine = _take_rows(arrays, rows_bk, _first_row(mesh, arrays[0].shape[0]))
             return jax.lax.psum(mine, mesh.axis_names)
 
         every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-        reader_tokens_bkl, retriever_tokens_bkm = jax.shard_map(
-            take_shard, mesh=mesh, in_specs=(every, whole), out_specs=whole
-        )(tokens, result.rows_bk)
+        taken = jax.shard_map(take_shard, mesh=mesh, in_specs=(every, whole), out_specs=whole)(
+            arrays, result.rows_bk
+        )
+    reader_tokens_bkl, retriever_tokens_bkm, embeddings_bke = taken
     return Passages(
         rows_bk=result.rows_bk,
         scores_bk=result.scores_bk,
         reader_tokens_bkl=reader_tokens_bkl,
         retriever_tokens_bkm=retriever_tokens_bkm,
         mask_bk=result.rows_bk != NO_ROW,
+        embeddings_bke=jax.lax.stop_gradient(embeddings_bke),
     )
 
 
@@ -192,17 +194,21 @@ def _search_rows(
 
 
 def _take_rows(
-    tokens: tuple[Array, Array], rows_bk: Array, first_row: Array | int
-) -> tuple[Array, Array]:
-    """Int32 tokens of the rows that a shard holds, zeros for all others."""
-    n = tokens[0].shape[0]
+    arrays: tuple[Array, ...], rows_bk: Array, first_row: Array | int
+) -> tuple[Array, ...]:
+    """Entries of the rows that a shard holds, zeros for all others; small integers as int32."""
+    n = arrays[0].shape[0]
     local_bk = rows_bk - first_row
     held_bk1 = ((rows_bk != NO_ROW) & (local_bk >= 0) & (local_bk < n))[:, :, None]
     local_bk = jnp.clip(local_bk, 0, n - 1)
-    reader, retriever = (
-        jnp.where(held_bk1, jnp.asarray(array)[local_bk].astype(jnp.int32), 0) for array in tokens
-    )
-    return reader, retriever
+
+    def take(array: Array) -> Array:
+        found = jnp.asarray(array)[local_bk]
+        if jnp.issubdtype(found.dtype, jnp.integer):
+            found = found.astype(jnp.int32)  # the sum over devices has no 16 bit form everywhere
+        return jnp.where(held_bk1, found, 0)
+
+    return tuple(take(array) for array in arrays)
 
 
 def _first_row(mesh: Mesh, shard_rows: int) -> Array:

@@ -143,8 +143,10 @@ class Queue:
     filled: Array
 
 
-def empty_queue(size: int, embedding_dim: int) -> Queue:
-    """Return a queue without keys."""
+def empty_queue(size: int, embedding_dim: int) -> Queue | None:
+    """Return a queue without keys; None for size 0 (a checkpoint takes no empty arrays)."""
+    if size == 0:
+        return None
     return Queue(
         keys_me=jnp.zeros((size, embedding_dim), jnp.float32),
         pointer=jnp.zeros((), jnp.int32),
@@ -152,20 +154,20 @@ def empty_queue(size: int, embedding_dim: int) -> Queue:
     )
 
 
-def push(queue: Queue, keys_be: jax.Array, accept: Array = True) -> Queue:
+def push(queue: Queue | None, keys_be: jax.Array, accept: Array = True) -> Queue | None:
     """Overwrite the oldest keys with a batch of new ones.
 
     Args:
-        queue: May be of size 0, which stays as it is.
+        queue: None, no queue, stays None.
         keys_be: New keys; gradient stopped.
         accept: bool scalar; False leaves the queue as it is.
 
     Raises:
         UserError: The batch does not divide the queue.
     """
+    if queue is None:
+        return None
     size, batch = queue.keys_me.shape[0], keys_be.shape[0]
-    if size == 0:
-        return queue
     if size % batch:
         raise UserError(
             f"ContrastiveConfig.queue_size = {size}: must be a multiple of the batch, {batch}"
@@ -183,7 +185,7 @@ def push(queue: Queue, keys_be: jax.Array, accept: Array = True) -> Queue:
 def moco_loss(
     query_be: jax.Array,
     key_be: jax.Array,
-    queue: Queue,
+    queue: Queue | None,
     temperature: float,
     in_batch: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -195,7 +197,7 @@ def moco_loss(
     Args:
         query_be: Queries.
         key_be: Their positives, row by row.
-        queue: Earlier keys, possibly none.
+        queue: Earlier keys; None for no queue.
         temperature: T.
         in_batch: Whether other rows' keys are negatives.
 
@@ -213,7 +215,7 @@ def moco_loss(
         logits_bb = jnp.where(own_bb, _ABSENT, query_be @ key_be.T)
         negative_b = jax.nn.logsumexp(logits_bb, axis=-1)
         highest_b = jnp.max(logits_bb, axis=-1)
-    if queue.keys_me.shape[0]:
+    if queue is not None:
         # the queue lies over all devices: gather the few queries, never the queue
         spread_be = constrain(query_be, None, "embedding")
         keys_me = constrain(jax.lax.stop_gradient(queue.keys_me), "index", "embedding")

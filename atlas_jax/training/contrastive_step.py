@@ -31,7 +31,7 @@ class ContrastiveState:
         params: The retriever's.
         key_params: The momentum encoder's, of the same form; None without momentum.
         opt_state: optax state over `params`.
-        queue: Earlier keys.
+        queue: Earlier keys; None without a queue.
         key: uint32 key data; step `i` draws its randomness from `fold_in(key, i)`.
         skipped: int32 scalar, steps left out because loss or gradient was not finite.
     """
@@ -40,7 +40,7 @@ class ContrastiveState:
     params: Params
     key_params: Params | None
     opt_state: optax.OptState
-    queue: Queue
+    queue: Queue | None
     key: Array
     skipped: Array
 
@@ -119,7 +119,7 @@ def make_contrastive_step(
         grads, (keys_be, metrics) = jax.grad(loss_fn, has_aux=True)(
             state.params, state, tokens_a_bl, tokens_b_bl, key
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"] + norm)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)

@@ -46,7 +46,8 @@ class OptimizerConfig:
             raise UserError(f"OptimizerConfig.kind = {self.kind!r}; use 'adamw' or 'adafactor'")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise UserError(
-                f"OptimizerConfig.schedule = {self.schedule!r}; use 'linear', 'cosine' or 'constant'"
+                f"OptimizerConfig.schedule = {self.schedule!r}; "
+                "use 'linear', 'cosine' or 'constant'"
             )
         if not 0 <= self.warmup_steps <= self.total_steps:
             raise UserError(

@@ -180,3 +180,18 @@ def test_moments_lie_like_their_parameters() -> None:
     kernel = lambda tree: tree["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]  # noqa: E731
     assert kernel(adam.mu).sharding == kernel(run.state.params["reader"]).sharding
     assert kernel(adam.nu).addressable_shards[0].data.shape == (8, 16)
+
+
+def test_query_side_scores_are_those_of_the_index_embeddings() -> None:
+    """The passage tower does not move, so embeddings from the index stand in for it."""
+    run = Run(SINGLE, 1, training="query_side")
+    index, batch = random_index(run.mesh), random_batch()
+    with run.active():
+        query_be = jax.jit(make_embed_query(run.models))(run.state.params, batch)
+        passages = run.retrieve(index, query_be, batch)
+    rows_bk = np.asarray(passages.rows_bk)
+    expected = np.einsum("be,bke->bk", query_be, np.asarray(index.embeddings_ne)[rows_bk])
+    np.testing.assert_allclose(passages.scores_bk, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(
+        passages.embeddings_bke, np.asarray(index.embeddings_ne)[rows_bk]
+    )
