@@ -1,5 +1,6 @@
 """Word matching as a yardstick for the retriever: BM25 over the demo's passages."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 K1 = 0.9
 B = 0.4
 RECALL_AT = (1, 5, 20)
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index at DEBUG
 
 _WORD = re.compile(r"\w+")
 

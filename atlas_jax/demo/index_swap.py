@@ -85,7 +85,7 @@ def choose(
     found with the highest scores.
 
     Args:
-      predictions: `{id, answer, passages: [{id, score}]}`, passages best first.
+      predictions: `{id, prediction, passages: [{id, score}]}`, passages best first.
       questions: the test set, `{id, question, answers, relation, group, gold}`.
       passages: by id, `{id, title, section, text}`.
     """
@@ -93,7 +93,7 @@ def choose(
     possible = []
     for prediction in predictions:
         question, found = by_id[prediction["id"]], prediction["passages"]
-        answer = prediction["answer"] or ""
+        answer = prediction["prediction"] or ""
         right = answer and best_over_answers(exact_match, answer, question["answers"])
         if right and found and found[0]["id"] in question["gold"]:
             order = (_CHANGES_MOST.index(question["group"]), -found[0]["score"], question["id"])

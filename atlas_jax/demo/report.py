@@ -33,7 +33,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One answered question with the passage that the retriever ranked first."""
+    """One answered question, its source passage and the score and rank it was found with."""
 
     question: str
     answer: str
@@ -43,7 +43,7 @@ class Sample:
     section: str
     passage: str
     score: float
-    passage_has_answer: bool
+    rank: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,8 @@ def sample_panel(sample: Sample, number: int, width: int = 260) -> Panel:
     ]
     if not sample.correct:
         lines.append(Text(f"accepted  {', '.join(sample.accepted)}", style="dim"))
-    source = f"source  {sample.title} · {sample.section} · score {sample.score:.2f}"
+    place = f"{sample.title} · {sample.section}"
+    source = f"source  {place} · score {sample.score:.2f}, rank {sample.rank}"
     lines += [Text(source, style="cyan"), _excerpt(sample, width)]
     return Panel(
         Group(*lines),

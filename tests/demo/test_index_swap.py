@@ -50,7 +50,7 @@ def _prediction(question_id, answer, passage="", score=1.0):
     entity = question_id.rsplit("-", 1)[0]
     return {
         "id": question_id,
-        "answer": answer,
+        "prediction": answer,
         "passages": [{"id": passage or f"{entity}-p", "score": score}],
     }
 

@@ -28,7 +28,7 @@ PASSAGE = (
 )
 SAMPLE = Sample(
     "What is the capital of Albania?", "Tirana", ["Tirana"], True, "Albania", "Government", PASSAGE,
-    12.34, True,
+    12.34, 1,
 )  # fmt: skip
 FOLLOWS = Swap("Who leads X?", "X", "Old Name", "New Name", "Old Name", "New Name", True)
 STAYS = Swap("Who leads Y?", "Y", "Old", "New", "Old", "Old", False)
@@ -53,14 +53,19 @@ def test_the_table_shows_measured_figures_and_dashes():
 
 def test_a_sample_shows_answer_source_score_and_the_place_in_the_passage():
     text = _text(sample_panel(SAMPLE, 1))
-    for part in ("1. What is the capital of Albania?", "Tirana  (right)", "Albania", "12.34"):
+    for part in (
+        "1. What is the capital of Albania?",
+        "Tirana  (right)",
+        "Albania",
+        "score 12.34, rank 1",
+    ):
         assert part in text
     assert "Capital: name: Tirana" in text
     assert len(text) < 110 * 9  # an excerpt, not the whole passage
 
 
 def test_a_wrong_answer_is_called_wrong_and_the_accepted_ones_are_shown():
-    wrong = Sample("q?", "", ["Tirana", "Tirane"], False, "A", "G", "nothing here", 1.0, False)
+    wrong = Sample("q?", "", ["Tirana", "Tirane"], False, "A", "G", "nothing here", 1.0, 1)
     text = _text(sample_panel(wrong, 2))
     assert "(nothing)  (wrong)" in text and "accepted  Tirana, Tirane" in text
 

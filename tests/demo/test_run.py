@@ -1,0 +1,187 @@
+"""The whole demo on a few passages: once with stand-ins for the entry points, once in earnest."""
+
+import json
+
+import gin
+import pytest
+
+from atlas_jax import build_index, evaluate, train
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.demo import factbook, run
+from atlas_jax.demo.paths import nano_checkpoint
+
+COUNTRIES = ("Arvo", "Bera", "Coro", "Deva")
+
+
+def _passage(number, name):
+    text = f"Capital: {name} City. Population: {number + 1},000. Languages: {name}ic."
+    return {"id": f"p{number}", "title": name, "section": "Government", "text": text}
+
+
+def _question(number, name):
+    return {
+        "id": f"q{number}",
+        "question": f"What is the capital of {name}?",
+        "answers": [f"{name} City"],
+        "gold": [f"p{number}"],
+        "title": name,
+        "entity": name.lower(),
+        "relation": "capital",
+        "group": "static",
+    }
+
+
+PASSAGES = [_passage(n, name) for n, name in enumerate(COUNTRIES)] + [
+    {**_passage(n, f"Extra {n}"), "id": f"x{n}"} for n in range(30)
+]
+QUESTIONS = [_question(n, name) for n, name in enumerate(COUNTRIES)]
+
+
+@pytest.fixture
+def small_factbook(monkeypatch):
+    def prepare(directory, progress=True):
+        rows = {"passages.jsonl": PASSAGES, "test.jsonl": QUESTIONS}
+        rows[factbook.few_shot_name(0)] = QUESTIONS[:2]
+        return {"relations": 1} | {n: write_jsonl(directory / n, r) for n, r in rows.items()}
+
+    monkeypatch.setattr(factbook, "prepare", prepare)
+
+
+def _value(arguments, name):
+    found = [a.split("=", 1)[1] for a in arguments if a.startswith(f"--gin.{name}=")]
+    return found[-1].strip('"') if found else None
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Entry points that note their arguments and write predictions as the real ones do."""
+    made = []
+
+    def answered(passages=True):
+        shown = [{**p, "score": 1.0} for p in PASSAGES[: len(QUESTIONS)]] if passages else []
+        for n, q in enumerate(QUESTIONS):
+            first = [shown[n], *(p for p in shown if p is not shown[n])] if shown else []
+            yield {**q, "prediction": q["answers"][0], "passages": first}
+
+    def train_main(arguments):
+        made.append(("train", arguments))
+        closed = _value(arguments, "EvalConfig.passages") == "none"
+        folder = tmp_path / "out" / _value(arguments, "MODEL_DIR").rsplit("/", 1)[1]
+        write_jsonl(folder / "predictions" / "step_0000003.jsonl", answered(not closed))
+        return 0
+
+    def evaluate_main(arguments):
+        made.append(("evaluate", arguments))
+        if _value(arguments, "PREDICTIONS"):
+            rows = [{k: v for k, v in r.items() if k != "prediction"} for r in answered()]
+            write_jsonl(_value(arguments, "PREDICTIONS"), rows)
+        else:
+            asked = [r for _, r in read_jsonl(_value(arguments, "EvalConfig.file"))]
+            rows = [{**r, "prediction": r["answers"][0], "passages": []} for r in asked]
+            write_jsonl(_value(arguments, "EvalConfig.predictions"), rows)
+        return 0
+
+    monkeypatch.setattr(build_index, "main", lambda a: made.append(("build_index", a)) or 0)
+    monkeypatch.setattr(train, "main", train_main)
+    monkeypatch.setattr(evaluate, "main", evaluate_main)
+    monkeypatch.setattr(run, "swap_index", lambda *a: made.append(("swap_index", a)))
+    return made
+
+
+def test_every_stage_runs_and_the_results_are_what_was_measured(
+    small_factbook, calls, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert run.main(["--out", str(out), "--checkpoint", "nano/x", "--gin.TRAIN_STEPS=3"]) == 0
+    assert [name for name, _ in calls] == [
+        "build_index", "evaluate", "train", "train", "train", "swap_index", "evaluate",
+    ]  # fmt: skip
+    trained = [arguments for name, arguments in calls if name == "train"]
+    assert [_value(a, "MODEL_DIR").rsplit("/", 1)[1] for a in trained] == [
+        "closed_book", "fixed_retriever", "jointly_trained",
+    ]  # fmt: skip
+    assert [_value(a, "RETRIEVER_TRAINING") for a in trained] == ["fixed", "fixed", None]
+    assert all(_value(a, "TRAIN_STEPS") == "3" for a in trained)
+    shared = {"TRAIN_FILE", "EVAL_FILE", "STORE", "INDEX", "TrainConfig.seed"}
+    for name in shared:
+        assert len({_value(a, name) for a in trained}) == 1, name
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row["scores"] for row in results["rows"]}
+    assert rows["closed book"] == {"exact_match": 100.0, "f1": 100.0}
+    assert rows["jointly trained"]["recall@1"] == 100.0
+    assert set(rows["BM25"]) == set(rows["untrained retriever"])
+    assert results["swaps"][0]["follows"] and (out / "demo.png").is_file()
+    assert set(results["seconds"]) == {
+        *run.MODES,
+        run.PREPARE,
+        run.INDEX,
+        run.BEFORE,
+        run.SWAP,
+        "all",
+    }
+    printed = capsys.readouterr().out
+    for part in ("7/7", "$ atlas-jax train", "index swap", "jointly trained", "results.json"):
+        assert part in printed
+
+
+def test_a_stage_that_fails_ends_the_demo(small_factbook, calls, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train, "main", lambda arguments: 2)
+    assert run.main(["--out", str(tmp_path / "out"), "--checkpoint", "nano"]) == 2
+    assert "`atlas-jax train` ended with exit code 2" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert run.main(["--out", str(tmp_path), "--checkpoint", "nano"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_the_demos_own_folder_is_made_anew(tmp_path):
+    run.clear(tmp_path / "out")
+    (tmp_path / "out" / "old.txt").touch()
+    run.clear(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [run.MARKER]
+
+
+def test_a_missing_nano_model_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("atlas_jax.__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(UserError, match="--checkpoint"):
+        nano_checkpoint()
+
+
+@pytest.mark.slow
+def test_the_demo_runs_through_the_real_entry_points(
+    small_factbook, reader_tokenizer_file, retriever_tokenizer_file, tmp_path
+):
+    from atlas_jax.training.assembly import active_mesh, assemble, export_model
+    from atlas_jax.training.config import ModelConfig
+
+    for name, value in {
+        "ReaderConfig.vocab_size": 512, "ReaderConfig.emb_dim": 16, "ReaderConfig.num_heads": 2,
+        "ReaderConfig.head_dim": 8, "ReaderConfig.mlp_dim": 32,
+        "ReaderConfig.num_encoder_layers": 1, "ReaderConfig.num_decoder_layers": 1,
+        "RetrieverConfig.vocab_size": 512, "RetrieverConfig.hidden_dim": 16,
+        "RetrieverConfig.num_layers": 1, "RetrieverConfig.num_heads": 2,
+        "RetrieverConfig.mlp_dim": 32, "RetrieverConfig.max_positions": 256,
+    }.items():  # fmt: skip
+        gin.bind_parameter(name, value)
+    config = ModelConfig(
+        reader_tokenizer=str(reader_tokenizer_file),
+        retriever_tokenizer=str(retriever_tokenizer_file),
+    )
+    checkpoint, out = tmp_path / "model", tmp_path / "out"
+    with active_mesh() as (mesh, rules):
+        made = assemble(config, mesh, rules)
+        export_model(checkpoint, made.models, made.params, made.tokenizers, "float32", {})
+    code = run.main([
+        "--out", str(out), "--checkpoint", str(checkpoint), "--gin.TRAIN_STEPS=2",
+        "--gin.WARMUP_STEPS=0", "--gin.K=2", "--gin.TEXT_LENGTH=64",
+    ])  # fmt: skip
+    assert code == 0
+    rows = {r["name"]: r["scores"] for r in json.loads((out / "results.json").read_text())["rows"]}
+    # The passage tower is never trained: its recall before and after is one and the same.
+    fixed = {k: v for k, v in rows["fixed retriever"].items() if k.startswith("recall")}
+    assert fixed == rows["untrained retriever"]
+    assert set(rows["closed book"]) == {"exact_match", "f1"}
