@@ -33,6 +33,10 @@ def _require(condition: bool, binding: str, value: object, expected: str) -> Non
         raise UserError(f"{binding} = {value!r}: expected {expected}")
 
 
+def _one_of(choices: tuple[str, ...]) -> str:
+    return f"one of {', '.join(map(repr, choices))}"
+
+
 @gin.configurable
 @dataclass(frozen=True)
 class ModelConfig:
@@ -61,13 +65,13 @@ class ModelConfig:
             self.reader_init in READER_INITS,
             "ModelConfig.reader_init",
             self.reader_init,
-            f"one of {', '.join(READER_INITS)}",
+            _one_of(READER_INITS),
         )
         _require(
             self.export_dtype in DTYPES,
             "ModelConfig.export_dtype",
             self.export_dtype,
-            f"one of {', '.join(DTYPES)}",
+            _one_of(DTYPES),
         )
         for model in ("reader", "retriever"):
             folder, tokenizer = getattr(self, model), getattr(self, f"{model}_tokenizer")
@@ -104,7 +108,7 @@ class CorpusConfig:
             self.searcher in SEARCHERS,
             "CorpusConfig.searcher",
             self.searcher,
-            f"one of {', '.join(SEARCHERS)}",
+            _one_of(SEARCHERS),
         )
         _require(
             self.embed_batch_size > 0,
@@ -112,9 +116,7 @@ class CorpusConfig:
             self.embed_batch_size,
             "a positive number",
         )
-        _require(
-            self.dtype in DTYPES, "CorpusConfig.dtype", self.dtype, f"one of {', '.join(DTYPES)}"
-        )
+        _require(self.dtype in DTYPES, "CorpusConfig.dtype", self.dtype, _one_of(DTYPES))
 
 
 @gin.configurable
@@ -166,7 +168,7 @@ class TrainConfig:
             self.passages in PASSAGE_SOURCES,
             "TrainConfig.passages",
             self.passages,
-            f"one of {', '.join(PASSAGE_SOURCES)}",
+            _one_of(PASSAGE_SOURCES),
         )
 
 
@@ -204,7 +206,7 @@ class EvalConfig:
             self.passages in PASSAGE_SOURCES,
             "EvalConfig.passages",
             self.passages,
-            f"one of {', '.join(PASSAGE_SOURCES)}",
+            _one_of(PASSAGE_SOURCES),
         )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -22,18 +23,31 @@ class RunLog:
     it is about to repeat, are removed first, so that every step appears once.
     """
 
-    def __init__(self, directory: Path, first_step: int, total_steps: int) -> None:
-        """Open the files of `directory` at `first_step` finished steps."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / METRICS_FILE
-        _drop_rows_after(self._path, first_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+    def __init__(
+        self, directory: Path, first_step: int, total_steps: int, writes: bool = True
+    ) -> None:
+        """Open the files of `directory` at `first_step` finished steps.
+
+        Args:
+          writes: False for all but one of several processes, which then stay silent.
+        """
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        if writes:
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / METRICS_FILE
+            _drop_rows_after(path, first_step)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
         self._start = time.monotonic()
         self._total = total_steps
         # disable=None: no bar where nobody watches it (the lines still come).
         self._bar = tqdm(
-            initial=first_step, total=total_steps, desc="train", unit="step", disable=None
+            initial=first_step,
+            total=total_steps,
+            desc="train",
+            unit="step",
+            disable=None if writes else True,
         )
 
     def advance(self) -> None:
@@ -46,6 +60,8 @@ class RunLog:
         A number that is not finite is written to jsonl as null, which JSON has no other
         word for.
         """
+        if self._file is None or self._board is None:
+            return
         row: dict[str, float | int | None] = {
             "step": step,
             "seconds": round(time.monotonic() - self._start, 3),
@@ -55,11 +71,7 @@ class RunLog:
             self._board.add_scalar(f"{group}/{name}", float(value), step)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self.say(f"{group} {step}/{self._total}  {format_values(values)}")
-
-    def say(self, line: str) -> None:
-        """Print a line above the progress bar."""
-        tqdm.write(line)
+        tqdm.write(f"{group} {step}/{self._total}  {format_values(values)}")
 
     def __enter__(self) -> "RunLog":
         return self
@@ -71,8 +83,9 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
 
 
 def format_values(values: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ one bit for bit.
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Params
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.refresh import RefreshPolicy, parse_schedule
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
@@ -29,6 +30,7 @@ from atlas_jax.training.assembly import (
     assemble,
     batch_sharding,
     export_model,
+    load_tokenizers,
 )
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.config import (
@@ -67,10 +69,17 @@ def train(config: TrainConfig) -> TrainState:
     step_config, saving, policy = StepConfig(), CheckpointConfig(), RefreshPolicy()
     refreshes = bool(parse_schedule(policy.schedule))
     _check(config, step_config, refreshes)
+    # Files first: what is wrong with them shows before anything is compiled.
+    records = get_task(config.task).load(config.file)
     with active_mesh() as (mesh, rules):
-        made = assemble(ModelConfig(), mesh, rules, config.seed, step_config.retriever_training)
+        rows = batch_sharding("DataConfig.batch_size", DataConfig().batch_size, mesh, rules)
+        model_config = ModelConfig()
+        store = _open_store(config, load_tokenizers(model_config))
+        made = assemble(model_config, mesh, rules, config.seed, step_config.retriever_training)
         models, tokenizers = made.models, made.tokenizers
-        corpus = _open_corpus(config, models, tokenizers, mesh, rules)
+        corpus = (
+            None if store is None else _make_corpus(config, store, models, tokenizers, mesh, rules)
+        )
         source = make_source(
             config.passages, corpus, step_config.k, "StepConfig.k", models.retriever, mesh
         )
@@ -84,8 +93,7 @@ def train(config: TrainConfig) -> TrainState:
             mesh,
             rules,
         )
-        batches = _batches(config, step_config, tokenizers, corpus)
-        rows = batch_sharding("DataConfig.batch_size", DataConfig().batch_size, mesh, rules)
+        batches = _batches(config, step_config, records, tokenizers, store)
         place = functools.partial(jax.make_array_from_process_local_data, rows)
         evaluation = None
         if EvalConfig().file:
@@ -100,10 +108,12 @@ def train(config: TrainConfig) -> TrainState:
             batches.set_state(found.notes["data"])
         if corpus is not None:
             _load_index(corpus, state.params, found.notes if found else None)
-        dump_config(directory / CONFIG_FILE)
+        writes = jax.process_index() == 0
+        if writes:
+            dump_config(directory / CONFIG_FILE)
 
         first = int(state.step)
-        with RunLog(directory, first, config.total_steps) as log:
+        with RunLog(directory, first, config.total_steps, writes) as log:
             clock, counted = time.monotonic(), first
             for step in range(first + 1, config.total_steps + 1):
                 if corpus is not None and policy.due(step - 1):
@@ -150,22 +160,26 @@ def _check(config: TrainConfig, step: StepConfig, refreshes: bool) -> None:
         )
 
 
-def _open_corpus(
+def _open_store(config: TrainConfig, tokenizers: Tokenizers) -> PassageStore | None:
+    """The store, if training or its evaluation searches one."""
+    evaluation = EvalConfig()
+    if config.passages != "index" and not (evaluation.file and evaluation.passages == "index"):
+        return None
+    return open_store(CorpusConfig(), tokenizers)
+
+
+def _make_corpus(
     config: TrainConfig,
+    store: PassageStore,
     models: Models,
     tokenizers: Tokenizers,
     mesh: Mesh,
     rules: tuple[Rule, ...],
-) -> Corpus | None:
-    """The corpus, if training or its evaluation searches one; its index is loaded later."""
-    evaluation = EvalConfig()
-    if config.passages != "index" and not (evaluation.file and evaluation.passages == "index"):
-        return None
-    corpus_config = CorpusConfig()
-    store = open_store(corpus_config, tokenizers)
+) -> Corpus:
+    """The corpus of the store; its index is loaded later."""
     store.check_vocab(models.reader.config.vocab_size, models.retriever.config.vocab_size)
-    embedder = Embedder(models.retriever, tokenizers.retriever, corpus_config, mesh, rules)
-    return Corpus(store, embedder, corpus_config, mesh, Path(config.model_dir) / INDEX)
+    embedder = Embedder(models.retriever, tokenizers.retriever, CorpusConfig(), mesh, rules)
+    return Corpus(store, embedder, CorpusConfig(), mesh, Path(config.model_dir) / INDEX)
 
 
 def _load_index(corpus: Corpus, params: Params, notes: Mapping[str, Any] | None) -> None:
@@ -191,19 +205,23 @@ def _optimizers() -> tuple[dict[str, optax.GradientTransformation], dict[str, op
 
 
 def _batches(
-    config: TrainConfig, step: StepConfig, tokenizers: Tokenizers, corpus: Corpus | None
+    config: TrainConfig,
+    step: StepConfig,
+    records: Sequence[Any],
+    tokenizers: Tokenizers,
+    store: PassageStore | None,
 ) -> Any:
     """The resumable iterator over this process's part of each batch."""
-    data, task = DataConfig(), get_task(config.task)
+    data = DataConfig()
     batcher = Batcher(
         tokenizers,
         data,
-        corpus.store if corpus else None,
+        store,
         given_passages=step.k if config.passages == "file" else 0,
     )
     return training_batches(
-        task,
-        task.load(config.file),
+        get_task(config.task),
+        records,
         batcher,
         data.batch_size,
         config.seed,
@@ -242,7 +260,8 @@ def _evaluate(
 ) -> None:
     """Score the evaluation file and write its predictions."""
     found, scores = evaluation.run(params)
-    write_predictions(directory / PREDICTIONS / f"step_{step:07d}.jsonl", found)
+    if jax.process_index() == 0:
+        write_predictions(directory / PREDICTIONS / f"step_{step:07d}.jsonl", found)
     log.write(step, "eval", scores)
 
 

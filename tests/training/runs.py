@@ -45,11 +45,9 @@ def write_run(folder: Path, reader_tokenizer: Path, retriever_tokenizer: Path) -
     """Write passages, questions and run.gin; all paths are bound but TrainConfig.model_dir."""
     passages, questions = [], []
     for number, (country, capital) in enumerate(zip(COUNTRIES, CAPITALS, strict=True)):
-        text = f"The capital of {country} is {capital}."
+        text, other = f"The capital of {country} is {capital}.", f"In {country} people speak Arvic."
         passages.append({"id": f"p{number}", "title": country, "section": "Cities", "text": text})
-        passages.append(
-            {"id": f"r{number}", "title": country, "text": f"In {country} people speak {country}ic."}
-        )
+        passages.append({"id": f"r{number}", "title": country, "text": other})
         questions.append(
             {
                 "id": f"q{number}",

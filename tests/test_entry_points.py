@@ -1,0 +1,153 @@
+"""The commands one after the other, as a user runs them, each reading what the last one wrote."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from atlas_jax import ask, build_index, evaluate, retrieve, train, train_retriever
+from tests.training.runs import read_lines, write_run
+
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture(scope="module")
+def work(
+    tmp_path_factory: pytest.TempPathFactory,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+) -> Path:
+    """A folder with a corpus, questions, run.gin, a pretrained retriever and a trained model."""
+    folder = tmp_path_factory.mktemp("work")
+    write_run(folder, reader_tokenizer_file, retriever_tokenizer_file)
+    pretrain = (
+        f"RetrieverTrainConfig.model_dir='{folder}/retriever'",
+        "RetrieverTrainConfig.total_steps=1",
+        "RetrieverTrainConfig.batch_size=8",
+        "ContrastiveConfig.queue_size=16",
+    )
+    assert run(train_retriever.main, folder, *pretrain) == 0
+    model = (
+        f"ModelConfig.retriever='{folder}/retriever/final'",
+        "ModelConfig.retriever_tokenizer=''",
+        f"TrainConfig.model_dir='{folder}/run'",
+        "TrainConfig.total_steps=1",
+        "EvalConfig.file=''",
+    )
+    assert run(train.main, folder, *model) == 0
+    return folder
+
+
+def run(main: Main, folder: Path, *bindings: str, arguments: tuple[str, ...] = ()) -> int:
+    flags = [f"--gin_file={folder / 'run.gin'}", *(f"--gin.{binding}" for binding in bindings)]
+    return main([*arguments, *flags])
+
+
+def trained(folder: Path) -> tuple[str, ...]:
+    return (
+        f"ModelConfig.reader='{folder}/run/final'",
+        f"ModelConfig.retriever='{folder}/run/final'",
+        "ModelConfig.reader_tokenizer=''",
+        "ModelConfig.retriever_tokenizer=''",
+    )
+
+
+@pytest.mark.slow
+def test_index_retrieve_evaluate(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = (*trained(work), f"CorpusConfig.index='{work}/index'")
+    assert run(build_index.main, work, *index) == 0
+    assert capsys.readouterr().out == f"{work}/index: 16 passages\n"
+    assert run(build_index.main, work, *index) == 0
+    assert "already there" in capsys.readouterr().out
+
+    asked = (f"RetrieveConfig.file='{work}/test.jsonl'", "RetrieveConfig.k=5")
+    output = f"RetrieveConfig.output='{work}/found.jsonl'"
+    assert run(retrieve.main, work, *index, *asked, output) == 0
+    retrieved = json.loads(capsys.readouterr().out)
+    found = read_lines(work / "found.jsonl")
+    assert [row["id"] for row in found] == ["q5", "q6", "q7"]
+    assert all(len(row["passages"]) == 5 and "prediction" not in row for row in found)
+
+    predictions = f"EvalConfig.predictions='{work}/predictions.jsonl'"
+    assert run(evaluate.main, work, *index, predictions) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["rows"] == 3
+    assert {"exact_match", "f1", "recall@1", "recall@5", "answer_recall@5"} <= set(scores)
+    assert scores["recall@5"] == retrieved["recall@5"]
+    # The same passages, found by the reader's evaluation and by retrieval alone.
+    for row, other in zip(read_lines(work / "predictions.jsonl"), found, strict=True):
+        assert isinstance(row["prediction"], str)
+        assert [p["id"] for p in row["passages"]] == [p["id"] for p in other["passages"]]
+
+    assert run(evaluate.main, work, *index, "EvalConfig.generate=False") == 0
+    only = json.loads(capsys.readouterr().out)
+    assert only["recall@5"] == scores["recall@5"]
+    assert "exact_match" not in only
+
+
+@pytest.mark.slow
+def test_an_index_of_another_encoder_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = f"CorpusConfig.index='{work}/other'"
+    assert run(build_index.main, work, other) == 0  # by a retriever with random parameters
+    assert run(evaluate.main, work, *trained(work), other) == 2
+    assert "was made by another passage encoder" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_ask_shows_answer_passages_and_scores(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    question = ("What is the capital of Gond?",)
+    assert run(ask.main, work, *trained(work), arguments=question) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("answer: ")
+    assert "log-probability" in output
+    assert output.count("[p") + output.count("[r") == 3
+    assert "The capital of" in output
+
+    lines = iter(["", "  ", "What is the capital of Gond?"])
+
+    def typed(self: object, prompt: str = "", **_: object) -> str:
+        del self, prompt
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("rich.console.Console.input", typed)
+    assert run(ask.main, work, *trained(work)) == 0
+    again = capsys.readouterr().out
+    assert again.count("the question is empty; type what you want to know") == 2
+    assert output in again
+
+
+def test_an_empty_question_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ask.main([" "]) == 2
+    error = capsys.readouterr().err
+    assert error == "atlas-jax ask: error: the question is empty; type what you want to know\n"
+
+
+def test_what_an_entry_point_needs_is_named(
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+
+    def error(main: Main, *bindings: str) -> str:
+        assert run(main, tmp_path, *bindings) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "CorpusConfig.index is not given" in error(build_index.main)
+    assert "no value for RetrieveConfig.file" in error(retrieve.main)
+    assert "no value for RetrieverTrainConfig.model_dir" in error(train_retriever.main)
+    assert "no value for TrainConfig.model_dir" in error(train.main)
+    assert "EvalConfig.task = 'mlm' is not for typed" in error(ask.main, "EvalConfig.task=mlm")
+    assert "a typed question brings no passages" in error(ask.main, "EvalConfig.passages=file")
