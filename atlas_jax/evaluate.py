@@ -1,7 +1,7 @@
 """Entry point `python -m atlas_jax.evaluate`: answer a file of questions and score it.
 
     python -m atlas_jax.evaluate --gin_file=runs/evaluate.gin \\
-      --gin.MODEL=work/run/final --gin.EVAL_FILE=test.jsonl \\
+      --gin.INITIAL_CHECKPOINT_PATH=work/run/final --gin.EVAL_FILE=test.jsonl \\
       --gin.STORE=work/store --gin.INDEX=work/index --gin.PREDICTIONS=predictions.jsonl
 
 EvalConfig.passages = 'none' is closed book, 'file' reads the passages given in the file,

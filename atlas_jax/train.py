@@ -2,7 +2,7 @@
 
     python -m atlas_jax.train \\
       --gin_file=models/nano.gin --gin_file=runs/finetune_qa.gin \\
-      --gin.MODEL_DIR=work/run --gin.INITIAL_CHECKPOINT_PATH=checkpoints/nano \\
+      --gin.MODEL_DIR=work/run --gin.INITIAL_CHECKPOINT_PATH=atlas_jax/checkpoints/nano \\
       --gin.TRAIN_FILE=train.jsonl --gin.STORE=work/store --gin.TRAIN_STEPS=30
 
 The same command goes on with a run that was interrupted. The trained models are in

@@ -30,7 +30,7 @@ class RefreshPolicy:
         500 steps before step 1000, then every 2000 before step 10000, then never.
     """
 
-    schedule: str = "-1"
+    schedule: str | int = "-1"
 
     def __post_init__(self) -> None:
         """Refuse a schedule that does not parse.

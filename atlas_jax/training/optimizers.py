@@ -92,10 +92,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies: leaves named ``kernel`` or ``embedding``.
 
-    By name and not by rank, so that scanned layers (one axis more) decay alike.
+    By name and not by rank, so that scanned layers (one axis more) decay alike. BERT's
+    position table is an embedding by name only.
     """
 
     def one(path: Any, _: Any) -> bool:
-        return path[-1].key in ("kernel", "embedding")
+        names = [key.key for key in path]
+        return names[-1] in ("kernel", "embedding") and "position_embeddings" not in names
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -127,7 +127,7 @@ def make_train_step(
         )
         grads = {p: jax.tree.map(lambda g, p=p: g / sums[p]["count"], grads[p]) for p in PARTS}
         losses = {p: sums[p]["loss"] / sums[p]["count"] for p in PARTS}
-        norms = {p: optax.global_norm(grads[p]) for p in PARTS}
+        norms = {p: optax.tree.norm(grads[p]) for p in PARTS}
         finite = jnp.isfinite(sum(losses.values()) + sum(norms.values()))
 
         updated, opt_state = {}, {}

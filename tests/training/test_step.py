@@ -192,6 +192,4 @@ def test_query_side_scores_are_those_of_the_index_embeddings() -> None:
     rows_bk = np.asarray(passages.rows_bk)
     expected = np.einsum("be,bke->bk", query_be, np.asarray(index.embeddings_ne)[rows_bk])
     np.testing.assert_allclose(passages.scores_bk, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(
-        passages.embeddings_bke, np.asarray(index.embeddings_ne)[rows_bk]
-    )
+    np.testing.assert_array_equal(passages.embeddings_bke, np.asarray(index.embeddings_ne)[rows_bk])

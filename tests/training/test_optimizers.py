@@ -1,0 +1,80 @@
+"""Schedules, clipping and what weight decay touches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.training.optimizers import (
+    OptimizerConfig,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+)
+from atlas_jax.training.state import _init_boxed
+from tests.training.models import tiny_models
+
+
+def rates(*steps: int, **config: object) -> list[float]:
+    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, **config))  # type: ignore[arg-type]
+    return [float(schedule(step)) for step in steps]
+
+
+def test_linear_warms_up_and_falls_to_zero_and_stays() -> None:
+    got = rates(0, 5, 10, 55, 100, 150, schedule="linear", warmup_steps=10, total_steps=100)
+    np.testing.assert_allclose(got, [0, 0.5, 1, 0.5, 0, 0], atol=1e-6)
+
+
+def test_cosine_never_goes_below_zero() -> None:
+    got = rates(10, 55, 100, 150, schedule="cosine", warmup_steps=10, total_steps=100)
+    np.testing.assert_allclose(got, [1, 0.5, 0, 0], atol=1e-6)
+
+
+def test_constant_stays() -> None:
+    assert rates(0, 99, 1000, schedule="constant") == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kind": "adam"}, "OptimizerConfig.kind = 'adam'"),
+        ({"schedule": "step"}, "OptimizerConfig.schedule = 'step'"),
+        ({"warmup_steps": 20, "total_steps": 10}, "warmup_steps = 20"),
+    ],
+)
+def test_bad_settings_are_named(config: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**config)  # type: ignore[arg-type]
+
+
+def test_gradients_are_clipped_by_their_global_norm() -> None:
+    config = OptimizerConfig(kind="adafactor", clip_norm=0.0, weight_decay=0.0)
+    assert make_optimizer(config).init({"kernel": jnp.ones(3)}) is not None
+    sgd_like = OptimizerConfig(
+        learning_rate=1.0, schedule="constant", weight_decay=0.0, clip_norm=1.0, b1=0.0, epsilon=1e6
+    )  # with so large an epsilon Adam only scales
+    optimizer = make_optimizer(sgd_like)
+    params = {"kernel": jnp.zeros(2)}
+    updates = [
+        optimizer.update({"kernel": jnp.array([3.0, 4.0]) * scale}, optimizer.init(params), params)
+        for scale in (1.0, 10.0)
+    ]
+    np.testing.assert_allclose(updates[0][0]["kernel"], updates[1][0]["kernel"], rtol=1e-5)
+
+
+def test_decay_leaves_norms_biases_and_position_tables_alone() -> None:
+    shapes = jax.eval_shape(lambda: _init_boxed(tiny_models(), jax.random.key(0)))
+    params = jax.tree.map(
+        lambda box: box.value if hasattr(box, "value") else box,
+        shapes,
+        is_leaf=lambda x: hasattr(x, "value"),
+    )
+    flat = {
+        "/".join(key.key for key in path): decays
+        for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    }
+    kept = {name.split("/")[-1] if "position" not in name else "position" for name in flat
+            if not flat[name]}  # fmt: skip
+    assert kept == {"scale", "bias", "rel_embedding", "position"}
+    assert flat["reader/token_embedder/embedding"]
