@@ -1,7 +1,8 @@
 """Entry point `python -m atlas_jax.build_index`: turn a corpus into a store and an index.
 
     python -m atlas_jax.build_index \\
-      --gin.ModelConfig.reader=atlas_jax/checkpoints/nano --gin.ModelConfig.retriever=atlas_jax/checkpoints/nano \\
+      --gin.ModelConfig.reader=atlas_jax/checkpoints/nano \\
+      --gin.ModelConfig.retriever=atlas_jax/checkpoints/nano \\
       --gin.CorpusConfig.passages=passages.jsonl \\
       --gin.CorpusConfig.store=work/store --gin.CorpusConfig.index=work/index
 

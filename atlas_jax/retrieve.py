@@ -1,7 +1,8 @@
 """Entry point `python -m atlas_jax.retrieve`: write the passages found for a file of questions.
 
     python -m atlas_jax.retrieve \\
-      --gin.ModelConfig.reader=atlas_jax/checkpoints/nano --gin.ModelConfig.retriever=atlas_jax/checkpoints/nano \\
+      --gin.ModelConfig.reader=atlas_jax/checkpoints/nano \\
+      --gin.ModelConfig.retriever=atlas_jax/checkpoints/nano \\
       --gin.CorpusConfig.store=work/store --gin.CorpusConfig.index=work/index \\
       --gin.RetrieveConfig.file=questions.jsonl --gin.RetrieveConfig.output=found.jsonl
 """

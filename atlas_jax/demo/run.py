@@ -30,7 +30,8 @@ from atlas_jax.demo.plot import write_plot
 from atlas_jax.demo.report import Results, Row, Swap, show, write_results
 from atlas_jax.demo.results import samples, scores
 from atlas_jax.demo.stages import Stages
-from atlas_jax.training.config import CONFIG_FILE, FINAL, PREDICTIONS
+from atlas_jax.training.config import FINAL, PREDICTIONS
+from atlas_jax.training.data import DataConfig
 from atlas_jax.training.step import StepConfig
 
 MARKER = ".atlas-jax-demo"
@@ -88,6 +89,14 @@ class Place:
     def model_dir(self, mode: str) -> Path:
         """The folder of one training run."""
         return self.out / ROW_NAMES[mode].replace(" ", "_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How many passages a run read, and at what lengths."""
+
+    step: StepConfig
+    data: DataConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,9 +164,9 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
             stages.run("train", train.main, _train_arguments(place, mode, seed, bindings))
         rows.append(Row(ROW_NAMES[mode], scores(_predictions(place.model_dir(mode)))))
     predictions = _predictions(place.model_dir(JOINT))
-    read = StepConfig().k  # gin still holds the configuration of the run that just ended
+    reading = Reading(StepConfig(), DataConfig())  # gin still holds the last run's configuration
     with stages.stage(SWAP):
-        swaps = _swap(place, predictions, test, {p["id"]: p for p in passages}, stages)
+        swaps = _swap(place, reading, predictions, test, passages, stages)
     results = Results(
         setup={
             "checkpoint": str(place.checkpoint),
@@ -168,7 +177,7 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
             "test_countries": len({q["entity"] for q in test}),
         },
         rows=rows,
-        samples=samples(predictions, SAMPLES, read),
+        samples=samples(predictions, SAMPLES, reading.step.k),
         swaps=swaps,
         seconds={**stages.seconds, "all": round(time.monotonic() - start, 1)},
     )
@@ -178,13 +187,14 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
 
 def _swap(
     place: Place,
+    reading: Reading,
     predictions: Sequence[Record],
     test: Sequence[Record],
-    passages: dict[str, Record],
+    passages: Sequence[Record],
     stages: Stages,
 ) -> list[Swap]:
     """Choose passages, swap them in a copy of store and index, and ask again."""
-    candidates = choose(predictions, test, passages, SWAPS)
+    candidates = choose(predictions, test, {p["id"]: p for p in passages}, SWAPS)
     if not candidates:
         stages.say("no test question was answered rightly from a first-ranked passage: no swap")
         return []
@@ -196,7 +206,7 @@ def _swap(
     questions, answers = folder / "questions.jsonl", folder / "answers.jsonl"
     write_jsonl(questions, (candidate.row for candidate in candidates))
     again = dataclasses.replace(place, store=store, index=index)
-    stages.run("evaluate", evaluate.main, _ask_again_arguments(again, questions, answers))
+    stages.run("evaluate", evaluate.main, _ask_again_arguments(again, reading, questions, answers))
     after = {row["id"]: row["prediction"] for row in _read(answers)}
     swaps = judge(candidates, after)
     for swap in swaps:
@@ -249,17 +259,19 @@ def _train_arguments(place: Place, mode: str, seed: int, bindings: Sequence[str]
     ]
 
 
-def _ask_again_arguments(place: Place, questions: Path, answers: Path) -> list[str]:
-    """The trained run's own configuration, with another store and index."""
-    model_dir = place.model_dir(JOINT)
+def _ask_again_arguments(
+    place: Place, reading: Reading, questions: Path, answers: Path
+) -> list[str]:
+    """The trained model, reading as it was trained to."""
     return [
-        f"--gin_file={model_dir / CONFIG_FILE}",
-        _bind("ModelConfig.reader", model_dir / FINAL),
-        _bind("ModelConfig.retriever", model_dir / FINAL),
-        _bind("CorpusConfig.store", place.store),
-        _bind("CorpusConfig.index", place.index),
-        _bind("EvalConfig.file", questions),
-        _bind("EvalConfig.predictions", answers),
+        "--gin_file=runs/evaluate.gin",
+        _bind("INITIAL_CHECKPOINT_PATH", place.model_dir(JOINT) / FINAL),
+        *_corpus_arguments(place),
+        _bind("EVAL_FILE", questions),
+        _bind("PREDICTIONS", answers),
+        f"--gin.K={reading.step.k}",
+        f"--gin.TEXT_LENGTH={reading.step.reader_length}",
+        f"--gin.QUERY_LENGTH={reading.data.query_length}",
     ]
 
 

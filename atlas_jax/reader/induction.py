@@ -64,47 +64,62 @@ def wire_induction(
             )
     params = jax.tree.map(np.array, params)
     rng = np.random.default_rng(seed)
-    d, width = config.emb_dim, config.head_dim
-    head = [slice(i * width, (i + 1) * width) for i in range(3)]
-    written = rng.normal(0, width**-0.5, (width, d)).astype(np.float32)
-    first_encoder = params["encoder"]["layers_0"]["attention"]
-    _wire_encoder(params["encoder"], config, head)
-    first_encoder["out"]["kernel"][head[0]] = written
-
-    decoder = params["decoder"]
-    table = decoder["relpos_bias"]["rel_embedding"]
-    table[:] = 0
-    table[0, 0] = 6  # head 0: the present token
-    for i in range(config.num_decoder_layers):
-        layer: Any = decoder[f"layers_{i}"]
-        cross = layer["encoder_decoder_attention"]
-        layer["mlp"]["wo"]["kernel"] *= 0.5
-        layer["self_attention"]["out"]["kernel"] *= 0.5
-        if i == 0:  # "whose previous token am I?"
-            cross["query"]["kernel"][:, head[0]] = (
-                first_encoder["value"]["kernel"][:, head[0]] * match
-            )
-            cross["key"]["kernel"][:, head[0]] = written.T * (width / d)
-        strength = copy if i == 0 else copy / 2
-        cross["out"]["kernel"][:] = cross["value"]["kernel"].T * strength
-    last = decoder[f"layers_{config.num_decoder_layers - 1}"]["self_attention"]
-    last["out"]["kernel"][head[0]] = -cancel * last["value"]["kernel"][:, head[0]].T
-    last["query"]["kernel"][:, head[0]] *= _QUIET
+    written = rng.normal(0, config.head_dim**-0.5, (config.head_dim, config.emb_dim))
+    _wire_encoder(params["encoder"], config, written.astype(np.float32))
+    previous = params["encoder"]["layers_0"]["attention"]["value"]["kernel"]
+    present = previous[:, _head(config, 0)] * match  # as a previous token's value, for queries
+    _wire_decoder(params["decoder"], config, present, written.astype(np.float32), copy, cancel)
     return params
 
 
-def _wire_encoder(encoder: Any, config: ReaderConfig, head: list[slice]) -> None:
+def _head(config: ReaderConfig, number: int) -> slice:
+    """Where a head's columns stand among those of all heads."""
+    return slice(number * config.head_dim, (number + 1) * config.head_dim)
+
+
+def _wire_encoder(encoder: Any, config: ReaderConfig, written: np.ndarray) -> None:
     """Heads by position, and quieter blocks, so that tokens stay legible in the stream."""
+    near = config.relpos_buckets // 4  # buckets of one distance each, to the left
     table = encoder["relpos_bias"]["rel_embedding"]  # [heads, buckets]; bucket i: i to the left
     table[:] = 0
     table[0, 1] = 8
     table[1, 0] = -6
-    table[2, 1:8] = 3
+    table[2, 1:near] = 3
+    by_position, same_token = _head(config, 0), _head(config, 1)
     for i in range(config.num_encoder_layers):
         layer = encoder[f"layers_{i}"]
-        attention = layer["attention"]
-        attention["out"]["kernel"] *= 0.7
+        query, key = (layer["attention"][name]["kernel"] for name in ("query", "key"))
+        layer["attention"]["out"]["kernel"] *= 0.7
         layer["mlp"]["wo"]["kernel"] *= 0.5
-        attention["query"]["kernel"][:, head[0]] *= _QUIET
+        query[:, by_position] *= _QUIET
         if i < 2:  # the same token elsewhere: queries look like keys
-            attention["query"]["kernel"][:, head[1]] = 0.15 * attention["key"]["kernel"][:, head[1]]
+            query[:, same_token] = 0.15 * key[:, same_token]
+    encoder["layers_0"]["attention"]["out"]["kernel"][by_position] = written
+
+
+def _wire_decoder(
+    decoder: Any,
+    config: ReaderConfig,
+    present: np.ndarray,
+    written: np.ndarray,
+    copy: float,
+    cancel: float,
+) -> None:
+    """Find what follows the present token in the source, and write it instead of that token."""
+    table = decoder["relpos_bias"]["rel_embedding"]
+    table[:] = 0
+    table[0, 0] = 6  # head 0: the present token
+    head = _head(config, 0)
+    for i in range(config.num_decoder_layers):
+        layer = decoder[f"layers_{i}"]
+        cross = layer["encoder_decoder_attention"]
+        layer["mlp"]["wo"]["kernel"] *= 0.5
+        layer["self_attention"]["out"]["kernel"] *= 0.5
+        if i == 0:  # "whose previous token am I?"
+            cross["query"]["kernel"][:, head] = present
+            cross["key"]["kernel"][:, head] = written.T * (config.head_dim / config.emb_dim)
+        strength = copy if i == 0 else copy / 2
+        cross["out"]["kernel"][:] = cross["value"]["kernel"].T * strength
+    last = decoder[f"layers_{config.num_decoder_layers - 1}"]["self_attention"]
+    last["out"]["kernel"][head] = -cancel * last["value"]["kernel"][:, head].T
+    last["query"]["kernel"][:, head] *= _QUIET

@@ -32,13 +32,47 @@ from atlas_jax.tasks.base import (
     score_answers,
     score_retrieval,
 )
-from atlas_jax.tasks.facts import Fact, find_facts
+from atlas_jax.tasks.facts import Fact, askable, find_facts
+
+_TRIES = 20  # draws before a kind of distractor is given up
+_WORD_CHARACTERS = 6.5  # of a word, blank included
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A passage, the facts to ask for, and the labels of all of its facts."""
+
+    passage: Record
+    facts: tuple[Fact, ...]
+    labels: frozenset[str]
+
+    @property
+    def title(self) -> str:
+        """Of the passage, as the file has it."""
+        title: str = self.passage.fields["title"]
+        return title
+
+    @property
+    def text(self) -> str:
+        """Of the passage, as the file has it."""
+        text: str = self.passage.fields["text"]
+        return text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Corpus:
-    """What the records of one file share, to draw exchanged values and distractors from."""
+    """What the records of one file share, to draw exchanged values and distractors from.
 
+    Attributes:
+      sources: all passages with facts, in the order of the file.
+      titles: each once.
+      words: some of the words of the texts.
+      values: of each label, as often as they stand in the file.
+      by_title: places in `sources`.
+      by_label: places in `sources`.
+    """
+
+    sources: tuple[Source, ...]
     titles: tuple[str, ...]
     words: tuple[str, ...]
     values: dict[str, list[str]]
@@ -48,13 +82,10 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClozeRecord:
-    """A passage with its facts; `number` is its place among the records of the file."""
+    """A passage to ask about, and the file that it comes from."""
 
-    passage: Record
-    facts: tuple[Fact, ...]
-    number: int
-    all: "list[ClozeRecord]"
-    corpus: Corpus
+    source: Source
+    corpus: Corpus = dataclasses.field(repr=False, compare=False)
 
 
 @gin.configurable
@@ -64,7 +95,7 @@ class ClozeTask:
 
     Attributes:
       max_facts: facts asked for in one query, each with its own sentinel; their number is
-        drawn evenly from 1 up to this.
+        drawn evenly from 1 up to this (fewer, if the passage has fewer).
       max_value_words: longer values are not asked for.
       query_format: the reader's query, of {asked}: title, labels and sentinels.
       ask_format: one of the facts asked for, of {label} and {sentinel}.
@@ -74,7 +105,7 @@ class ClozeTask:
         another (one of the same label, or random words); the title with half of it.
       given_passages: how many passages come with the example, the asked one among them at
         a random place; 0 = none (they are retrieved). The others are of the same title or
-        hold the same label.
+        hold the same label, but do not answer the query; a small file may have too few.
       window_words: the given passages are cut to runs of facts of about so many words; 0 =
         whole passages.
       filter_self: the passage itself may not be retrieved.
@@ -111,60 +142,64 @@ class ClozeTask:
             if getattr(self, name) < least:
                 value = getattr(self, name)
                 raise UserError(f"ClozeTask.{name} = {value}: expected {least} or more")
-        if self.exchange and not self.given_passages:
-            raise UserError(
-                f"ClozeTask.exchange = {self.exchange} changes given passages, but "
-                "ClozeTask.given_passages = 0"
-            )
+        for name in ("exchange", "window_words"):
+            if getattr(self, name) and not self.given_passages:
+                raise UserError(
+                    f"ClozeTask.{name} = {getattr(self, name)} changes given passages, but "
+                    "ClozeTask.given_passages = 0"
+                )
 
     def load(self, path: str | Path, need_targets: bool = True) -> list[ClozeRecord]:
         """See `Task.load`; passages without facts are left out."""
         required: FieldTypes = {"id": (str, int), "title": str, "text": str}
         passages = load_records(path, required, {"section": str}, not_empty=["id", "text"])
-        found = [(p, find_facts(p.fields["text"], self.max_value_words)) for p in passages]
-        found = [(p, facts) for p, facts in found if facts]
-        if not found:
-            raise UserError(f"{path}: no passage has a fact of the form 'Field: value'")
-        everything: list[ClozeRecord] = []
-        corpus = _corpus(found)
-        everything.extend(
-            ClozeRecord(p, facts, number, everything, corpus)
-            for number, (p, facts) in enumerate(found)
-        )
-        return everything
+        sources = [_source(passage, self.max_value_words) for passage in passages]
+        sources = [source for source in sources if source.facts]
+        if not sources:
+            raise UserError(
+                f"{path}: no passage has a fact, 'Field: value' or 'Field: subfield: value', "
+                f"with a value of at most {self.max_value_words} words "
+                "(ClozeTask.max_value_words)"
+            )
+        corpus = _corpus(sources)
+        return [ClozeRecord(source, corpus) for source in sources]
 
     def example(
         self, record: ClozeRecord, rng: np.random.Generator | None = None, step: int = 0
     ) -> Example:
         """See `Task.example`; facts, wording and exchanged values vary."""
+        source, corpus = record.source, record.corpus
+        own_id = source.passage.id
         if rng is None:
-            rng = np.random.default_rng(zlib.crc32(record.passage.id.encode("utf-8")))
-        title = record.passage.fields["title"]
-        count = min(int(rng.integers(1, self.max_facts + 1)), len(record.facts))
-        first = int(rng.integers(len(record.facts)))
-        given: tuple[PassageText, ...] | None = None
-        text, facts = record.passage.fields["text"], record.facts
-        asked = facts[first]
+            rng = np.random.default_rng(zlib.crc32(own_id.encode("utf-8")))
+        count = int(rng.integers(1, self.max_facts + 1))
+        asked = source.facts[int(rng.integers(len(source.facts)))]
+        title, text, facts = source.title, source.text, source.facts
         if self.given_passages:
             if rng.random() < self.exchange / 2:
-                title = self._other_title(record, rng)
-            text, asked, facts = self._exchanged(record, asked, rng)
-            given = self._with_distractors(record, asked.label, title, text, rng)
+                title = _other_title(corpus, rng)
+            text, asked, facts = self._exchanged(source, corpus, asked, rng)
         others = [facts[i] for i in rng.permutation(len(facts)) if facts[i] != asked]
         chosen = (asked, *others[: count - 1])
-        words = self._asked(record, title, chosen, rng)
+        given: tuple[PassageText, ...] | None = None
+        if self.given_passages:
+            shown = [_passage(source, title, text)]
+            shown += self._distractors(record, title, [fact.label for fact in chosen], rng)
+            place = int(rng.integers(len(shown)))
+            shown[0], shown[place] = shown[place], shown[0]
+            given = tuple(shown)
         values = [fact.value(text) for fact in chosen]
         hidden = self.filter_self and step >= self.filter_self_after
         return Example(
-            id=record.passage.id,
-            query_text=self.query_format.format(asked=words),
-            retriever_text=self._asked(record, title, chosen[:1], rng, sentinels=False),
+            id=own_id,
+            query_text=self._reader_query(corpus, title, chosen, rng),
+            retriever_text=self._retriever_query(corpus, title, asked, rng),
             target_text=" ".join(f"<extra_id_{i}> {value}" for i, value in enumerate(values)),
             answers=(" ".join(values),),
-            gold_ids=(record.passage.id,),
-            excluded_ids=(record.passage.id,) if hidden else (),
+            gold_ids=(own_id,),
+            excluded_ids=(own_id,) if hidden else (),
             given_passages=given,
-            meta={"title": title, **record.passage.meta},
+            meta={"title": title, **source.passage.meta},
         )
 
     def evaluate(
@@ -173,56 +208,43 @@ class ClozeTask:
         """Exact match and F1 of the values joined by blanks; recall as in `tasks.base`."""
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
 
-    def _asked(
-        self,
-        record: ClozeRecord,
-        title: str,
-        facts: Sequence[Fact],
-        rng: np.random.Generator,
-        sentinels: bool = True,
+    def _reader_query(
+        self, corpus: Corpus, title: str, facts: Sequence[Fact], rng: np.random.Generator
     ) -> str:
-        """Title and labels as a query, disturbed with probability `noise`."""
+        """Title, labels and sentinels, disturbed with probability `noise`."""
         disturbed = rng.random() < self.noise
-        labels = []
+        asked = []
         for number, fact in enumerate(facts):
-            words = fact.label.split()
-            if disturbed:
-                words = [word for word in words if rng.random() > 0.25] or words
-                words = [*self._noise_words(record, rng), *words]
-            if not sentinels:
-                labels.append(" ".join(words))
-                continue
-            if disturbed and number + 1 == len(facts) == 1 and rng.random() < 0.6:
-                words = [*words, *self._noise_words(record, rng), title]
+            words = _disturbed_label(corpus, fact, rng) if disturbed else fact.label.split()
+            if disturbed and len(facts) == 1 and rng.random() < 0.6:  # the title last
+                words = [*words, *_noise_words(corpus, rng), title]
                 title = ""
-            ask = self.ask_format.format(label=" ".join(words), sentinel=f"<extra_id_{number}>")
-            labels.append(ask)
-        if not sentinels and disturbed and rng.random() < 0.6:
-            return " ".join([*labels, *self._noise_words(record, rng), title])
-        return " ".join([*([title] if title else []), *labels])
+            sentinel = f"<extra_id_{number}>"
+            asked.append(self.ask_format.format(label=" ".join(words), sentinel=sentinel))
+        return self.query_format.format(asked=" ".join([title, *asked] if title else asked))
 
-    def _noise_words(self, record: ClozeRecord, rng: np.random.Generator) -> list[str]:
-        words = record.corpus.words
-        return [words[i] for i in rng.integers(0, len(words), int(rng.integers(0, 4)))]
-
-    def _other_title(self, record: ClozeRecord, rng: np.random.Generator) -> str:
-        titles, words = record.corpus.titles, record.corpus.words
-        if rng.random() < 0.5:
-            return titles[int(rng.integers(len(titles)))]
-        return " ".join(words[i] for i in rng.integers(0, len(words), int(rng.integers(1, 4))))
+    def _retriever_query(
+        self, corpus: Corpus, title: str, fact: Fact, rng: np.random.Generator
+    ) -> str:
+        """Title and label of the first fact, disturbed with probability `noise`."""
+        disturbed = rng.random() < self.noise
+        words = _disturbed_label(corpus, fact, rng) if disturbed else fact.label.split()
+        if disturbed and rng.random() < 0.6:
+            return " ".join([*words, *_noise_words(corpus, rng), title])
+        return " ".join([title, *words] if title else words)
 
     def _exchanged(
-        self, record: ClozeRecord, asked: Fact, rng: np.random.Generator
+        self, source: Source, corpus: Corpus, asked: Fact, rng: np.random.Generator
     ) -> tuple[str, Fact, tuple[Fact, ...]]:
-        """The passage's text with values exchanged, the asked fact in it, and all facts in it."""
-        text = record.passage.fields["text"]
-        left, right, kept = _window(text, record.facts, asked, self.window_words, rng)
+        """A window of the text with values exchanged, the asked fact in it, and all facts in it."""
+        text = source.text
+        left, right, kept = _window(text, source.facts, asked, self.window_words, rng)
         pieces: list[str] = []
         facts: list[Fact] = []
         at, length = left, 0
         for fact in kept:
             pieces.append(text[at : fact.start])
-            value = self._new_value(record, fact, rng) or fact.value(text)
+            value = self._new_value(corpus, fact, rng) or fact.value(text)
             start = length + len(pieces[-1])
             pieces.append(value)
             length = start + len(value)
@@ -231,48 +253,83 @@ class ClozeTask:
         pieces.append(text[at:right])
         return "".join(pieces), facts[kept.index(asked)], tuple(facts)
 
-    def _new_value(self, record: ClozeRecord, fact: Fact, rng: np.random.Generator) -> str | None:
+    def _new_value(self, corpus: Corpus, fact: Fact, rng: np.random.Generator) -> str | None:
         if rng.random() >= self.exchange:
             return None
         if rng.random() < 0.5:
-            values = record.corpus.values[fact.label]
+            values = corpus.values[fact.label]
             return values[int(rng.integers(len(values)))]
-        words = record.corpus.words
-        return " ".join(words[i] for i in rng.integers(0, len(words), int(rng.integers(1, 4))))
+        return _random_words(corpus, rng)
 
-    def _with_distractors(
-        self, record: ClozeRecord, label: str, title: str, text: str, rng: np.random.Generator
-    ) -> tuple[PassageText, ...]:
-        """The asked passage among others of the same title, or with the same label."""
-        own = record.passage
-        asked = {
-            "id": own.id, "title": title, "section": own.fields.get("section") or "", "text": text
-        }  # fmt: skip
-        passages: list[PassageText] = [asked]
-        while len(passages) < self.given_passages:
+    def _distractors(
+        self, record: ClozeRecord, title: str, labels: Sequence[str], rng: np.random.Generator
+    ) -> list[PassageText]:
+        """Other passages, half of them of the same title and half with the first label.
+
+        None of them stands under the shown title and holds a label that is asked for.
+
+        Args:
+          record: the asked one.
+          title: that its passage is shown with.
+          labels: those asked for, the first fact's in front.
+          rng: where the choice comes from.
+        """
+        source, corpus = record.source, record.corpus
+        asked = frozenset(labels)
+        shown: list[PassageText] = []
+        used = {source.passage.id}
+
+        def title_of(other: Source) -> str:
+            return title if other.title == source.title else other.title
+
+        def draw(pool: Sequence[int]) -> Source | None:
+            for _ in range(_TRIES):
+                other = corpus.sources[pool[int(rng.integers(len(pool)))]]
+                answers = title_of(other) == title and not asked.isdisjoint(other.labels)
+                if not answers and other.passage.id not in used:
+                    return other
+            return None
+
+        for _ in range(self.given_passages - 1):
             same_label = rng.random() < 0.5
-            pool = (
-                record.corpus.by_label[label]
-                if same_label
-                else record.corpus.by_title[own.fields["title"]]
-            )
-            other = record.all[pool[int(rng.integers(len(pool)))]]
-            holds_it = any(fact.label == label for fact in other.facts)
-            of_this_title = other.passage.fields["title"] == own.fields["title"]
-            if of_this_title and holds_it:  # it would answer the query, too
-                other, of_this_title = record.all[int(rng.integers(len(record.all)))], False
-            about = next((f for f in other.facts if f.label == label), other.facts[0])
-            passages.append(
-                {
-                    "id": other.passage.id,
-                    "title": title if of_this_title else other.passage.fields["title"],
-                    "section": other.passage.fields.get("section") or "",
-                    "text": self._exchanged(other, about, rng)[0],
-                }
-            )
-        place = int(rng.integers(len(passages)))
-        passages[0], passages[place] = passages[place], passages[0]
-        return tuple(passages)
+            near = corpus.by_label[labels[0]] if same_label else corpus.by_title[source.title]
+            other = draw(near) or draw(range(len(corpus.sources)))
+            if other is None:
+                break
+            used.add(other.passage.id)
+            about = next((f for f in other.facts if f.label == labels[0]), other.facts[0])
+            text, _, _ = self._exchanged(other, corpus, about, rng)
+            shown.append(_passage(other, title_of(other), text))
+        return shown
+
+
+def _passage(source: Source, title: str, text: str) -> PassageText:
+    section = source.passage.fields.get("section") or ""
+    return {"id": source.passage.id, "title": title, "section": section, "text": text}
+
+
+def _disturbed_label(corpus: Corpus, fact: Fact, rng: np.random.Generator) -> list[str]:
+    """Some words of the label, behind a few that have nothing to do with it."""
+    words = fact.label.split()
+    words = [word for word in words if rng.random() > 0.25] or words
+    return [*_noise_words(corpus, rng), *words]
+
+
+def _noise_words(corpus: Corpus, rng: np.random.Generator) -> list[str]:
+    words = corpus.words
+    return [words[i] for i in rng.integers(0, len(words), int(rng.integers(0, 4)))]
+
+
+def _other_title(corpus: Corpus, rng: np.random.Generator) -> str:
+    if rng.random() < 0.5:
+        return corpus.titles[int(rng.integers(len(corpus.titles)))]
+    return _random_words(corpus, rng)
+
+
+def _random_words(corpus: Corpus, rng: np.random.Generator) -> str:
+    """One to three words."""
+    words = corpus.words
+    return " ".join(words[i] for i in rng.integers(0, len(words), int(rng.integers(1, 4))))
 
 
 def _window(
@@ -280,42 +337,53 @@ def _window(
 ) -> tuple[int, int, list[Fact]]:
     """A stretch of the text of about `words` words that holds the asked fact, and its facts.
 
-    It begins where a fact's label may begin and ends where a fact's value ends.
+    It goes from the end of a value to the end of a value; what closes the first of the two
+    is left out.
     """
     if words == 0:
         return 0, len(text), list(facts)
-    at = facts.index(asked)
-    first = last = at
-    per_word = 6.5  # characters, blank included
 
     def left_of(number: int) -> int:
         return facts[number - 1].end if number else 0
 
+    first = last = facts.index(asked)
     while True:
         options = [n for n in (first - 1, last + 1) if 0 <= n < len(facts)]
         if not options:
             break
         n = options[int(rng.integers(len(options)))]
         low, high = min(n, first), max(n, last)
-        if facts[high].end - left_of(low) > words * per_word:
+        if facts[high].end - left_of(low) > words * _WORD_CHARACTERS:
             break
         first, last = low, high
     left = left_of(first)
     while left < facts[first].start and not text[left].isalpha():
-        left += 1  # the punctuation that closes the fact before
+        left += 1  # punctuation and figures of a remark
     return left, facts[last].end, list(facts[first : last + 1])
 
 
-def _corpus(found: Sequence[tuple[Record, tuple[Fact, ...]]]) -> Corpus:
+def _source(passage: Record, max_words: int) -> Source:
+    text = passage.fields["text"]
+    facts = find_facts(text)
+    return Source(passage, askable(facts, text, max_words), frozenset(f.label for f in facts))
+
+
+def _corpus(sources: Sequence[Source]) -> Corpus:
     values: dict[str, list[str]] = defaultdict(list)
     by_title: dict[str, list[int]] = defaultdict(list)
     by_label: dict[str, list[int]] = defaultdict(list)
     words: list[str] = []
-    for number, (passage, facts) in enumerate(found):
-        text = passage.fields["text"]
-        by_title[passage.fields["title"]].append(number)
-        for fact in facts:
-            values[fact.label].append(fact.value(text))
+    for number, source in enumerate(sources):
+        by_title[source.title].append(number)
+        for fact in source.facts:
+            values[fact.label].append(fact.value(source.text))
             by_label[fact.label].append(number)
-        words.extend(text.split()[::7])  # one word in seven is enough to draw from
-    return Corpus(tuple(by_title), tuple(words), dict(values), dict(by_title), dict(by_label))
+        words.extend(source.text.split()[::7])  # one word in seven is enough to draw from
+    return Corpus(
+        sources=tuple(sources),
+        titles=tuple(by_title),
+        words=tuple(words),
+        values=dict(values),
+        by_title=dict(by_title),
+        by_label=dict(by_label),
+    )

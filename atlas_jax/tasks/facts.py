@@ -4,14 +4,18 @@ Reference works, infoboxes and tables written out as text have this form. A fact
 label and the stretch of text that is its value.
 """
 
+import collections
 import dataclasses
 import re
+from collections.abc import Sequence
 
 # A field begins the text or a sentence, has a capital and ends with a colon.
 _FIELD = re.compile(r"(?:^|(?<=[.;] ))([A-Z][^:;.]{1,70}): (?=\S)")
 _PART = re.compile(r"; ")
-# The value's head: what stands before a remark, a list's next entry or the end.
-_HEAD = re.compile(r"[^;(]*?(?=,? \(|, |; | - |\. |[.;]?$| -?[\d.,]+%)")
+# A full stop that ends something: not that of an initial ("Wesley W. SIMINA", "B.C. ") or a title.
+_STOP = r"\. (?<!\b[A-Z]\. )(?<!\b(?:Dr|Ft|Jr|Lt|Mr|Mt|Sr|St)\. )(?<!\b(?:Col|Gen|Maj|Mrs|Ste)\. )"
+# The value's head ends before a remark, a list's next entry, a percentage or the end.
+_HEAD = re.compile(rf"[^;(]*?(?=[ ,.;]|$)(?=,? \(|, |; | - | -?[\d.,]+%|[.;]? ?$|{_STOP})")
 _MAX_LABEL_WORDS = 12
 
 
@@ -28,29 +32,56 @@ class Fact:
         return text[self.start : self.end]
 
 
-def find_facts(text: str, max_words: int) -> tuple[Fact, ...]:
-    """All facts of a text whose value has at most `max_words` words and whose label is unique.
+def find_facts(text: str) -> tuple[Fact, ...]:
+    """All facts of a text from left to right.
 
     A field may have several parts, `Field: subfield: value; subfield: value`; only the
-    head of a value counts, up to a bracket, a comma or a percentage.
+    head of a value counts, up to a bracket, a comma or a percentage. A colon or semicolon
+    in brackets separates nothing.
     """
-    fields = list(_FIELD.finditer(text))
+    bare = _without_remarks(text)
+    fields = list(_FIELD.finditer(bare))
     found: list[Fact] = []
     for number, field in enumerate(fields):
         end = fields[number + 1].start() if number + 1 < len(fields) else len(text)
         at = field.end()
-        for part in _PART.split(text[at:end]):
-            subfields, _, value = part.rpartition(": ")
+        for part in _PART.split(bare[at:end]):
+            value = part.rpartition(": ")[2]
             start = at + len(part) - len(value)
-            at += len(part) + len("; ")
             head = _HEAD.match(value)
             size = len(head.group().rstrip()) if head else 0
-            label = " ".join([field.group(1), *subfields.split(": ")]).strip()
+            subfields = text[at:start].removesuffix(": ").replace(": ", " ")
+            label = f"{text[field.start(1) : field.end(1)]} {subfields}".strip()
             if size and len(label.split()) <= _MAX_LABEL_WORDS:
                 found.append(Fact(label, start, start + size))
-    labels = [fact.label for fact in found]
+            at += len(part) + len("; ")
+    return tuple(found)
+
+
+def askable(facts: Sequence[Fact], text: str, max_words: int) -> tuple[Fact, ...]:
+    """Those of a text's facts that have a label of their own and a short value.
+
+    Args:
+      facts: all facts of the text.
+      text: where they stand.
+      max_words: longer values are left out.
+    """
+    times = collections.Counter(fact.label for fact in facts)
     return tuple(
         fact
-        for fact in found
-        if labels.count(fact.label) == 1 and len(fact.value(text).split()) <= max_words
+        for fact in facts
+        if times[fact.label] == 1 and len(fact.value(text).split()) <= max_words
     )
+
+
+def _without_remarks(text: str) -> str:
+    """The text, equally long, with underscores for what stands in brackets."""
+    pieces = list(text)
+    opened: list[int] = []
+    for bracket in re.finditer(r"[()]", text):
+        if bracket.group() == "(":
+            opened.append(bracket.end())
+        elif opened:
+            start = opened.pop()
+            pieces[start : bracket.start()] = "_" * (bracket.start() - start)
+    return "".join(pieces)

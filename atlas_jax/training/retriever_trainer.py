@@ -74,7 +74,7 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         tokenizers = load_tokenizers(model_config)
         store = open_store(CorpusConfig(), tokenizers)
         state, step_fn = _make(model, params, config, mesh, rules)
-        batches = _query_pairs(store, tokenizers, config) if config.task else _rows(store, config)
+        batches = query_pairs(store, tokenizers, config) if config.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
         checkpoints = Checkpointer(directory / CHECKPOINTS, saving)
@@ -149,18 +149,19 @@ def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
     return iter(batches.to_iter_dataset())
 
 
-def _query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTrainConfig) -> Any:
+def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTrainConfig) -> Any:
     """Endless (query tokens, rows of their gold passages); groups of records stay together.
 
-    What a query is depends on the seed and its place in the stream alone.
+    What a query is depends on the seed and its place in the stream alone. Records of the
+    file's end that fill no group are left out.
     """
-    task, length = get_task(config.task), DataConfig().retriever_query_length
+    task, data = get_task(config.task), DataConfig()
     records = task.load(config.file)
     groups = len(records) // config.group
     if groups * config.group < config.batch_size:
         raise UserError(
             f"RetrieverTrainConfig.batch_size = {config.batch_size} is more than the "
-            f"{len(records)} records of {config.file}"
+            f"{len(records)} records of {config.file} (in groups of {config.group})"
         )
 
     def examples_of(index: int, group: int) -> list[Example]:
@@ -171,8 +172,17 @@ def _query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverT
     def tokenise(groups: Sequence[list[Example]]) -> tuple[np.ndarray, np.ndarray]:
         examples = list(itertools.chain.from_iterable(groups))
         ids = tokenizers.retriever.encode_batch([e.retriever_text for e in examples], True)
-        rows = [store.row_of(e.gold_ids[0]) for e in examples]
-        return tokenizers.retriever.pad_to(ids, length), np.array(rows)
+        rows = np.array([store.row_of(gold_id(e)) for e in examples])
+        length, side = data.retriever_query_length, data.truncate_query  # as data.Batcher has it
+        return tokenizers.retriever.pad_to(ids, length, side), rows
+
+    def gold_id(example: Example) -> str:
+        if not example.gold_ids:
+            raise UserError(
+                f"{config.file}: record {example.id!r} names no gold passage to be paired with "
+                f"(RetrieverTrainConfig.task = {config.task!r})"
+            )
+        return example.gold_ids[0]
 
     stream = grain.MapDataset.range(groups).seed(config.seed).shuffle().repeat()
     batches = stream.map_with_index(examples_of).batch(

@@ -73,13 +73,12 @@ def calls(monkeypatch, tmp_path):
 
     def evaluate_main(arguments):
         made.append(("evaluate", arguments))
-        if _value(arguments, "PREDICTIONS"):
+        asked = [r for _, r in read_jsonl(_value(arguments, "EVAL_FILE"))]
+        if _value(arguments, "EvalConfig.generate") == "False":
             rows = [{k: v for k, v in r.items() if k != "prediction"} for r in answered()]
-            write_jsonl(_value(arguments, "PREDICTIONS"), rows)
         else:
-            asked = [r for _, r in read_jsonl(_value(arguments, "EvalConfig.file"))]
             rows = [{**r, "prediction": r["answers"][0], "passages": []} for r in asked]
-            write_jsonl(_value(arguments, "EvalConfig.predictions"), rows)
+        write_jsonl(_value(arguments, "PREDICTIONS"), rows)
         return 0
 
     monkeypatch.setattr(build_index, "main", lambda a: made.append(("build_index", a)) or 0)

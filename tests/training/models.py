@@ -16,7 +16,7 @@ READER_VOCAB, RETRIEVER_VOCAB, ROWS = 64, 48, 40
 
 
 def tiny_models(dropout: float = 0.0, tied: bool = False, **reader: object) -> Models:
-    """One layer each (compiling is what takes time), widths of 16, sizes that divide over 4 x 2 devices."""
+    """One layer each (compiling takes the time); sizes that divide over 4 x 2 devices."""
     fields = dict(
         vocab_size=READER_VOCAB, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
         num_encoder_layers=1, num_decoder_layers=1, dropout_rate=dropout,
