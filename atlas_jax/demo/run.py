@@ -210,11 +210,9 @@ def _swap(
     after = {row["id"]: row["prediction"] for row in _read(answers)}
     swaps = judge(candidates, after)
     for swap in swaps:
-        mark = "[green]✓[/green]" if swap.follows else "[red]✗[/red]"
-        stages.say(
-            f"{mark} {swap.question}  passage: {swap.old_value} → {swap.new_value};  "
-            f"answer: {swap.answer_before} → {swap.answer_after}"
-        )
+        stages.say(f"{'✓' if swap.follows else '✗'} {swap.question}")
+        stages.say(f"  passage: {swap.old_value} → {swap.new_value}")
+        stages.say(f"  answer:  {swap.answer_before} → {swap.answer_after}")
     return swaps
 
 

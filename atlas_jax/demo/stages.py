@@ -38,7 +38,7 @@ class Stages:
 
     def say(self, line: str) -> None:
         """Print a line under the present heading."""
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False)
 
     def run(self, name: str, main: Main, arguments: Sequence[str]) -> None:
         """Run an entry point as the command line would, showing that command.
