@@ -319,7 +319,9 @@ def _initial_params(
 
 def _random_retriever(model: DualEncoder, seed: int) -> Params:
     tokens = jax.numpy.ones((1, 4), jax.numpy.int32)
-    return meta.unbox(model.init(jax.random.key(seed), tokens, tokens)["params"])
+    # Jitted: one row cannot be laid over several devices outside of a program.
+    init = jax.jit(lambda key: meta.unbox(model.init(key, tokens, tokens)["params"]))
+    return init(jax.random.key(seed))
 
 
 def _abstract_retriever(model: DualEncoder) -> Params:
