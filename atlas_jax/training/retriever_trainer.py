@@ -185,8 +185,9 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTr
         return example.gold_ids[0]
 
     stream = grain.MapDataset.range(groups).seed(config.seed).shuffle().repeat()
+    # The stream has no end, so nothing is dropped; but its length, rounded up, would overflow.
     batches = stream.map_with_index(examples_of).batch(
-        config.batch_size // config.group, batch_fn=tokenise
+        config.batch_size // config.group, drop_remainder=True, batch_fn=tokenise
     )
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
