@@ -230,7 +230,7 @@ def training_batches(
 
     stream = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
     examples = stream.map_with_index(make_example)[process_index::process_count]
-    batches = examples.batch(batch_size // process_count, batch_fn=batcher)
+    batches = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=batcher)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
     return iter(batches.to_iter_dataset(options))
 

@@ -145,7 +145,9 @@ def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
             f"{store.count} passages of {store.directory}; a passage would be its own negative"
         )
     rows = grain.MapDataset.range(store.count).seed(config.seed).shuffle().repeat()
-    batches = rows.batch(config.batch_size, batch_fn=lambda rows: (None, np.stack(rows)))
+    batches = rows.batch(
+        config.batch_size, drop_remainder=True, batch_fn=lambda rows: (None, np.stack(rows))
+    )
     return iter(batches.to_iter_dataset())
 
 

@@ -171,6 +171,14 @@ def test_a_resumed_stream_goes_on_as_it_would_have(tokenizers, passages_file):
     assert len({batch.query_tokens_bq.tobytes() for batch in whole}) == 9
 
 
+def test_batches_may_hold_a_single_example(tokenizers, tmp_path):
+    records = _qa_records(tmp_path, 3)
+    ones = training_batches(QATask(), records, list, 1, seed=0)
+    threes = training_batches(QATask(), records, list, 3, seed=0)
+    for _ in range(4):
+        assert [next(ones)[0], next(ones)[0], next(ones)[0]] == next(threes)
+
+
 def test_processes_share_the_examples_of_one(tokenizers, tmp_path):
     records = _qa_records(tmp_path, 7)
     task = QATask()
