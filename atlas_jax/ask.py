@@ -18,6 +18,7 @@ from rich.text import Text
 
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.evaluator import Found
 from atlas_jax.training.inference import Asker, asker

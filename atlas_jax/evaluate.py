@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax.core.config import launch
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.inference import evaluate
 

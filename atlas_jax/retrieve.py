@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax.core.config import launch
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import RetrieveConfig
 from atlas_jax.training.inference import retrieve
 

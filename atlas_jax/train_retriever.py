@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import atlas_jax.reader.generate  # noqa: F401 (task files bind GenerationConfig)
 from atlas_jax.core.config import launch
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.retriever_trainer import train_retriever
 

@@ -1,6 +1,8 @@
 """The commands one after the other, as a user runs them, each reading what the last one wrote."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +125,35 @@ def test_ask_shows_answer_passages_and_scores(
     again = capsys.readouterr().out
     assert again.count("the question is empty; type what you want to know") == 2
     assert output in again
+
+
+# Which configurables are unknown until more is imported than this entry point does.
+UNKNOWN = """
+import importlib, pkgutil, sys
+import gin.config
+import atlas_jax
+
+def names():
+    return {selector for selector, _ in gin.config._REGISTRY.items()}
+
+importlib.import_module("atlas_jax." + sys.argv[1])
+known = names()
+for module in pkgutil.walk_packages(atlas_jax.__path__, "atlas_jax."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(sorted(names() - known))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "build_index", "retrieve", "ask", "train_retriever"]
+)
+def test_every_command_takes_the_config_of_any_run(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNKNOWN, name], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['atlas_jax.core.tokenizer_training.train_tokenizers']\n"
 
 
 def test_an_empty_question_is_refused(

@@ -1,0 +1,39 @@
+"""Answers do not depend on how the rows fall into batches, and one program serves them all."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from atlas_jax.core.config import load_gin
+from atlas_jax.training import assembly, configurables  # noqa: F401 (for gin)
+from atlas_jax.training.config import EvalConfig, ModelConfig
+from atlas_jax.training.evaluator import make_evaluation
+from atlas_jax.training.step import StepConfig
+from tests.training.runs import write_run
+
+
+@pytest.mark.slow
+def test_answers_do_not_depend_on_the_batch_size(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    questions = tmp_path / "questions.jsonl"
+    load_gin([str(gin_file)], [f"EvalConfig.file='{questions}'", "EvalConfig.passages='none'"])
+    questions.write_text(
+        "".join(f'{{"question": "What is {word}?"}}\n' for word in "a b c d e f g h i j k".split())
+    )
+    config = EvalConfig()
+    with assembly.active_mesh() as (mesh, rules):
+        made = assembly.assemble(ModelConfig(), mesh, rules)
+        rest = (StepConfig(), made.models, made.tokenizers, None, mesh, rules)
+        small = make_evaluation(dataclasses.replace(config, batch_size=8), *rest)
+        large = make_evaluation(dataclasses.replace(config, batch_size=16), *rest)
+        found, scores = small.run(made.params)
+        together, _ = large.run(made.params)
+    assert [one.example.id for one in found] == [str(i) for i in range(1, 12)]
+    assert [one.answer for one in found] == [one.answer for one in together]
+    assert scores == {}  # no accepted answers, nothing searched
+    assert small.evaluator.answer is not None
+    assert small.evaluator.answer._cache_size() == 1  # type: ignore[attr-defined]
+    assert small.evaluator.find._cache_size() == 1  # type: ignore[attr-defined]
