@@ -54,7 +54,10 @@ def write_run(folder: Path, reader_tokenizer: Path, retriever_tokenizer: Path) -
                 "question": f"What is the capital of {country}?",
                 "answers": [capital, f"the city {capital}"],
                 "gold": [f"p{number}"],
-                "passages": [{"id": "g", "title": country, "text": text}],
+                "passages": [
+                    {"id": "g0", "title": country, "text": text},
+                    {"id": "g1", "title": country, "text": other},
+                ],
             }
         )
     paths: dict[str, Any] = {

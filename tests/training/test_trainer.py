@@ -68,7 +68,7 @@ def test_every_mode_trains_evaluates_and_exports(
     for row in predictions:
         assert isinstance(row["prediction"], str)
         assert row["answers"]
-        assert len(row["passages"]) == {"closed_book": 0, "file": 1}.get(mode, 5)
+        assert len(row["passages"]) == {"closed_book": 0, "file": 2}.get(mode, 5)
         for passage in row["passages"]:
             assert set(passage) == {"id", "title", "section", "text", "score"}
         ordered = [passage["score"] for passage in row["passages"]]
