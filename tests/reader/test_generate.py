@@ -1,0 +1,178 @@
+"""Decoding: what sampling may choose, when it stops, and what is refused."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.reader.generate import GenerationConfig, generate, restrict
+from atlas_jax.reader.t5 import T5
+from tests.reader.small import config, passages, random_params
+
+TOKENS, _ = passages()
+SOURCE = TOKENS.reshape(3, -1)
+MODEL = T5(config())
+
+
+@functools.cache
+def params() -> Any:
+    return random_params(MODEL, seed=2)
+
+
+def decode(model: T5 = MODEL, key: int = 0, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    @jax.jit
+    def whole(params: Any, key: jax.Array) -> Any:
+        encoded = model.apply({"params": params}, SOURCE, method="encode")
+        return generate(model, params, encoded, SOURCE > 0, GenerationConfig(**settings), key)
+
+    tokens, scores = whole(params(), jax.random.key(key))
+    return np.asarray(tokens), np.asarray(scores)
+
+
+@functools.cache
+def greedy(max_length: int = 8, eos_id: int = 999) -> tuple[np.ndarray, np.ndarray]:
+    return decode(max_length=max_length, eos_id=eos_id)
+
+
+def test_scores_are_log_probabilities_of_the_tokens() -> None:
+    tokens, scores = greedy()
+    inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+    logits = jax.jit(MODEL.apply)({"params": params()}, SOURCE, inputs)
+    logprobs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    np.testing.assert_array_equal(logprobs.argmax(-1), tokens)
+    np.testing.assert_allclose(logprobs.max(-1).sum(-1), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_the_loop_ends_with_its_last_row(method: str) -> None:
+    free, _ = greedy()
+    eos_id = int(free[0, 0])
+    steps: list[int] = []
+
+    class Counting(T5):
+        def step(self, tokens_n: Any, state: Any) -> Any:
+            jax.debug.callback(lambda: steps.append(1))
+            return super().step(tokens_n, state)
+
+    settings: dict[str, Any] = {"max_length": 8, "eos_id": eos_id, "method": method}
+    if method == "beam":
+        settings |= {"num_beams": 2, "early_stopping": True, "length_penalty": 0.0}
+    tokens, _ = decode(Counting(config()), **settings)
+    jax.effects_barrier()
+    ended = (tokens == eos_id).any(1)
+    lengths = np.where(ended, (tokens == eos_id).argmax(1) + 1, 8)
+    if method == "greedy":
+        assert len(steps) == lengths.max()
+    else:  # a better hypothesis may have ended before the loop did
+        assert lengths.max() <= len(steps) <= 8
+    for row, length in zip(tokens, lengths, strict=True):
+        assert (row[length:] == 0).all()
+
+
+def test_all_rows_ending_at_once_takes_one_step() -> None:
+    """Every row reads the same source, so all end with the same first token."""
+    steps: list[int] = []
+
+    class Counting(T5):
+        def step(self, tokens_n: Any, state: Any) -> Any:
+            jax.debug.callback(lambda: steps.append(1))
+            return super().step(tokens_n, state)
+
+    model = Counting(config())
+    same = np.repeat(SOURCE[:1], 4, axis=0)
+    encoded = MODEL.apply({"params": params()}, same, method="encode")
+    settings = GenerationConfig(max_length=8, eos_id=int(greedy()[0][0, 0]))
+    tokens, _ = generate(model, params(), encoded, same > 0, settings)
+    jax.effects_barrier()
+    assert len(steps) == 1
+    assert (np.asarray(tokens)[:, 1:] == 0).all()
+
+
+def test_one_beam_is_greedy() -> None:
+    tokens, scores = decode(
+        method="beam", num_beams=1, length_penalty=0.0, max_length=8, eos_id=999
+    )
+    np.testing.assert_array_equal(tokens, greedy()[0])
+    np.testing.assert_allclose(scores, greedy()[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("restriction", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_sampling_from_the_likeliest_alone_is_greedy(restriction: dict[str, Any]) -> None:
+    tokens, scores = decode(method="sample", max_length=8, eos_id=999, **restriction)
+    np.testing.assert_array_equal(tokens, greedy()[0])
+    np.testing.assert_allclose(scores, greedy()[1], atol=1e-4)
+
+
+def test_sampling_repeats_with_its_key() -> None:
+    first, _ = decode(method="sample", max_length=8, key=1)
+    np.testing.assert_array_equal(first, decode(method="sample", max_length=8, key=1)[0])
+    assert (first != decode(method="sample", max_length=8, key=2)[0]).any()
+
+
+def test_first_tokens_are_sampled_with_their_probabilities() -> None:
+    rows = 4000
+    source = np.repeat(SOURCE[:1], rows, axis=0)
+    encoded = MODEL.apply({"params": params()}, SOURCE[:1], method="encode")
+    settings = GenerationConfig(max_length=1, method="sample", temperature=2.0, top_k=5, eos_id=999)
+    tokens, _ = jax.jit(
+        lambda params, encoded: generate(
+            MODEL,
+            params,
+            jnp.repeat(encoded, rows, axis=0),
+            source > 0,
+            settings,
+            jax.random.key(0),
+        )
+    )(params(), encoded)
+    logits = jax.jit(MODEL.apply)({"params": params()}, SOURCE[:1], np.zeros((1, 1), np.int32))[
+        0, 0
+    ]
+    order = np.argsort(-np.asarray(logits))
+    expected = np.zeros(logits.shape)
+    expected[order[:5]] = jax.nn.softmax(logits[order[:5]] / 2.0)
+    counted = np.bincount(np.asarray(tokens)[:, 0], minlength=len(expected)) / rows
+    assert set(np.flatnonzero(counted)) <= set(order[:5].tolist())
+    np.testing.assert_allclose(counted, expected, atol=0.03)  # four standard deviations
+
+
+def test_restrict_keeps_top_k_then_top_p() -> None:
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.05, 0.3, 0.15]]))
+
+    def kept(top_k: int, top_p: float) -> list[int]:
+        return np.flatnonzero(np.isfinite(restrict(logits, top_k, top_p))[0]).tolist()
+
+    assert kept(0, 1.0) == kept(5, 1.0) == kept(9, 1.0) == [0, 1, 2, 3, 4]
+    assert kept(2, 1.0) == [1, 3]
+    assert kept(0, 0.35) == [1]
+    assert kept(0, 0.45) == kept(0, 0.69) == [1, 3]  # the one that reaches it is in
+    assert kept(0, 0.71) == [1, 3, 4]
+    # Renormalised to (4/7, 3/7): 0.55 is reached by the first alone, in the whole not.
+    assert kept(2, 0.55) == [1]
+    assert kept(0, 0.55) == [1, 3]
+
+
+def test_sampling_without_a_key_is_refused() -> None:
+    encoded = np.zeros((*SOURCE.shape, config().emb_dim), np.float32)
+    with pytest.raises(ValueError, match="needs a key"):
+        generate(MODEL, params(), encoded, SOURCE > 0, GenerationConfig(method="sample"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 0}, "GenerationConfig.max_length = 0: must be at least 1"),
+        ({"method": "best"}, "method = 'best': must be 'greedy' or 'beam' or 'sample'"),
+        ({"num_beams": 0}, "num_beams = 0: must be at least 1"),
+        ({"early_stopping": "now"}, "early_stopping = 'now': must be True or False or 'never'"),
+        ({"temperature": 0.0}, "temperature = 0.0: must be above 0"),
+        ({"top_k": -1}, "top_k = -1: must be at least 0"),
+        ({"top_p": 0.0}, r"top_p = 0.0: must be in \(0, 1\]"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GenerationConfig(**settings)

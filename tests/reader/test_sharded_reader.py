@@ -1,0 +1,63 @@
+"""On a mesh of 4 x 2 devices the reader computes what it computes on one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh, param_shardings
+from atlas_jax.reader import fid
+from atlas_jax.reader.generate import GenerationConfig, generate
+from atlas_jax.reader.t5 import T5
+from tests.reader.small import config, passages, random_params
+
+TOKENS, TARGETS = (np.concatenate([x, x[:1]]) for x in passages())  # four rows, two heads
+
+
+def train(model: T5, params: Any, tokens: Any, targets: Any) -> Any:
+    def loss(params: Any) -> jax.Array:
+        encoded = fid.encode(model, params, tokens)
+        logits = fid.fused_logits(model, params, encoded, tokens, targets)
+        total, count = fid.target_loss(logits, targets)
+        return total / count
+
+    return jax.value_and_grad(loss)(params)
+
+
+def score(model: T5, params: Any, tokens: Any, targets: Any) -> Any:
+    encoded = fid.encode(model, params, tokens)
+    return (
+        fid.passage_logprobs(model, params, encoded, tokens, targets),
+        fid.leave_one_out_logprobs(model, params, encoded, tokens, targets),
+        fid.cross_attention_mass(model, params, encoded, tokens, targets),
+    )
+
+
+def answer(model: T5, params: Any, tokens: Any, _: Any) -> Any:
+    encoded = fid.encode(model, params, tokens)
+    b, k, length, d = encoded.shape
+    settings = GenerationConfig(max_length=5, method="beam", num_beams=2, eos_id=3)
+    mask = tokens.reshape(b, k * length) > 0
+    return generate(model, params, encoded.reshape(b, k * length, d), mask, settings)
+
+
+@pytest.mark.parametrize(
+    ("compute", "scan_layers"), [(train, False), (train, True), (score, False), (answer, False)]
+)
+def test_mesh_equals_one_device(compute: Callable[..., Any], scan_layers: bool) -> None:
+    model = T5(config(scan_layers=scan_layers))
+    params = random_params(model)
+    expected = jax.jit(compute, static_argnums=0)(model, params, TOKENS, TARGETS)
+    mesh = make_mesh(MeshConfig(data=4, model=2))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS[:1, 0], TARGETS[:1])["params"]
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    with activate(mesh):
+        placed = jax.device_put(params, param_shardings(boxed, mesh))
+        data = [jax.device_put(x, rows) for x in (TOKENS, TARGETS)]
+        ours = jax.jit(compute, static_argnums=0)(model, placed, *data)
+    jax.tree.map(  # tokens, being integers, are equal or far apart
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, expected
+    )
