@@ -26,9 +26,9 @@ from atlas_jax.training.assembly import Tokenizers, batch_sharding
 from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.corpus import Corpus
 from atlas_jax.training.data import Batcher, DataConfig
-from atlas_jax.training.sources import Source, embed_query, make_source
+from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import Models
-from atlas_jax.training.step import StepConfig
+from atlas_jax.training.step import StepConfig, embed_query
 
 Answer = Callable[[Params, Batch, Passages], tuple[jax.Array, jax.Array]]
 Find = Callable[[Params, Any, Batch], Passages]

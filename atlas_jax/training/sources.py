@@ -17,6 +17,7 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.corpus import Corpus
 from atlas_jax.training.step import (
     StepConfig,
+    embed_query,
     make_device_retrieve,
     no_passages,
     retrieved_already,
@@ -143,10 +144,3 @@ def make_source(
             "CorpusConfig.searcher = 'scann' serves one process; use 'exact' on several"
         )
     return HostSource(corpus, k, retriever)
-
-
-def embed_query(retriever: DualEncoder, params: Params, batch: Batch) -> Any:
-    """Query embeddings [b, e], without dropout."""
-    return retriever.apply(
-        {"params": params["retriever"]}, batch.retriever_tokens_br, method="embed_query"
-    )

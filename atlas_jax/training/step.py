@@ -5,7 +5,7 @@ The step exists in two forms that share everything but "search + gather":
 * device form: ``step(state, index, batch)``; the index lies on the devices, and embed
   query, search, gather, read, distil and update compile into one program;
 * host form: ``step(state, passages, batch)``; a host searcher (ScaNN) has already found
-  the passages, with the query embeddings of ``make_embed_query``.
+  the passages, with the query embeddings of ``embed_query``.
 
 Steps come from factories that close over static things and take arrays.
 """
@@ -28,6 +28,7 @@ from atlas_jax.distillation import adist, emdr2, kl, loop, pdist
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.exact import exact_search, gather_passages
 from atlas_jax.reader import fid
+from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.state import (
     PARTS,
     Models,
@@ -178,13 +179,9 @@ def compile_train_step(
     )
 
 
-def make_embed_query(models: Models) -> Callable[[Params, Batch], Array]:
-    """Build ``embed_query(params, batch) -> query_be`` for the host searcher."""
-
-    def embed_query(params: Params, batch: Batch) -> Array:
-        return embed(models, params["retriever"], "embed_query", batch.retriever_tokens_br)
-
-    return embed_query
+def embed_query(retriever: DualEncoder, params: Params, batch: Batch) -> Array:
+    """Query embeddings [b, e] without dropout, by ``params["retriever"]``; searchers take them."""
+    return embed(retriever, params["retriever"], "embed_query", batch.retriever_tokens_br)
 
 
 def _accumulated_grads(
@@ -250,7 +247,7 @@ def make_loss_sums(
     ) -> tuple[Array, Any]:
         params = merge(trainable, frozen)
         reader_key, query_key, passage_key = jax.random.split(key, 3)
-        query_be = embed(models, params["retriever"], "embed_query", batch.retriever_tokens_br)
+        query_be = embed_query(models.retriever, params, batch)
         passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
         tokens_bkl = fid.join_inputs(
@@ -311,7 +308,9 @@ def _retriever_scores(
 ) -> Array:
     """s_bk = q.p / sqrt(e), with gradient for every tower that is trained."""
     if models.retriever.config.dropout_rate > 0:
-        query_be = embed(models, params, "embed_query", batch.retriever_tokens_br, query_key)
+        query_be = embed(
+            models.retriever, params, "embed_query", batch.retriever_tokens_br, query_key
+        )
     else:
         passage_key = None
     if config.retriever_training == "query_side" and passages.embeddings_bke is not None:
@@ -320,7 +319,9 @@ def _retriever_scores(
     else:
         b, k, m = passages.retriever_tokens_bkm.shape
         flat = passages.retriever_tokens_bkm.reshape(b * k, m)  # every passage on its own
-        passage_bke = embed(models, params, "embed_passage", flat, passage_key).reshape(b, k, -1)
+        passage_bke = embed(models.retriever, params, "embed_passage", flat, passage_key).reshape(
+            b, k, -1
+        )
     return jnp.einsum("be,bke->bk", query_be, passage_bke) / jnp.sqrt(query_be.shape[-1])
 
 
@@ -355,10 +356,14 @@ def distillation_loss(
 
 
 def embed(
-    models: Models, params: Params, tower: str, tokens: Array, dropout_key: Array | None = None
+    retriever: DualEncoder,
+    params: Params,
+    tower: str,
+    tokens: Array,
+    dropout_key: Array | None = None,
 ) -> Array:
     """Embed tokens, [n, l] -> [n, e], with the named tower; dropout only with a key."""
-    return models.retriever.apply(
+    return retriever.apply(
         {"params": params},
         tokens,
         deterministic=dropout_key is None,

@@ -17,8 +17,8 @@ from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 from atlas_jax.training.step import (
     StepConfig,
     compile_train_step,
+    embed_query,
     make_device_retrieve,
-    make_embed_query,
     make_train_step,
     retrieved_already,
 )
@@ -104,9 +104,8 @@ def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None
 def test_the_host_form_takes_the_step_of_the_device_form() -> None:
     device = Run(SINGLE, 1)
     index, batch = random_index(device.mesh), random_batch()
-    embed_query = jax.jit(make_embed_query(device.models))
     with device.active():
-        query_be = embed_query(device.state.params, batch)
+        query_be = embed_query(device.models.retriever, device.state.params, batch)
         passages = jax.device_get(device.retrieve(index, query_be, batch))
         host_step = device.compile(retrieved_already)
         host_state, host = host_step(jax.tree.map(jnp.copy, device.state), passages, batch)
@@ -189,7 +188,7 @@ def test_query_side_scores_are_those_of_the_index_embeddings() -> None:
     run = Run(SINGLE, 1, training="query_side")
     index, batch = random_index(run.mesh), random_batch()
     with run.active():
-        query_be = jax.jit(make_embed_query(run.models))(run.state.params, batch)
+        query_be = embed_query(run.models.retriever, run.state.params, batch)
         passages = run.retrieve(index, query_be, batch)
     rows_bk = np.asarray(passages.rows_bk)
     expected = np.einsum("be,bke->bk", query_be, np.asarray(index.embeddings_ne)[rows_bk])
