@@ -131,18 +131,21 @@ def make_train_step(
         norms = {p: optax.tree.norm(grads[p]) for p in PARTS}
         finite = jnp.isfinite(sum(losses.values()) + sum(norms.values()))
 
-        updated, opt_state = {}, {}
-        for part in PARTS:
-            changes, new_opt = optimizers[part].update(
-                grads[part], state.opt_state[part], trainable[part]
-            )
-            updated[part] = optax.apply_updates(trainable[part], changes)
-            opt_state[part] = new_opt
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        def update() -> tuple[Params, Any]:
+            updated, opt_state = {}, {}
+            for part in PARTS:
+                changes, opt_state[part] = optimizers[part].update(
+                    grads[part], state.opt_state[part], trainable[part]
+                )
+                updated[part] = optax.apply_updates(trainable[part], changes)
+            return updated, opt_state
+
+        # One branch or the other, not a choice per number: that would read the state twice.
+        updated, opt_state = jax.lax.cond(finite, update, lambda: (trainable, state.opt_state))
         new_state = TrainState(
             step=state.step + 1,
-            params=merge(keep(updated, trainable), frozen),
-            opt_state=keep(opt_state, state.opt_state),
+            params=merge(updated, frozen),
+            opt_state=opt_state,
             key=state.key,
             skipped=state.skipped + jnp.where(finite, 0, 1),
         )
