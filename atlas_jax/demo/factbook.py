@@ -3,6 +3,7 @@
 `prepare` writes, each file atomically and always with the same bytes:
 
     passages.jsonl                  {id, title, section, text} of every country and territory
+    passages_pretraining.jsonl      those of them to pretrain on: none of dev, test, reserved
     train.jsonl                     every wording of every fact of the training countries
     dev.jsonl, test.jsonl           one wording of every fact of countries that train never names
     train_64shot_seed{0,1,2}.jsonl  64 training questions, every relation among them
@@ -37,6 +38,7 @@ class Factbook:
     """Everything that `prepare` writes."""
 
     passages: list[Passage]
+    pretraining: list[Passage]
     train: list[Question]
     dev: list[Question]
     test: list[Question]
@@ -81,6 +83,9 @@ def one_wording(facts: Iterable[Fact]) -> list[Question]:
 def build(entities: Sequence[Entity], splits: Splits, progress: bool = False) -> Factbook:
     """Return passages of all `entities` and questions about those of train, dev and test.
 
+    Passages to pretrain on leave out dev, test and reserved countries, so that a pretext which
+    asks for the values of a text cannot ask about them.
+
     Raises UserError when a country of the split is missing from the edition.
     """
     parts: dict[str, list[Fact]] = {"train": [], "dev": [], "test": []}
@@ -88,17 +93,19 @@ def build(entities: Sequence[Entity], splits: Splits, progress: bool = False) ->
     missing = sorted((set(part_of) | set(splits.reserved)) - {e.code for e in entities})
     if missing:
         raise UserError(f"this edition of the Factbook lacks the countries {', '.join(missing)}")
+    held_out = {*splits.dev, *splits.test, *splits.reserved}
     passages: list[Passage] = []
+    pretraining: list[Passage] = []
     for entity in tqdm(entities, desc="World Factbook", unit="country", disable=not progress):
         own = passages_of(entity)
         passages.extend(own)
+        pretraining.extend(own if entity.code not in held_out else ())
         if entity.code in part_of:
             parts[part_of[entity.code]].extend(facts_of(entity, own))
     train = all_wordings(parts["train"])
     few_shot = {seed: draw_few_shot(train, FEW_SHOT, seed) for seed in FEW_SHOT_SEEDS}
-    return Factbook(
-        passages, train, one_wording(parts["dev"]), one_wording(parts["test"]), few_shot
-    )
+    dev, test = one_wording(parts["dev"]), one_wording(parts["test"])
+    return Factbook(passages, pretraining, train, dev, test, few_shot)
 
 
 def few_shot_name(seed: int) -> str:
@@ -114,8 +121,10 @@ def prepare(directory: str | os.PathLike[str], progress: bool = True) -> dict[st
     splits = load_splits()
     book = build(read_package(splits.titles), splits, progress)
     folder = Path(directory)
+    texts = {"passages.jsonl": book.passages, "passages_pretraining.jsonl": book.pretraining}
     counts = {
-        "passages.jsonl": write_jsonl(folder / "passages.jsonl", (p.row() for p in book.passages))
+        name: write_jsonl(folder / name, (passage.row() for passage in passages))
+        for name, passages in texts.items()
     }
     files = {"train.jsonl": book.train, "dev.jsonl": book.dev, "test.jsonl": book.test}
     files.update({few_shot_name(seed): drawn for seed, drawn in book.few_shot.items()})

@@ -32,8 +32,8 @@ def wire_induction(
     params: Params,
     config: ReaderConfig,
     seed: int = 0,
-    match: float = 0.2,
-    copy: float = 4.0,
+    match: float = 0.4,
+    copy: float = 8.0,
     cancel: float = 2.0,
 ) -> Params:
     """Wire copying into freshly initialised parameters.

@@ -153,6 +153,15 @@ def test_no_training_question_names_a_country_of_dev_test_or_reserved(prepared):
         assert not pattern.search(text), question["question"]
 
 
+def test_pretraining_passages_are_all_but_those_of_dev_test_and_reserved(prepared):
+    splits = load_splits()
+    held_out = {*splits.dev, *splits.test, *splits.reserved}
+    rows = _read(prepared / "passages.jsonl")
+    kept = [row for row in rows if row["id"].split("-")[1] not in held_out]
+    assert _read(prepared / "passages_pretraining.jsonl") == kept
+    assert 5_000 < len(kept) < len(rows)
+
+
 def test_questions_carry_answers_that_their_gold_passages_hold(prepared):
     text_of = {row["id"]: row["text"] for row in _read(prepared / "passages.jsonl")}
     for name in ("train", "dev", "test"):
