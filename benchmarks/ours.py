@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.compiler import encoder_options
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
 from atlas_jax.core.types import Batch, DeviceIndex, Params, Passages
 from atlas_jax.distillation.config import DistillationConfig
@@ -123,7 +124,10 @@ def embed(sizes: Sizes) -> Callable[[], object]:
     retriever = _models(sizes).retriever
     tokens = passages_of_real_lengths(sizes).astype(np.int32)
     params = retriever.init(jax.random.key(0), tokens[:1], True, method="embed_passage")
-    embed_fn = jax.jit(lambda batch: retriever.apply(params, batch, True, method="embed_passage"))
+    embed_fn = jax.jit(
+        lambda batch: retriever.apply(params, batch, True, method="embed_passage"),
+        compiler_options=encoder_options(),
+    )
     return lambda: embed_corpus(embed_fn, tokens, progress=False)
 
 

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from atlas_jax.core.types import PAD_ID, Array
 
-LENGTH_STEP = 16  # lengths are rounded up to a multiple of it: few programs, little padding
+LENGTH_STEP = 8  # lengths are rounded up to a multiple of it: few programs, little padding
 WINDOW = 1 << 16  # rows sorted by length together, so that reading stays nearly sequential
 
 EmbedFn = Callable[[np.ndarray], Array]

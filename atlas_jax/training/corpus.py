@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.compiler import encoder_options
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
@@ -76,7 +77,9 @@ class Embedder:
             return retriever.apply({"params": params}, tokens_nm, method="embed_passage")
 
         self._embed: Callable[[Params, Any], jax.Array] = jax.jit(
-            embed_passages, out_shardings=partitioning.replicated(mesh)
+            embed_passages,
+            out_shardings=partitioning.replicated(mesh),
+            compiler_options=encoder_options(),
         )
 
     def hash(self, params: Params) -> str:

@@ -1,7 +1,6 @@
 """Contrastive pretraining of the retriever on the passages of a store.
 
-A pair is two crops of one passage, or a task's query and its gold passage: that of the store, or
-the one that the task gives with the example (its title may be exchanged, see tasks/cloze.py).
+A pair is two crops of one passage, or a task's query and its gold passage.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.tasks.base import Example, PassageText
+from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
     Tokenizers,
@@ -85,9 +84,12 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
             batches.set_state(found.notes["data"])
         dump_config(directory / CONFIG_FILE)
         first = int(state.step)
+        length = _longest(store)
         with RunLog(directory, first, config.total_steps) as log:
             for step in range(first + 1, config.total_steps + 1):
-                pair = jax.device_put(next(batches), rows)
+                queries, passage_rows = next(batches)
+                passages = store.retriever_tokens_nm[passage_rows, :length]
+                pair = jax.device_put((queries, passages), rows)
                 state, metrics = step_fn(state, *pair)
                 log.advance()
                 if step % config.log_every == 0 or step == config.total_steps:
@@ -136,31 +138,26 @@ def _make(
 
 
 def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
-    """Endless (None, passage tokens), shuffled anew each epoch; the iterator has a state."""
+    """Endless (None, store rows), shuffled anew each epoch; the iterator has a state."""
     if config.batch_size > store.count:
         raise UserError(
             f"RetrieverTrainConfig.batch_size = {config.batch_size} is more than the "
             f"{store.count} passages of {store.directory}; a passage would be its own negative"
         )
     rows = grain.MapDataset.range(store.count).seed(config.seed).shuffle().repeat()
-    tokens_nm = _tokens_in_use(store)
     batches = rows.batch(
-        config.batch_size, drop_remainder=True, batch_fn=lambda rows: (None, tokens_nm[rows])
+        config.batch_size, drop_remainder=True, batch_fn=lambda rows: (None, np.stack(rows))
     )
     return iter(batches.to_iter_dataset())
 
 
 def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTrainConfig) -> Any:
-    """Endless (query tokens, tokens of their gold passages); groups of records stay together.
-
-    Both are int32, [batch, length]. A gold passage that comes with the example is preferred to
-    the store's.
+    """Endless (query tokens, rows of their gold passages); groups of records stay together.
 
     What a query is depends on the seed and its place in the stream alone. Records of the
     file's end that fill no group are left out.
     """
-    task, data, tokenizer = get_task(config.task), DataConfig(), tokenizers.retriever
-    stored_nm = _tokens_in_use(store)
+    task, data = get_task(config.task), DataConfig()
     records = task.load(config.file)
     groups = len(records) // config.group
     if groups * config.group < config.batch_size:
@@ -176,25 +173,10 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTr
 
     def tokenise(groups: Sequence[list[Example]]) -> tuple[np.ndarray, np.ndarray]:
         examples = list(itertools.chain.from_iterable(groups))
-        ids = tokenizer.encode_batch([e.retriever_text for e in examples], True)
+        ids = tokenizers.retriever.encode_batch([e.retriever_text for e in examples], True)
+        rows = np.array([store.row_of(gold_id(e)) for e in examples])
         length, side = data.retriever_query_length, data.truncate_query  # as data.Batcher has it
-        return tokenizer.pad_to(ids, length, side), gold_tokens(examples)
-
-    def gold_tokens(examples: Sequence[Example]) -> np.ndarray:
-        given = [gold_given(example) for example in examples]
-        is_given_b = np.array([passage is not None for passage in given])
-        texts = [store.config.retriever_format.format(**p) for p in given if p is not None]
-        rows = [store.row_of(gold_id(e)) for e, p in zip(examples, given, strict=True) if p is None]
-        tokens_bm = np.zeros((len(examples), stored_nm.shape[1]), np.int32)
-        tokens_bm[is_given_b] = tokenizer.pad_to(
-            tokenizer.encode_batch(texts, True), tokens_bm.shape[1]
-        )
-        tokens_bm[~is_given_b] = stored_nm[np.array(rows, np.int64)]
-        return tokens_bm
-
-    def gold_given(example: Example) -> PassageText | None:
-        gold = gold_id(example)
-        return next((p for p in example.given_passages or () if p["id"] == gold), None)
+        return tokenizers.retriever.pad_to(ids, length, side), rows
 
     def gold_id(example: Example) -> str:
         if not example.gold_ids:
@@ -212,12 +194,12 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTr
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
-def _tokens_in_use(store: PassageStore) -> np.ndarray:
-    """The store's retriever tokens without columns of padding alone: no step computes these."""
+def _longest(store: PassageStore) -> int:
+    """Columns of the store's retriever tokens that hold any, so that no step computes padding."""
     used_m = np.zeros(store.retriever_tokens_nm.shape[1], bool)
     for start in range(0, store.count, 65536):
         used_m |= (store.retriever_tokens_nm[start : start + 65536] != 0).any(axis=0)
-    return store.retriever_tokens_nm[:, : int(used_m.nonzero()[0].max()) + 1]
+    return int(used_m.nonzero()[0].max()) + 1
 
 
 def _export(

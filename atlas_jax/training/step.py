@@ -126,16 +126,17 @@ def make_train_step(
         grads, sums = _accumulated_grads(
             loss_sums, config.accumulate, trainable, frozen, source, batch, key
         )
-        grads = {p: jax.tree.map(lambda g, p=p: g / sums[p]["count"], grads[p]) for p in PARTS}
         losses = {p: sums[p]["loss"] / sums[p]["count"] for p in PARTS}
-        norms = {p: optax.tree.norm(grads[p]) for p in PARTS}
+        norms = {p: optax.tree.norm(grads[p]) / sums[p]["count"] for p in PARTS}
         finite = jnp.isfinite(sum(losses.values()) + sum(norms.values()))
 
         def update() -> tuple[Params, Any]:
             updated, opt_state = {}, {}
             for part in PARTS:
+                # Sums become means here, where it costs no pass over the gradients of its own.
+                means = jax.tree.map(lambda g, part=part: g / sums[part]["count"], grads[part])
                 changes, opt_state[part] = optimizers[part].update(
-                    grads[part], state.opt_state[part], trainable[part]
+                    means, state.opt_state[part], trainable[part]
                 )
                 updated[part] = optax.apply_updates(trainable[part], changes)
             return updated, opt_state
