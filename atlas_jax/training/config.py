@@ -185,6 +185,8 @@ class EvalConfig:
     predictions: jsonl file for answers with their passages and scores; "" = none from
         evaluate (a training run always writes its own into model_dir).
     max_rows: evaluate only this many rows from the top of the file (0 = all).
+    explain: say for each passage that was read what it did for the answer, in the
+        predictions; costs two more decoder passes a passage.
     """
 
     file: str = ""
@@ -195,8 +197,15 @@ class EvalConfig:
     recall_at: tuple[int, ...] = (1, 5, 20)
     predictions: str = ""
     max_rows: int = 0
+    explain: bool = False
 
     def __post_init__(self) -> None:
+        _require(
+            not self.explain or (self.generate and self.passages != "none"),
+            "EvalConfig.explain",
+            self.explain,
+            "False where nothing is read (EvalConfig.generate, EvalConfig.passages)",
+        )
         _require(self.batch_size > 0, "EvalConfig.batch_size", self.batch_size, "1 or more")
         _require(self.max_rows >= 0, "EvalConfig.max_rows", self.max_rows, "0 or more")
         _require(
