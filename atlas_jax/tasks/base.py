@@ -5,6 +5,7 @@ plainest one: a query, and the text to write for it.
 """
 
 import dataclasses
+import functools
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -235,40 +236,47 @@ class BaseTask:
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
 
 
-def score_answers(predictions: Sequence[Prediction]) -> dict[str, float]:
+def score_answers(predictions: Sequence[Prediction], rouge: bool = False) -> dict[str, float]:
     """`exact_match` and `f1`, means over the rows that have an answer and accepted answers.
 
-    The best of the accepted answers counts. Without any such row the result is empty.
+    The best of the accepted answers counts. Without any such row the result is empty. With
+    `rouge` also `rouge1`, `rouge2` and `rougeL`.
     """
     rows = [(p.answer, p.example.answers) for p in predictions if p.answer is not None]
     rows = [(answer, accepted) for answer, accepted in rows if accepted]
-    scores = {"exact_match": metrics.exact_match, "f1": metrics.f1}
+    scores: dict[str, Callable[[str, str], float]] = {
+        "exact_match": metrics.exact_match,
+        "f1": metrics.f1,
+    }
+    for name in metrics.ROUGE if rouge else ():
+        scores[name] = functools.partial(metrics.rouge, name)
     return {
-        name: _mean([metrics.best_over_answers(score, *row) for row in rows])
+        name: mean([metrics.best_over_answers(score, *row) for row in rows])
         for name, score in scores.items()
         if rows
     }
 
 
 def score_retrieval(
-    predictions: Sequence[Prediction], recall_at: Sequence[int]
+    predictions: Sequence[Prediction], recall_at: Sequence[int], in_text: bool = True
 ) -> dict[str, float]:
     """`recall@k` over the rows with gold ids, `answer_recall@k` over those with answers.
 
     A row counts 1 if any of the first k passages is gold, or has an accepted answer in its
-    title or text. Without retrieved passages, or without such rows, the result is empty.
+    title or text (`in_text`). Without retrieved passages, or without such rows, the result
+    is empty.
     """
     if not any(p.passages for p in predictions):
         return {}
     with_gold = [p for p in predictions if p.example.gold_ids]
-    with_answers = [p for p in predictions if p.example.answers]
+    with_answers = [p for p in predictions if in_text and p.example.answers]
     scores: dict[str, float] = {}
     for k in recall_at:
         if with_gold:
-            scores[f"recall@{k}"] = _mean([_gold_found(p, k) for p in with_gold])
+            scores[f"recall@{k}"] = mean([_gold_found(p, k) for p in with_gold])
     for k in recall_at:
         if with_answers:
-            scores[f"answer_recall@{k}"] = _mean([_answer_found(p, k) for p in with_answers])
+            scores[f"answer_recall@{k}"] = mean([_answer_found(p, k) for p in with_answers])
     return scores
 
 
@@ -384,5 +392,6 @@ def _answer_found(prediction: Prediction, k: int) -> float:
     return metrics.answer_recall_at_k(texts, prediction.example.answers, k)
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of one or more values."""
     return sum(values) / len(values)

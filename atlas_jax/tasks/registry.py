@@ -5,11 +5,31 @@ from collections.abc import Callable
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.tasks.base import BaseTask, Task
 from atlas_jax.tasks.cloze import ClozeTask
+from atlas_jax.tasks.fever import FeverTask
+from atlas_jax.tasks.kilt import KILTTask
+from atlas_jax.tasks.lm import LMTask
 from atlas_jax.tasks.mlm import MLMTask
+from atlas_jax.tasks.multiple_choice import MultipleChoiceTask
 from atlas_jax.tasks.qa import QATask
+from atlas_jax.tasks.ranking import RankingTask
+from atlas_jax.tasks.section import SectionTask
+from atlas_jax.tasks.temporal import TemporalTask
 
 TASKS: dict[str, Callable[[], Task]] = {
-    task.name: task for task in (BaseTask, QATask, MLMTask, ClozeTask)
+    task.name: task
+    for task in (
+        BaseTask,
+        QATask,
+        MultipleChoiceTask,
+        FeverTask,
+        KILTTask,
+        TemporalTask,
+        RankingTask,
+        MLMTask,
+        LMTask,
+        SectionTask,
+        ClozeTask,
+    )
 }
 
 

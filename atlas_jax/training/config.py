@@ -231,6 +231,8 @@ class RetrieverTrainConfig:
         the passages themselves; "" = each pair is two crops of one passage.
     group: so many neighbouring records of the file stay in one batch, as hard negatives
         of each other (passages of one title, say); divides batch_size.
+    hard_negatives: so many of a record's `negatives` are drawn as hard negatives of its query
+        (RetrieveConfig.negatives writes such records); needs a task.
     seed: initial parameters, data order, crops and dropout all follow from it.
     log_every: steps between two lines of metrics.
     """
@@ -241,6 +243,7 @@ class RetrieverTrainConfig:
     task: str = ""
     file: str = ""
     group: int = 1
+    hard_negatives: int = 0
     seed: int = 0
     log_every: int = 50
 
@@ -256,6 +259,12 @@ class RetrieverTrainConfig:
             self.group,
             f"a divisor of {name}.batch_size = {self.batch_size}",
         )
+        _require(
+            self.hard_negatives == 0 or (self.hard_negatives > 0 and bool(self.task)),
+            f"{name}.hard_negatives",
+            self.hard_negatives,
+            "0, or more with a task",
+        )
         _require(bool(self.task) == bool(self.file), f"{name}.file", self.file, "given with a task")
 
 
@@ -267,6 +276,8 @@ class RetrieveConfig:
     file, task: questions; queries are formed as the task does it for the retriever.
     output: jsonl file, one row per question with its passages and scores.
     k: passages per question.
+    negatives: up to so many of the found passages that are not gold and have no accepted
+        answer in them become the row's `negatives`, best first, to train a retriever against.
     batch_size: questions per compiled call.
     """
 
@@ -274,6 +285,7 @@ class RetrieveConfig:
     output: str
     task: str = "qa"
     k: int = 20
+    negatives: int = 0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -281,4 +293,7 @@ class RetrieveConfig:
         _require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
         _require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
         _require(self.k > 0, "RetrieveConfig.k", self.k, "1 or more")
+        _require(
+            0 <= self.negatives <= self.k, "RetrieveConfig.negatives", self.negatives, "from 0 to k"
+        )
         _require(self.batch_size > 0, "RetrieveConfig.batch_size", self.batch_size, "1 or more")

@@ -20,6 +20,7 @@ from atlas_jax.index.passages import PassageStore
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import AddsToRows, Example, Prediction, Task, evaluation_examples
+from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.answering import Answer, Answers, Reading, make_answer
 from atlas_jax.training.assembly import Tokenizers, batch_sharding
@@ -188,17 +189,38 @@ def score(task: Task, found: Sequence[Found], recall_at: Sequence[int]) -> dict[
     return task.evaluate([one.prediction() for one in found], recall_at)
 
 
-def write_predictions(path: str | Path, task: Task, found: Sequence[Found]) -> None:
+def write_predictions(
+    path: str | Path, task: Task, found: Sequence[Found], negatives: int = 0
+) -> None:
     """Write one jsonl line per example, atomically, with what the task adds to it.
+
+    Args:
+      negatives: up to so many `negatives` in each line, see RetrieveConfig.
 
     Raises:
       UserError: the file cannot be written.
     """
-    adds = task.row_fields if isinstance(task, AddsToRows) else lambda _: {}
+
+    def row(one: Found) -> dict[str, Any]:
+        own = task.row_fields(one.prediction()) if isinstance(task, AddsToRows) else {}
+        hard = {"negatives": _negatives(one)[:negatives]} if negatives else {}
+        return {**one.row(), **own, **hard}
+
     try:
-        write_jsonl(path, ({**one.row(), **adds(one.prediction())} for one in found))
+        write_jsonl(path, map(row, found))
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
+
+
+def _negatives(found: Found) -> list[str]:
+    """Ids of the passages found that are neither gold nor hold an accepted answer."""
+    example = found.example
+    return [
+        passage["id"]
+        for passage in found.passages
+        if passage["id"] not in example.gold_ids
+        and not answer_in_passage(f"{passage['title']} {passage['text']}", example.answers)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         )
         examples = evaluation_examples(task, records)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
-        write_predictions(config.output, task, found)
+        write_predictions(config.output, task, found, config.negatives)
         at = sorted({k for k in EvalConfig().recall_at if k <= config.k} | {config.k})
         return score(task, found, at)
 
