@@ -68,7 +68,7 @@ def read_jsonl(
         or `check` refuses it. Such a line is only reported with `RowsConfig.skip_broken`.
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
-    skips, broken = RowsConfig().skip_broken, 0
+    broken = BrokenRows(path)
     for number, raw in _raw_lines(Path(path)):
         where = f"{path}:{number}"
         if number == 1:
@@ -81,15 +81,31 @@ def read_jsonl(
             if check is not None:
                 check(number, record)
         except UserError as error:
-            if not skips:
-                raise
-            broken += 1
-            if broken <= _MAX_REPORTS:
-                print(f"skipped: {error}", file=sys.stderr)
+            broken.take(error)
             continue
         yield number, record
-    if broken:
-        print(f"skipped: {broken} broken lines of {path} in all", file=sys.stderr)
+    broken.tell()
+
+
+class BrokenRows:
+    """What becomes of the broken rows of one file, see `RowsConfig`; for readers of any format."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Begin with none."""
+        self._path, self._skips, self._count = path, RowsConfig().skip_broken, 0
+
+    def take(self, error: UserError) -> None:
+        """Raise the error, or count and report it."""
+        if not self._skips:
+            raise error
+        self._count += 1
+        if self._count <= _MAX_REPORTS:
+            print(f"skipped: {error}", file=sys.stderr)
+
+    def tell(self) -> None:
+        """Report how many there were, if any."""
+        if self._count:
+            print(f"skipped: {self._count} broken rows of {self._path} in all", file=sys.stderr)
 
 
 def check_fields(

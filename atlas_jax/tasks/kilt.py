@@ -107,26 +107,22 @@ class KILTTask:
         """The scores of KILT's script; `recall_at` has no say, it is recall@5 of pages.
 
         * `exact_match`, `f1`, `rougeL`: over all rows with answers, the best answer counts;
-        * `r_precision`, `recall@5`: of pages, over the rows with provenance;
+        * `r_precision`, `recall@5`: of pages, over all rows; one without provenance counts 0;
         * `kilt_exact_match`, `kilt_f1`, `kilt_rougeL`: as the first three, but 0 where
           R-precision is not 1.
         """
         answered = [p for p in predictions if p.answer is not None and p.example.answers]
-        with_gold = [p for p in predictions if self._gold_pages(p)]
-        searched = any(p.passages for p in predictions)
-        precise = {p.example.id for p in with_gold if self._r_precision(p) == 1.0}
+        searched = any(p.passages for p in predictions) and any(map(self._gold_pages, predictions))
         scores: dict[str, float] = {}
         for name, values in _answer_scores(answered).items():
             scores[name] = mean(values)
-            if searched and with_gold:
-                hits = [
-                    value if p.example.id in precise else 0.0
-                    for p, value in zip(answered, values, strict=True)
-                ]
+            if searched:
+                pairs = zip(answered, values, strict=True)
+                hits = [value if self._r_precision(p) == 1.0 else 0.0 for p, value in pairs]
                 scores[f"kilt_{name}"] = mean(hits)
-        if searched and with_gold:
-            scores["r_precision"] = mean([self._r_precision(p) for p in with_gold])
-            scores[f"recall@{_RECALL_AT}"] = mean([self._recall(p) for p in with_gold])
+        if searched:
+            scores["r_precision"] = mean([self._r_precision(p) for p in predictions])
+            scores[f"recall@{_RECALL_AT}"] = mean([self._recall(p) for p in predictions])
         return scores
 
     def row_fields(self, prediction: Prediction) -> Mapping[str, Any]:
@@ -147,20 +143,26 @@ class KILTTask:
         return list(dict.fromkeys(self._page_of(passage) for passage in prediction.passages))
 
     def _gold_pages(self, prediction: Prediction) -> list[set[str]]:
-        """The pages of each output that has any, equal sets once."""
+        """The pages of each output that has a provenance, be it empty; equal sets once."""
         field = "wikipedia_id" if self.page == "id" else "title"
         found: list[set[str]] = []
         for output in prediction.example.meta.get("gold_output") or ():
-            pages = {str(p[field]).strip() for p in output.get("provenance") or () if field in p}
-            if pages and pages not in found:
+            if output.get("provenance") is None:
+                continue
+            pages = {str(p[field]).strip() for p in output["provenance"] if field in p}
+            if pages not in found:
                 found.append(pages)
         return found
 
     def _r_precision(self, prediction: Prediction) -> float:
         """Share of right pages among the first R, R the size of the evidence set; the best set."""
         pages = self._pages(prediction)
-        sets = self._gold_pages(prediction)
-        return max(len(gold.intersection(pages[: len(gold)])) / len(gold) for gold in sets)
+        shares = [
+            len(gold.intersection(pages[: len(gold)])) / len(gold)
+            for gold in self._gold_pages(prediction)
+            if gold
+        ]
+        return max(shares, default=0.0)
 
     def _recall(self, prediction: Prediction) -> float:
         """Share of the evidence sets complete among the first five ranks.
@@ -177,7 +179,7 @@ class KILTTask:
                 ranks.append(True if not left[number] else number + 2)
             if not hit:
                 ranks.append(False)
-        return sum(rank is True for rank in ranks[:_RECALL_AT]) / total
+        return sum(rank is True for rank in ranks[:_RECALL_AT]) / total if total else 0.0
 
 
 def _page_id(passage: PassageText) -> str:
