@@ -1,6 +1,7 @@
 """Tasks by name."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.tasks.base import BaseTask, Task
@@ -14,6 +15,8 @@ from atlas_jax.tasks.qa import QATask
 from atlas_jax.tasks.ranking import RankingTask
 from atlas_jax.tasks.section import SectionTask
 from atlas_jax.tasks.temporal import TemporalTask
+
+Made = TypeVar("Made", bound=Callable[[], Any])
 
 TASKS: dict[str, Callable[[], Task]] = {
     task.name: task
@@ -31,6 +34,19 @@ TASKS: dict[str, Callable[[], Task]] = {
         ClozeTask,
     )
 }
+
+
+def register(task: Made) -> Made:
+    """Make a task of one's own known by its `name`, as a decorator.
+
+    Raises:
+      UserError: another task has the name.
+    """
+    made: Any = task
+    known: Any = TASKS.setdefault(made.name, made)
+    if known.__qualname__ != made.__qualname__:
+        raise UserError(f"a task is called {made.name!r} already: {known.__qualname__}")
+    return task
 
 
 def get_task(name: str) -> Task:
