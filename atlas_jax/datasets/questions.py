@@ -103,7 +103,7 @@ def _public(row: Row) -> Row:
 
 _INDEX = (
     "https://dl.fbaipublicfiles.com/FiD/data/dataindex.tar.gz (*.idx.json, which rows of the "
-    "train file are train and dev)"
+    "train file are train and dev; a list of your own as *.64shot.idx.json chooses 64)"
 )
 NQ = Dataset(
     name="nq",
@@ -119,6 +119,8 @@ NQ = Dataset(
         Part("train.jsonl", ("NQ-open.train.jsonl", "NQ.train.idx.json"), 87_925,
              _chosen(_nq_rows)),
         Part("dev.jsonl", ("NQ-open.train.jsonl", "NQ.dev.idx.json"), 87_925, _chosen(_nq_rows)),
+        Part("train_64shot.jsonl", ("NQ-open.train.jsonl", "NQ.64shot.idx.json"), 87_925,
+             _chosen(_nq_rows)),
     ),
 )  # fmt: skip
 TRIVIAQA = Dataset(
@@ -135,6 +137,8 @@ TRIVIAQA = Dataset(
         Part("train.jsonl", ("unfiltered-web-train.json", "TQA.train.idx.json"), 87_622,
              _chosen(_trivia_rows)),
         Part("dev.jsonl", ("unfiltered-web-train.json", "TQA.dev.idx.json"), 87_622,
+             _chosen(_trivia_rows)),
+        Part("train_64shot.jsonl", ("unfiltered-web-train.json", "TQA.64shot.idx.json"), 87_622,
              _chosen(_trivia_rows)),
     ),
 )  # fmt: skip
