@@ -1,6 +1,7 @@
 """The commands one after the other, as a user runs them, each reading what the last one wrote."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +111,13 @@ def test_ask_shows_answer_passages_and_scores(
     assert "log-probability" in output
     assert output.count("[p") + output.count("[r") == 3
     assert "The capital of" in output
+    assert "attention" not in output
+
+    assert run(ask.main, work, *trained(work), arguments=("--explain", *question)) == 0
+    explained = capsys.readouterr().out
+    assert explained.splitlines()[0] == output.splitlines()[0]
+    assert all(column in explained for column in ("attention", "alone", "left out"))
+    assert len(re.findall(r"│ [+-]\d+\.\d\d │", explained)) == 3  # of each passage read
 
     lines = iter(["", "  ", "What is the capital of Gond?"])
 

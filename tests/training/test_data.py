@@ -272,7 +272,7 @@ def test_a_long_question_is_cut_and_its_options_stay(tokenizers):
 
     assert query(10, 20) == "abcdefghij"
     assert query(30, 13) == "hijabcdefghij"
-    assert query(100, 100) == ("abcdefghij" * 10)[-38:]  # what query_length = 80 leaves
+    assert query(100, 100) == ("abcdefghij" * 10)[-39:]  # what query_length = 80 leaves
     with pytest.raises(UserError, match="'q0': what has to stay whole of its query takes more"):
         text = "a" + "b" * 100
         Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=Shorten(0, 1, 1))])
