@@ -4,10 +4,12 @@
       --gin.ModelConfig.reader=work/run/final --gin.ModelConfig.retriever=work/run/final \\
       --gin.CorpusConfig.store=work/store --gin.CorpusConfig.index=work/index
 
-Without a question it asks for one after the other, until an end of input (Ctrl-D).
+Without a question it asks for one after the other, until an end of input (Ctrl-D). With
+--explain the table says what each passage did for the answer.
 """
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -23,6 +25,15 @@ from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.evaluator import Found
 from atlas_jax.training.inference import Asker, asker
 
+# The fields of `answering.Evidence`, and the columns they become.
+_EVIDENCE = {"attention": "attention", "alone": "alone", "left_out": "left out"}
+_FORMATS = {"attention": ".3f", "alone": ".2f", "left_out": "+.2f"}
+_LEGEND = (
+    "attention: what the reader drew from the passage while writing (ADist's score)\n"
+    "alone:     log-probability of the answer read from this passage alone\n"
+    "left out:  what the answer's log-probability loses without this passage"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer what is asked; 0 when done, 2 on bad input."""
@@ -32,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("question", nargs="*", help="the question; none = ask for them")
+    parser.add_argument(
+        "--explain", action="store_true", help="say what each passage did for the answer"
+    )
     return launch(_run, parser, argv)
 
 
@@ -40,7 +54,10 @@ def _run(flags: argparse.Namespace) -> None:
     if flags.question and not question.strip():
         raise UserError("the question is empty; type what you want to know")
     console = Console()
-    with asker(EvalConfig()) as answers:
+    config = EvalConfig()
+    if flags.explain:
+        config = dataclasses.replace(config, explain=True)
+    with asker(config) as answers:
         if flags.question:
             show(console, _answer(console, answers, question))
         else:
@@ -73,8 +90,9 @@ def show(console: Console, found: Found) -> None:
     console.print(line.append(likelihood, style="dim"))
     if not found.passages:
         return
+    explained = [name for name in _EVIDENCE if name in found.passages[0]]
     table = Table(show_lines=True)
-    for name in ("rank", "score"):
+    for name in ("rank", "score", *(_EVIDENCE[name] for name in explained)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("passage", overflow="fold")
     for rank, passage in enumerate(found.passages, start=1):
@@ -85,9 +103,14 @@ def show(console: Console, found: Found) -> None:
         cell = Text(heading, style="bold").append(f"  [{passage['id']}]\n", style="dim")
         value = passage["score"]
         table.add_row(
-            str(rank), f"{value:.3f}" if math.isfinite(value) else "", cell.append_text(text)
+            str(rank),
+            f"{value:.3f}" if math.isfinite(value) else "",
+            *(f"{passage[name]:{_FORMATS[name]}}" for name in explained),
+            cell.append_text(text),
         )
     console.print(table)
+    if explained:
+        console.print(_LEGEND, style="dim", highlight=False)
 
 
 if __name__ == "__main__":

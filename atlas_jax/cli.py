@@ -17,6 +17,8 @@ COMMANDS = {
     "ask": ("ask", "type a question; see answer, passages and scores"),
     "train_retriever": ("train_retriever", "pretrain the retriever from text alone"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
+    "prepare": ("prepare", "turn published data sets into the project's files"),
+    "remove_leaks": ("remove_leaks", "take passages that leak evaluation questions out"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
 }

@@ -1,6 +1,7 @@
 """The commands one after the other, as a user runs them, each reading what the last one wrote."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +111,15 @@ def test_ask_shows_answer_passages_and_scores(
     assert "log-probability" in output
     assert output.count("[p") + output.count("[r") == 3
     assert "The capital of" in output
+    assert "attention" not in output
+
+    assert run(ask.main, work, *trained(work), arguments=("--explain", *question)) == 0
+    explained = capsys.readouterr().out
+    assert explained.splitlines()[0] == output.splitlines()[0]
+    assert all(column in explained for column in ("attention", "alone", "left out"))
+    numbers = (r"\d", r"-?\d+\.\d{3}", r"\d+\.\d{3}", r"-?\d+\.\d\d", r"[+-]\d+\.\d\d")
+    rows = re.findall("│ *" + " │ *".join(numbers) + " │", explained)
+    assert len(rows) == 3  # one for each passage read
 
     lines = iter(["", "  ", "What is the capital of Gond?"])
 
@@ -147,7 +157,8 @@ print(sorted(names() - known))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["train", "evaluate", "build_index", "retrieve", "ask", "train_retriever"]
+    "name",
+    ["train", "evaluate", "build_index", "retrieve", "ask", "train_retriever", "remove_leaks"],
 )
 def test_every_command_takes_the_config_of_any_run(name: str) -> None:
     done = subprocess.run(

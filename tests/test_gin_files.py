@@ -21,6 +21,7 @@ from atlas_jax.training.state import Models, abstract_params
 # Their imports register every configurable a gin file may bind.
 ENTRY_POINTS = (
     "train", "evaluate", "build_index", "retrieve", "ask", "train_retriever", "train_tokenizer",
+    "remove_leaks",
 )  # fmt: skip
 for _name in ENTRY_POINTS:
     importlib.import_module(f"atlas_jax.{_name}")

@@ -1,19 +1,26 @@
 """Strict reading and atomic writing of JSON-lines files, plain or gzip'd."""
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+import gin
 
 from atlas_jax.core.errors import UserError
 
 FieldTypes = Mapping[str, type | tuple[type, ...]]
+Check = Callable[[int, dict[str, Any]], None]
+
+_MAX_REPORTS = 20  # broken lines of one file that are told one by one
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _JSON_NAMES = {
@@ -27,10 +34,24 @@ _JSON_NAMES = {
 }
 
 
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class RowsConfig:
+    """What becomes of a broken line of a data file.
+
+    Attributes:
+      skip_broken: False stops at the first one. True leaves them out and reports each on
+        stderr by file and line, with their number at the end.
+    """
+
+    skip_broken: bool = False
+
+
 def read_jsonl(
     path: str | os.PathLike[str],
     required: FieldTypes | Sequence[str] = (),
     optional: FieldTypes | None = None,
+    check: Check | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line_number, record)` of every line that is not blank; lines count from 1.
 
@@ -39,21 +60,52 @@ def read_jsonl(
       required: names of the fields that every record must have, or a mapping from the
         name to the type (or tuple of types) that its value must have.
       optional: types of fields that may be absent (or null).
+      check: further demands on a record, called with its line number; raises a UserError.
 
     Raises:
-      UserError: naming `file:line`, when the file cannot be opened, a line is not
-        UTF-8, not JSON, cut off or no object, or a field is missing or of another type.
+      UserError: naming `file:line`, when the file cannot be opened or read on, or a line
+        is not UTF-8, not JSON, cut off or no object, a field is missing or of another type,
+        or `check` refuses it. Such a line is only reported with `RowsConfig.skip_broken`.
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
+    broken = BrokenRows(path)
     for number, raw in _raw_lines(Path(path)):
         where = f"{path}:{number}"
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if not raw.strip():
             continue
-        record = _parse(raw, where)
-        check_fields(record, needed, optional or {}, where)
+        try:
+            record = _parse(raw, where)
+            check_fields(record, needed, optional or {}, where)
+            if check is not None:
+                check(number, record)
+        except UserError as error:
+            broken.take(error)
+            continue
         yield number, record
+    broken.tell()
+
+
+class BrokenRows:
+    """What becomes of the broken rows of one file, see `RowsConfig`; for readers of any format."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Begin with none."""
+        self._path, self._skips, self._count = path, RowsConfig().skip_broken, 0
+
+    def take(self, error: UserError) -> None:
+        """Raise the error, or count and report it."""
+        if not self._skips:
+            raise error
+        self._count += 1
+        if self._count <= _MAX_REPORTS:
+            print(f"skipped: {error}", file=sys.stderr)
+
+    def tell(self) -> None:
+        """Report how many there were, if any."""
+        if self._count:
+            print(f"skipped: {self._count} broken rows of {self._path} in all", file=sys.stderr)
 
 
 def check_fields(

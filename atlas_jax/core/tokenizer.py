@@ -93,6 +93,13 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
         return [encoding.ids for encoding in encodings]
 
+    def last_tokens(self, text: str, count: int) -> str:
+        """The end of the text that holds its last `count` tokens, or all of a shorter one."""
+        if count <= 0:
+            return ""
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        return text if len(offsets) <= count else text[offsets[-count][0] :]
+
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
         """Text of the ids, without blanks at the ends; special tokens are left out if asked."""
         return self.decode_batch([list(ids)], skip_special)[0]

@@ -9,6 +9,7 @@ Every array name ends with its axes, one letter each::
     s  source positions (k*l)   e  embedding width
     d  model width              h  heads
     v  vocabulary               x  excluded rows per query
+    c  choices per query        p  decoder prompt tokens
 
 Token id 0 is padding everywhere; row -1 means "no passage".
 """
@@ -49,6 +50,20 @@ class Passages:
 
 
 @flax.struct.dataclass
+class Choices:
+    """The answers among which each query's is chosen.
+
+    Attributes:
+      tokens_bct: int32 reader tokens of each choice with its end token; a choice that is
+        none is all padding.
+      weights_bct: float32, what the log-probability of each token counts.
+    """
+
+    tokens_bct: Array
+    weights_bct: Array
+
+
+@flax.struct.dataclass
 class Batch:
     """One batch of tokenised queries with static shapes.
 
@@ -59,6 +74,9 @@ class Batch:
       excluded_rows_bx: int32 index rows that may not be retrieved; -1 pads.
       weight_b: float32, 1 for a real row and 0 for a row that only fills the batch.
       given: passages that came with the data file, instead of retrieved ones.
+      prompt_tokens_bp: int32 reader tokens that the decoder begins with, padded right; None
+        = no row has any.
+      choices: None = answers are generated.
     """
 
     query_tokens_bq: Array
@@ -67,6 +85,8 @@ class Batch:
     excluded_rows_bx: Array
     weight_b: Array
     given: Passages | None = None
+    prompt_tokens_bp: Array | None = None
+    choices: Choices | None = None
 
 
 @flax.struct.dataclass

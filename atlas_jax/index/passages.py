@@ -339,7 +339,7 @@ class PassageStore:
 
 def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
     """Line number and checked record of every passage of a jsonl file."""
-    rows = read_jsonl(path, REQUIRED, OPTIONAL)
+    rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
     for line, record in tqdm(rows, "read passages", unit="", unit_scale=True, disable=not progress):
         yield line, _normalise(record, f"{path}:{line}")
 
@@ -347,11 +347,14 @@ def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple
 def _normalise(record: Mapping[str, Any], where: str) -> Record:
     """The four fields of a passage as strings; ``where`` begins the error."""
     check_fields(record, REQUIRED, OPTIONAL, where)
-    fields = {field: str(record.get(field) or "") for field in FIELDS}
+    _check_filled(record, where)
+    return {field: str(record.get(field) or "") for field in FIELDS}
+
+
+def _check_filled(record: Mapping[str, Any], where: str) -> None:
     for field in ("id", "text"):
-        if not fields[field].strip():
+        if not str(record.get(field) or "").strip():
             raise UserError(f"{where}: field {field!r} is empty")
-    return fields
 
 
 def _line(record: Record) -> bytes:

@@ -58,6 +58,33 @@ def shift_right(targets_bt: jax.Array) -> jax.Array:
     return jnp.pad(targets_bt, ((0, 0), (1, 0)), constant_values=PAD_ID)[:, :-1]
 
 
+def join_prompt(
+    prompt_tokens_bp: jax.Array | None, targets_bt: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What the decoder is given, and what of it is a target.
+
+    Args:
+      prompt_tokens_bp: padded on the right; None = no prompt.
+      targets_bt: target tokens with their end token, padded on the right.
+
+    Returns:
+      Two int32 arrays [b, p + t]: prompt and target without a gap, and the same with
+      padding in place of the prompt. Without prompts, ``targets_bt`` twice.
+    """
+    if prompt_tokens_bp is None:
+        return targets_bt, targets_bt
+    prompt_b1 = jnp.sum(prompt_tokens_bp != PAD_ID, axis=1, dtype=jnp.int32)[:, None]
+    position = jnp.arange(prompt_tokens_bp.shape[1] + targets_bt.shape[1], dtype=jnp.int32)[None]
+    prompt = jnp.pad(prompt_tokens_bp, ((0, 0), (0, targets_bt.shape[1])))
+    place = position - prompt_b1
+    inside = (place >= 0) & (place < targets_bt.shape[1])
+    target = jnp.take_along_axis(
+        targets_bt, jnp.clip(place, 0, targets_bt.shape[1] - 1), axis=1, mode="clip"
+    )
+    target = jnp.where(inside, target, PAD_ID).astype(jnp.int32)
+    return jnp.where(position < prompt_b1, prompt, target).astype(jnp.int32), target
+
+
 def encode(
     model: T5, params: Params, tokens_bkl: jax.Array, dropout_key: jax.Array | None = None
 ) -> jax.Array:
@@ -95,10 +122,13 @@ def passage_logprobs(
     tokens_bkl: jax.Array,
     targets_bt: jax.Array,
     temperature: float = 1.0,
+    decoder_bt: jax.Array | None = None,
 ) -> jax.Array:
     """Log-probability of each target token read from each passage alone, without dropout.
 
     PDist takes it at temperature 1; EMDR2 divides the logits by its temperature.
+    ``decoder_bt``, here and below: what the decoder is given, see ``join_prompt``; the targets
+    themselves if None.
 
     Returns:
       float32 [b, k, t]: log_softmax(logits / temperature) at the target. Positions of
@@ -106,7 +136,7 @@ def passage_logprobs(
     """
     b, k, length, d = enc_bkld.shape
     enc = enc_bkld.reshape(b * k, length, d)  # every passage is a source of its own
-    inputs = jnp.repeat(shift_right(targets_bt), k, axis=0)
+    inputs = jnp.repeat(_inputs(targets_bt, decoder_bt), k, axis=0)
     states, _ = _apply(
         model,
         params,
@@ -116,11 +146,18 @@ def passage_logprobs(
         (tokens_bkl != PAD_ID).reshape(b * k, 1, length),
         inputs[:, None],
     )
-    return _target_logprobs(model, params, states.reshape(b, k, -1, d), targets_bt, temperature)
+    return _target_logprobs(
+        model, params, states.reshape(b, k, -1, d), targets_bt[:, None], temperature
+    )
 
 
 def leave_one_out_logprobs(
-    model: T5, params: Params, enc_bkld: jax.Array, tokens_bkl: jax.Array, targets_bt: jax.Array
+    model: T5,
+    params: Params,
+    enc_bkld: jax.Array,
+    tokens_bkl: jax.Array,
+    targets_bt: jax.Array,
+    decoder_bt: jax.Array | None = None,
 ) -> jax.Array:
     """Log-probability of each target token read from all passages but one, without dropout.
 
@@ -135,13 +172,42 @@ def leave_one_out_logprobs(
     enc_bsd, mask_bs = _fuse(enc_bkld, tokens_bkl)
     others_kk = ~jnp.eye(k, dtype=bool)
     mask_bks = mask_bs[:, None, :] & jnp.repeat(others_kk, length, axis=1)[None]
-    inputs = jnp.broadcast_to(shift_right(targets_bt)[:, None], (b, k, targets_bt.shape[1]))
+    inputs_bt = _inputs(targets_bt, decoder_bt)
+    inputs = jnp.broadcast_to(inputs_bt[:, None], (b, k, targets_bt.shape[1]))
     states, _ = _apply(model, params, "decode_states", None, enc_bsd, mask_bks, inputs)
-    return _target_logprobs(model, params, states, targets_bt, 1.0)
+    return _target_logprobs(model, params, states, targets_bt[:, None], 1.0)
+
+
+def variant_logprobs(
+    model: T5,
+    params: Params,
+    enc_bkld: jax.Array,
+    tokens_bkl: jax.Array,
+    targets_brt: jax.Array,
+    decoder_brt: jax.Array,
+) -> jax.Array:
+    """Log-probability of the tokens of r targets a query, read from all passages, no dropout.
+
+    The r targets share the encoder states and their keys and values.
+
+    Returns:
+      float32 [b, r, t]; positions of padding in ``targets_brt`` mean nothing.
+    """
+    b, r, t = targets_brt.shape
+    enc_bsd, mask_bs = _fuse(enc_bkld, tokens_bkl)
+    inputs = shift_right(decoder_brt.reshape(b * r, t)).reshape(b, r, t)  # variants as rows
+    mask_brs = jnp.broadcast_to(mask_bs[:, None], (b, r, mask_bs.shape[1]))
+    states, _ = _apply(model, params, "decode_states", None, enc_bsd, mask_brs, inputs)
+    return _target_logprobs(model, params, states, targets_brt, 1.0)
 
 
 def cross_attention_mass(
-    model: T5, params: Params, enc_bkld: jax.Array, tokens_bkl: jax.Array, targets_bt: jax.Array
+    model: T5,
+    params: Params,
+    enc_bkld: jax.Array,
+    tokens_bkl: jax.Array,
+    targets_bt: jax.Array,
+    decoder_bt: jax.Array | None = None,
 ) -> jax.Array:
     """ADist's raw score of each passage, without dropout, float32 [b, k].
 
@@ -156,7 +222,7 @@ def cross_attention_mass(
         None,
         enc_bsd,
         mask_bs[:, None],
-        shift_right(targets_bt)[:, None],
+        _inputs(targets_bt, decoder_bt)[:, None],
         weight_bt=targets_bt != PAD_ID,
     )
     return jnp.sum(jnp.where(mask_bs, mass_bs, 0.0).reshape(tokens_bkl.shape), axis=-1)
@@ -171,6 +237,10 @@ def target_loss(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array
     real_bt = targets_bt != PAD_ID
     nll_bt = -_pick_logprobs(logits_btv, targets_bt)
     return jnp.sum(jnp.where(real_bt, nll_bt, 0.0)), jnp.sum(real_bt, dtype=jnp.float32)
+
+
+def _inputs(targets_bt: jax.Array, decoder_bt: jax.Array | None) -> jax.Array:
+    return shift_right(targets_bt if decoder_bt is None else decoder_bt)
 
 
 def _fuse(enc_bkld: jax.Array, tokens_bkl: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -191,23 +261,31 @@ def _apply(
 
 
 def _target_logprobs(
-    model: T5, params: Params, states_bktd: jax.Array, targets_bt: jax.Array, temperature: float
+    model: T5, params: Params, states_bktd: jax.Array, targets: jax.Array, temperature: float
 ) -> jax.Array:
-    """[b, k, t] log-probabilities, over some passages at a time to bound the logits held."""
+    """[b, k, t] log-probabilities, over some passages at a time to bound the logits held.
+
+    The targets are [b, k, t], or [b, 1, t] where all k have the same.
+    """
     b, k, t, _ = states_bktd.shape
     per_passage = b * t * model.config.vocab_size
     limit = max(MAX_LOGITS, per_passage)
     at_once = max(c for c in range(1, k + 1) if k % c == 0 and c * per_passage <= limit)
+    targets_bkt = jnp.broadcast_to(targets, (b, k, t))
 
-    def score(states_bctd: jax.Array) -> jax.Array:
+    def score(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        states_bctd, targets_bct = part
         logits: Any = model.apply({"params": params}, states_bctd, method="logits")
-        targets = jnp.broadcast_to(targets_bt[:, None], states_bctd.shape[:3])
-        return _pick_logprobs(logits / temperature, targets)
+        return _pick_logprobs(logits / temperature, targets_bct)
 
     if at_once == k:
-        return score(states_bktd)
-    groups = states_bktd.reshape(b, k // at_once, at_once, t, -1).swapaxes(0, 1)
-    return jax.lax.map(score, groups).swapaxes(0, 1).reshape(b, k, t)
+        return score((states_bktd, targets_bkt))
+
+    def groups(x: jax.Array) -> jax.Array:
+        return x.reshape(b, k // at_once, at_once, *x.shape[2:]).swapaxes(0, 1)
+
+    parts = jax.lax.map(score, (groups(states_bktd), groups(targets_bkt)))
+    return parts.swapaxes(0, 1).reshape(b, k, t)
 
 
 def _pick_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:

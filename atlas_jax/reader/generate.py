@@ -28,7 +28,8 @@ class GenerationConfig:
     """How answers are decoded.
 
     Attributes:
-      max_length: tokens generated at most, the end token included.
+      max_length: tokens generated at most, the end token included; a prompt does not count.
+      min_length: tokens generated before the end token may come; a prompt does not count.
       method: ``'greedy'``, ``'beam'`` or ``'sample'``.
       eos_id: the end token.
       num_beams: hypotheses kept per query (beam).
@@ -44,6 +45,7 @@ class GenerationConfig:
     """
 
     max_length: int = 16
+    min_length: int = 0
     method: Literal["greedy", "beam", "sample"] = "greedy"
     eos_id: int = 1
     num_beams: int = 4
@@ -61,6 +63,10 @@ class GenerationConfig:
         """
         rules: dict[str, tuple[bool, str]] = {
             "max_length": (self.max_length >= 1, "at least 1"),
+            "min_length": (
+                0 <= self.min_length < self.max_length,
+                f"from 0 to below max_length = {self.max_length}",
+            ),
             "method": (
                 self.method in ("greedy", "beam", "sample"),
                 "'greedy' or 'beam' or 'sample'",
@@ -88,6 +94,7 @@ def generate(
     enc_mask_bs: jax.Array,
     config: GenerationConfig,
     key: jax.Array | None = None,
+    prompt_bp: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Decode one output per query. Pure; jit it with model and config closed over.
 
@@ -98,42 +105,94 @@ def generate(
       enc_mask_bs: bool, real source positions.
       config: the method and its settings.
       key: randomness, for ``method='sample'``.
+      prompt_bp: int32 tokens that each output begins with, padded right; they are neither
+        returned nor scored. None = no prompt.
 
     Returns:
       tokens_bt: int32 [b, max_length], the end token included where there is one, then
         padding (also in beam search, where Hugging Face pads T5 with its end token).
-      scores_b: float32 log-probability of the tokens under the model (for sampling, too,
-        before temperature and restrictions); in beam search divided by length ** penalty.
+      scores_b: float32 log-probability of the tokens under the model (before temperature,
+        restrictions and the minimum length); in beam search divided by length ** penalty.
 
     Raises:
       ValueError: sampling without a key.
     """
     variants = config.num_beams if config.method == "beam" else 1
+    forced = _Forced.of(prompt_bp, enc_bsd.shape[0], config)
     decoding: Any = model.apply(
         {"params": params},
         enc_bsd,
         enc_mask_bs,
         variants,
-        config.max_length,
+        forced.width + config.max_length,
         method="start_decoding",
     )
     step = functools.partial(model.apply, {"params": params}, method="step")
-    b = enc_bsd.shape[0]
     if config.method == "beam":
         caches_axis = 1 if model.config.scan_layers else 0
-        return _beam_search(step, decoding, b, caches_axis, config)
-    if config.method == "greedy":
-        return _decode_rows(
-            step, decoding, b, config, lambda logits_bv, _: jnp.argmax(logits_bv, -1)
-        )
-    if key is None:
+        tokens_bt, scores_b = _beam_search(step, decoding, forced, caches_axis, config)
+        return forced.remove(tokens_bt, config.max_length), scores_b
+    if config.method == "sample" and key is None:
         raise ValueError("generate: method='sample' needs a key")
 
-    def sample(logits_bv: jax.Array, index: jax.Array) -> jax.Array:
+    def choose(logits_bv: jax.Array, index: jax.Array) -> jax.Array:
+        if key is None or config.method == "greedy":
+            return jnp.argmax(logits_bv, -1)
         kept = restrict(logits_bv / config.temperature, config.top_k, config.top_p)
         return jax.random.categorical(jax.random.fold_in(key, index), kept)
 
-    return _decode_rows(step, decoding, b, config, sample)
+    tokens_bt, scores_b = _decode_rows(step, decoding, forced, config, choose)
+    return forced.remove(tokens_bt, config.max_length), scores_b
+
+
+@flax.struct.dataclass
+class _Forced:
+    """Where decoding is not free: the prompt, and the end token before the minimum length.
+
+    Attributes:
+      prompt_bp: tokens, padded right; p may be 0.
+      length_b: tokens of each prompt.
+      width: p.
+    """
+
+    prompt_bp: jax.Array
+    length_b: jax.Array
+    width: int = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, prompt_bp: jax.Array | None, b: int, config: GenerationConfig) -> "_Forced":
+        if prompt_bp is None:
+            prompt_bp = jnp.zeros((b, 0), jnp.int32)
+        length_b = jnp.sum(prompt_bp != PAD_ID, axis=1, dtype=jnp.int32)
+        return cls(prompt_bp=prompt_bp, length_b=length_b, width=prompt_bp.shape[1])
+
+    def token_b(self, index: jax.Array) -> jax.Array:
+        """The prompt's token at this position, padding where it has ended."""
+        if not self.width:
+            return jnp.full_like(self.length_b, PAD_ID)
+        at = jnp.minimum(index, self.width - 1)
+        token_b = jax.lax.dynamic_index_in_dim(self.prompt_bp, at, axis=1, keepdims=False)
+        return jnp.where(index < self.length_b, token_b, PAD_ID)
+
+    def is_last_b(self, index: jax.Array, config: GenerationConfig) -> jax.Array:
+        """Whether the token at this position is the last that may be generated."""
+        return index + 1 >= self.length_b + config.max_length
+
+    def no_end(self, logits: jax.Array, index: jax.Array, config: GenerationConfig) -> jax.Array:
+        """Logits or scores [b, ..., v] without the end token where it may not come yet."""
+        if not config.min_length:
+            return logits
+        early_b = index < self.length_b + config.min_length
+        is_end_v = jnp.arange(logits.shape[-1]) == config.eos_id
+        early = early_b.reshape(-1, *(1,) * (logits.ndim - 1))
+        return jnp.where(early & is_end_v, NEVER, logits)
+
+    def remove(self, tokens_bt: jax.Array, length: int) -> jax.Array:
+        """The generated tokens alone, [b, length]."""
+        if not self.width:
+            return tokens_bt
+        places = self.length_b[:, None] + jnp.arange(length)
+        return jnp.take_along_axis(tokens_bt, places, axis=1)
 
 
 def restrict(logits_bv: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -164,32 +223,38 @@ def restrict(logits_bv: jax.Array, top_k: int, top_p: float) -> jax.Array:
 def _decode_rows(
     step: Callable[..., Any],
     decoding: DecodingState,
-    b: int,
+    forced: _Forced,
     config: GenerationConfig,
     choose: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """One hypothesis per query; ``choose`` takes logits and the step to tokens."""
+    b, length = forced.length_b.shape[0], forced.width + config.max_length
 
     def unfinished(carry: Any) -> jax.Array:
         decoding, _, _, ended_b, _ = carry
-        return (decoding.index < config.max_length) & ~jnp.all(ended_b)
+        return (decoding.index < length) & ~jnp.all(ended_b)
 
     def body(carry: Any) -> Any:
         decoding, last_b, tokens_bt, ended_b, scores_b = carry
         index = decoding.index
         logits_bv, decoding = step(last_b, decoding)
-        chosen_b = choose(logits_bv, index).astype(jnp.int32)
+        chosen_b = choose(forced.no_end(logits_bv, index, config), index).astype(jnp.int32)
+        prompt_b = forced.token_b(index)
+        in_prompt_b = prompt_b != PAD_ID
+        chosen_b = jnp.where(in_prompt_b, prompt_b, chosen_b)
         picked_b = jnp.take_along_axis(logits_bv, chosen_b[:, None], axis=1)[:, 0]
         logprob_b = picked_b - jax.nn.logsumexp(logits_bv, axis=-1)
-        scores_b = scores_b + jnp.where(ended_b, 0.0, logprob_b)
+        scores_b = scores_b + jnp.where(ended_b | in_prompt_b, 0.0, logprob_b)
         chosen_b = jnp.where(ended_b, PAD_ID, chosen_b)
         tokens_bt = jax.lax.dynamic_update_slice_in_dim(tokens_bt, chosen_b[:, None], index, axis=1)
-        return decoding, chosen_b, tokens_bt, ended_b | (chosen_b == config.eos_id), scores_b
+        ends_b = (chosen_b == config.eos_id) & ~in_prompt_b
+        ended_b |= ends_b | forced.is_last_b(index, config)
+        return decoding, chosen_b, tokens_bt, ended_b, scores_b
 
     start = (
         decoding,
         jnp.full((b,), PAD_ID, jnp.int32),  # T5 starts from the padding token
-        jnp.full((b, config.max_length), PAD_ID, jnp.int32),
+        jnp.full((b, length), PAD_ID, jnp.int32),
         jnp.zeros((b,), bool),
         jnp.zeros((b,), jnp.float32),
     )
@@ -222,11 +287,12 @@ class _Beams:
 def _beam_search(
     step: Callable[..., Any],
     decoding: DecodingState,
-    b: int,
+    forced: _Forced,
     caches_axis: int,
     config: GenerationConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    w, length = config.num_beams, config.max_length
+    b, w = forced.length_b.shape[0], config.num_beams
+    length = forced.width + config.max_length
 
     def unfinished(beams: _Beams) -> jax.Array:
         going = (beams.decoding.index < length) & jnp.any(beams.open_b)
@@ -235,10 +301,16 @@ def _beam_search(
         return going
 
     def body(beams: _Beams) -> _Beams:
+        index = beams.decoding.index
         logits, decoding = step(beams.last_bw.reshape(b * w), beams.decoding)
         logprobs_bwv = jax.nn.log_softmax(logits, axis=-1).reshape(b, w, -1)
+        logprobs_bwv = forced.no_end(logprobs_bwv, index, config)
+        prompt_b11 = forced.token_b(index)[:, None, None]
+        is_prompt_bwv = prompt_b11 == jnp.arange(logprobs_bwv.shape[-1])
+        only_prompt = jnp.where(is_prompt_bwv, 0.0, NEVER)  # certain, and so not scored
+        logprobs_bwv = jnp.where(prompt_b11 != PAD_ID, only_prompt, logprobs_bwv)
         totals_bwv = logprobs_bwv + beams.running_scores_bw[..., None]
-        return _advance(beams, decoding, totals_bwv, caches_axis, config)
+        return _advance(beams, decoding, totals_bwv, forced, caches_axis, config)
 
     empty_bwt = jnp.full((b, w, length), PAD_ID, jnp.int32)
     # All beams are equal before the first step: only the first may be continued.
@@ -261,6 +333,7 @@ def _advance(
     beams: _Beams,
     decoding: DecodingState,
     totals_bwv: jax.Array,
+    forced: _Forced,
     caches_axis: int,
     config: GenerationConfig,
 ) -> _Beams:
@@ -274,7 +347,9 @@ def _advance(
     candidates_bct = jax.lax.dynamic_update_slice_in_dim(
         candidates_bct, token_bc[..., None], index, axis=2
     )
-    ends_bc = (token_bc == config.eos_id) | (index + 1 == config.max_length)
+    last_b1 = forced.is_last_b(index, config)[:, None]
+    ends_bc = (token_bc == config.eos_id) | last_b1
+    ends_bc &= (forced.token_b(index) == PAD_ID)[:, None]
 
     alive_scores, chosen_bw = jax.lax.top_k(jnp.where(ends_bc, scores_bc + NEVER, scores_bc), w)
     caches = _reorder(decoding.self_caches, _pick(origin_bc, chosen_bw), caches_axis)
@@ -283,8 +358,8 @@ def _advance(
     enters_bc = ends_bc & (jnp.arange(2 * w) < w) & beams.open_b[:, None]
     if config.early_stopping is True:
         enters_bc &= ~jnp.all(beams.is_finished_bw, axis=1, keepdims=True)
-    new_length = (index + 1).astype(jnp.float32)
-    penalised_bc = jnp.where(enters_bc, scores_bc / new_length**config.length_penalty, NEVER)
+    new_length_b1 = jnp.maximum(index + 1 - forced.length_b, 1).astype(jnp.float32)[:, None]
+    penalised_bc = jnp.where(enters_bc, scores_bc / new_length_b1**config.length_penalty, NEVER)
     finished_scores, best_bw = jax.lax.top_k(
         jnp.concatenate([beams.finished_scores_bw, penalised_bc], axis=1), w
     )
@@ -292,9 +367,9 @@ def _advance(
     is_finished = _pick(jnp.concatenate([beams.is_finished_bw, enters_bc], axis=1), best_bw)
 
     # The best that the best running hypothesis can become, against the worst finished one.
-    at_best = new_length
+    at_best = new_length_b1
     if config.early_stopping == "never" and config.length_penalty > 0:
-        at_best = jnp.float32(config.max_length)
+        at_best = jnp.full_like(new_length_b1, config.max_length)
     hope_b1 = alive_scores[:, :1] / at_best**config.length_penalty
     worst_b1 = jnp.min(finished_scores, axis=1, keepdims=True)
     may_improve_b = jnp.any(hope_b1 > jnp.where(is_finished, worst_b1, NEVER), axis=1)

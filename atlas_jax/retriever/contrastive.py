@@ -188,18 +188,22 @@ def moco_loss(
     queue: Queue | None,
     temperature: float,
     in_batch: bool,
+    hard_ce: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """InfoNCE: mean_i -log( exp(q_i.k_i / T) / (exp(q_i.k_i / T) + sum of negatives) ).
 
-    Negatives of row i are the filled rows of the queue and, with `in_batch`, the keys of
-    the other rows. Gradients flow into both arguments; the queue is constant.
+    Negatives of row i are the filled rows of the queue, its own hard negatives and, with
+    `in_batch`, the keys and hard negatives of the other rows. Gradients flow into all
+    arguments but the queue.
 
     Args:
         query_be: Queries.
         key_be: Their positives, row by row.
         queue: Earlier keys; None for no queue.
         temperature: T.
-        in_batch: Whether other rows' keys are negatives.
+        in_batch: Whether other rows' keys and hard negatives are negatives.
+        hard_ce: Hard negatives, c / b of them for each row, one row's after the other's;
+            None for none.
 
     Returns:
         (float32 scalar loss, {'accuracy': share of rows whose positive scores highest}).
@@ -215,6 +219,12 @@ def moco_loss(
         logits_bb = jnp.where(own_bb, _ABSENT, query_be @ key_be.T)
         negative_b = jax.nn.logsumexp(logits_bb, axis=-1)
         highest_b = jnp.max(logits_bb, axis=-1)
+    if hard_ce is not None:
+        owner_c = jnp.arange(hard_ce.shape[0]) // (hard_ce.shape[0] // rows)
+        candidate_bc = in_batch | (owner_c == jnp.arange(rows)[:, None])
+        logits_bc = jnp.where(candidate_bc, query_be @ hard_ce.astype(jnp.float32).T, _ABSENT)
+        negative_b = jnp.logaddexp(negative_b, jax.nn.logsumexp(logits_bc, axis=-1))
+        highest_b = jnp.maximum(highest_b, jnp.max(logits_bc, axis=-1))
     if queue is not None:
         # the queue lies over all devices: gather the few queries, never the queue
         spread_be = constrain(query_be, None, "embedding")

@@ -5,10 +5,11 @@ plainest one: a query, and the text to write for it.
 """
 
 import dataclasses
+import functools
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import gin
 import numpy as np
@@ -18,6 +19,27 @@ from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
 from atlas_jax.tasks import metrics
 
 PassageText = Mapping[str, Any]  # id, title, section, text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to choose from: `target_text` is what the reader would write for it."""
+
+    answer: str
+    target_text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shorten:
+    """The part `query_text[start:end]` that loses tokens on its left; the rest stays whole.
+
+    `max_tokens` is how many reader tokens the part keeps at most; it loses more where the
+    whole query would not fit.
+    """
+
+    start: int
+    end: int
+    max_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,8 +53,15 @@ class Example:
       target_text: what the reader learns to write.
       answers: any of them counts as right.
       gold_ids: passages known to hold the answer.
+      negative_ids: passages known not to hold it, to train a retriever against.
       excluded_ids: passages that may not be retrieved.
       given_passages: passages that the file has for this query; None if it has none.
+      prompt_text: what the decoder is given to begin with; neither learnt nor scored.
+      choices: the answer is the likeliest of these; () = it is generated.
+      choice_score: 'likelihood' of the whole target, divided by its length to the power of
+        GenerationConfig.length_penalty; 'first_token' = of the one token in which the
+        choices first differ, as for letters.
+      shorten: the part of a long query that is cut; None = its beginning.
       meta: the record's other fields, carried into the predictions file.
     """
 
@@ -42,8 +71,13 @@ class Example:
     target_text: str = ""
     answers: tuple[str, ...] = ()
     gold_ids: tuple[str, ...] = ()
+    negative_ids: tuple[str, ...] = ()
     excluded_ids: tuple[str, ...] = ()
     given_passages: tuple[PassageText, ...] | None = None
+    prompt_text: str = ""
+    choices: tuple[Choice, ...] = ()
+    choice_score: Literal["likelihood", "first_token"] = "likelihood"
+    shorten: Shorten | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -55,11 +89,13 @@ class Prediction:
       example: with its answers and gold ids.
       answer: the reader's text; None if nothing was generated.
       passages: the retrieved passages (id, title, text), best first.
+      choice_log_probs: of each of the example's choices, normalised over them.
     """
 
     example: Example
     answer: str | None = None
     passages: Sequence[PassageText] = ()
+    choice_log_probs: Sequence[float] = ()
 
 
 class Task(Protocol):
@@ -94,6 +130,31 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class AsksSeveralWays(Protocol):
+    """A task that evaluates a record by several examples with the record's id."""
+
+    def variants(self, record: Any) -> Sequence[Example]:
+        """The examples of a record, at least one."""
+        ...
+
+
+@runtime_checkable
+class AddsToRows(Protocol):
+    """A task that adds fields of its own to the lines of the predictions file."""
+
+    def row_fields(self, prediction: Prediction) -> Mapping[str, Any]:
+        """JSON values by field name."""
+        ...
+
+
+def evaluation_examples(task: Task, records: Sequence[Any]) -> list[Example]:
+    """What evaluation asks: one example a record, or the record's variants."""
+    if isinstance(task, AsksSeveralWays):
+        return [example for record in records for example in task.variants(record)]
+    return [task.example(record) for record in records]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
     """A checked line of a file; `fields` are those that the task itself asks for.
@@ -107,22 +168,25 @@ class Record:
     gold_ids: tuple[str, ...]
     passages: tuple[PassageText, ...] | None
     meta: Mapping[str, Any]
+    negative_ids: tuple[str, ...] = ()
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class BaseTask:
-    """Task `base`: lines `{query, target, id?, passages?, gold?}`, written as they are.
+    """Task `base`: lines `{query, target, choices?, id?, passages?, gold?}`, as they are.
 
     Attributes:
       query_format: the reader's query; {query} stands for the field.
-      target_format: the reader's target; {target}.
+      target_format: the reader's target; {target}. Each of `choices` is formatted by it, too.
       retriever_format: the retriever's query; {query}.
+      prompt_format: what the decoder begins with, of {query}; needs DataConfig.prompt_length.
     """
 
     query_format: str = "{query}"
     target_format: str = "{target}"
     retriever_format: str = "{query}"
+    prompt_format: str = ""
 
     name: ClassVar[str] = "base"
 
@@ -135,11 +199,13 @@ class BaseTask:
         check_format("BaseTask.query_format", self.query_format, ["query"])
         check_format("BaseTask.target_format", self.target_format, ["target"])
         check_format("BaseTask.retriever_format", self.retriever_format, ["query"])
+        check_format("BaseTask.prompt_format", self.prompt_format, ["query"])
 
     def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
         """See `Task.load`."""
         required: FieldTypes = {"query": str, "target": str} if need_targets else {"query": str}
-        return load_records(path, required, {"target": str}, not_empty=list(required))
+        optional: FieldTypes = {"target": str, "choices": list}
+        return load_records(path, required, optional, not_empty=list(required), check=check_choices)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0
@@ -153,7 +219,13 @@ class BaseTask:
             target_text=self.target_format.format(target=target) if target else "",
             answers=(target,) if target else (),
             gold_ids=record.gold_ids,
+            negative_ids=record.negative_ids,
             given_passages=record.passages,
+            prompt_text=self.prompt_format.format(query=query),
+            choices=tuple(
+                Choice(text, self.target_format.format(target=text))
+                for text in record.fields.get("choices") or ()
+            ),
             meta=record.meta,
         )
 
@@ -164,40 +236,47 @@ class BaseTask:
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
 
 
-def score_answers(predictions: Sequence[Prediction]) -> dict[str, float]:
+def score_answers(predictions: Sequence[Prediction], rouge: bool = False) -> dict[str, float]:
     """`exact_match` and `f1`, means over the rows that have an answer and accepted answers.
 
-    The best of the accepted answers counts. Without any such row the result is empty.
+    The best of the accepted answers counts. Without any such row the result is empty. With
+    `rouge` also `rouge1`, `rouge2` and `rougeL`.
     """
     rows = [(p.answer, p.example.answers) for p in predictions if p.answer is not None]
     rows = [(answer, accepted) for answer, accepted in rows if accepted]
-    scores = {"exact_match": metrics.exact_match, "f1": metrics.f1}
+    scores: dict[str, Callable[[str, str], float]] = {
+        "exact_match": metrics.exact_match,
+        "f1": metrics.f1,
+    }
+    for name in metrics.ROUGE if rouge else ():
+        scores[name] = functools.partial(metrics.rouge, name)
     return {
-        name: _mean([metrics.best_over_answers(score, *row) for row in rows])
+        name: mean([metrics.best_over_answers(score, *row) for row in rows])
         for name, score in scores.items()
         if rows
     }
 
 
 def score_retrieval(
-    predictions: Sequence[Prediction], recall_at: Sequence[int]
+    predictions: Sequence[Prediction], recall_at: Sequence[int], in_text: bool = True
 ) -> dict[str, float]:
     """`recall@k` over the rows with gold ids, `answer_recall@k` over those with answers.
 
     A row counts 1 if any of the first k passages is gold, or has an accepted answer in its
-    title or text. Without retrieved passages, or without such rows, the result is empty.
+    title or text (`in_text`). Without retrieved passages, or without such rows, the result
+    is empty.
     """
     if not any(p.passages for p in predictions):
         return {}
     with_gold = [p for p in predictions if p.example.gold_ids]
-    with_answers = [p for p in predictions if p.example.answers]
+    with_answers = [p for p in predictions if in_text and p.example.answers]
     scores: dict[str, float] = {}
     for k in recall_at:
         if with_gold:
-            scores[f"recall@{k}"] = _mean([_gold_found(p, k) for p in with_gold])
+            scores[f"recall@{k}"] = mean([_gold_found(p, k) for p in with_gold])
     for k in recall_at:
         if with_answers:
-            scores[f"answer_recall@{k}"] = _mean([_answer_found(p, k) for p in with_answers])
+            scores[f"answer_recall@{k}"] = mean([_answer_found(p, k) for p in with_answers])
     return scores
 
 
@@ -206,25 +285,28 @@ def load_records(
     required: FieldTypes,
     optional: FieldTypes,
     not_empty: Collection[str],
+    check: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Read the records of a task's file.
 
-    Every task's lines may have `id` (else the line's number serves), `gold` (ids) and
-    `passages` (objects with `text` and perhaps `id`, `title`, `section`).
+    Every task's lines may have `id` (else the line's number serves), `gold` and `negatives`
+    (ids) and `passages` (objects with `text` and perhaps `id`, `title`, `section`).
 
     Args:
       path: the jsonl file.
       required: types of the task's fields that must be there.
       optional: types of those that may.
       not_empty: names of text fields that must hold more than blanks.
+      check: further demands of the task; raises a UserError that begins with the place.
 
     Raises:
       UserError: naming file, line and field; two records have one id; the file is empty.
     """
-    shared: FieldTypes = {"id": (str, int), "gold": list, "passages": list}
+    shared: FieldTypes = {"id": (str, int), "gold": list, "negatives": list, "passages": list}
     records: list[Record] = []
     lines: dict[str, int] = {}
-    for number, raw in read_jsonl(path, required, {**shared, **optional}):
+
+    def take(number: int, raw: dict[str, Any]) -> None:
         where = f"{path}:{number}"
         for name in not_empty:
             if not str(raw[name]).strip():
@@ -237,14 +319,35 @@ def load_records(
             gold_ids=tuple(map(str, raw.get("gold") or ())),
             passages=_given_passages(raw, where),
             meta={name: raw[name] for name in raw if name not in own and name not in shared},
+            negative_ids=tuple(map(str, raw.get("negatives") or ())),
         )
         if record.id in lines:
             raise UserError(f"{where}: id {record.id!r} is taken by line {lines[record.id]}")
+        if check is not None:
+            check(record)
         lines[record.id] = number
         records.append(record)
+
+    for _ in read_jsonl(path, required, {**shared, **optional}, take):
+        pass
     if not records:
         raise UserError(f"{path}: there is no record in it")
     return records
+
+
+def check_choices(record: Record) -> None:
+    """Refuse a field `choices` that is not two or more different texts.
+
+    Raises:
+      UserError: names file, line and field.
+    """
+    choices = record.fields.get("choices")
+    if choices is None:
+        return
+    if not all(isinstance(text, str) and text.strip() for text in choices):
+        raise UserError(f"{record.place}: field 'choices' must hold texts that are not empty")
+    if len(set(choices)) < max(2, len(choices)):
+        raise UserError(f"{record.place}: field 'choices' must hold two or more different texts")
 
 
 def check_format(binding: str, template: str, fields: Sequence[str]) -> None:
@@ -289,5 +392,6 @@ def _answer_found(prediction: Prediction, k: int) -> float:
     return metrics.answer_recall_at_k(texts, prediction.example.answers, k)
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of one or more values."""
     return sum(values) / len(values)

@@ -5,10 +5,13 @@ articles, blanks collapsed. Every score lies between 0 and 1.
 """
 
 import functools
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from rapidrouge import RougeScorer
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -32,6 +35,40 @@ def f1(prediction: str, answer: str) -> float:
         return float(predicted == expected)
     common = sum((Counter(predicted) & Counter(expected)).values())
     return 2.0 * common / (len(predicted) + len(expected))
+
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def rouge(name: str, prediction: str, answer: str) -> float:
+    """F-measure of `name`, one of ROUGE, without stemming.
+
+    The numbers are those of Google's `rouge_score`: lower-cased runs of ASCII letters and
+    digits are the words, and what has none scores 0.
+    """
+    return float(_rouge_scorer(name).score(answer, prediction)[name].fmeasure)
+
+
+def ndcg_at_k(found_ids: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """Normalised discounted cumulative gain of the first k, as trec_eval's `ndcg_cut` has it.
+
+    The gain is the grade itself, the discount log2(rank + 1); passages without a grade and
+    grades below 0 gain nothing. 0.0 if nothing is relevant.
+    """
+
+    def gain(sequence: Sequence[float]) -> float:
+        return sum(
+            max(grade, 0.0) / math.log2(rank + 1) for rank, grade in enumerate(sequence[:k], 1)
+        )
+
+    ideal = gain(sorted(grades.values(), reverse=True))
+    return gain([grades.get(found, 0.0) for found in found_ids]) / ideal if ideal > 0 else 0.0
+
+
+def share_found_at_k(found_ids: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """Share of the relevant passages (grade above 0) that are among the first k; 0.0 if none is."""
+    relevant = {found for found, grade in grades.items() if grade > 0}
+    return len(relevant.intersection(found_ids[:k])) / len(relevant) if relevant else 0.0
 
 
 def best_over_answers(
@@ -63,6 +100,11 @@ def answer_in_passage(passage: str, answers: Sequence[str]) -> bool:
 def answer_recall_at_k(passages: Sequence[str], answers: Sequence[str], k: int) -> float:
     """1.0 if any of the first k passages has an answer in it, else 0.0."""
     return float(any(answer_in_passage(passage, answers) for passage in passages[:k]))
+
+
+@functools.cache
+def _rouge_scorer(name: str) -> RougeScorer:
+    return RougeScorer([name], use_stemmer=False)
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -14,16 +14,15 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
     Record,
     check_format,
-    load_records,
     score_answers,
     score_retrieval,
 )
+from atlas_jax.tasks.pretext import load_passages
 from atlas_jax.tasks.spans import KINDS, layout, random_spans, salient_spans
 
 _FIELDS = ("text", "title", "section")
@@ -94,12 +93,7 @@ class MLMTask:
 
     def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
-        required: FieldTypes = {"id": (str, int), "title": str, "text": str}
-        records = load_records(path, required, {"section": str}, not_empty=["id", "text"])
-        records = [r for r in records if len(r.fields["text"].split()) >= self.min_words]
-        if not records:
-            raise UserError(f"{path}: no passage has {self.min_words} words (MLMTask.min_words)")
-        return records
+        return load_passages(path, self.min_words, "MLMTask.min_words")
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

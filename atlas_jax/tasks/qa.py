@@ -9,10 +9,13 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks.base import (
+    Choice,
     Example,
     Prediction,
     Record,
+    check_choices,
     check_format,
     load_records,
     score_answers,
@@ -23,7 +26,7 @@ from atlas_jax.tasks.base import (
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class QATask:
-    """Lines `{question, answers, target?, id?, gold?, passages?}`.
+    """Lines `{question, answers, target?, choices?, id?, gold?, negatives?, passages?}`.
 
     Attributes:
       query_format: the reader's query; {question} stands for the field.
@@ -31,12 +34,15 @@ class QATask:
       retriever_format: the retriever's query; {question}.
       answer_choice: which of several answers is learnt: 'first', or another one each time
         ('random', as in Atlas). Evaluation always takes the first.
+      prompt_format: what the decoder begins with, of {question}; needs
+        DataConfig.prompt_length.
     """
 
     query_format: str = "question: {question} answer: <extra_id_0>"
     target_format: str = "<extra_id_0> {answer}"
     retriever_format: str = "{question}"
     answer_choice: Literal["random", "first"] = "random"
+    prompt_format: str = ""
 
     name: ClassVar[str] = "qa"
 
@@ -49,6 +55,7 @@ class QATask:
         check_format("QATask.query_format", self.query_format, ["question"])
         check_format("QATask.target_format", self.target_format, ["answer"])
         check_format("QATask.retriever_format", self.retriever_format, ["question"])
+        check_format("QATask.prompt_format", self.prompt_format, ["question"])
         if self.answer_choice not in ("random", "first"):
             raise UserError(
                 f"QATask.answer_choice = {self.answer_choice!r}: expected 'random' or 'first'"
@@ -56,12 +63,13 @@ class QATask:
 
     def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
         """See `Task.load`; without `need_targets` a question may come without answers."""
-        records = load_records(
-            path, {"question": str}, {"answers": list, "target": str}, not_empty=["question"]
-        )
-        for record in records:
-            _check_answers(record, need_targets)
-        return records
+
+        def check(record: Record) -> None:
+            check_answers(record, need_targets)
+            check_choices(record)
+
+        optional: FieldTypes = {"answers": list, "target": str, "choices": list}
+        return load_records(path, {"question": str}, optional, ["question"], check)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0
@@ -80,7 +88,13 @@ class QATask:
             target_text=self.target_format.format(answer=target) if target else "",
             answers=answers or ((target,) if target else ()),
             gold_ids=record.gold_ids,
+            negative_ids=record.negative_ids,
             given_passages=record.passages,
+            prompt_text=self.prompt_format.format(question=question),
+            choices=tuple(
+                Choice(text, self.target_format.format(answer=text))
+                for text in record.fields.get("choices") or ()
+            ),
             meta={"question": question, **record.meta},
         )
 
@@ -91,7 +105,12 @@ class QATask:
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
 
 
-def _check_answers(record: Record, needed: bool) -> None:
+def check_answers(record: Record, needed: bool) -> None:
+    """Refuse answers that are no texts and, where they are needed, a record without any.
+
+    Raises:
+      UserError: names file, line and field.
+    """
     answers, target = record.fields.get("answers"), record.fields.get("target")
     for answer in answers or ():
         if not isinstance(answer, str) or not answer.strip():

@@ -1,16 +1,52 @@
 """Tasks by name."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.tasks.base import BaseTask, Task
 from atlas_jax.tasks.cloze import ClozeTask
+from atlas_jax.tasks.fever import FeverTask
+from atlas_jax.tasks.kilt import KILTTask
+from atlas_jax.tasks.lm import LMTask
 from atlas_jax.tasks.mlm import MLMTask
+from atlas_jax.tasks.multiple_choice import MultipleChoiceTask
 from atlas_jax.tasks.qa import QATask
+from atlas_jax.tasks.ranking import RankingTask
+from atlas_jax.tasks.section import SectionTask
+from atlas_jax.tasks.temporal import TemporalTask
+
+Made = TypeVar("Made", bound=Callable[[], Any])
 
 TASKS: dict[str, Callable[[], Task]] = {
-    task.name: task for task in (BaseTask, QATask, MLMTask, ClozeTask)
+    task.name: task
+    for task in (
+        BaseTask,
+        QATask,
+        MultipleChoiceTask,
+        FeverTask,
+        KILTTask,
+        TemporalTask,
+        RankingTask,
+        MLMTask,
+        LMTask,
+        SectionTask,
+        ClozeTask,
+    )
 }
+
+
+def register(task: Made) -> Made:
+    """Make a task of one's own known by its `name`, as a decorator.
+
+    Raises:
+      UserError: another task has the name.
+    """
+    made: Any = task
+    known: Any = TASKS.setdefault(made.name, made)
+    if known.__qualname__ != made.__qualname__:
+        raise UserError(f"a task is called {made.name!r} already: {known.__qualname__}")
+    return task
 
 
 def get_task(name: str) -> Task:

@@ -185,6 +185,8 @@ class EvalConfig:
     predictions: jsonl file for answers with their passages and scores; "" = none from
         evaluate (a training run always writes its own into model_dir).
     max_rows: evaluate only this many rows from the top of the file (0 = all).
+    explain: say for each passage that was read what it did for the answer, in the
+        predictions; costs two more decoder passes a passage.
     """
 
     file: str = ""
@@ -195,8 +197,15 @@ class EvalConfig:
     recall_at: tuple[int, ...] = (1, 5, 20)
     predictions: str = ""
     max_rows: int = 0
+    explain: bool = False
 
     def __post_init__(self) -> None:
+        _require(
+            not self.explain or (self.generate and self.passages != "none"),
+            "EvalConfig.explain",
+            self.explain,
+            "False where nothing is read (EvalConfig.generate, EvalConfig.passages)",
+        )
         _require(self.batch_size > 0, "EvalConfig.batch_size", self.batch_size, "1 or more")
         _require(self.max_rows >= 0, "EvalConfig.max_rows", self.max_rows, "0 or more")
         _require(
@@ -222,6 +231,8 @@ class RetrieverTrainConfig:
         the passages themselves; "" = each pair is two crops of one passage.
     group: so many neighbouring records of the file stay in one batch, as hard negatives
         of each other (passages of one title, say); divides batch_size.
+    hard_negatives: so many of a record's `negatives` are drawn as hard negatives of its query
+        (RetrieveConfig.negatives writes such records); needs a task.
     seed: initial parameters, data order, crops and dropout all follow from it.
     log_every: steps between two lines of metrics.
     """
@@ -232,6 +243,7 @@ class RetrieverTrainConfig:
     task: str = ""
     file: str = ""
     group: int = 1
+    hard_negatives: int = 0
     seed: int = 0
     log_every: int = 50
 
@@ -247,6 +259,12 @@ class RetrieverTrainConfig:
             self.group,
             f"a divisor of {name}.batch_size = {self.batch_size}",
         )
+        _require(
+            self.hard_negatives == 0 or (self.hard_negatives > 0 and bool(self.task)),
+            f"{name}.hard_negatives",
+            self.hard_negatives,
+            "0, or more with a task",
+        )
         _require(bool(self.task) == bool(self.file), f"{name}.file", self.file, "given with a task")
 
 
@@ -258,6 +276,8 @@ class RetrieveConfig:
     file, task: questions; queries are formed as the task does it for the retriever.
     output: jsonl file, one row per question with its passages and scores.
     k: passages per question.
+    negatives: up to so many of the found passages that are not gold and have no accepted
+        answer in them become the row's `negatives`, best first, to train a retriever against.
     batch_size: questions per compiled call.
     """
 
@@ -265,6 +285,7 @@ class RetrieveConfig:
     output: str
     task: str = "qa"
     k: int = 20
+    negatives: int = 0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -272,4 +293,7 @@ class RetrieveConfig:
         _require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
         _require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
         _require(self.k > 0, "RetrieveConfig.k", self.k, "1 or more")
+        _require(
+            0 <= self.negatives <= self.k, "RetrieveConfig.negatives", self.negatives, "from 0 to k"
+        )
         _require(self.batch_size > 0, "RetrieveConfig.batch_size", self.batch_size, "1 or more")

@@ -83,10 +83,11 @@ def make_contrastive_step(
     config: ContrastiveConfig,
     optimizer: optax.GradientTransformation,
 ) -> Callable[[ContrastiveState, Array, Array], tuple[ContrastiveState, Metrics]]:
-    """Build `step(state, tokens_a_bl, tokens_b_bl) -> (state, metrics)`, for the caller to jit.
+    """Build `step(state, tokens_a_bl, tokens_b_cl) -> (state, metrics)`, for the caller to jit.
 
     Row i of b is the positive of row i of a (`retriever.contrastive.crop_pair` makes such
-    pairs of documents; a question and its passage serve as well). The a side goes through
+    pairs of documents; a question and its passage serve as well). Further rows of b are hard
+    negatives, equally many for each row of a, those of row 0 first. The a side goes through
     the query tower, the b side through the passage tower or, with momentum, through the
     slow encoder without dropout. A step whose loss or gradient is not finite changes
     neither parameters, optimiser nor queue and is counted in `state.skipped`.
@@ -107,8 +108,11 @@ def make_contrastive_step(
             keys_be = embed(params, "embed_passage", tokens_b_bl, key_b)
         else:
             keys_be = embed(state.key_params, "embed_passage", tokens_b_bl, None)
+        rows = query_be.shape[0]
+        hard_ce = keys_be[rows:] if keys_be.shape[0] > rows else None
+        keys_be = keys_be[:rows]
         loss, metrics = moco_loss(
-            query_be, keys_be, state.queue, config.temperature, config.in_batch
+            query_be, keys_be, state.queue, config.temperature, config.in_batch, hard_ce
         )
         return loss, (keys_be, {"loss": loss, **metrics})
 

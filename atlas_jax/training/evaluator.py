@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
@@ -14,23 +15,22 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.core.types import EOS_ID, NO_ROW, PAD_ID, Batch, Params, Passages
+from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.reader import fid
-from atlas_jax.reader.generate import GenerationConfig, generate
-from atlas_jax.reader.t5 import T5
+from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.tasks.base import Example, Prediction, Task
+from atlas_jax.tasks.base import AddsToRows, Example, Prediction, Task, evaluation_examples
+from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task
+from atlas_jax.training.answering import Answer, Answers, Reading, make_answer
 from atlas_jax.training.assembly import Tokenizers, batch_sharding
 from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.corpus import Corpus
-from atlas_jax.training.data import Batcher, DataConfig
+from atlas_jax.training.data import Batcher, DataConfig, most_choices
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import Models
 from atlas_jax.training.step import StepConfig, embed_query
 
-Answer = Callable[[Params, Batch, Passages], tuple[jax.Array, jax.Array]]
 Find = Callable[[Params, Any, Batch], Passages]
 
 
@@ -40,15 +40,23 @@ class Found:
 
     Attributes:
       example: the question.
-      passages: {id, title, section, text, score}, best first.
-      answer: the reader's text; None if nothing was generated.
-      log_probability: of the answer's tokens; None likewise.
+      passages: {id, title, section, text, score}, best first; where explanations are asked
+        for also {attention, alone, left_out}, see `answering.Evidence`.
+      answer: the reader's text, or the choice that was made; None if nothing was read.
+      log_probability: of the answer's tokens, or of the choice among the choices; None
+        likewise.
+      choice_log_probs: of each of the example's choices.
     """
 
     example: Example
     passages: tuple[Mapping[str, Any], ...]
     answer: str | None = None
     log_probability: float | None = None
+    choice_log_probs: tuple[float, ...] = ()
+
+    def prediction(self) -> Prediction:
+        """What the task scores."""
+        return Prediction(self.example, self.answer, self.passages, self.choice_log_probs)
 
     def row(self) -> dict[str, Any]:
         """A line of the predictions file."""
@@ -56,6 +64,11 @@ class Found:
         row: dict[str, Any] = {"id": example.id, **example.meta}
         if self.answer is not None:
             row |= {"prediction": self.answer, "log_probability": self.log_probability}
+        if self.choice_log_probs:
+            row["choices"] = [
+                {"answer": choice.answer, "log_probability": value}
+                for choice, value in zip(example.choices, self.choice_log_probs, strict=True)
+            ]
         return row | {
             "answers": list(example.answers),
             "gold": list(example.gold_ids),
@@ -74,38 +87,6 @@ def make_find(retriever: DualEncoder, source: Source, mesh: Mesh) -> Find:
     return jax.jit(find, out_shardings=partitioning.replicated(mesh))
 
 
-def make_answer(
-    reader: T5, generation: GenerationConfig, k: int, reader_length: int, mesh: Mesh
-) -> Answer:
-    """Build the jitted `answer(params, batch, passages) -> (tokens_bt, scores_b)`.
-
-    Args:
-      k: passages that are read, the best of those found.
-      reader_length: tokens of one reader input.
-    """
-
-    def answer(params: Params, batch: Batch, passages: Passages) -> tuple[jax.Array, jax.Array]:
-        tokens_bkl = fid.join_inputs(
-            batch.query_tokens_bq,
-            passages.reader_tokens_bkl[:, :k],
-            passages.mask_bk[:, :k],
-            reader_length,
-            EOS_ID,
-        )
-        enc_bkld = fid.encode(reader, params["reader"], tokens_bkl)
-        fused = (enc_bkld.shape[0], enc_bkld.shape[1] * enc_bkld.shape[2])  # k passages, one source
-        return generate(
-            reader,
-            params["reader"],
-            enc_bkld.reshape(*fused, -1),
-            (tokens_bkl != PAD_ID).reshape(fused),
-            generation,
-            jax.random.key(0) if generation.method == "sample" else None,
-        )
-
-    return jax.jit(answer, out_shardings=partitioning.replicated(mesh))
-
-
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """Answers examples; its functions are compiled once for all calls.
@@ -116,7 +97,7 @@ class Evaluator:
       rows: how a batch lies over the mesh.
       source: where passages come from.
       find: see `make_find`.
-      answer: see `make_answer`; None = retrieve only.
+      answer: see `answering.make_answer`; None = retrieve only.
       tokenizer: the reader's.
       store: text of the index rows; None where nothing is searched.
     """
@@ -165,18 +146,25 @@ class Evaluator:
 
     def _read(self, examples: Sequence[Example], results: Any) -> Iterator[Found]:
         rows_bk, scores_bk, mask_bk, answers = jax.device_get(results)
-        texts = self.tokenizer.decode_batch(answers[0]) if answers else []
+        texts = self.tokenizer.decode_batch(answers.tokens_bt) if answers else []
         for i, example in enumerate(examples):
-            real = mask_bk[i] & (rows_bk[i] != NO_ROW)
-            yield Found(
-                example=example,
-                passages=tuple(
-                    {**self._passage(example, int(row)), "score": float(score)}
-                    for row, score in zip(rows_bk[i][real], scores_bk[i][real], strict=True)
-                ),
-                answer=texts[i] if answers else None,
-                log_probability=float(answers[1][i]) if answers else None,
+            at = np.flatnonzero(mask_bk[i] & (rows_bk[i] != NO_ROW))
+            passages = tuple(
+                {
+                    **self._passage(example, int(rows_bk[i][j])),
+                    "score": float(scores_bk[i][j]),
+                    **_evidence(answers, i, int(j)),
+                }
+                for j in at
             )
+            if answers is None:
+                yield Found(example, passages)
+                continue
+            text, chosen = texts[i], ()
+            if answers.choice_log_probs_bc is not None:
+                chosen = tuple(answers.choice_log_probs_bc[i][: len(example.choices)].tolist())
+                text = example.choices[int(np.argmax(chosen))].answer
+            yield Found(example, passages, text, float(answers.scores_b[i]), chosen)
 
     def _passage(self, example: Example, row: int) -> Mapping[str, Any]:
         if self.store is not None:
@@ -185,22 +173,54 @@ class Evaluator:
         return example.given_passages[row]
 
 
+def _evidence(answers: Answers | None, row: int, passage: int) -> dict[str, float]:
+    """What the predictions file says about a passage; nothing about one that was not read."""
+    evidence = answers.evidence if answers else None
+    if evidence is None or passage >= evidence.attention_bk.shape[1]:
+        return {}
+    return {
+        name.removesuffix("_bk"): float(values[row, passage])
+        for name, values in vars(evidence).items()
+    }
+
+
 def score(task: Task, found: Sequence[Found], recall_at: Sequence[int]) -> dict[str, float]:
     """The task's scores of these answers, each between 0 and 1."""
-    predictions = [Prediction(one.example, one.answer, one.passages) for one in found]
-    return task.evaluate(predictions, recall_at)
+    return task.evaluate([one.prediction() for one in found], recall_at)
 
 
-def write_predictions(path: str | Path, found: Sequence[Found]) -> None:
-    """Write one jsonl line per example, atomically.
+def write_predictions(
+    path: str | Path, task: Task, found: Sequence[Found], negatives: int = 0
+) -> None:
+    """Write one jsonl line per example, atomically, with what the task adds to it.
+
+    Args:
+      negatives: up to so many `negatives` in each line, see RetrieveConfig.
 
     Raises:
       UserError: the file cannot be written.
     """
+
+    def row(one: Found) -> dict[str, Any]:
+        own = task.row_fields(one.prediction()) if isinstance(task, AddsToRows) else {}
+        hard = {"negatives": _negatives(one)[:negatives]} if negatives else {}
+        return {**one.row(), **own, **hard}
+
     try:
-        write_jsonl(path, (one.row() for one in found))
+        write_jsonl(path, map(row, found))
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
+
+
+def _negatives(found: Found) -> list[str]:
+    """Ids of the passages found that are neither gold nor hold an accepted answer."""
+    example = found.example
+    return [
+        passage["id"]
+        for passage in found.passages
+        if passage["id"] not in example.gold_ids
+        and not answer_in_passage(f"{passage['title']} {passage['text']}", example.answers)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,15 +267,19 @@ def make_evaluation(
     binding = "StepConfig.k" if depth == step.k else "EvalConfig.recall_at"
     searched = corpus if config.passages == "index" else None
     source = make_source(config.passages, searched, depth, binding, models.retriever, mesh)
+    examples = evaluation_examples(task, records)
+    choices = most_choices(examples) if config.generate else 0
     answer = None
     if config.generate:
-        answer = make_answer(models.reader, GenerationConfig(), step.k, step.reader_length, mesh)
+        reading = Reading(step.k, step.reader_length, choices > 0, config.explain)
+        answer = make_answer(models.reader, GenerationConfig(), reading, mesh)
     evaluator = Evaluator(
         batcher=Batcher(
             tokenizers,
             DataConfig(),
             searched.store if searched else None,
             given_passages=depth if config.passages == "file" else 0,
+            choices=choices,
         ),
         batch_size=config.batch_size,
         rows=batch_sharding("EvalConfig.batch_size", config.batch_size, mesh, rules),
@@ -265,5 +289,4 @@ def make_evaluation(
         tokenizer=tokenizers.reader,
         store=searched.store if searched else None,
     )
-    examples = [task.example(record) for record in records]
     return Evaluation(task, examples, evaluator, config.recall_at)

@@ -12,8 +12,9 @@ from atlas_jax.core.types import Params
 from atlas_jax.index.saved import load_index
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.tasks.base import Record
+from atlas_jax.tasks.base import Record, evaluation_examples
 from atlas_jax.tasks.registry import get_task
+from atlas_jax.training.answering import Reading, make_answer
 from atlas_jax.training.assembly import (
     Assembled,
     Tokenizers,
@@ -34,7 +35,6 @@ from atlas_jax.training.data import Batcher, DataConfig
 from atlas_jax.training.evaluator import (
     Evaluator,
     Found,
-    make_answer,
     make_evaluation,
     make_find,
     score,
@@ -97,9 +97,9 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
             tokenizer=tokenizers.reader,
             store=corpus.store,
         )
-        examples = [task.example(record) for record in records]
+        examples = evaluation_examples(task, records)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
-        write_predictions(config.output, found)
+        write_predictions(config.output, task, found, config.negatives)
         at = sorted({k for k in EvalConfig().recall_at if k <= config.k} | {config.k})
         return score(task, found, at)
 
@@ -116,7 +116,7 @@ def evaluate(config: EvalConfig) -> tuple[list[Found], dict[str, float]]:
         )
         found, scores = evaluation.run(made.params)
     if config.predictions:
-        write_predictions(config.predictions, found)
+        write_predictions(config.predictions, evaluation.task, found)
     return found, scores
 
 
@@ -167,6 +167,7 @@ def asker(config: EvalConfig) -> Iterator[Asker]:
         source = make_source(
             config.passages, corpus, step.k, "StepConfig.k", models.retriever, mesh
         )
+        reading = Reading(step.k, step.reader_length, explains=config.explain)
         rows = batch_sharding("", mesh.size, mesh, made.rules)  # one row for each device
         evaluator = Evaluator(
             batcher=Batcher(made.tokenizers, DataConfig(), corpus.store if corpus else None),
@@ -174,7 +175,7 @@ def asker(config: EvalConfig) -> Iterator[Asker]:
             rows=rows,
             source=source,
             find=make_find(models.retriever, source, mesh),
-            answer=make_answer(models.reader, GenerationConfig(), step.k, step.reader_length, mesh),
+            answer=make_answer(models.reader, GenerationConfig(), reading, mesh),
             tokenizer=made.tokenizers.reader,
             store=corpus.store if corpus else None,
         )

@@ -1,6 +1,7 @@
 """Contrastive pretraining of the retriever on the passages of a store.
 
-A pair is two crops of one passage, or a task's query and its gold passage.
+A pair is two crops of one passage, or a task's query and its gold passage, perhaps with
+hard negatives: supervised fine-tuning.
 """
 
 import dataclasses
@@ -152,10 +153,11 @@ def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
 
 
 def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTrainConfig) -> Any:
-    """Endless (query tokens, rows of their gold passages); groups of records stay together.
+    """Endless (query tokens, rows of passages); groups of records stay together.
 
-    What a query is depends on the seed and its place in the stream alone. Records of the
-    file's end that fill no group are left out.
+    The rows are the gold passage of each query, then `hard_negatives` of its negatives for
+    each. What a query and its negatives are depends on the seed and its place in the stream
+    alone. Records of the file's end that fill no group are left out.
     """
     task, data = get_task(config.task), DataConfig()
     records = task.load(config.file)
@@ -166,15 +168,30 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTr
             f"{len(records)} records of {config.file} (in groups of {config.group})"
         )
 
-    def examples_of(index: int, group: int) -> list[Example]:
+    def examples_of(index: int, group: int) -> list[tuple[Example, list[str]]]:
         rng = np.random.Generator(np.random.Philox(key=[config.seed, index]))
         chosen = records[group * config.group : (group + 1) * config.group]
-        return [task.example(record, rng) for record in chosen]
+        examples = [task.example(record, rng) for record in chosen]
+        return [(example, negatives(example, rng)) for example in examples]
 
-    def tokenise(groups: Sequence[list[Example]]) -> tuple[np.ndarray, np.ndarray]:
-        examples = list(itertools.chain.from_iterable(groups))
+    def negatives(example: Example, rng: np.random.Generator) -> list[str]:
+        if not config.hard_negatives:
+            return []
+        if not example.negative_ids:
+            raise UserError(
+                f"{config.file}: record {example.id!r} has no field 'negatives', from which "
+                f"RetrieverTrainConfig.hard_negatives = {config.hard_negatives} are drawn"
+            )
+        few = len(example.negative_ids) < config.hard_negatives  # then some come twice
+        return list(rng.choice(example.negative_ids, config.hard_negatives, replace=few))
+
+    def tokenise(
+        groups: Sequence[list[tuple[Example, list[str]]]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        examples, hard = zip(*itertools.chain.from_iterable(groups), strict=True)
         ids = tokenizers.retriever.encode_batch([e.retriever_text for e in examples], True)
-        rows = np.array([store.row_of(gold_id(e)) for e in examples])
+        ids_b = [*(gold_id(e) for e in examples), *itertools.chain.from_iterable(hard)]
+        rows = np.array([store.row_of(str(passage_id)) for passage_id in ids_b])
         length, side = data.retriever_query_length, data.truncate_query  # as data.Batcher has it
         return tokenizers.retriever.pad_to(ids, length, side), rows
 

@@ -254,6 +254,7 @@ def make_loss_sums(
         query_be = embed_query(models.retriever, params, batch)
         passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
+        decoder_bt, targets_bt = fid.join_prompt(batch.prompt_tokens_bp, targets_bt)
         tokens_bkl = fid.join_inputs(
             batch.query_tokens_bq,
             passages.reader_tokens_bkl,
@@ -271,7 +272,7 @@ def make_loss_sums(
             params["reader"],
             enc_bkld,
             tokens_bkl,
-            targets_bt,
+            decoder_bt,
             decoder_key if has_dropout else None,
         )
         reader_sum, tokens = fid.target_loss(logits_btv, targets_bt)
@@ -292,7 +293,7 @@ def make_loss_sums(
         )
         distil_sum, rows = distillation_loss(
             models, distillation, gold_params, gold_enc_bkld, tokens_bkl, targets_bt,
-            scores_bk, passages.mask_bk, batch.weight_b,
+            scores_bk, passages.mask_bk, batch.weight_b, decoder_bt,
         )  # fmt: skip
         sums["retriever"] = {"loss": distil_sum, "count": jnp.maximum(rows, 1)}
         return reader_sum + distil_sum, sums
@@ -339,21 +340,24 @@ def distillation_loss(
     scores_bk: Array,
     mask_bk: Array,
     weight_b: Array,
+    decoder_bt: Array,
 ) -> tuple[Array, Array]:
     """The chosen retriever loss as (sum, count), method section "four ways to train".
 
-    ``params`` and ``enc_bkld`` carry no gradient; ``scores_bk`` does.
+    ``params`` and ``enc_bkld`` carry no gradient; ``scores_bk`` does. ``decoder_bt`` is what
+    the decoder is given, the targets behind their prompt (`fid.join_prompt`).
     """
     reader_args = (models.reader, params, enc_bkld, tokens_bkl, targets_bt)
+    given: Any = {"decoder_bt": decoder_bt}
     if config.loss == "emdr2":
-        logp_bkt = fid.passage_logprobs(*reader_args, temperature=config.gold_temperature)
+        logp_bkt = fid.passage_logprobs(*reader_args, config.gold_temperature, **given)
         return emdr2.loss(logp_bkt, scores_bk, targets_bt, mask_bk, weight_b, config)
     if config.loss == "pdist":
-        gold_bk = pdist.gold_scores(fid.passage_logprobs(*reader_args), targets_bt)
+        gold_bk = pdist.gold_scores(fid.passage_logprobs(*reader_args, **given), targets_bt)
     elif config.loss == "loop":
-        gold_bk = loop.gold_scores(fid.leave_one_out_logprobs(*reader_args), targets_bt)
+        gold_bk = loop.gold_scores(fid.leave_one_out_logprobs(*reader_args, **given), targets_bt)
     else:
-        mass_bk = fid.cross_attention_mass(*reader_args)
+        mass_bk = fid.cross_attention_mass(*reader_args, **given)
         layers = models.reader.config.num_decoder_layers
         gold_bk = adist.gold_scores(mass_bk, targets_bt, layers, config.adist_normalizer)
     return kl.distill_loss(gold_bk, scores_bk, mask_bk, weight_b, config)

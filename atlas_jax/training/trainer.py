@@ -300,7 +300,8 @@ def _evaluate(run: _Run, evaluation: Evaluation, params: Params, step: int, log:
     """Score the evaluation file and write its predictions."""
     found, scores = evaluation.run(params)
     if jax.process_index() == 0:
-        write_predictions(run.directory / PREDICTIONS / f"step_{step:07d}.jsonl", found)
+        path = run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
+        write_predictions(path, evaluation.task, found)
     log.write(step, "eval", scores)
 
 

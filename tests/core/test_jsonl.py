@@ -2,6 +2,7 @@
 
 import gzip
 
+import gin
 import pytest
 
 from atlas_jax.core.errors import UserError
@@ -101,3 +102,28 @@ def test_atomic_text_replaces_at_the_end_only(tmp_path):
         file.write("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+def test_broken_rows_are_skipped_only_when_asked(tmp_path, capsys):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"a": 1}\nnot json\n{"b": 1}\n{"a": 2}\n{"a": -1}\n', encoding="utf-8")
+
+    def check(number, record):
+        if record["a"] < 0:
+            raise UserError(f"{path}:{number}: below 0")
+
+    with pytest.raises(UserError, match=r"data\.jsonl:2: not JSON"):
+        list(read_jsonl(path, {"a": int}, None, check))
+    gin.bind_parameter("RowsConfig.skip_broken", True)
+    assert list(read_jsonl(path, {"a": int}, None, check)) == [(1, {"a": 1}), (4, {"a": 2})]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in told[:3]] == [
+        ["skipped", f"{path}:2"], ["skipped", f"{path}:3"], ["skipped", f"{path}:5"]
+    ]  # fmt: skip
+    assert told[3:] == [f"skipped: 3 broken rows of {path} in all"]
+
+
+def test_a_file_that_cannot_be_read_on_is_never_skipped(tmp_path):
+    gin.bind_parameter("RowsConfig.skip_broken", True)
+    with pytest.raises(UserError, match="no such file"):
+        list(read_jsonl(tmp_path / "absent.jsonl"))

@@ -183,3 +183,22 @@ def test_follow() -> None:
 def test_bad_bindings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(**changes)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_hard_negatives_are_candidates(in_batch: bool) -> None:
+    rng = np.random.default_rng(0)
+    query, key = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    hard = rng.standard_normal((6, 4)).astype(np.float32)  # two for each query
+    queue = Queue(rng.standard_normal((4, 4)).astype(np.float32), jnp.int32(0), jnp.int32(4))
+    loss, metrics = moco_loss(query, key, queue, 0.5, in_batch, hard)
+    losses, right = [], []
+    for i in range(3):
+        own = hard[2 * i : 2 * i + 2]
+        others = [*hard, *np.delete(key, i, axis=0)] if in_batch else list(own)
+        negatives = np.stack([*others, *np.asarray(queue.keys_me)]) @ query[i] / 0.5
+        positive = key[i] @ query[i] / 0.5
+        losses.append(np.logaddexp(positive, np.logaddexp.reduce(negatives)) - positive)
+        right.append(positive > negatives.max())
+    assert float(loss) == pytest.approx(np.mean(losses), abs=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx(np.mean(right))

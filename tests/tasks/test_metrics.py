@@ -62,3 +62,24 @@ def test_an_answer_is_found_word_for_word():
     assert not metrics.answer_in_passage(passage, ["the", "", "..."])
     passages = ["none here", passage]
     assert [metrics.answer_recall_at_k(passages, ["15"], k) for k in (1, 2)] == [0, 1]
+
+
+# As Google's rouge_score 0.1.2 gives them (F-measure, no stemming).
+@pytest.mark.parametrize(
+    ("prediction", "answer", "rouge1", "rouge2", "rouge_l"),
+    [
+        ("the cat sat on the mat", "the cat lay on the mat", 0.833333, 0.6, 0.833333),
+        ("", "x", 0, 0, 0),
+        ("x", "", 0, 0, 0),
+        ("São Tomé", "sao tome", 0, 0, 0),
+        ("U.S. 1,234 km", "US 1234 km", 0.25, 0, 0.25),
+        ("a b c d", "d c b a", 1, 0, 0.25),
+        ("one two two three", "two two four", 0.571429, 0.4, 0.571429),
+        ("!!!", "???", 0, 0, 0),
+        ("Same text.", "same TEXT", 1, 1, 1),
+        ("New-York's city", "new york s city", 1, 1, 1),
+    ],
+)
+def test_rouge_is_that_of_the_published_script(prediction, answer, rouge1, rouge2, rouge_l):
+    found = [metrics.rouge(name, prediction, answer) for name in metrics.ROUGE]
+    assert found == pytest.approx([rouge1, rouge2, rouge_l], abs=1e-6)

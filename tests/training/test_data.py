@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore, StoreConfig
-from atlas_jax.tasks.base import Example
+from atlas_jax.tasks.base import Choice, Example, Shorten
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.qa import QATask
 from atlas_jax.training.assembly import Tokenizers
@@ -224,3 +225,64 @@ def test_a_bad_setting_is_named(make, message):
 def test_a_reader_with_another_end_token_is_refused(tokenizers):
     with pytest.raises(UserError, match="must have 1"):
         Batcher(Tokenizers(tokenizers.retriever, tokenizers.retriever), CONFIG)
+
+
+def _choices(*texts):
+    return tuple(Choice(text, f"<extra_id_0> {text}") for text in texts)
+
+
+def test_choices_are_weighted_tokens(tokenizers):
+    gin.bind_parameter("GenerationConfig.length_penalty", 0.5)
+    few, more = _choices("yes", "no"), _choices("a", "b", "c")
+    examples = [
+        _example(choices=few),
+        _example(1, choices=more, choice_score="first_token"),
+    ]
+    made = Batcher(tokenizers, CONFIG, choices=3)(examples).choices
+    assert made.tokens_bct.shape == made.weights_bct.shape == (2, 3, 24)
+    yes = tokenizers.reader.encode("<extra_id_0> yes", add_special=True)
+    assert made.tokens_bct[0, 0, : len(yes)].tolist() == yes
+    np.testing.assert_allclose(made.weights_bct[0, 0, : len(yes)], len(yes) ** -0.5, rtol=1e-6)
+    assert not made.weights_bct[0, 0, len(yes) :].any() and not made.tokens_bct[0, 2].any()
+    # Byte level: sentinel, blank, letter, end. Only the letter counts.
+    assert made.weights_bct[1, :, :4].tolist() == [[0, 0, 1, 0]] * 3
+
+
+def test_choices_that_begin_alike_cannot_be_told_by_their_first_token(tokenizers):
+    alike = _example(choices=_choices("ab", "ac", "b"), choice_score="first_token")
+    with pytest.raises(UserError, match="'q0': two choices begin with one token"):
+        Batcher(tokenizers, CONFIG, choices=3)([alike])
+
+
+def test_all_records_of_a_file_have_choices_or_none(tokenizers):
+    with pytest.raises(UserError, match="record 'q1' has 0 choices; all records of a file"):
+        Batcher(tokenizers, CONFIG, choices=2)([_example(choices=_choices("a", "b")), _example(1)])
+
+
+def test_a_long_question_is_cut_and_its_options_stay(tokenizers):
+    def query(length, most):
+        before, after = "question: ", " options: (A) x (B) y answer: <extra_id_0>"
+        text = before + "abcdefghij" * (length // 10) + after
+        cut = Shorten(len(before), len(before) + length, most)
+        made = Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=cut)])
+        kept = tokenizers.reader.decode(made.query_tokens_bq[0], skip_special=False)
+        kept = kept.replace("<pad>", "")
+        assert kept.startswith(before) and kept.endswith(after)
+        return kept[len(before) : -len(after)]
+
+    assert query(10, 20) == "abcdefghij"
+    assert query(30, 13) == "hijabcdefghij"
+    assert query(100, 100) == ("abcdefghij" * 10)[-39:]  # what query_length = 80 leaves
+    with pytest.raises(UserError, match="'q0': what has to stay whole of its query takes more"):
+        text = "a" + "b" * 100
+        Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=Shorten(0, 1, 1))])
+
+
+def test_a_prompt_becomes_tokens_where_its_length_is_given(tokenizers):
+    example = _example(prompt_text="who")
+    with pytest.raises(UserError, match="DataConfig.prompt_length = 0: bind it"):
+        Batcher(tokenizers, CONFIG)([example])
+    prompted = DataConfig(query_length=80, retriever_query_length=40, prompt_length=5)
+    made = Batcher(tokenizers, prompted)([example, _example(1)])
+    who = tokenizers.reader.encode("who", add_special=False)
+    assert made.prompt_tokens_bp.tolist() == [[*who, 0, 0], [0] * 5]

@@ -1,0 +1,1 @@
+"""Published data sets turned into the project's files."""

@@ -1,0 +1,167 @@
+"""From published files to jsonl: streaming, resumable, checked by the number of rows.
+
+A file that is being written lies beside its place as `.NAME.partial`, with a note of how
+far it has come; the same command goes on from there.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+
+Row = dict[str, Any]
+# One published row after the other, each as the rows it becomes (none, one or several).
+Read = Callable[[Sequence[Path]], Iterator[Sequence[Row]]]
+
+_SAVE_EVERY = 10_000  # published rows between two notes
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One file to write.
+
+    Attributes:
+      output: its name.
+      sources: names of the published files it is made of, below the source folder; a name
+        may have wildcards, and then stands for all that match.
+      rows: published rows in them; None where a file has no fixed number.
+      read: opens them.
+    """
+
+    output: str
+    sources: tuple[str, ...]
+    rows: int | None
+    read: Read
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A published data set.
+
+    Attributes:
+      about: one line.
+      where: where its files are published, one line each.
+      parts: what becomes of them.
+    """
+
+    name: str
+    about: str
+    where: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+
+def prepare(
+    dataset: Dataset, source: str | Path, out: str | Path, sample: bool = False
+) -> dict[str, int]:
+    """Write all parts whose files are in `source`; those written already stay.
+
+    Args:
+      sample: the files are a part of the published ones, so their rows are not counted.
+
+    Returns:
+      Rows by the name of the file, -1 for one that was there already.
+
+    Raises:
+      UserError: none of the files is there (tells where they are published), or one has a
+        broken row or another number of rows.
+    """
+    folder, counts = Path(source), dict[str, int]()
+    for part in dataset.parts:
+        paths = [path for name in part.sources for path in sorted(folder.glob(name))]
+        if len(paths) < len(part.sources):
+            continue
+        target = Path(out) / part.output
+        if target.exists():
+            counts[part.output] = -1
+            continue
+        counts[part.output] = _write(part, paths, target, sample)
+    if not counts:
+        raise UserError(_absent(dataset, folder))
+    return counts
+
+
+def _absent(dataset: Dataset, folder: Path) -> str:
+    names = sorted({name for part in dataset.parts for name in part.sources})
+    return "\n".join(
+        [
+            f"{folder} holds none of the files of {dataset.name}: {', '.join(names)}",
+            "they are published at",
+            *(f"  {line}" for line in dataset.where),
+        ]
+    )
+
+
+@dataclasses.dataclass
+class _Progress:
+    """How far a file has come: published rows read, rows and bytes written, and from what."""
+
+    read: int
+    written: int
+    size: int
+    source: list[list[Any]]
+
+
+def _write(part: Part, paths: Sequence[Path], target: Path, sample: bool) -> int:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    note = target.with_name(f".{target.name}.progress.json")
+    source = [[path.name, path.stat().st_size] for path in paths]
+    done = _noted(note, partial, source)
+    with partial.open("r+b" if done.size else "wb") as file:
+        file.truncate(done.size)
+        file.seek(done.size)
+        rows = itertools.islice(part.read(paths), done.read, None)
+        for produced in tqdm(
+            rows, part.output, part.rows, unit="", unit_scale=True, initial=done.read, disable=None
+        ):
+            for row in produced:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+            done.read += 1
+            done.written += len(produced)
+            if done.read % _SAVE_EVERY == 0:
+                _save(note, file, done)
+        file.flush()
+        os.fsync(file.fileno())
+    if part.rows is not None and done.read != part.rows and not sample:
+        partial.unlink()
+        note.unlink(missing_ok=True)
+        names = ", ".join(str(path) for path in paths)
+        raise UserError(
+            f"{names}: {done.read:,} rows, but the published files have {part.rows:,}; download "
+            "again, or give --sample to take a part of them"
+        )
+    partial.replace(target)
+    note.unlink(missing_ok=True)
+    return done.written
+
+
+def _noted(note: Path, partial: Path, source: list[list[Any]]) -> _Progress:
+    """Where an interrupted run left off; the beginning if that was of other files."""
+    try:
+        done = _Progress(**json.loads(note.read_text(encoding="utf-8")))
+        if done.source == source and partial.stat().st_size >= done.size:
+            return done
+    except (OSError, ValueError, TypeError):
+        pass
+    return _Progress(0, 0, 0, source)
+
+
+def _save(note: Path, file: Any, done: _Progress) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    done.size = file.tell()
+    with atomic_text(note) as out:
+        json.dump(dataclasses.asdict(done), out)
+
+
+def single(rows: Iterable[Row]) -> Iterator[Sequence[Row]]:
+    """Each published row becomes one."""
+    return ((row,) for row in rows)

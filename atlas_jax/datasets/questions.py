@@ -1,0 +1,195 @@
+"""Natural Questions (open), TriviaQA (unfiltered) and TempLAMA."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import BrokenRows, check_fields, read_jsonl
+from atlas_jax.datasets.convert import Dataset, Part, Read, Row, single
+
+_CHUNK = 1 << 20  # characters read at a time
+
+
+def _nq_rows(path: Path) -> Iterator[Row]:
+    for number, raw in read_jsonl(path, {"question": str, "answer": list}):
+        split = path.name.split(".")[1]
+        yield {
+            "id": f"nq-{split}-{number - 1}",
+            "question": raw["question"],
+            "answers": raw["answer"],
+            "place": number - 1,
+        }
+
+
+def _trivia_rows(path: Path) -> Iterator[Row]:
+    split, broken = path.stem.rpartition("-")[2], BrokenRows(path)
+    for number, raw in enumerate(stream_list(path, "Data")):
+        where = f"{path}: Data[{number}]"
+        try:
+            check_fields(raw, {"Question": str, "Answer": dict}, {"QuestionId": str}, where)
+            answer = raw["Answer"]
+            check_fields(answer, {"Value": str, "Aliases": list}, {}, f"{where}.Answer")
+        except UserError as error:
+            broken.take(error)
+            continue
+        value = answer["Value"]
+        # Upper case says nothing but that the quiz was typed so; Atlas learns the title form.
+        yield {
+            "id": str(raw.get("QuestionId") or f"trivia-{split}-{number}"),
+            "question": raw["Question"],
+            "answers": list(dict.fromkeys([*answer["Aliases"], value])),
+            "target": value.title() if value.isupper() else value,
+            "place": number,
+        }
+    broken.tell()
+
+
+def stream_list(path: Path, key: str) -> Iterator[Any]:
+    """The members of the list under `key` of a file that is one JSON object, one by one.
+
+    Raises:
+      UserError: there is no such list, or it is broken; says at which character.
+    """
+    decoder, buffer, read = json.JSONDecoder(), "", 0
+    with path.open(encoding="utf-8") as file:
+        while f'"{key}"' not in buffer and (more := file.read(_CHUNK)):
+            buffer = buffer[-len(key) - 2 :] + more
+            read += len(more)
+        buffer = buffer.partition(f'"{key}"')[2].lstrip(" \n\r\t:")
+        if not buffer.startswith("["):
+            raise UserError(f"{path}: there is no list {key!r} in it")
+        buffer = buffer[1:]
+        while True:
+            buffer = buffer.lstrip(" \n\r\t,")
+            if buffer.startswith("]"):
+                return
+            try:
+                member, end = decoder.raw_decode(buffer)
+                yield member
+                buffer = buffer[end:]
+            except json.JSONDecodeError as error:
+                more = file.read(_CHUNK)
+                if not more:
+                    at = read - len(buffer) + error.pos
+                    raise UserError(f"{path}: not JSON at character {at}: {error.msg}") from None
+                buffer += more
+                read += len(more)
+
+
+def _whole(rows: Any) -> Read:
+    return lambda paths: single(_public(row) for row in rows(paths[0]))
+
+
+def _chosen(rows: Any) -> Read:
+    """The rows of the first file whose places the second one, a JSON list, has."""
+
+    def read(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+        try:
+            places = set(json.loads(paths[1].read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{paths[1]}: expected a JSON list of places: {error}") from None
+        for row in rows(paths[0]):
+            yield (_public(row),) if row["place"] in places else ()
+
+    return read
+
+
+def _public(row: Row) -> Row:
+    """Without the row's place in the published file, which only choosing needs."""
+    return {name: value for name, value in row.items() if name != "place"}
+
+
+_INDEX = (
+    "https://dl.fbaipublicfiles.com/FiD/data/dataindex.tar.gz (*.idx.json, which rows of the "
+    "train file are train and dev; a list of your own as *.64shot.idx.json chooses 64)"
+)
+NQ = Dataset(
+    name="nq",
+    about="Natural Questions, open (arXiv 1906.00300)",
+    where=(
+        "https://github.com/google-research-datasets/natural-questions/tree/master/nq_open "
+        "(NQ-open.train.jsonl, NQ-open.dev.jsonl)",
+        _INDEX,
+    ),
+    parts=(
+        Part("test.jsonl", ("NQ-open.dev.jsonl",), 3_610, _whole(_nq_rows)),
+        Part("train_and_dev.jsonl", ("NQ-open.train.jsonl",), 87_925, _whole(_nq_rows)),
+        Part("train.jsonl", ("NQ-open.train.jsonl", "NQ.train.idx.json"), 87_925,
+             _chosen(_nq_rows)),
+        Part("dev.jsonl", ("NQ-open.train.jsonl", "NQ.dev.idx.json"), 87_925, _chosen(_nq_rows)),
+        Part("train_64shot.jsonl", ("NQ-open.train.jsonl", "NQ.64shot.idx.json"), 87_925,
+             _chosen(_nq_rows)),
+    ),
+)  # fmt: skip
+TRIVIAQA = Dataset(
+    name="triviaqa",
+    about="TriviaQA, unfiltered (arXiv 1705.03551)",
+    where=(
+        "https://nlp.cs.washington.edu/triviaqa/data/triviaqa-unfiltered.tar.gz "
+        "(unfiltered-web-train.json, unfiltered-web-dev.json)",
+        _INDEX,
+    ),
+    parts=(
+        Part("test.jsonl", ("unfiltered-web-dev.json",), 11_313, _whole(_trivia_rows)),
+        Part("train_and_dev.jsonl", ("unfiltered-web-train.json",), 87_622, _whole(_trivia_rows)),
+        Part("train.jsonl", ("unfiltered-web-train.json", "TQA.train.idx.json"), 87_622,
+             _chosen(_trivia_rows)),
+        Part("dev.jsonl", ("unfiltered-web-train.json", "TQA.dev.idx.json"), 87_622,
+             _chosen(_trivia_rows)),
+        Part("train_64shot.jsonl", ("unfiltered-web-train.json", "TQA.64shot.idx.json"), 87_622,
+             _chosen(_trivia_rows)),
+    ),
+)  # fmt: skip
+
+TEMPLAMA_YEARS = ("2017", "2020")
+
+
+def _templama(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+    """Rows `temporal` reads: a query asked in both years, with both years' answers.
+
+    Changed is what shares no answer between the years, as in Atlas.
+    """
+    waiting: dict[str, dict[str, list[str]]] = {}
+    fields = {"query": str, "answer": list, "date": str}
+    for number, raw in read_jsonl(paths[0], fields, {"id": str}, _check_names(paths[0])):
+        del number
+        if raw["date"] not in TEMPLAMA_YEARS:
+            yield ()
+            continue
+        years = waiting.setdefault(raw["query"], {})
+        years[raw["date"]] = [answer["name"] for answer in raw["answer"]]
+        if len(years) < len(TEMPLAMA_YEARS):
+            yield ()
+            continue
+        before, after = (years[year] for year in TEMPLAMA_YEARS)
+        yield (
+            {
+                "question": raw["query"].replace("_X_", "<extra_id_0>"),
+                **{f"answers_{year}": list(dict.fromkeys(years[year])) for year in TEMPLAMA_YEARS},
+                "changed": not set(before) & set(after),
+            },
+        )
+
+
+def _check_names(path: Path) -> Any:
+    def check(number: int, raw: Row) -> None:
+        if not all(isinstance(one, dict) and one.get("name") for one in raw["answer"]):
+            raise UserError(f"{path}:{number}: field 'answer' must hold objects with a 'name'")
+
+    return check
+
+
+TEMPLAMA = Dataset(
+    name="templama",
+    about=f"TempLAMA, the years {' and '.join(TEMPLAMA_YEARS)} (arXiv 2106.15110)",
+    where=tuple(
+        f"https://storage.googleapis.com/gresearch/templama/{split}.json"
+        for split in ("train", "val", "test")
+    ),
+    parts=tuple(
+        Part(f"{name}.jsonl", (f"{split}.json",), None, _templama)
+        for name, split in (("train", "train"), ("dev", "val"), ("test", "test"))
+    ),
+)

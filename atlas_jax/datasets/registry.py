@@ -1,0 +1,25 @@
+"""Data sets by name."""
+
+from atlas_jax.core.errors import UserError, nearest
+from atlas_jax.datasets.benchmarks import BEIR, FEVER, KILT, MMLU
+from atlas_jax.datasets.convert import Dataset
+from atlas_jax.datasets.passages import KILT_WIKIPEDIA, WIKIPEDIA
+from atlas_jax.datasets.questions import NQ, TEMPLAMA, TRIVIAQA
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        WIKIPEDIA, NQ, TRIVIAQA, FEVER, MMLU, KILT, KILT_WIKIPEDIA, TEMPLAMA, BEIR
+    )
+}  # fmt: skip
+
+
+def get_dataset(name: str) -> Dataset:
+    """The data set of this name.
+
+    Raises:
+      UserError: there is none; the nearest name is told.
+    """
+    if name not in DATASETS:
+        raise UserError(f"no data set is called {name!r}{nearest(name, DATASETS)}")
+    return DATASETS[name]

@@ -1,0 +1,128 @@
+"""Task `fever`: is a claim supported or refuted by what is known (arXiv 1803.05355)?"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.tasks import metrics
+from atlas_jax.tasks.base import (
+    Choice,
+    Example,
+    Prediction,
+    Record,
+    check_format,
+    load_records,
+    mean,
+    score_retrieval,
+)
+
+# What the reader writes for each label, as in Atlas.
+WORDS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": "maybe"}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class FeverTask:
+    """Lines `{claim, label, id?, gold?, negatives?, passages?}`; labels are those of `WORDS`.
+
+    Attributes:
+      query_format: the reader's query; {claim} stands for the field.
+      target_format: the reader's target; {answer} is 'true', 'false' or 'maybe'.
+      retriever_format: the retriever's query; {claim}.
+      prompt_format: what the decoder begins with, of {claim}; needs DataConfig.prompt_length.
+      answer_by: 'generation' (as in Atlas; what is none of the three words is wrong) or
+        'likelihood' of the three.
+    """
+
+    query_format: str = "question: {claim} answer: <extra_id_0>"
+    target_format: str = "<extra_id_0> {answer}"
+    retriever_format: str = "{claim}"
+    prompt_format: str = ""
+    answer_by: Literal["generation", "likelihood"] = "generation"
+
+    name: ClassVar[str] = "fever"
+
+    def __post_init__(self) -> None:
+        """Refuse a format string with other fields.
+
+        Raises:
+          UserError: names the binding.
+        """
+        for field in ("query_format", "retriever_format", "prompt_format"):
+            check_format(f"FeverTask.{field}", getattr(self, field), ["claim"])
+        check_format("FeverTask.target_format", self.target_format, ["answer"])
+        if self.answer_by not in ("generation", "likelihood"):
+            raise UserError(
+                f"FeverTask.answer_by = {self.answer_by!r}: expected 'generation' or 'likelihood'"
+            )
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; without `need_targets` a claim may come without its label."""
+
+        def check(record: Record) -> None:
+            label = record.fields.get("label")
+            if label not in WORDS and (label is not None or need_targets):
+                raise UserError(
+                    f"{record.place}: field 'label' is {label!r}, expected one of "
+                    f"{', '.join(map(repr, WORDS))}"
+                )
+
+        optional: FieldTypes = {"label": str}
+        return load_records(path, {"claim": str}, optional, ["claim"], check)
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; nothing varies."""
+        claim, label = record.fields["claim"], record.fields.get("label")
+        choices = tuple(
+            Choice(word, self.target_format.format(answer=word)) for word in WORDS.values()
+        )
+        return Example(
+            id=record.id,
+            query_text=self.query_format.format(claim=claim),
+            retriever_text=self.retriever_format.format(claim=claim),
+            target_text=self.target_format.format(answer=WORDS[label]) if label else "",
+            answers=(WORDS[label],) if label else (),
+            gold_ids=record.gold_ids,
+            negative_ids=record.negative_ids,
+            given_passages=record.passages,
+            prompt_text=self.prompt_format.format(claim=claim),
+            choices=choices if self.answer_by == "likelihood" else (),
+            meta={"claim": claim, **({"label": label} if label else {}), **record.meta},
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """`accuracy` over all claims and over those of each label, and `recall@k`.
+
+        Whether an answer word stands in a passage says nothing, so there is no answer_recall.
+        """
+        rows = [p for p in predictions if p.answer is not None and p.example.answers]
+        scores = {}
+        if rows:
+            scores["accuracy"] = mean([_is_right(p) for p in rows])
+        for label, word in WORDS.items():
+            of_label = [_is_right(p) for p in rows if p.example.answers == (word,)]
+            if of_label:
+                scores[f"accuracy_{label.lower().replace(' ', '_')}"] = mean(of_label)
+        return scores | score_retrieval(predictions, recall_at, in_text=False)
+
+    def row_fields(self, prediction: Prediction) -> Mapping[str, Any]:
+        """`predicted_label`, as FEVER's own script wants it; null for another word."""
+        if prediction.answer is None:
+            return {}
+        written = metrics.normalize_answer(prediction.answer)
+        labels = {word: label for label, word in WORDS.items()}
+        return {"predicted_label": labels.get(written)}
+
+
+def _is_right(prediction: Prediction) -> float:
+    return metrics.exact_match(prediction.answer or "", prediction.example.answers[0])

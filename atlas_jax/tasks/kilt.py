@@ -1,0 +1,220 @@
+"""Task `kilt`: the knowledge-intensive tasks in one published format (arXiv 2009.02252).
+
+A line of the predictions file holds what KILT's own script reads, so it can be handed in
+as it is; the scores here are that script's.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes, check_fields
+from atlas_jax.tasks import metrics
+from atlas_jax.tasks.base import (
+    Example,
+    PassageText,
+    Prediction,
+    Record,
+    check_format,
+    load_records,
+    mean,
+)
+
+_RECALL_AT = 5
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class KILTTask:
+    """Lines `{id, input, output: [{answer?, provenance?: [{wikipedia_id, ..}]}], meta?}`.
+
+    Attributes:
+      query_format: the reader's query; {input} stands for the field.
+      target_format: the reader's target; {answer} is one of the answers.
+      retriever_format: the retriever's query; {input}.
+      prompt_format: what the decoder begins with, of {input}; needs DataConfig.prompt_length.
+      answer_choice: which of several answers is learnt: 'first', or another one each time.
+      page: how a passage tells its page: 'id' = what stands in its id before the last ':'
+        (as `atlas-jax prepare kilt_wikipedia` writes it) is the `wikipedia_id`; 'title' = its
+        title is the provenance's `title`.
+    """
+
+    query_format: str = "question: {input} answer: <extra_id_0>"
+    target_format: str = "<extra_id_0> {answer}"
+    retriever_format: str = "{input}"
+    prompt_format: str = ""
+    answer_choice: Literal["random", "first"] = "random"
+    page: Literal["id", "title"] = "id"
+
+    name: ClassVar[str] = "kilt"
+
+    def __post_init__(self) -> None:
+        """Refuse a format string with other fields.
+
+        Raises:
+          UserError: names the binding.
+        """
+        for field in ("query_format", "retriever_format", "prompt_format"):
+            check_format(f"KILTTask.{field}", getattr(self, field), ["input"])
+        check_format("KILTTask.target_format", self.target_format, ["answer"])
+        for field, allowed in (("answer_choice", ("random", "first")), ("page", ("id", "title"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(
+                    f"KILTTask.{field} = {getattr(self, field)!r}: expected one of "
+                    f"{', '.join(map(repr, allowed))}"
+                )
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; the published test files have no `output`."""
+
+        def check(record: Record) -> None:
+            _check_output(record)
+            if need_targets and not _answers(record):
+                raise UserError(f"{record.place}: field 'output' gives no answer")
+
+        optional: FieldTypes = {"output": list, "meta": dict}
+        return load_records(path, {"input": str}, optional, ["input"], check)
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; what varies is which answer is the target."""
+        text, answers = record.fields["input"], _answers(record)
+        at = 0
+        if rng is not None and self.answer_choice == "random" and len(answers) > 1:
+            at = int(rng.integers(len(answers)))
+        return Example(
+            id=record.id,
+            query_text=self.query_format.format(input=text),
+            retriever_text=self.retriever_format.format(input=text),
+            target_text=self.target_format.format(answer=answers[at]) if answers else "",
+            answers=answers,
+            gold_ids=record.gold_ids,
+            negative_ids=record.negative_ids,
+            given_passages=record.passages,
+            prompt_text=self.prompt_format.format(input=text),
+            meta={"input": text, "gold_output": record.fields.get("output"), **record.meta},
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """The scores of KILT's script; `recall_at` has no say, it is recall@5 of pages.
+
+        * `exact_match`, `f1`, `rougeL`: over all rows with answers, the best answer counts;
+        * `r_precision`, `recall@5`: of pages, over all rows; one without provenance counts 0;
+        * `kilt_exact_match`, `kilt_f1`, `kilt_rougeL`: as the first three, but 0 where
+          R-precision is not 1.
+        """
+        answered = [p for p in predictions if p.answer is not None and p.example.answers]
+        searched = any(p.passages for p in predictions) and any(map(self._gold_pages, predictions))
+        scores: dict[str, float] = {}
+        for name, values in _answer_scores(answered).items():
+            scores[name] = mean(values)
+            if searched:
+                pairs = zip(answered, values, strict=True)
+                hits = [value if self._r_precision(p) == 1.0 else 0.0 for p, value in pairs]
+                scores[f"kilt_{name}"] = mean(hits)
+        if searched:
+            scores["r_precision"] = mean([self._r_precision(p) for p in predictions])
+            scores[f"recall@{_RECALL_AT}"] = mean([self._recall(p) for p in predictions])
+        return scores
+
+    def row_fields(self, prediction: Prediction) -> Mapping[str, Any]:
+        """`output` as KILT's script reads it: the answer, and the pages found, each once."""
+        seen: dict[str, dict[str, str]] = {}
+        for passage in prediction.passages:
+            provenance = {"wikipedia_id": _page_id(passage), "title": str(passage["title"])}
+            seen.setdefault(self._page_of(passage), provenance)
+        output: dict[str, Any] = {"provenance": list(seen.values())}
+        if prediction.answer is not None:
+            output = {"answer": prediction.answer, **output}
+        return {"output": [output]}
+
+    def _page_of(self, passage: PassageText) -> str:
+        return _page_id(passage) if self.page == "id" else str(passage["title"]).strip()
+
+    def _pages(self, prediction: Prediction) -> list[str]:
+        return list(dict.fromkeys(self._page_of(passage) for passage in prediction.passages))
+
+    def _gold_pages(self, prediction: Prediction) -> list[set[str]]:
+        """The pages of each output that has a provenance, be it empty; equal sets once."""
+        field = "wikipedia_id" if self.page == "id" else "title"
+        found: list[set[str]] = []
+        for output in prediction.example.meta.get("gold_output") or ():
+            if output.get("provenance") is None:
+                continue
+            pages = {str(p[field]).strip() for p in output["provenance"] if field in p}
+            if pages not in found:
+                found.append(pages)
+        return found
+
+    def _r_precision(self, prediction: Prediction) -> float:
+        """Share of right pages among the first R, R the size of the evidence set; the best set."""
+        pages = self._pages(prediction)
+        shares = [
+            len(gold.intersection(pages[: len(gold)])) / len(gold)
+            for gold in self._gold_pages(prediction)
+            if gold
+        ]
+        return max(shares, default=0.0)
+
+    def _recall(self, prediction: Prediction) -> float:
+        """Share of the evidence sets complete among the first five ranks.
+
+        A set takes one rank, that of its last page; every other page takes one.
+        """
+        left = [set(pages) for pages in self._gold_pages(prediction)]
+        total, ranks = len(left), list[int | bool]()  # True: complete, a number: a set begun
+        for page in self._pages(prediction):
+            hit = [number for number, pages in enumerate(left) if page in pages]
+            for number in hit:
+                ranks = [rank for rank in ranks if rank is True or rank != number + 2]
+                left[number].discard(page)
+                ranks.append(True if not left[number] else number + 2)
+            if not hit:
+                ranks.append(False)
+        return sum(rank is True for rank in ranks[:_RECALL_AT]) / total if total else 0.0
+
+
+def _page_id(passage: PassageText) -> str:
+    before, colon, _ = str(passage["id"]).rpartition(":")
+    return before if colon else str(passage["id"])
+
+
+def _answers(record: Record) -> tuple[str, ...]:
+    outputs = record.fields.get("output") or ()
+    texts = [str(output.get("answer") or "").strip() for output in outputs]
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _check_output(record: Record) -> None:
+    for number, output in enumerate(record.fields.get("output") or ()):
+        place = f"{record.place}: output[{number}]"
+        if not isinstance(output, dict):
+            raise UserError(f"{place} must be an object with 'answer' or 'provenance'")
+        check_fields(output, {}, {"answer": str, "provenance": list}, place)
+        for provenance in output.get("provenance") or ():
+            if not isinstance(provenance, dict):
+                raise UserError(f"{place}: 'provenance' must hold objects")
+
+
+def _answer_scores(answered: Sequence[Prediction]) -> dict[str, list[float]]:
+    functions = {
+        "exact_match": metrics.exact_match,
+        "f1": metrics.f1,
+        "rougeL": lambda prediction, answer: metrics.rouge("rougeL", prediction, answer),
+    }
+    return {
+        name: [
+            metrics.best_over_answers(score, str(p.answer).strip(), p.example.answers)
+            for p in answered
+        ]
+        for name, score in functions.items()
+        if answered
+    }

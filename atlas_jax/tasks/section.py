@@ -1,0 +1,113 @@
+"""Task `section`: write a passage from its title and section, with other passages to help."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.tasks.base import (
+    Example,
+    Prediction,
+    Record,
+    check_format,
+    score_answers,
+    score_retrieval,
+)
+from atlas_jax.tasks.pretext import check_range, load_passages
+
+_FILTERS = ("none", "passage", "section")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class SectionTask:
+    """Lines `{id, title, section, text}`; passages without a section are left out.
+
+    Attributes:
+      query_format: the reader's query, of {title} and {section}.
+      target_format: the reader's target, of {text}.
+      retriever_format: the retriever's query, as query_format.
+      min_words: passages of fewer words are left out.
+      filter: what may not be retrieved: the 'passage' itself, all of its 'section' (as many
+        as DataConfig.max_excluded lets), or 'none'.
+      filter_after: first training step at which that holds; evaluation always does.
+    """
+
+    query_format: str = "{title}, {section}"
+    target_format: str = "{text}"
+    retriever_format: str = "{title}, {section}"
+    min_words: int = 10
+    filter: Literal["none", "passage", "section"] = "passage"
+    filter_after: int = 0
+
+    name: ClassVar[str] = "section"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be.
+
+        Raises:
+          UserError: names the binding.
+        """
+        for field in ("query_format", "retriever_format"):
+            check_format(f"SectionTask.{field}", getattr(self, field), ["title", "section"])
+        check_format("SectionTask.target_format", self.target_format, ["text"])
+        check_range("SectionTask.min_words", self.min_words, self.min_words >= 1, "1 or more")
+        if self.filter not in _FILTERS:
+            raise UserError(
+                f"SectionTask.filter = {self.filter!r}: expected one of "
+                f"{', '.join(map(repr, _FILTERS))}"
+            )
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; a record knows the other passages of its section."""
+        records = load_passages(path, self.min_words, "SectionTask.min_words")
+        together: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for record in records:
+            together[_place(record)].append(record.id)
+        records = [
+            dataclasses.replace(
+                record, fields={**record.fields, "same_section": together[_place(record)]}
+            )
+            for record in records
+            if _place(record)[1]
+        ]
+        if not records:
+            raise UserError(f"{path}: no passage has a field 'section' that is not empty")
+        return records
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; nothing varies."""
+        fields = {name: record.fields[name] for name in ("title", "section")}
+        text = record.fields["text"]
+        excluded = {
+            "none": (),
+            "passage": (record.id,),
+            "section": tuple(record.fields["same_section"]),
+        }[self.filter]
+        return Example(
+            id=record.id,
+            query_text=self.query_format.format(**fields),
+            retriever_text=self.retriever_format.format(**fields),
+            target_text=self.target_format.format(text=text),
+            answers=(text,),
+            excluded_ids=excluded if rng is None or step >= self.filter_after else (),
+            given_passages=record.passages,
+            meta={**fields, **record.meta},
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """Exact match, F1, ROUGE-1, -2 and -L of the text; recall as in `tasks.base`."""
+        return score_answers(predictions, rouge=True) | score_retrieval(predictions, recall_at)
+
+
+def _place(record: Record) -> tuple[str, str]:
+    return record.fields["title"], (record.fields.get("section") or "").strip()

@@ -1,0 +1,158 @@
+"""Task `temporal`: questions whose answer depends on the edition of the corpus.
+
+One file holds the answers of two editions. Evaluated with an index of either, the scores
+say which edition's answers the model gave: whether its knowledge moved with the index.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.tasks import metrics
+from atlas_jax.tasks.base import (
+    Example,
+    Prediction,
+    Record,
+    check_format,
+    load_records,
+    mean,
+    score_retrieval,
+)
+from atlas_jax.tasks.qa import check_answers
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class TemporalTask:
+    """Lines `{question, answers_<edition>, gold_<edition>?, changed, id?}`, for two editions.
+
+    Attributes:
+      edition: of the index that is searched; its answers are learnt, and right.
+      other: the edition to tell it from.
+      query_format: the reader's query; {question} stands for the field.
+      target_format: the reader's target; {answer} is the edition's first answer.
+      retriever_format: the retriever's query; {question}.
+    """
+
+    edition: str = ""
+    other: str = ""
+    query_format: str = "question: {question} answer: <extra_id_0>"
+    target_format: str = "<extra_id_0> {answer}"
+    retriever_format: str = "{question}"
+
+    name: ClassVar[str] = "temporal"
+
+    def __post_init__(self) -> None:
+        """Refuse missing or equal editions and format strings with other fields.
+
+        Raises:
+          UserError: names the binding.
+        """
+        object.__setattr__(self, "edition", str(self.edition))  # gin reads 2026 as a number
+        object.__setattr__(self, "other", str(self.other))
+        for name in ("edition", "other"):
+            if not getattr(self, name):
+                raise UserError(f"TemporalTask.{name} is not given: bind it to an edition's name")
+        if self.edition == self.other:
+            raise UserError(
+                f"TemporalTask.other = {self.other!r} is TemporalTask.edition, too; name the "
+                "edition to tell it from"
+            )
+        check_format("TemporalTask.query_format", self.query_format, ["question"])
+        check_format("TemporalTask.target_format", self.target_format, ["answer"])
+        check_format("TemporalTask.retriever_format", self.retriever_format, ["question"])
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; both editions' answers are always needed."""
+
+        def check(record: Record) -> None:
+            for edition in (self.edition, self.other):
+                own = {"answers": record.fields[f"answers_{edition}"]}
+                check_answers(dataclasses.replace(record, fields=own), needed=True)
+
+        required: FieldTypes = {
+            "question": str,
+            f"answers_{self.edition}": list,
+            f"answers_{self.other}": list,
+            "changed": bool,
+        }
+        optional: FieldTypes = {f"gold_{self.edition}": list, f"gold_{self.other}": list}
+        return load_records(path, required, optional, ["question"], check)
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; nothing varies."""
+        question = record.fields["question"]
+        answers = {
+            edition: tuple(record.fields[f"answers_{edition}"])
+            for edition in (self.edition, self.other)
+        }
+        return Example(
+            id=record.id,
+            query_text=self.query_format.format(question=question),
+            retriever_text=self.retriever_format.format(question=question),
+            target_text=self.target_format.format(answer=answers[self.edition][0]),
+            answers=answers[self.edition],
+            gold_ids=tuple(map(str, record.fields.get(f"gold_{self.edition}") or ())),
+            negative_ids=record.negative_ids,
+            given_passages=record.passages,
+            meta={
+                "question": question,
+                "edition": self.edition,
+                "changed": record.fields["changed"],
+                f"answers_{self.other}": list(answers[self.other]),
+                **record.meta,
+            },
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """Exact matches with each edition's answers, changed and unchanged facts apart.
+
+        * `exact_match`: with the index's edition, over all rows;
+        * `changed_followed`, `changed_stayed`: changed facts answered as the index's edition
+          has it, and as the other one has it;
+        * `unchanged_right`: unchanged facts answered as either has it;
+        * `recall@k` of the edition's gold passages.
+        """
+        rows = [p for p in predictions if p.answer is not None]
+        changed = [self._followed(p) for p in rows if p.example.meta["changed"]]
+        unchanged = [self._followed(p) for p in rows if not p.example.meta["changed"]]
+        scores = {}
+        if rows:
+            right = [self._followed(p) in (self.edition, "both") for p in rows]
+            scores["exact_match"] = mean([float(one) for one in right])
+        if changed:
+            scores["changed_followed"] = mean(
+                [float(one in (self.edition, "both")) for one in changed]
+            )
+            scores["changed_stayed"] = mean([float(one == self.other) for one in changed])
+        if unchanged:
+            scores["unchanged_right"] = mean([float(one != "neither") for one in unchanged])
+        return scores | score_retrieval(predictions, recall_at)
+
+    def row_fields(self, prediction: Prediction) -> Mapping[str, Any]:
+        """`followed`: the edition whose answer was given, 'both' or 'neither'."""
+        return {} if prediction.answer is None else {"followed": self._followed(prediction)}
+
+    def _followed(self, prediction: Prediction) -> str:
+        example = prediction.example
+        matches = {
+            edition: metrics.best_over_answers(
+                metrics.exact_match, prediction.answer or "", answers
+            )
+            for edition, answers in (
+                (self.edition, example.answers),
+                (self.other, example.meta[f"answers_{self.other}"]),
+            )
+        }
+        given = [edition for edition, hit in matches.items() if hit]
+        return "both" if len(given) == 2 else given[0] if given else "neither"

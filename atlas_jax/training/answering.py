@@ -1,0 +1,159 @@
+"""The compiled part of answering: write or choose an answer, and say what it rests on.
+
+All of it works on one encoding of the passages.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Batch, Choices, Params, Passages
+from atlas_jax.distillation import adist
+from atlas_jax.reader import fid
+from atlas_jax.reader.generate import NEVER, GenerationConfig, generate
+from atlas_jax.reader.t5 import T5
+
+
+@flax.struct.dataclass
+class Evidence:
+    """What each passage that was read did for the answer; see docs/tasks.md.
+
+    Attributes:
+      attention_bk: ADist's score: cross-attention probability times the norm of the value,
+        averaged over heads, per layer and answer token, summed over the passage.
+      alone_bk: log-probability of the answer read from this passage alone.
+      left_out_bk: by how much the answer's log-probability falls without this passage; above
+        0 where the passage helped.
+    """
+
+    attention_bk: Array
+    alone_bk: Array
+    left_out_bk: Array
+
+
+@flax.struct.dataclass
+class Answers:
+    """The answers of a batch.
+
+    Attributes:
+      tokens_bt: int32 tokens that were generated, or of the choice that was made.
+      scores_b: float32 log-probability of what was generated (`generate.generate`); of the
+        choice among the choices.
+      choice_log_probs_bc: float32, normalised over the choices of each query; None where
+        answers are generated.
+      evidence: None if it was not asked for.
+    """
+
+    tokens_bt: Array
+    scores_b: Array
+    choice_log_probs_bc: Array | None = None
+    evidence: Evidence | None = None
+
+
+Answer = Callable[[Params, Batch, Passages], Answers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How passages are read.
+
+    Attributes:
+      k: passages that are read, the best of those found.
+      reader_length: tokens of one reader input.
+      chooses: choose among the batch's choices, instead of generating.
+      explains: say what each passage did.
+    """
+
+    k: int
+    reader_length: int
+    chooses: bool = False
+    explains: bool = False
+
+
+def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh: Mesh) -> Answer:
+    """Build the jitted `answer(params, batch, passages) -> Answers`."""
+
+    def answer(params: Params, batch: Batch, passages: Passages) -> Answers:
+        tokens_bkl = fid.join_inputs(
+            batch.query_tokens_bq,
+            passages.reader_tokens_bkl[:, : reading.k],
+            passages.mask_bk[:, : reading.k],
+            reading.reader_length,
+            EOS_ID,
+        )
+        enc_bkld = fid.encode(reader, params["reader"], tokens_bkl)
+        source = (reader, params["reader"], enc_bkld, tokens_bkl)
+        if reading.chooses:
+            assert batch.choices is not None
+            answers = _choose(source, batch.choices, batch.prompt_tokens_bp)
+        else:
+            answers = _generate(source, generation, batch.prompt_tokens_bp)
+        if not reading.explains:
+            return answers
+        evidence = _explain(source, answers.tokens_bt, batch.prompt_tokens_bp)
+        return answers.replace(evidence=evidence)  # type: ignore[attr-defined]
+
+    return jax.jit(answer, out_shardings=partitioning.replicated(mesh))
+
+
+_Source = tuple[T5, Params, jax.Array, jax.Array]  # reader, parameters, enc_bkld, tokens_bkl
+
+
+def _generate(source: _Source, config: GenerationConfig, prompt_bp: Array | None) -> Answers:
+    reader, params, enc_bkld, tokens_bkl = source
+    fused = (enc_bkld.shape[0], enc_bkld.shape[1] * enc_bkld.shape[2])  # k passages, one source
+    tokens_bt, scores_b = generate(
+        reader,
+        params,
+        enc_bkld.reshape(*fused, -1),
+        (tokens_bkl != PAD_ID).reshape(fused),
+        config,
+        jax.random.key(0) if config.method == "sample" else None,
+        prompt_bp,
+    )
+    return Answers(tokens_bt=tokens_bt, scores_b=scores_b)
+
+
+def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answers:
+    """The choice whose weighted log-probability is highest; the first of equals."""
+    b, c, t = choices.tokens_bct.shape
+    prompt = None if prompt_bp is None else jnp.repeat(prompt_bp, c, axis=0)
+    decoder, targets = fid.join_prompt(prompt, choices.tokens_bct.reshape(b * c, t))
+    logp_bct = fid.variant_logprobs(*source, targets.reshape(b, c, -1), decoder.reshape(b, c, -1))
+    # Behind a prompt the targets stand later: bring the log-probabilities back to their places.
+    prompt_b = jnp.zeros((b,), jnp.int32)
+    if prompt_bp is not None:
+        prompt_b = jnp.sum(prompt_bp != PAD_ID, axis=1, dtype=jnp.int32)
+    places_bt = prompt_b[:, None] + jnp.arange(t)
+    logp_bct = jnp.take_along_axis(logp_bct, places_bt[:, None], axis=2)
+    scores_bc = jnp.sum(logp_bct * choices.weights_bct, axis=-1)
+    is_choice_bc = jnp.any(choices.tokens_bct != PAD_ID, axis=-1)
+    log_probs_bc = jax.nn.log_softmax(jnp.where(is_choice_bc, scores_bc, NEVER), axis=-1)
+    best_b1 = jnp.argmax(log_probs_bc, axis=-1, keepdims=True)
+    return Answers(
+        tokens_bt=jnp.take_along_axis(choices.tokens_bct, best_b1[..., None], axis=1)[:, 0],
+        scores_b=jnp.take_along_axis(log_probs_bc, best_b1, axis=1)[:, 0],
+        choice_log_probs_bc=log_probs_bc,
+    )
+
+
+def _explain(source: _Source, tokens_bt: Array, prompt_bp: Array | None) -> Evidence:
+    decoder_bt, targets_bt = fid.join_prompt(prompt_bp, tokens_bt)
+
+    def total(logp: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(targets_bt[:, None] != PAD_ID, logp, 0.0), axis=-1)
+
+    together_b1 = total(fid.variant_logprobs(*source, targets_bt[:, None], decoder_bt[:, None]))
+    without_bk = total(fid.leave_one_out_logprobs(*source, targets_bt, decoder_bt))
+    mass_bk = fid.cross_attention_mass(*source, targets_bt, decoder_bt)
+    layers = source[0].config.num_decoder_layers
+    return Evidence(
+        attention_bk=adist.gold_scores(mass_bk, targets_bt, layers, "target"),
+        alone_bk=total(fid.passage_logprobs(*source, targets_bt, decoder_bt=decoder_bt)),
+        left_out_bk=together_b1 - without_bk,
+    )

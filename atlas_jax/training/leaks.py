@@ -1,0 +1,157 @@
+"""Leak control: keep passages that give evaluation questions away out of the corpus."""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gin
+from tqdm import tqdm
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.index.passages import OPTIONAL, REQUIRED
+from atlas_jax.tasks.base import Example
+from atlas_jax.tasks.metrics import answer_in_passage
+from atlas_jax.tasks.registry import get_task
+
+_WORD = re.compile(r"\w+")
+_OVERLAPS = ("question", "question_and_answer")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class LeakConfig:
+    """What is taken out of a corpus.
+
+    passages: jsonl corpus.
+    files, task: evaluation file or files of one task; what the retriever is asked is the question.
+    output: the corpus without the passages that leak.
+    report: jsonl, one line for each of those: what it shares with which question.
+    ngram: a passage overlaps a question with so many words in a row (or all words of a
+        shorter question), whatever their case and punctuation.
+    overlap: 'question' takes out every passage that does; 'question_and_answer' only those
+        in which an accepted answer stands, too.
+    """
+
+    passages: str = ""
+    files: str | tuple[str, ...] = ()
+    output: str = ""
+    report: str = ""
+    task: str = "qa"
+    ngram: int = 8
+    overlap: str = "question"
+
+    def __post_init__(self) -> None:
+        """Refuse missing values and those out of range, naming the binding."""
+        for name in ("passages", "files", "output", "report"):
+            if not getattr(self, name):
+                raise UserError(f"LeakConfig.{name} is not given: bind it to a jsonl file")
+        if self.ngram < 1:
+            raise UserError(f"LeakConfig.ngram = {self.ngram}: expected 1 or more")
+        if self.overlap not in _OVERLAPS:
+            raise UserError(
+                f"LeakConfig.overlap = {self.overlap!r}: expected one of "
+                f"{', '.join(map(repr, _OVERLAPS))}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakCounts:
+    """How many passages were read and taken out, and for how many of the questions."""
+
+    passages: int
+    removed: int
+    questions: int
+    leaked: int
+
+
+def remove_leaks(config: LeakConfig) -> LeakCounts:
+    """Write the corpus without the passages that leak, and the report.
+
+    The corpus is read twice and never held; the questions' n-grams are.
+
+    Raises:
+      UserError: a file at fault, naming file and line.
+    """
+    asked = _asked(config)
+    grams = _grams(asked, config.ngram)
+    leaked: set[tuple[str, str]] = set()
+    removed: set[int] = set()
+    total = 0
+
+    def report() -> Iterator[dict[str, Any]]:
+        nonlocal total
+        for line, passage in tqdm(_passages(config), "find leaks", unit="", disable=None):
+            total += 1
+            found = _leak(passage, asked, grams, config)
+            if found is None:
+                continue
+            place, words = found
+            removed.add(line)
+            file, example = asked[place]
+            leaked.add((file, example.id))
+            yield {
+                "passage": str(passage["id"]),
+                "title": passage["title"],
+                "file": file,
+                "question": example.id,
+                "shared": words,
+                "answer_in_passage": _has_answer(passage, example),
+            }
+
+    write_jsonl(config.report, report())
+    kept = (passage for line, passage in _passages(config) if line not in removed)
+    write_jsonl(config.output, kept)
+    return LeakCounts(total, len(removed), len(asked), len(leaked))
+
+
+def _asked(config: LeakConfig) -> list[tuple[str, Example]]:
+    task = get_task(config.task)
+    files = (config.files,) if isinstance(config.files, str) else config.files
+    return [
+        (file, task.example(record))
+        for file in files
+        for record in task.load(file, need_targets=False)
+    ]
+
+
+def _passages(config: LeakConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    return read_jsonl(config.passages, REQUIRED, OPTIONAL)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _grams(asked: list[tuple[str, Example]], size: int) -> dict[int, dict[str, list[int]]]:
+    """By length: the runs of words of the questions, and which questions have them."""
+    found: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, (_, example) in enumerate(asked):
+        words = _words(example.retriever_text)
+        length = min(size, len(words))
+        for start in range(len(words) - length + 1 if length else 0):
+            found[length][" ".join(words[start : start + length])].append(place)
+    return found
+
+
+def _leak(
+    passage: Mapping[str, Any],
+    asked: list[tuple[str, Example]],
+    grams: Mapping[int, Mapping[str, list[int]]],
+    config: LeakConfig,
+) -> tuple[int, str] | None:
+    """The first question that the passage gives away, and the words they share."""
+    words = _words(f"{passage['title']} {passage['text']}")
+    for length, known in grams.items():
+        for start in range(len(words) - length + 1):
+            shared = " ".join(words[start : start + length])
+            for place in known.get(shared, ()):
+                if config.overlap == "question" or _has_answer(passage, asked[place][1]):
+                    return place, shared
+    return None
+
+
+def _has_answer(passage: Mapping[str, Any], example: Example) -> bool:
+    return answer_in_passage(f"{passage['title']} {passage['text']}", example.answers)

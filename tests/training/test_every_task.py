@@ -1,0 +1,133 @@
+"""Every task trained and evaluated end to end, alike on one device and on eight."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from atlas_jax import train
+from atlas_jax.training.metrics import read_metrics
+from tests.training.runs import CAPITALS, COUNTRIES, read_lines, write_lines, write_run
+
+
+def write_tasks(folder: Path) -> None:
+    """A file of each task about the countries of `write_run`."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS if name not in PASSAGES}
+    for number, (country, capital) in enumerate(zip(COUNTRIES, CAPITALS, strict=True)):
+        other = CAPITALS[number - 1]
+        gold = [f"p{number}"]
+        question = f"What is the capital of {country}?"
+        claim = f"{capital if number % 2 else other} is the capital of {country}."
+        label = "SUPPORTS" if number % 2 else "REFUTES"
+        rows["fever"].append({"claim": claim, "label": label, "gold": gold})
+        options = {"A": other, "B": capital, "C": "Nile"}
+        rows["multiple_choice"].append({"question": question, "options": options, "answer": "B"})
+        output = [{"answer": capital, "provenance": [{"wikipedia_id": gold[0]}]}]
+        rows["kilt"].append({"id": str(number), "input": question, "output": output})
+        answers = {"answers_old": [other], "answers_new": [capital]}
+        rows["temporal"].append({"question": question, **answers, "changed": number < 4})
+    for name, lines in rows.items():
+        write_lines(folder / f"{name}.jsonl", lines)
+    passages = read_lines(folder / "passages.jsonl")
+    for name in PASSAGES:
+        write_lines(folder / f"{name}.jsonl", [p for p in passages if p.get("section")])
+
+
+PASSAGES = ("lm", "section")
+# Bindings, and the scores that the evaluation has to bring.
+TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "fever": (
+        ("FeverTask.answer_by=likelihood", "EvalConfig.explain=True"),
+        {"accuracy", "accuracy_supports", "accuracy_refutes", "recall@5"},
+    ),
+    "multiple_choice": (
+        ("MultipleChoiceTask.eval_orders=cyclic", "MultipleChoiceTask.train_orders=all",
+         "DataConfig.query_length=120", "StepConfig.reader_length=168"),
+        {"accuracy", "debiased_accuracy", "answer_recall@5"},
+    ),
+    "kilt": (
+        ("KILTTask.prompt_format='{input}'", "DataConfig.prompt_length=40",
+         "GenerationConfig.min_length=2", "GenerationConfig.method=beam",
+         "GenerationConfig.num_beams=2"),
+        {"exact_match", "kilt_f1", "r_precision", "recall@5"},
+    ),
+    "temporal": (
+        ("TemporalTask.edition=new", "TemporalTask.other=old"),
+        {"changed_followed", "changed_stayed", "unchanged_right"},
+    ),
+    "lm": (("LMTask.min_words=5",), {"rouge1", "rouge2", "rougeL"}),
+    "section": (
+        ("SectionTask.min_words=5", "SectionTask.filter=section", "DataConfig.max_excluded=2"),
+        {"rougeL"},
+    ),
+}  # fmt: skip
+
+
+def run(gin_file: Path, task: str, model_dir: Path) -> int:
+    bindings, _ = TASKS[task]
+    file = gin_file.parent / f"{task}.jsonl"
+    return train.main(
+        [
+            f"--gin_file={gin_file}",
+            f"--gin.TrainConfig.model_dir={model_dir}",
+            "--gin.TrainConfig.total_steps=1",
+            *(f"--gin.{name}.file={file}" for name in ("TrainConfig", "EvalConfig")),
+            *(f"--gin.{name}.task={task}" for name in ("TrainConfig", "EvalConfig")),
+            *(f"--gin.{binding}" for binding in bindings),
+        ]
+    )
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    """Equal, numbers to a tolerance."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            if "second" not in name:
+                assert_alike(one[name], other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_alike(a, b)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    else:
+        assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_learns_and_answers_alike_on_one_device_and_on_eight(
+    task: str,
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    write_tasks(tmp_path)
+    eight, metrics, predictions = jax.devices(), [], []
+    for devices in (eight, eight[:1]):
+        monkeypatch.setattr(jax, "devices", lambda *_, chosen=devices: chosen)
+        model_dir = tmp_path / f"on_{len(devices)}"
+        assert run(gin_file, task, model_dir) == 0, capsys.readouterr().err
+        metrics.append(read_metrics(model_dir))
+        predictions.append(read_lines(model_dir / "predictions" / "step_0000001.jsonl"))
+    trained, scores = metrics[0]
+    assert trained["train/reader_loss"] > 0
+    assert {f"eval/{name}" for name in TASKS[task][1]} <= set(scores)
+    assert_alike(metrics[0], metrics[1])
+    assert_alike(predictions[0], predictions[1])
+    for row in predictions[0]:
+        json.dumps(row, allow_nan=False)
+    if task == "fever":
+        passage = predictions[0][0]["passages"][0]
+        assert {"attention", "alone", "left_out"} <= set(passage)
+        assert "attention" not in predictions[0][0]["passages"][4]  # found, but k = 3 are read
+    if task == "multiple_choice":
+        assert [row["order"] for row in predictions[0][:3]] == ["ABC", "BCA", "CAB"]
+    if task == "kilt":
+        assert predictions[0][0]["output"][0]["provenance"][0]["wikipedia_id"]

@@ -1,0 +1,81 @@
+"""Leak control: what is taken out of a corpus, and what the report says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atlas_jax import remove_leaks as entry
+from atlas_jax.core.jsonl import write_jsonl
+from tests.training.runs import read_lines
+
+PASSAGES = [
+    {
+        "id": "1",
+        "title": "Quiz",
+        "text": "Which river, in the NORTH of Arvo, is the longest? Sann",
+    },
+    {"id": "2", "title": "Quiz", "text": "which river in the north of arvo is the longest"},
+    {"id": "3", "title": "Arvo", "text": "The longest river in the north is the Sann."},
+    {"id": "4", "title": "Who leads", "text": "Arvo? Nobody knows."},
+]
+QUESTIONS = [
+    {"id": "q1", "question": "Which river in the north of Arvo is the longest?",
+     "answers": ["the Sann"]},
+    {"id": "q2", "question": "Who leads Arvo?", "answers": ["Ann"]},
+    {"id": "q3", "question": "?", "answers": ["x"]},
+]  # fmt: skip
+
+
+def run(folder: Path, *bindings: str) -> int:
+    write_jsonl(folder / "passages.jsonl", PASSAGES)
+    write_jsonl(folder / "test.jsonl", QUESTIONS)
+    files = {"passages": "passages", "files": "test", "output": "clean", "report": "leaks"}
+    return entry.main(
+        [
+            *(f"--gin.LeakConfig.{name}={folder / file}.jsonl" for name, file in files.items()),
+            *(f"--gin.{binding}" for binding in bindings),
+        ]
+    )
+
+
+def test_what_shares_eight_words_with_a_question_is_taken_out(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts == {"passages": 4, "removed": 3, "questions": 3, "leaked": 2}
+    assert read_lines(tmp_path / "clean.jsonl") == [PASSAGES[2]]
+    first, second, third = read_lines(tmp_path / "leaks.jsonl")
+    assert first == {
+        "passage": "1", "title": "Quiz", "file": str(tmp_path / "test.jsonl"), "question": "q1",
+        "shared": "which river in the north of arvo is", "answer_in_passage": True,
+    }  # fmt: skip
+    assert (second["passage"], second["answer_in_passage"]) == ("2", False)
+    assert (third["passage"], third["shared"]) == ("4", "who leads arvo")  # across the title
+
+
+def test_an_answer_can_be_demanded_too(tmp_path, capsys):
+    assert run(tmp_path, "LeakConfig.overlap=question_and_answer") == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 1
+    assert [p["id"] for p in read_lines(tmp_path / "clean.jsonl")] == ["2", "3", "4"]
+
+
+def test_longer_runs_take_out_less(tmp_path, capsys):
+    assert run(tmp_path, "LeakConfig.ngram=4") == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 4
+    assert run(tmp_path, "LeakConfig.ngram=10") == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("LeakConfig.ngram=0", "LeakConfig.ngram = 0: expected 1 or more"),
+        ("LeakConfig.overlap=answer", "LeakConfig.overlap = 'answer': expected one of"),
+        ("LeakConfig.report=''", "LeakConfig.report is not given"),
+        ("LeakConfig.files=nowhere.jsonl", "nowhere.jsonl: no such file"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, capsys, binding, message):
+    assert run(tmp_path, binding) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "clean.jsonl").exists()
