@@ -17,6 +17,7 @@ COMMANDS = {
     "ask": ("ask", "type a question; see answer, passages and scores"),
     "train_retriever": ("train_retriever", "pretrain the retriever from text alone"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
+    "convert": ("convert", "checkpoints of Hugging Face, T5X and Meta's Atlas, in and out"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
 }

@@ -53,8 +53,8 @@ def modern(tensors: Mapping[str, Tensor]) -> Tensors:
     renamed: Tensors = {}
     for name, tensor in tensors.items():
         new = name.removeprefix(prefix)
-        for old, now in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):  # fmt: skip
-            if new.endswith(old):
+        for old, now in (("gamma", "weight"), ("beta", "bias")):
+            if new.endswith(f"LayerNorm.{old}"):
                 new = new.removesuffix(old) + now
         renamed[new] = tensor
     return renamed

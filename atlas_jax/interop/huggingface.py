@@ -6,6 +6,7 @@ ages say so in different words, and some files store the same matrix several tim
 this module takes from a folder is checked against the arrays themselves.
 """
 
+import dataclasses
 import fnmatch
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,12 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import bert_names, sentence_transformers, t5_names
 from atlas_jax.interop.safetensors_files import INDEX, SINGLE, read_file, write_sharded
-from atlas_jax.interop.tensors import Part, Tensor, Tensors, of_array, transposed
+from atlas_jax.interop.tensors import Part, Tensors, of_array, transposed
 from atlas_jax.interop.torch_files import load_state_dict
 from atlas_jax.interop.vocabularies import find_tokenizer
 
 _BIN = "pytorch_model.bin"
+_TOWERS = ("query_encoder", "passage_encoder")
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 T5_EPSILON = 1e-6
 
@@ -40,6 +42,9 @@ def read_folder(
       UserError: names the file, setting or tensor that is absent, unknown or does not fit.
     """
     folder = Path(folder)
+    towers = [folder / name for name in _TOWERS]
+    if all(tower.is_dir() for tower in towers):
+        return _read_towers(towers, allow_missing, tokenizer)
     config = read_json(folder / "config.json")
     tensors = read_tensors(folder)
     kind = config.get("model_type")
@@ -54,6 +59,27 @@ def read_folder(
             "LM-adapted, Flan) and 'bert' (BERT, Contriever, MiniLM)"
         )
     part.tokenizer = find_tokenizer(Path(tokenizer) if tokenizer else folder, part.kind)
+    return part
+
+
+def _read_towers(
+    folders: Sequence[Path], allow_missing: Sequence[str], tokenizer: str | Path
+) -> Part:
+    """An untied retriever from the two folders that `write_folder` makes of one."""
+    towers: dict[str, Tensors] = {}
+    configs = []
+    for folder in folders:
+        config = read_json(folder / "config.json")
+        configs.append(bert_config(config, folder) | sentence_transformers.read(folder, config))
+        towers[folder.name] = {
+            name: dataclasses.replace(tensor, sources=(f"{folder.name}/{name}",))
+            for name, tensor in read_tensors(folder).items()
+        }
+    if configs[0] != configs[1]:
+        raise UserError(f"{folders[0]} and {folders[1]} describe different models")
+    part = bert_part(towers, configs[0], str(folders[0].parent), allow_missing)
+    place = Path(tokenizer) if tokenizer else folders[0]
+    part.tokenizer = find_tokenizer(place, part.kind)
     return part
 
 
@@ -177,10 +203,9 @@ def t5_part(
             if name in source:
                 source = {t5_names.SHARED: source[name], **source}
                 break
-    if not config["logits_via_embedding"] and t5_names.LM_HEAD not in source:
-        # Scaled or not, a head that is absent is the embedding.
-        if t5_names.SHARED in source:
-            source[t5_names.LM_HEAD] = source[t5_names.SHARED]
+    untied = not config["logits_via_embedding"]
+    if untied and t5_names.LM_HEAD not in source and t5_names.SHARED in source:
+        source[t5_names.LM_HEAD] = source[t5_names.SHARED]  # a head that is absent is the embedding
     for name in copies:
         if name in source:
             if not _equal(source, name):
@@ -192,7 +217,9 @@ def t5_part(
         explained[t5_names.NEVER_READ] = "a table that no implementation of T5 reads"
     names = t5_names.huggingface_names(config)
     mapped, missing = from_huggingface(source, names, where, allow_missing)
-    return Part("reader", config, mapped, source=tensors, explained=explained, missing=missing)
+    labels = {tensor.sources[0]: tensor for tensor in tensors.values()}
+    explained = {tensors[name].sources[0]: why for name, why in explained.items()}
+    return Part("reader", config, mapped, source=labels, explained=explained, missing=missing)
 
 
 def _equal(tensors: Tensors, name: str) -> bool:
@@ -324,7 +351,7 @@ def write_folder(part: Part, folder: Path, max_bytes: int) -> None:
     """
     if part.kind == "reader":
         names = t5_names.huggingface_names(part.config)
-        _write(folder, to_huggingface(part.tensors, names), _t5_json(part), max_bytes)
+        _write(folder, to_huggingface(part.tensors, names), t5_json(part), max_bytes)
     else:
         names = bert_names.huggingface_names(int(part.config["num_layers"]))
         for tower in sorted({name.split("/")[0] for name in part.tensors}):
@@ -335,7 +362,7 @@ def write_folder(part: Part, folder: Path, max_bytes: int) -> None:
             }
             place = folder if tower == "encoder" else folder / tower
             place.mkdir(exist_ok=True)
-            _write(place, to_huggingface(below, names), _bert_json(part), max_bytes)
+            _write(place, to_huggingface(below, names), bert_json(part), max_bytes)
             sentence_transformers.write(place, part.config)
             _write_tokenizer(part, place)
         return
@@ -365,7 +392,8 @@ def _write_tokenizer(part: Part, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", "utf-8")
 
 
-def _t5_json(part: Part) -> dict[str, Any]:
+def t5_json(part: Part) -> dict[str, Any]:
+    """The `config.json` of a reader."""
     config = part.config
     projections = {activations: name for name, activations in _ACTIVATIONS.items()}
     return {
@@ -391,7 +419,12 @@ def _t5_json(part: Part) -> dict[str, Any]:
     }
 
 
-def _bert_json(part: Part) -> dict[str, Any]:
+def bert_json(part: Part) -> dict[str, Any]:
+    """The `config.json` of a retriever.
+
+    Raises:
+      UserError: its layer norm is that of the released Atlas models.
+    """
     config = part.config
     if config.get("released_layer_norm"):
         raise UserError(

@@ -90,7 +90,9 @@ def config_of(params: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         if name not in params:
             raise UserError(f"{where}: {name} is missing; this is no T5")
         if len(params[name].shape) != rank:
-            raise UserError(f"{where}: {name} has shape {list(params[name].shape)}, not rank {rank}")
+            raise UserError(
+                f"{where}: {name} has shape {list(params[name].shape)}, not rank {rank}"
+            )
         return params[name].shape
 
     def layers(stack: str) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import tensorstore
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop.tensors import BFLOAT16, Tensor, Tensors, of_array
+from atlas_jax.interop.tensors import BFLOAT16, Tensor, of_array
 
 _INDEX = "checkpoint"
 _CHUNK_BYTES = 64 << 20  # an array is cut above it

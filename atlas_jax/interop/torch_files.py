@@ -160,9 +160,7 @@ def _load_zip(file: BinaryIO, path: Path) -> Any:
                     f"{path}: storage {key} has {entry.file_size} bytes where "
                     f"{count * kind.itemsize} belong"
                 )
-            storages[key] = _Storage(
-                key, kind, count, _data_offset(file, entry, path), entry.CRC
-            )
+            storages[key] = _Storage(key, kind, count, _data_offset(file, entry, path), entry.CRC)
         return storages[key]
 
     if entries[pickles[0]].file_size > _LIMIT:
@@ -263,7 +261,7 @@ def _tensor(view: _View, path: Path, name: str) -> Tensor:
             raw = np.fromfile(file, np.uint8, count * storage.dtype.itemsize)
         if raw.size != count * storage.dtype.itemsize:
             raise UserError(f"{where}: the file is cut off")
-        if storage.crc and count == storage.count and zlib.crc32(raw) != storage.crc:
+        if storage.crc and count == storage.count and zlib.crc32(raw.data) != storage.crc:
             raise UserError(f"{where}: damaged: its checksum is not the one in the file")
         flat = raw.view(storage.dtype)
         strides = tuple(s * storage.dtype.itemsize for s in view.strides)
