@@ -83,8 +83,8 @@ def check_shapes(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
         tensor = part.tensors[name]
         if tensor.shape != shape:
             raise UserError(
-                f"{tensor.where} has shape {list(tensor.shape)}; as {name} of a {part.kind} with "
-                f"this config it must have {list(shape)}"
+                f"{tensor.where}: as the {part.kind}'s {name} it has shape {list(tensor.shape)}, "
+                f"but the config says {list(shape)}"
             )
     extra = [name for name in part.tensors if name not in expected]
     if extra:

@@ -64,7 +64,7 @@ def read_leaves(folder: Path) -> Leaves:
         tree = msgpack.unpackb(
             path.read_bytes(), ext_hook=_ext_hook, strict_map_key=False, raw=False
         )
-    except (OSError, ValueError, msgpack.exceptions.UnpackException) as error:
+    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise UserError(f"{path}: not a whole T5X index: {error}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("optimizer"), dict):
         raise UserError(f"{path}: no T5X index: it has no 'optimizer'")
@@ -89,10 +89,9 @@ def _leaves(node: Any, name: str, folder: Path, version: int) -> Iterator[tuple[
     elif isinstance(node, np.ndarray):
         yield name, of_array(node, f"{folder / _INDEX}: {name}", (name,))
     else:
-        array = np.asarray(node)
-        if array.dtype == object:
+        if not isinstance(node, (int, float)):
             raise UserError(f"{folder / _INDEX}: {name} is a {type(node).__name__}, not an array")
-        yield name, of_array(array, f"{folder / _INDEX}: {name}", (name,))
+        yield name, of_array(np.asarray(node), f"{folder / _INDEX}: {name}", (name,))
 
 
 def _ext_hook(code: int, data: bytes) -> Any:
