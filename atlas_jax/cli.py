@@ -18,6 +18,7 @@ COMMANDS = {
     "train_retriever": ("train_retriever", "pretrain the retriever from text alone"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
     "convert": ("convert", "checkpoints of Hugging Face, T5X and Meta's Atlas, in and out"),
+    "import_index": ("import_index", "passages and saved indices of Meta's Atlas"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
 }

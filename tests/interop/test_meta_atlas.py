@@ -137,6 +137,9 @@ def test_query_side_and_fixed_options() -> None:
     assert [line for line in text.splitlines() if line and not line.startswith("#")] == []
 
 
+SHARED = "reader.module.shared.weight"
+
+
 def changed(tmp_path: Path, change: Any) -> str:
     """The refusal of a checkpoint that `change` has made wrong, by a reader given its tree."""
     file = small.GOLDENS / "atlas_tied.pth.tar"
@@ -162,17 +165,17 @@ def changed(tmp_path: Path, change: Any) -> str:
          "missing: encoder.final_layer_norm.weight"),
         (lambda t: t["model"].pop("retriever.contriever.encoder.layer.1.output.dense.bias"),
          "missing: encoder.layer.1.output.dense.bias"),
-        (lambda t: t["model"].update(head=t["model"]["reader.module.shared.weight"]),
+        (lambda t: t["model"].update(head=t["model"][SHARED]),
          "head: neither reader nor retriever"),
-        (lambda t: t["model"].update({"retriever.other.x": t["model"]["reader.module.shared.weight"]}),
+        (lambda t: t["model"].update({"retriever.other.x": t["model"][SHARED]}),
          "retriever.other.x: known are contriever"),
         (lambda t: t["opt"].update(reader_model_type="t5-base"), "the reader's MLP is gated"),
-        (lambda t: t["optimizer"]["state"][3].update(exp_avg=t["model"]["reader.module.shared.weight"]),
+        (lambda t: t["optimizer"]["state"][3].update(exp_avg=t["model"][SHARED]),
          "exp_avg of reader.encoder.block.0.layer.0.SelfAttention.v.weight has not its"),
         (lambda t: t["optimizer"]["param_groups"][0]["params"].append(99),
          "67 parameters where the model has 66"),
         (lambda t: t["optimizer"]["state"][1].update(step=7), "were updated [2, 7] times"),
-        (lambda t: t["model"].update({"reader.note": "text"}), "reader.note is a str, not a tensor"),
+        (lambda t: t["model"].update({"reader.x": "text"}), "reader.x is a str, not a tensor"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(change: Any, message: str, tmp_path: Path) -> None:
