@@ -146,8 +146,8 @@ def test_what_the_streaming_writer_writes_is_what_the_library_writes(tmp_path: P
               "c": np.zeros((0, 2), np.float16)}  # fmt: skip
     tensors = {name: of_array(array, name, (name,)) for name, array in arrays.items()}
     write_file(tmp_path / "x.safetensors", tensors, {"note": "ü"})
-    for found in (load_file(tmp_path / "x.safetensors"),
-                  {n: t.read() for n, t in read_file(tmp_path / "x.safetensors").items()}):  # fmt: skip
+    ours = {n: t.read() for n, t in read_file(tmp_path / "x.safetensors").items()}
+    for found in (load_file(tmp_path / "x.safetensors"), ours):
         assert set(found) == set(arrays)
         for name, array in arrays.items():
             np.testing.assert_array_equal(found[name], array)
