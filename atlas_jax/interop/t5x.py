@@ -27,6 +27,7 @@ from atlas_jax.interop.tensors import (
 )
 
 _SCAN_AXIS = 1
+_MAX_DISTANCE = 128  # of relative positions, fixed in T5X's network
 _RELPOS = "relpos_bias/rel_embedding"
 _ATTENTION = re.compile(r"(attention|self_attention|encoder_decoder_attention)/(\w+)/kernel$")
 _EMPTY = "empty_leaves"  # metadata of an optimiser file
@@ -208,6 +209,11 @@ def write_checkpoint(part: Part, folder: Path, scan: bool, step: int) -> Path:
     """
     if part.kind != "reader":
         raise UserError("a T5X checkpoint holds a T5; choose --part=reader, or write hf")
+    if part.config.get("relpos_max_distance", _MAX_DISTANCE) != _MAX_DISTANCE:
+        raise UserError(
+            f"ReaderConfig.relpos_max_distance = {part.config['relpos_max_distance']}: T5X's "
+            f"network has {_MAX_DISTANCE}, and its checkpoints say nothing of it"
+        )
     state = dict(part.optimizer)
     if scan and len(state) > 1:
         raise UserError("optimiser state is not scanned; add --no_optimizer")

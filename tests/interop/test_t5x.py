@@ -217,6 +217,13 @@ def test_the_newest_complete_checkpoint_is_taken(unscanned: Path, tmp_path: Path
         find_checkpoint(tmp_path / "checkpoint_12")
 
 
+def test_a_position_table_that_t5x_cannot_express_is_refused(tmp_path: Path) -> None:
+    load_gin([], ["ReaderConfig.relpos_max_distance=64"])
+    with pytest.raises(UserError, match="ReaderConfig.relpos_max_distance = 64: T5X's network has"):
+        convert(small.job("hf", "t5x", small.GOLDENS / "t5_v1_1", tmp_path / "o"), small.quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- damage ----------------------------------------------------------------------------
 
 
