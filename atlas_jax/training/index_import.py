@@ -9,8 +9,9 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.passages import StoreConfig
 from atlas_jax.index.saved import new_index
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -63,30 +64,30 @@ def import_index(
             f"{retriever.config.embedding_dim}"
         )
 
+    corpus = _new_corpus(config)
+    cosine = _compare(retriever, params, tokenizer, shards, check) if check else None
+    if cosine is not None and not cosine >= _COSINE:
+        raise UserError(
+            f"{folder} was made by another encoder than ModelConfig.retriever: of {check} "
+            f"passages embedded anew the median cosine is {cosine:.3f}. Load the model that it "
+            "belongs to, or pass --check=0"
+        )
+    if cosine is not None:
+        say(f"{check} passages embedded anew: median cosine {cosine:.4f}")
+
     def records() -> Iterator[Record]:
         for shard in range(shards.count):
             yield from shards.passages(shard)
 
-    corpus = _new_corpus(config)
     write_jsonl(corpus, records())
     store = open_store(config, load_tokenizers(model_config))
     made_by = encoder_hash(retriever.config, params, tokenizer)
-    cosine = None
     with new_index(config.index, store, made_by, shards.width, config.dtype) as out_ne:
         start = 0
         for shard in range(shards.count):
             part = shards.embeddings(shard)
             out_ne[start : start + len(part)] = part
             start += len(part)
-        if check:
-            cosine = _compare(retriever, params, store, out_ne, check)
-            if not cosine >= _COSINE:
-                raise UserError(
-                    f"{folder} was made by another encoder than ModelConfig.retriever: of {check} "
-                    f"passages embedded anew the median cosine is {cosine:.3f}. Load the model "
-                    "that it belongs to, or pass --check=0"
-                )
-            say(f"{check} passages embedded anew: median cosine {cosine:.4f}")
     return Imported(store.count, cosine)
 
 
@@ -100,13 +101,15 @@ def _new_corpus(config: CorpusConfig) -> Path:
 
 
 def _compare(
-    retriever: DualEncoder, params: Params, store: PassageStore, index_ne: np.ndarray, check: int
+    retriever: DualEncoder, params: Params, tokenizer: Tokenizer, shards: IndexShards, check: int
 ) -> float:
-    """Median cosine between stored embeddings and fresh ones, of evenly spread rows."""
-    rows = np.unique(np.linspace(0, store.count - 1, check).astype(np.int64))
-    tokens = store.retriever_tokens_nm[rows].astype(np.int32)
+    """Median cosine of stored and fresh embeddings, of evenly spread rows of the first shard."""
+    records = shards.passages(0)
+    rows = np.unique(np.linspace(0, len(records) - 1, check).astype(np.int64))
+    formats = StoreConfig()
+    texts = [formats.retriever_format.format(**records[row]) for row in rows]
+    tokens = tokenizer.pad_to(tokenizer.encode_batch(texts, True), formats.retriever_length)
     embed = jax.jit(lambda p, t: retriever.apply({"params": p}, t, method="embed_passage"))
-    fresh = np.asarray(embed(params, tokens))
-    stored = np.asarray(index_ne[rows], np.float32)
+    fresh, stored = np.asarray(embed(params, tokens)), shards.embeddings(0)[rows]
     lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(stored, axis=1)
     return float(np.median(np.sum(fresh * stored, axis=1) / np.maximum(lengths, 1e-12)))
