@@ -48,15 +48,15 @@ def read_folder(
     config = read_json(folder / "config.json")
     tensors = read_tensors(folder)
     kind = config.get("model_type")
-    if kind == "t5":
+    if kind in ("t5", "mt5"):  # mT5 is a T5 1.1 with another vocabulary
         part = t5_part(tensors, t5_config(config, tensors, folder), str(folder), allow_missing)
     elif kind == "bert":
         fields = bert_config(config, folder) | sentence_transformers.read(folder, config)
         part = bert_part({"encoder": tensors}, fields, str(folder), allow_missing)
     else:
         raise UserError(
-            f"{folder / 'config.json'}: model_type is {kind!r}; this reads 't5' (T5 1.0, 1.1, "
-            "LM-adapted, Flan) and 'bert' (BERT, Contriever, MiniLM)"
+            f"{folder / 'config.json'}: model_type is {kind!r}; this reads 't5', 'mt5' (T5 1.0, "
+            "1.1, LM-adapted, Flan) and 'bert' (BERT, Contriever, MiniLM)"
         )
     part.tokenizer = find_tokenizer(Path(tokenizer) if tokenizer else folder, part.kind)
     return part

@@ -115,9 +115,10 @@ def _makers() -> dict[str, Maker]:
         "torch.Size": lambda shape=(): tuple(shape),
         "torch.device": lambda *names: ":".join(map(str, names)),
         "pathlib.PosixPath": lambda *parts: "/".join(map(str, parts)),
-        "builtins.dict": unneeded,
-        "builtins.set": lambda values=(): set(values),
     }
+    for module in ("builtins", "__builtin__"):  # its name in Python 3 and 2
+        makers[f"{module}.dict"] = unneeded
+        makers[f"{module}.set"] = lambda values=(): set(values)
     makers.update({f"torch.{name}": unneeded for name in _STORAGES})
     for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32"):
         makers[f"torch.{name}"] = unneeded

@@ -11,8 +11,9 @@ Fields used (sentencepiece_model.proto): ModelProto 1 pieces {1 piece, 2 score, 
 """
 
 import json
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from atlas_jax.core import tokenizer as core
 from atlas_jax.core.errors import UserError
 
 NAMES = ("tokenizer.json", "spiece.model", "sentencepiece.model", "vocab.txt")
+_SENTINEL = re.compile(r"^▁(<extra_id_\d+>)$")
 SENTINELS = 100  # of every T5; the last id of the vocabulary is <extra_id_0>
 _PROBES = (
     ("question: who? answer: <extra_id_0>", "title: A context: b"),
@@ -75,12 +77,12 @@ def checked(text: str, kind: str, source: str) -> str:
       UserError: it is none, or a reader's tokenizer lacks T5's sentinels or gives a joined
         text other ids than its halves (query and passage are tokenised apart).
     """
-    content = json.loads(text) if text.startswith("{") else None
-    tokenizer = core.Tokenizer(text, source)  # raises where it is no tokenizer
-    assert isinstance(content, dict)
+    tokenizer = core.Tokenizer(text, source)
+    content = json.loads(text)
     content["truncation"] = content["padding"] = None
     if kind == "reader":
         check_joins(tokenizer, source)
+        check_sentinels(tokenizer, source)
     return json.dumps(content, ensure_ascii=False)
 
 
@@ -96,6 +98,25 @@ def check_joins(tokenizer: core.Tokenizer, source: str) -> None:
             raise UserError(
                 f"{source}: {query!r} and {passage!r} give other tokens joined by a blank than "
                 "apart; a reader needs a tokenizer that splits at blanks, as T5's does"
+            )
+
+
+def check_sentinels(tokenizer: core.Tokenizer, source: str) -> None:
+    """Refuse sentinels in another order than T5's: `<extra_id_1>` is the id before `<extra_id_0>`.
+
+    Raises:
+      UserError: a sentinel is absent, or names the first one that is out of place.
+    """
+    first = tokenizer.sentinel_id(0)
+    for number in range(1, SENTINELS):
+        try:
+            found = tokenizer.sentinel_id(number)
+        except UserError:
+            return  # a small vocabulary may have fewer
+        if found != first - number:
+            raise UserError(
+                f"{source}: <extra_id_{number}> has the id {found}; in every T5 it is {number} "
+                f"below that of <extra_id_0>, {first - number}"
             )
 
 
@@ -122,6 +143,8 @@ def from_sentencepiece(path: str | Path, sentinels: int = SENTINELS) -> str:
             f"{path}: not a plain unigram model; T5's are (model_type {trainer.get(3, 1)}, "
             f"suffix blanks {trainer.get(24, 0)}, bytes {trainer.get(35, 0)})"
         )
+    # mT5 has its sentinels among the pieces, with the mark of a blank in front.
+    pieces = [(_SENTINEL.sub(r"\1", piece), score, kind) for piece, score, kind in pieces]
     texts = [piece for piece, _, _ in pieces]
     unknown = [i for i, (_, _, kind) in enumerate(pieces) if kind == 2]
     if texts[:2] != ["<pad>", "</s>"] or len(unknown) != 1:
@@ -216,9 +239,11 @@ def from_wordpiece(path: str | Path, lower_case: bool = True) -> str:
       UserError: the file cannot be read, a piece occurs twice, or a special token is absent.
     """
     try:
-        pieces = Path(path).read_text("utf-8").splitlines()
+        raw = Path(path).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    # Not splitlines: a piece may be one of Unicode's other line separators.
+    pieces = [line.removesuffix("\r") for line in raw.removesuffix("\n").split("\n")]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
         twice = next(p for i, p in enumerate(pieces) if vocabulary[p] != i)
@@ -245,12 +270,3 @@ def _lower_case(folder: Path) -> bool:
     except (OSError, ValueError):
         return True
     return bool(config.get("do_lower_case", True))
-
-
-def sentinel_ids(tokenizer: core.Tokenizer, count: int = SENTINELS) -> Sequence[int]:
-    """Ids of `<extra_id_0>`, `<extra_id_1>`, ...
-
-    Raises:
-      UserError: one of them is absent.
-    """
-    return [tokenizer.sentinel_id(n) for n in range(count)]

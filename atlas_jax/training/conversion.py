@@ -311,4 +311,4 @@ def _kind_of(folder: Path) -> str:
     if (folder / "query_encoder").is_dir():
         return "retriever"
     kind = huggingface.read_json(folder / "config.json").get("model_type")
-    return "reader" if kind == "t5" else "retriever"
+    return "reader" if kind in ("t5", "mt5") else "retriever"

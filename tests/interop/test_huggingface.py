@@ -113,6 +113,13 @@ def test_rounding_to_bfloat16_rounds_and_says_so(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.read(), expected)
 
 
+def test_mt5_is_read_as_the_t5_it_is(tmp_path: Path) -> None:
+    folder = broken(tmp_path, "t5_v1_1")
+    before = read_folder(folder)
+    small.edit_json(folder / "config.json", model_type="mt5")
+    assert small.all_bits(read_folder(folder).tensors) == small.all_bits(before.tensors)
+
+
 # --- what is refused, and how ------------------------------------------------------------
 
 

@@ -57,6 +57,29 @@ def test_sentinels_that_the_model_has_stay_where_they_are(tmp_path: Path) -> Non
     assert tokenizer.vocab_size == 440
 
 
+def test_sentinels_of_mt5_lose_the_mark_of_a_blank(tmp_path: Path) -> None:
+    raw = goldens.MODEL.read_bytes()
+    for number in (2, 1, 0):
+        piece = f"▁<extra_id_{number}>".encode()
+        inner = b"\x0a" + bytes([len(piece)]) + piece + b"\x15\0\0\0\0"
+        raw += b"\x0a" + bytes([len(inner)]) + inner
+    path = tmp_path / "spiece.model"
+    path.write_bytes(raw)
+    tokenizer = Tokenizer(from_sentencepiece(path, sentinels=3))
+    assert [tokenizer.sentinel_id(n) for n in (0, 1, 2)] == [342, 341, 340]
+    assert tokenizer.vocab_size == 343
+    assert tokenizer.encode("born <extra_id_1>", False)[-1] == 341
+
+
+def test_sentinels_in_another_order_are_refused(tmp_path: Path) -> None:
+    path = small.reader_tokenizer(tmp_path)
+    text = path.read_text()
+    swapped = text.replace("<extra_id_3>", "@").replace("<extra_id_4>", "<extra_id_3>")
+    path.write_text(swapped.replace("@", "<extra_id_4>"))
+    with pytest.raises(UserError, match="<extra_id_3> has the id .* 3 below that of <extra_id_0>"):
+        find_tokenizer(path, "reader")
+
+
 def joined(query: str, passage: str) -> None:
     apart = TOKENIZER.encode(query, False) + TOKENIZER.encode(passage, False)
     assert apart == TOKENIZER.encode(f"{query} {passage}", False)
