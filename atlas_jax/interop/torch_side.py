@@ -37,7 +37,11 @@ def t5_layers(
     if isinstance(source, Path):
         model = T5ForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     else:
-        model = T5ForConditionalGeneration(T5Config(**source[0]))
+        config = T5Config(**source[0])
+        # Transformers 5 always says True, and would make one matrix of embedding and head.
+        config.tie_word_embeddings = source[0]["tie_word_embeddings"]
+        model = T5ForConditionalGeneration(config)
+        model.set_input_embeddings(model.shared)  # one embedding for both stacks, tied or not
         model.load_state_dict(_state_dict(source[1]), strict=False)
     model.eval()
     found: dict[str, np.ndarray] = {}
