@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import check_fields, read_jsonl
+from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
 from atlas_jax.interop.pickles import load_plain
 from atlas_jax.interop.tensors import Tensor
 from atlas_jax.interop.torch_files import load
 
 _SHARD = re.compile(r"(passages|embeddings)\.(\d+)\.pt$")
-_REQUIRED = {"id": (str, int), "text": str}
-_OPTIONAL = {"title": str, "section": str}
+_REQUIRED: FieldTypes = {"id": (str, int), "text": str}
+_OPTIONAL: FieldTypes = {"title": str, "section": str}
 
 Record = dict[str, str]
 

@@ -288,9 +288,10 @@ def _check_config(again: Part, part: Part) -> None:
     """What the new files say of the model has to be what was converted."""
     for name, value in again.config.items():
         before = part.config.get(name)
-        same = (
-            tuple(value) == tuple(before) if isinstance(value, (list, tuple)) else value == before
-        )
+        if isinstance(value, list | tuple):  # JSON knows lists alone
+            same = list(value) == list(before or ())
+        else:
+            same = value == before
         if not same:
             raise UserError(
                 f"certificate: the new files say {name} = {value!r} where the {part.kind} has "

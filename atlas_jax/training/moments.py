@@ -40,7 +40,7 @@ def taken_over(state: TrainState, config: ModelConfig) -> TrainState:
                 f"state of the {part}; convert it from a format that does"
             )
         opt_state[part] = fill(opt_state[part], read_file(file), str(file))
-    return state.replace(opt_state=opt_state)  # type: ignore[no-any-return,attr-defined]
+    return state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
 
 
 def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
