@@ -1,7 +1,4 @@
-"""Live against PyTorch: conversions of freshly drawn models of odd shapes, verified layer by layer.
-
-pip install -e '.[parity]'
-"""
+"""Live against PyTorch (extra [parity]): conversions of models of odd shapes, layer by layer."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +30,7 @@ def verified(source: str, target: str, input: Path, output: Path, **changes: obj
     """The largest difference of any layer."""
     job = small.job(source, target, input, output, verify=True, **changes)
     (done,) = convert(job, small.quiet)
-    assert len(done.layers) >= 4
+    assert len(done.layers) >= 3
     return max(done.layers.values())
 
 
