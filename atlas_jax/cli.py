@@ -19,6 +19,8 @@ COMMANDS = {
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
     "prepare": ("prepare", "turn published data sets into the project's files"),
     "remove_leaks": ("remove_leaks", "take passages that leak evaluation questions out"),
+    "convert": ("convert", "checkpoints of Hugging Face, T5X and Meta's Atlas, in and out"),
+    "import_index": ("import_index", "passages and saved indices of Meta's Atlas"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
 }

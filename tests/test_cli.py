@@ -89,7 +89,11 @@ def test_every_module_works_without_torch_tensorflow_and_transformers():
     assert done.returncode == 0, done.stderr
 
 
+# What `convert --verify` compares with, and nothing else ever calls.
+ALLOWED = ROOT / "atlas_jax" / "interop" / "torch_side.py"
+
+
 def test_no_function_imports_them_either():
     imports = re.compile(r"^\s*(?:import|from)\s+(?:torch|tensorflow|transformers)\b", re.MULTILINE)
-    files = (ROOT / "atlas_jax").rglob("*.py")
+    files = set((ROOT / "atlas_jax").rglob("*.py")) - {ALLOWED}
     assert [str(path) for path in files if imports.search(path.read_text(encoding="utf-8"))] == []

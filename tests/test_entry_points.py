@@ -158,7 +158,17 @@ print(sorted(names() - known))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["train", "evaluate", "build_index", "retrieve", "ask", "train_retriever", "remove_leaks"],
+    [
+        "train",
+        "evaluate",
+        "build_index",
+        "retrieve",
+        "ask",
+        "train_retriever",
+        "convert",
+        "import_index",
+        "remove_leaks",
+    ],  # fmt: skip
 )
 def test_every_command_takes_the_config_of_any_run(name: str) -> None:
     done = subprocess.run(

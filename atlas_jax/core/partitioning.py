@@ -27,6 +27,8 @@ LOGICAL_AXES = frozenset(
     {
         "batch", "passages", "length", "target", "embed", "embedding", "heads", "kv",
         "joined_kv", "mlp", "vocab", "relpos_buckets", "layers", "index", "unsharded",
+        # No model here has these; T5X's standard rules name them.
+        "abspos_buckets", "stack", "mlp_activations",
     }
 )  # fmt: skip
 

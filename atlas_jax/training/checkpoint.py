@@ -219,18 +219,65 @@ def save_model(
             for name, part in parts.items():
                 save_file(arrays[name], folder / f"{name}.safetensors")
                 part.tokenizer.save(folder / f"{name}_tokenizer.json")
-            hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-            config = {
-                "format": FOLDER_FORMAT,
-                "models": {name: part.config for name, part in parts.items()},
-                "about": dict(about or {}),
-                "sha256": hashes,
-            }
-            (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            write_folder_config(folder, {n: part.config for n, part in parts.items()}, about)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"model folder {directory} could not be written: {_one_line(error)}"
         ) from error
+
+
+def write_folder_config(
+    folder: Path, configs: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write the `config.json` of a model folder whose other files are there already.
+
+    Args:
+      configs: the config fields of each part.
+      about: JSON values for people.
+    """
+    config = {
+        "format": FOLDER_FORMAT,
+        "models": dict(configs),
+        "about": dict(about or {}),
+        "sha256": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
+    }
+    (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderPart:
+    """One model of a folder by its files, verified and not read.
+
+    Attributes:
+      config: fields of its config.
+      weights, tokenizer: files that every part has.
+      optimizer: file of a converted optimiser state, or None.
+    """
+
+    config: dict[str, Any]
+    weights: Path
+    tokenizer: Path
+    optimizer: Path | None
+
+
+def open_model(directory: str | Path) -> dict[str, FolderPart]:
+    """The parts of a model folder, for who reads arrays one at a time.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    folder = Path(directory)
+    config = _read_folder_config(folder)
+    parts = {}
+    for name, fields in config["models"].items():
+        state = f"{name}_optimizer.safetensors"
+        parts[name] = FolderPart(
+            config=fields,
+            weights=_verified(folder, f"{name}.safetensors", config),
+            tokenizer=_verified(folder, f"{name}_tokenizer.json", config),
+            optimizer=_verified(folder, state, config) if state in config["sha256"] else None,
+        )
+    return parts
 
 
 def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, ModelPart]:

@@ -51,6 +51,7 @@ class ModelConfig:
     reader_init: how a reader without a folder begins: 'random', or 'induction' with the
         copying circuit wired in (see reader/induction.py).
     export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
+    optimizer_state: train on from the optimiser state that `convert` put into the folders.
     """
 
     reader: str = ""
@@ -59,6 +60,7 @@ class ModelConfig:
     retriever_tokenizer: str = ""
     reader_init: str = "random"
     export_dtype: str = "float32"
+    optimizer_state: bool = False
 
     def __post_init__(self) -> None:
         _require(

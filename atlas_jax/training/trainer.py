@@ -51,6 +51,7 @@ from atlas_jax.training.corpus import Corpus, Embedder, open_store
 from atlas_jax.training.data import Batcher, DataConfig, training_batches
 from atlas_jax.training.evaluator import Evaluation, make_evaluation, write_predictions
 from atlas_jax.training.metrics import RunLog
+from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
@@ -151,7 +152,8 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         evaluation=evaluation,
         checkpoints=Checkpointer(directory / CHECKPOINTS, CheckpointConfig()),
     )
-    return run, make_state(models, made.params, *shaping, config.seed, mesh, rules)
+    state = make_state(models, made.params, *shaping, config.seed, mesh, rules)
+    return run, taken_over(state, model_config) if model_config.optimizer_state else state
 
 
 def _resume(run: _Run, state: TrainState) -> TrainState:

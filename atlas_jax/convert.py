@@ -1,0 +1,84 @@
+"""Entry point `python -m atlas_jax.convert`: any checkpoint in, any checkpoint out.
+
+    python -m atlas_jax.convert --from=hf --to=atlas-jax \\
+      --input=t5-base-lm-adapt --input=contriever --output=work/base
+
+    python -m atlas_jax.convert --from=atlas-jax --to=hf --part=reader \\
+      --input=work/run/final --output=work/reader_hf
+
+Formats: hf (a folder of Hugging Face: T5, BERT, Contriever, sentence-transformers), t5x (a
+folder checkpoint_<step>), meta-atlas (model.pth.tar), atlas-jax (a model folder). What was
+written is read back and compared, and certificate.json in the output says what became of
+every tensor. Fields that a format does not tell can be bound: --gin.RetrieverConfig.num_heads=12
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core.config import launch
+from atlas_jax.core.errors import UserError
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training.conversion import PARTS, SOURCES, TARGETS, Conversion, convert
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert what the flags say; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--from", dest="source", required=True, choices=SOURCES)
+    add("--to", dest="target", required=True, choices=TARGETS)
+    add("--input", action="append", required=True, help="file or folder; hf takes several")
+    add("--output", required=True, help="a folder that does not exist yet")
+    add("--part", default="", choices=("", *PARTS), help="this model alone")
+    add("--dtype", default="keep", choices=("keep", "float32", "bfloat16"))
+    add("--reader_tokenizer", default="", help="tokenizer.json, spiece.model or a folder")
+    add("--retriever_tokenizer", default="", help="tokenizer.json, vocab.txt or a folder")
+    add("--allow_unused", action="append", default=[], metavar="NAME", help="a pattern: pooler.*")
+    add("--allow_missing", action="append", default=[], metavar="NAME", help="a pattern")
+    add("--no_optimizer", action="store_true", help="leave optimiser state behind")
+    add("--scan_layers", action="store_true", help="T5X's scanned layout (--to=t5x)")
+    add("--max_shard_size", default="5GB", help="of one file (--to=hf)")
+    add("--verify", action="store_true", help="run both frameworks, compare every layer")
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    tokenizers = {part: getattr(flags, f"{part}_tokenizer") for part in PARTS}
+    if flags.scan_layers and flags.target != "t5x":
+        raise UserError(f"--scan_layers is for --to=t5x; --to={flags.target} stores layers apart")
+    convert(
+        Conversion(
+            source=flags.source,
+            target=flags.target,
+            inputs=tuple(flags.input),
+            output=flags.output,
+            part=flags.part,
+            dtype=flags.dtype,
+            tokenizers={part: path for part, path in tokenizers.items() if path},
+            allow_unused=tuple(flags.allow_unused),
+            allow_missing=tuple(flags.allow_missing),
+            optimizer=not flags.no_optimizer,
+            scan_layers=flags.scan_layers,
+            max_shard_bytes=_bytes(flags.max_shard_size),
+            verify=flags.verify,
+        )
+    )
+
+
+def _bytes(size: str) -> int:
+    found = re.fullmatch(r"(\d+)([KMG]B)?", size.upper())
+    if not found or int(found[1]) == 0:
+        raise UserError(f"--max_shard_size={size}: expected something like 500MB or 5GB")
+    return int(found[1]) * _UNITS[found[2] or ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

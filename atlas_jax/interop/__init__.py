@@ -1,0 +1,1 @@
+"""Checkpoints, vocabularies, corpora and indices of other projects: names, arrays, settings."""

@@ -1,0 +1,132 @@
+"""What a conversion did, tensor by tensor, and the proof that it can be read back.
+
+The certificate compares what is read back from the new files with what was read from the
+old ones, bit by bit, in this project's names. It knows nothing of how either was mapped;
+whether the mapping itself means the same model is what `--verify` shows, by running both.
+"""
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop.tensors import Part, Tensors, digest
+
+FORMAT = 1
+FILE = "certificate.json"
+
+
+@dataclasses.dataclass
+class Certificate:
+    """The record of one part.
+
+    Attributes:
+      kind: 'reader' or 'retriever'.
+      tensors: our name -> source names, shape, type and fingerprint; equal on both sides.
+      unused: arrays of the source that were left out -> why that was allowed.
+      missing: arrays of the target that the source lacked, filled in as allowed.
+      layers: with --verify, layer -> largest difference between the two frameworks.
+    """
+
+    kind: str
+    tensors: dict[str, dict[str, Any]]
+    unused: dict[str, str]
+    missing: list[str]
+    layers: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What is printed for people."""
+        count = sum(1 for name in self.tensors if not name.startswith("optimizer/"))
+        extra = len(self.tensors) - count
+        state = f" and {extra} arrays of optimiser state" if extra else ""
+        lines = [f"{self.kind}: {count} tensors{state} read back, every bit equal"]
+        lines += [f"  not used: {name} ({why})" for name, why in self.unused.items()]
+        lines += [f"  filled in: {name}" for name in self.missing]
+        lines += [f"  {layer}: {value:.2e}" for layer, value in self.layers.items()]
+        return lines
+
+
+def account_for(part: Part, allow_unused: Sequence[str]) -> dict[str, str]:
+    """Arrays of the source that nothing was made of, and why that is right.
+
+    Raises:
+      UserError: there are others; they are named, with the flag that allows them.
+    """
+    why = dict(part.explained)
+    refused = []
+    for name in part.unused():
+        pattern = next((p for p in allow_unused if fnmatch.fnmatch(name, p)), None)
+        if pattern is None:
+            refused.append(name)
+        else:
+            why[name] = f"allowed by --allow_unused={pattern}"
+    if refused:
+        shown = ", ".join(refused[:8]) + (", ..." if len(refused) > 8 else "")
+        raise UserError(
+            f"the {part.kind} has no place for {len(refused)} tensors of the source: {shown}. If "
+            f"they may go, say so: --allow_unused='{refused[0]}'"
+        )
+    return why
+
+
+def check_shapes(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes with those of the model that the config describes.
+
+    Raises:
+      UserError: names the first tensor that is absent, too many or of another shape.
+    """
+    for name, shape in expected.items():
+        if name not in part.tensors:
+            raise UserError(f"the {part.kind} lacks {name} {list(shape)}")
+        tensor = part.tensors[name]
+        if tensor.shape != shape:
+            raise UserError(
+                f"{tensor.where}: as the {part.kind}'s {name} it has shape {list(tensor.shape)}, "
+                f"but the config says {list(shape)}"
+            )
+    extra = [name for name in part.tensors if name not in expected]
+    if extra:
+        raise UserError(f"the {part.kind} has no parameter {extra[0]}")
+
+
+def compare(
+    part: Part, written: Mapping[str, str], read_back: Tensors, why: dict[str, str]
+) -> Certificate:
+    """Read everything back and compare fingerprints.
+
+    Args:
+      part: what was converted.
+      written: name -> fingerprint of what the writer was given; optimiser state as
+        'optimizer/...'.
+      read_back: the new files' tensors by the same names.
+      why: of `account_for`.
+
+    Raises:
+      UserError: names the first tensor that is absent, unexpected or differs.
+    """
+    sources = {**part.tensors, **{f"optimizer/{n}": t for n, t in part.optimizer.items()}}
+    for name in written:
+        if name not in read_back:
+            raise UserError(f"certificate: {name} was written, but is not in the new files")
+    records = {}
+    for name, tensor in read_back.items():
+        if name not in written:
+            raise UserError(f"certificate: {tensor.where} is in the new files, but was not written")
+        found = digest(tensor.read())
+        if found != written[name]:
+            raise UserError(f"certificate: {tensor.where} is not what was written as {name}")
+        records[name] = {
+            "from": list(sources[name].sources),
+            "shape": list(tensor.shape),
+            "dtype": tensor.dtype.name,
+            "blake2b": found,
+        }
+    return Certificate(part.kind, records, why, list(part.missing))
+
+
+def to_json(certificates: Sequence[Certificate], about: Mapping[str, Any]) -> str:
+    """The text of `certificate.json`."""
+    parts = [dataclasses.asdict(certificate) for certificate in certificates]
+    return json.dumps({"format": FORMAT, **about, "parts": parts}, indent=1) + "\n"

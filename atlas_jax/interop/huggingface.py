@@ -1,0 +1,452 @@
+"""Model folders of Hugging Face: T5 readers, BERT encoders, sentence-transformers, both ways.
+
+A T5 1.0 shares its embedding with the head and scales the logits; a T5 1.1 (and its
+LM-adapted and Flan forms) has a head of its own and does not. Config files of different
+ages say so in different words, and some files store the same matrix several times; what
+this module takes from a folder is checked against the arrays themselves.
+"""
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop import bert_names, sentence_transformers, t5_names
+from atlas_jax.interop.safetensors_files import INDEX, SINGLE, read_file, write_sharded
+from atlas_jax.interop.tensors import Part, Tensors, of_array, transposed
+from atlas_jax.interop.torch_files import load_state_dict
+from atlas_jax.interop.vocabularies import find_tokenizer
+
+_BIN = "pytorch_model.bin"
+_TOWERS = ("query_encoder", "passage_encoder")
+_ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+T5_EPSILON = 1e-6
+
+
+def read_folder(
+    folder: str | Path, allow_missing: Sequence[str] = (), tokenizer: str | Path = ""
+) -> Part:
+    """Read a model folder, T5 or BERT by its `config.json`; no array is read yet.
+
+    Args:
+      allow_missing: patterns of Hugging Face's names that may be absent; a norm's scale is
+        then 1 and everything else 0.
+      tokenizer: of the model, if not the one in the folder.
+
+    Raises:
+      UserError: names the file, setting or tensor that is absent, unknown or does not fit.
+    """
+    folder = Path(folder)
+    towers = [folder / name for name in _TOWERS]
+    if all(tower.is_dir() for tower in towers):
+        return _read_towers(towers, allow_missing, tokenizer)
+    config = read_json(folder / "config.json")
+    tensors = read_tensors(folder)
+    kind = config.get("model_type")
+    if kind in ("t5", "mt5"):  # mT5 is a T5 1.1 with another vocabulary
+        part = t5_part(tensors, t5_config(config, tensors, folder), str(folder), allow_missing)
+    elif kind == "bert":
+        fields = bert_config(config, folder) | sentence_transformers.read(folder, config)
+        part = bert_part({"encoder": tensors}, fields, str(folder), allow_missing)
+    else:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type is {kind!r}; this reads 't5', 'mt5' (T5 1.0, "
+            "1.1, LM-adapted, Flan) and 'bert' (BERT, Contriever, MiniLM)"
+        )
+    part.tokenizer = find_tokenizer(Path(tokenizer) if tokenizer else folder, part.kind)
+    return part
+
+
+def _read_towers(
+    folders: Sequence[Path], allow_missing: Sequence[str], tokenizer: str | Path
+) -> Part:
+    """An untied retriever from the two folders that `write_folder` makes of one."""
+    towers: dict[str, Tensors] = {}
+    configs = []
+    for folder in folders:
+        config = read_json(folder / "config.json")
+        configs.append(bert_config(config, folder) | sentence_transformers.read(folder, config))
+        towers[folder.name] = {
+            name: dataclasses.replace(tensor, sources=(f"{folder.name}/{name}",))
+            for name, tensor in read_tensors(folder).items()
+        }
+    if configs[0] != configs[1]:
+        raise UserError(f"{folders[0]} and {folders[1]} describe different models")
+    part = bert_part(towers, configs[0], str(folders[0].parent), allow_missing)
+    place = Path(tokenizer) if tokenizer else folders[0]
+    part.tokenizer = find_tokenizer(place, part.kind)
+    return part
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      UserError: there is no such file or it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return content
+
+
+def read_tensors(folder: Path) -> Tensors:
+    """All tensors of a folder, whatever form and however many files they lie in.
+
+    Raises:
+      UserError: there are none, or a shard is absent or lacks what the index promises.
+    """
+    readers: tuple[tuple[str, Callable[[Path], Tensors]], ...] = (
+        (SINGLE, read_file),
+        (INDEX, read_file),
+        (_BIN, load_state_dict),
+        (f"{_BIN}.index.json", load_state_dict),
+    )
+    for name, read in readers:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if not name.endswith(".json"):
+            return read(path)
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f"{path}: has no weight_map")
+        return _sharded(folder, path, weight_map, read)
+    names = ", ".join(name for name, _ in readers)
+    raise UserError(f"{folder}: has none of {names}")
+
+
+def _sharded(
+    folder: Path, index: Path, weight_map: dict[str, str], read: Callable[[Path], Tensors]
+) -> Tensors:
+    tensors: Tensors = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or not (folder / file).is_file():
+            raise UserError(f"{index}: the shard {file} is not in the folder")
+        tensors.update(read(folder / file))
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise UserError(f"{folder / file}: {name} is missing, which {index.name} promises")
+    return tensors
+
+
+# --- T5 --------------------------------------------------------------------------------
+
+
+def t5_config(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> dict[str, Any]:
+    """Fields of a ReaderConfig.
+
+    Raises:
+      UserError: names the setting that no reader here has.
+    """
+    path = folder / "config.json"
+
+    def setting(name: str, default: Any = None) -> Any:
+        if name not in config and default is None:
+            raise UserError(f"{path}: has no {name}")
+        return config.get(name, default)
+
+    projection = setting("feed_forward_proj", "relu")
+    if projection not in _ACTIVATIONS:
+        raise UserError(
+            f"{path}: feed_forward_proj is {projection!r}; a reader has "
+            f"{' or '.join(map(repr, _ACTIVATIONS))}"
+        )
+    epsilon = setting("layer_norm_epsilon", T5_EPSILON)
+    if epsilon != T5_EPSILON:
+        raise UserError(f"{path}: layer_norm_epsilon is {epsilon}; a reader's is {T5_EPSILON}")
+    # Transformers 5 writes scale_decoder_outputs and always claims to tie the embeddings.
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    if scaled and t5_names.LM_HEAD in tensors and not _equal(tensors, t5_names.LM_HEAD):
+        raise UserError(
+            f"{path} says that embedding and head are tied (a T5 1.0), but {t5_names.LM_HEAD} "
+            f"differs from {t5_names.SHARED}; for a T5 1.1 write "
+            '"tie_word_embeddings": false into it'
+        )
+    return {
+        "vocab_size": setting("vocab_size"),
+        "emb_dim": setting("d_model"),
+        "num_heads": setting("num_heads"),
+        "head_dim": setting("d_kv"),
+        "mlp_dim": setting("d_ff"),
+        "num_encoder_layers": setting("num_layers"),
+        "num_decoder_layers": config.get("num_decoder_layers") or setting("num_layers"),
+        "mlp_activations": _ACTIVATIONS[projection],
+        "logits_via_embedding": bool(scaled),
+        "relpos_buckets": setting("relative_attention_num_buckets", 32),
+        "relpos_max_distance": setting("relative_attention_max_distance", 128),
+        "dropout_rate": setting("dropout_rate", 0.1),
+    }
+
+
+def t5_part(
+    tensors: Tensors, config: dict[str, Any], where: str, allow_missing: Sequence[str] = ()
+) -> Part:
+    """A reader from Hugging Face's state dict.
+
+    Raises:
+      UserError: names the tensor that is absent, or that should be a copy and is none.
+    """
+    source = dict(tensors)
+    explained: dict[str, str] = {}
+    copies = [*t5_names.COPIES, *([t5_names.LM_HEAD] if config["logits_via_embedding"] else [])]
+    if t5_names.SHARED not in source:  # some writers keep one of its other names only
+        for name in t5_names.COPIES:
+            if name in source:
+                source = {t5_names.SHARED: source[name], **source}
+                break
+    untied = not config["logits_via_embedding"]
+    if untied and t5_names.LM_HEAD not in source and t5_names.SHARED in source:
+        source[t5_names.LM_HEAD] = source[t5_names.SHARED]  # a head that is absent is the embedding
+    for name in copies:
+        if name in source:
+            if not _equal(source, name):
+                raise UserError(
+                    f"{where}: {name} differs from {t5_names.SHARED}; a T5 has one embedding"
+                )
+            explained[name] = f"equal to {t5_names.SHARED}"
+    if t5_names.NEVER_READ in source:
+        explained[t5_names.NEVER_READ] = "a table that no implementation of T5 reads"
+    names = t5_names.huggingface_names(config)
+    mapped, missing = from_huggingface(source, names, where, allow_missing)
+    labels = {tensor.sources[0]: tensor for tensor in tensors.values()}
+    explained = {tensors[name].sources[0]: why for name, why in explained.items()}
+    return Part("reader", config, mapped, source=labels, explained=explained, missing=missing)
+
+
+def _equal(tensors: Tensors, name: str) -> bool:
+    first, second = tensors[t5_names.SHARED], tensors[name]
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return first.get is second.get or bool(np.array_equal(first.read(), second.read()))
+
+
+# --- BERT ------------------------------------------------------------------------------
+
+
+def bert_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Fields of a RetrieverConfig, pooling aside.
+
+    Raises:
+      UserError: names the setting that no retriever here has.
+    """
+    path = folder / "config.json"
+    for name, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        found = config.get(name, wanted)
+        if found != wanted:
+            raise UserError(f"{path}: {name} is {found!r}; a retriever has {wanted!r}")
+    theirs = {
+        "vocab_size": "vocab_size",
+        "hidden_dim": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "mlp_dim": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+    }
+    for name in theirs.values():
+        if not isinstance(config.get(name), int):
+            raise UserError(f"{path}: {name} is {config.get(name)!r}; a whole number is needed")
+    return {
+        **{ours: config[name] for ours, name in theirs.items()},
+        "type_vocab_size": config.get("type_vocab_size", 2),
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        "dropout_rate": config.get("hidden_dropout_prob", 0.1),
+    }
+
+
+def bert_part(
+    towers: Mapping[str, Tensors],
+    config: dict[str, Any],
+    where: str,
+    allow_missing: Sequence[str] = (),
+) -> Part:
+    """A retriever of one tower or two from Hugging Face's state dicts.
+
+    Args:
+      towers: {'encoder': ...} or {'query_encoder': ..., 'passage_encoder': ...}.
+
+    Raises:
+      UserError: names the tensor that is absent or the buffer that is not 0, 1, 2, ...
+    """
+    names = bert_names.huggingface_names(int(config["num_layers"]))
+    part = Part("retriever", {**config, "tied": set(towers) == {"encoder"}}, {})
+    for tower, tensors in towers.items():
+        source = bert_names.modern(tensors)
+        mapped, missing = from_huggingface(source, names, where, allow_missing)
+        part.tensors.update({f"{tower}/{name}": tensor for name, tensor in mapped.items()})
+        part.missing += missing
+        for name, tensor in source.items():
+            label = tensor.sources[0]
+            part.source[label] = tensor
+            if name == bert_names.POSITION_IDS:
+                numbers = tensor.read().reshape(-1)
+                if not np.array_equal(numbers, np.arange(config["max_positions"])):
+                    raise UserError(f"{where}: {label} does not hold 0, 1, 2, ...")
+                part.explained[label] = "0, 1, 2, ... by definition"
+    return part
+
+
+# --- both ways -------------------------------------------------------------------------
+
+
+def from_huggingface(
+    tensors: Tensors,
+    names: Mapping[str, tuple[str, bool]],
+    where: str,
+    allow_missing: Sequence[str] = (),
+) -> tuple[Tensors, tuple[str, ...]]:
+    """Our tensors by our names, and which of theirs were absent and filled in."""
+    absent = [theirs for theirs, _ in names.values() if theirs not in tensors]
+    refused = [n for n in absent if not any(fnmatch.fnmatch(n, p) for p in allow_missing)]
+    if refused:
+        raise UserError(
+            f"{where}: missing: {', '.join(refused[:8])}{', ...' if len(refused) > 8 else ''} "
+            f"({len(refused)} of {len(names)} tensors)"
+        )
+    if len(absent) == len(names):
+        raise UserError(f"{where}: holds none of the model's tensors")
+    mapped: Tensors = {}
+    for ours, (theirs, is_transposed) in names.items():
+        if theirs in tensors:
+            tensor = tensors[theirs]
+            mapped[ours] = transposed(tensor) if is_transposed else tensor
+    return mapped, tuple(absent)
+
+
+def to_huggingface(tensors: Tensors, names: Mapping[str, tuple[str, bool]]) -> Tensors:
+    """The inverse of `from_huggingface`: tensors by Hugging Face's names."""
+    return {
+        theirs: transposed(tensors[ours]) if is_transposed else tensors[ours]
+        for ours, (theirs, is_transposed) in names.items()
+    }
+
+
+def fill_missing(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give tensors that were allowed to be absent their neutral values."""
+    for name, shape in shapes.items():
+        if name not in part.tensors and part.missing:
+            value = np.ones if name.endswith("scale") else np.zeros
+            part.tensors[name] = of_array(value(shape, np.float32), f"{name} (filled in)")
+
+
+def write_folder(part: Part, folder: Path, max_bytes: int) -> None:
+    """Write what `transformers` (and sentence-transformers) load.
+
+    An untied retriever becomes two folders, `query_encoder` and `passage_encoder`.
+
+    Args:
+      folder: exists already; see to it that it appears under its name when complete.
+      max_bytes: of one shard.
+
+    Raises:
+      UserError: the model has something that Hugging Face's class has not.
+    """
+    if part.kind == "reader":
+        names = t5_names.huggingface_names(part.config)
+        _write(folder, to_huggingface(part.tensors, names), t5_json(part), max_bytes)
+    else:
+        names = bert_names.huggingface_names(int(part.config["num_layers"]))
+        for tower in sorted({name.split("/")[0] for name in part.tensors}):
+            below = {
+                name.removeprefix(f"{tower}/"): tensor
+                for name, tensor in part.tensors.items()
+                if name.startswith(f"{tower}/")
+            }
+            place = folder if tower == "encoder" else folder / tower
+            place.mkdir(exist_ok=True)
+            _write(place, to_huggingface(below, names), bert_json(part), max_bytes)
+            sentence_transformers.write(place, part.config)
+            _write_tokenizer(part, place)
+        return
+    _write_tokenizer(part, folder)
+
+
+def _write(folder: Path, tensors: Tensors, config: dict[str, Any], max_bytes: int) -> None:
+    types = {tensor.dtype.name for tensor in tensors.values()}
+    if len(types) == 1:
+        config = {**config, "torch_dtype": types.pop()}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_sharded(folder, tensors, max_bytes)
+
+
+def _write_tokenizer(part: Part, folder: Path) -> None:
+    if part.tokenizer is None:
+        return
+    (folder / "tokenizer.json").write_text(part.tokenizer, "utf-8")
+    names = (
+        {"tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>",
+         "unk_token": "<unk>"}
+        if part.kind == "reader"
+        else {"tokenizer_class": "BertTokenizerFast", "cls_token": "[CLS]", "sep_token": "[SEP]",
+              "pad_token": "[PAD]", "unk_token": "[UNK]",
+              "model_max_length": part.config["max_positions"]}
+    )  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", "utf-8")
+
+
+def t5_json(part: Part) -> dict[str, Any]:
+    """The `config.json` of a reader."""
+    config = part.config
+    projections = {activations: name for name, activations in _ACTIVATIONS.items()}
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": config["vocab_size"],
+        "d_model": config["emb_dim"],
+        "d_kv": config["head_dim"],
+        "d_ff": config["mlp_dim"],
+        "num_layers": config["num_encoder_layers"],
+        "num_decoder_layers": config["num_decoder_layers"],
+        "num_heads": config["num_heads"],
+        "relative_attention_num_buckets": config.get("relpos_buckets", 32),
+        "relative_attention_max_distance": config.get("relpos_max_distance", 128),
+        "dropout_rate": config.get("dropout_rate", 0.1),
+        "layer_norm_epsilon": T5_EPSILON,
+        "feed_forward_proj": projections[tuple(config["mlp_activations"])],
+        "tie_word_embeddings": bool(config["logits_via_embedding"]),
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def bert_json(part: Part) -> dict[str, Any]:
+    """The `config.json` of a retriever.
+
+    Raises:
+      UserError: its layer norm is that of the released Atlas models.
+    """
+    config = part.config
+    if config.get("released_layer_norm"):
+        raise UserError(
+            "this retriever has the layer norm of the released Atlas models "
+            "(RetrieverConfig.released_layer_norm), which no class of Hugging Face has: what it "
+            "would load gives other embeddings. Write t5x or atlas-jax, or the reader alone "
+            "(--part=reader)"
+        )
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_dim"],
+        "num_hidden_layers": config["num_layers"],
+        "num_attention_heads": config["num_heads"],
+        "intermediate_size": config["mlp_dim"],
+        "max_position_embeddings": config["max_positions"],
+        "type_vocab_size": config.get("type_vocab_size", 2),
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.get("dropout_rate", 0.1),
+        "attention_probs_dropout_prob": config.get("dropout_rate", 0.1),
+        "pooling": config.get("pooling", "average"),
+        "pad_token_id": 0,
+    }

@@ -1,0 +1,205 @@
+"""Meta's released Atlas models: `model.pth.tar` with reader, retriever, options, optimisers.
+
+The state dict has both models: `reader.` (Hugging Face's T5 names) and `retriever.`, either
+one `contriever` or, after query-side training, `query_contriever` and
+`passage_contriever`. In between, `module.` marks a model that was wrapped for several GPUs.
+The retriever's layer norm divides by the uncentred second moment (see
+`RetrieverConfig.released_layer_norm`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop import bert_names, meta_options, t5_names
+from atlas_jax.interop.huggingface import bert_part, t5_part
+from atlas_jax.interop.tensors import Part, Tensor, Tensors, of_array, transposed
+from atlas_jax.interop.torch_files import load
+
+FILE = "model.pth.tar"
+_TOWERS = {
+    "contriever": "encoder",
+    "query_contriever": "query_encoder",
+    "passage_contriever": "passage_encoder",
+}
+_KEYS = ("model", "opt", "step")
+# Optimiser state under these keys, by part.
+_OPTIMIZERS = {"reader": "optimizer", "retriever": "retr_optimizer"}
+_MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class AtlasCheckpoint:
+    """What a file holds: the models in it, its options as gin, the step it was saved at."""
+
+    parts: dict[str, Part]
+    gin: str
+    step: int
+
+
+def read_checkpoint(
+    path: str | Path,
+    retriever_fields: Mapping[str, Any] | None = None,
+    allow_missing: tuple[str, ...] = (),
+    optimizer: bool = True,
+) -> AtlasCheckpoint:
+    """Read a `model.pth.tar`, or the one in a folder; no array is read yet.
+
+    Args:
+      retriever_fields: fields of a RetrieverConfig that the file does not tell, where they
+        are not Contriever's (heads of 64 channels, an epsilon of 1e-12, average pooling).
+      optimizer: take the moments of both AdamWs along, if they were saved.
+
+    Raises:
+      UserError: the file is no such checkpoint, is damaged or hostile, or a tensor (named)
+        is absent or does not fit the others.
+    """
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    content = load(file)
+    absent = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
+    if absent:
+        raise UserError(f"{file}: no checkpoint of Atlas: it has no {', '.join(absent)}")
+    options, step = content["opt"], int(content["step"])
+    if not isinstance(options, dict) or not isinstance(content["model"], dict):
+        raise UserError(f"{file}: no checkpoint of Atlas: 'opt' or 'model' is of another kind")
+    model = {_unwrapped(name): tensor for name, tensor in content["model"].items()}
+    for name, tensor in model.items():
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{file}: {name} is a {type(tensor).__name__}, not a tensor")
+    model = {name: dataclasses.replace(t, sources=(name,)) for name, t in model.items()}
+    parts: dict[str, Part] = {}
+    reader = _below(model, "reader.")
+    if reader:
+        parts["reader"] = t5_part(reader, _reader_config(reader, options, file), str(file))
+    retriever = _below(model, "retriever.")
+    if retriever:
+        parts["retriever"] = _retriever(
+            retriever, options, dict(retriever_fields or {}), str(file), allow_missing
+        )
+    rest = [n for n in model if not n.startswith(("reader.", "retriever."))]
+    if rest or not parts:
+        raise UserError(f"{file}: {rest[0] if rest else 'model'}: neither reader nor retriever")
+    for name, part in parts.items():
+        saved = content.get(_OPTIMIZERS[name])
+        if saved is not None and optimizer:
+            part.optimizer = _adam(part, saved, f"{file}: {_OPTIMIZERS[name]}")
+    return AtlasCheckpoint(parts, meta_options.to_gin(options), step)
+
+
+def _unwrapped(name: str) -> str:
+    for part in _OPTIMIZERS:
+        name = name.replace(f"{part}.module.", f"{part}.")
+    return name
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _reader_config(tensors: Tensors, options: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Sizes from the arrays; the version from the options."""
+    config = t5_names.config_from_state_dict(tensors, str(file))
+    kind = str(options.get("reader_model_type", ""))
+    is_first = not kind.startswith("google/")  # t5-base is 1.0; google/t5-... are 1.1, LM-adapted
+    gated = config["mlp_activations"] != ("relu",)
+    if kind and is_first == gated:
+        raise UserError(
+            f"{file}: opt.reader_model_type is {kind!r}, but the reader's MLP is "
+            f"{'gated' if gated else 'not gated'}; one of the two is not this checkpoint's"
+        )
+    return {
+        **config,
+        "logits_via_embedding": not gated,
+        "dropout_rate": float(options.get("dropout", 0.1)),
+    }
+
+
+def _retriever(
+    tensors: Tensors,
+    options: Mapping[str, Any],
+    fields: dict[str, Any],
+    where: str,
+    allow_missing: tuple[str, ...],
+) -> Part:
+    towers: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        tower, _, rest = name.partition(".")
+        if tower not in _TOWERS:
+            raise UserError(f"{where}: retriever.{name}: known are {', '.join(_TOWERS)}")
+        towers.setdefault(_TOWERS[tower], {})[rest] = tensor
+    if set(towers) not in ({"encoder"}, {"query_encoder", "passage_encoder"}):
+        raise UserError(f"{where}: the retriever has {', '.join(towers)}: not one tower, not two")
+    shapes = next(iter(towers.values()))
+    config = {
+        **bert_names.config_from_state_dict(shapes, where),
+        "pooling": "average",
+        "normalize": False,
+        "layer_norm_eps": 1e-12,
+        "released_layer_norm": True,
+        "dropout_rate": float(options.get("dropout", 0.1)),
+        **fields,
+    }
+    return bert_part(towers, config, where, allow_missing)
+
+
+# --- optimiser state -------------------------------------------------------------------
+
+
+def _adam(part: Part, saved: Mapping[str, Any], where: str) -> Tensors:
+    """AdamW's moments under T5X's names for an optax state: param_states/0/{mu,nu,count}.
+
+    PyTorch numbers parameters in the order of the module, which is that of the state dict
+    without buffers and second names.
+
+    Raises:
+      UserError: a moment that has not the shape of its parameter, or state for more
+        parameters than the model has.
+    """
+    by_source = {tensor.sources[0]: name for name, tensor in part.tensors.items()}
+    order = [name for name in part.source if name in by_source]
+    states = saved.get("state")
+    groups = saved.get("param_groups")
+    if not isinstance(states, Mapping) or not isinstance(groups, list):
+        raise UserError(f"{where}: has no 'state' and 'param_groups'")
+    numbers = [number for group in groups for number in group["params"]]
+    if len(numbers) < len(order):
+        # The released untied retriever shares one module, whose parameters count once.
+        order = [name for name in order if "passage_contriever" not in name]
+    if len(numbers) != len(order):
+        raise UserError(f"{where}: {len(numbers)} parameters where the model has {len(order)}")
+    state: Tensors = {}
+    steps = set()
+    for number, source in zip(numbers, order, strict=True):
+        name = by_source[source]
+        entry = states.get(number)
+        if entry is None:  # a parameter that never had a gradient
+            continue
+        steps.add(_number(entry["step"]))
+        for theirs, ours in _MOMENTS.items():
+            moment = entry.get(theirs)
+            if not isinstance(moment, Tensor) or moment.shape != part.source[source].shape:
+                raise UserError(f"{where}: {theirs} of {source} has not its parameter's shape")
+            turned = _is_transposed(part, name)
+            state[f"param_states/0/{ours}/{name}"] = transposed(moment) if turned else moment
+    if len(steps) != 1:
+        raise UserError(f"{where}: its parameters were updated {sorted(steps)} times; expected one")
+    count = np.asarray(steps.pop(), np.int32)
+    state["param_states/0/count"] = of_array(count, f"{where}.step")
+    state["step"] = of_array(count, f"{where}.step")
+    return state
+
+
+def _is_transposed(part: Part, name: str) -> bool:
+    """Whether our array is the transpose of the source's."""
+    if part.kind == "reader":
+        return t5_names.huggingface_names(part.config)[name][1]
+    names = bert_names.huggingface_names(int(part.config["num_layers"]))
+    return names[name.split("/", 1)[1]][1]
+
+
+def _number(step: Any) -> int:
+    return int(step.read()) if isinstance(step, Tensor) else int(step)

@@ -1,0 +1,140 @@
+"""Safetensors in and out, one tensor at a time, sharded as Hugging Face shards them.
+
+Reading is the library's. Writing is not, because the library wants all tensors in memory:
+the format is a length (8 bytes, little-endian), a JSON header, and the bytes.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop.tensors import BFLOAT16, Tensor, Tensors
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def read_file(path: str | os.PathLike[str]) -> Tensors:
+    """The tensors of one file.
+
+    Raises:
+      UserError: the file is missing, cut off or damaged, or a tensor (named) is of a type
+        that no model here uses.
+    """
+    return _open(Path(path))[0]
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts in a file's header; errors as `read_file`."""
+    return _open(Path(path))[1]
+
+
+def _open(path: Path) -> tuple[Tensors, dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            described = {}
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                part = file.get_slice(name)
+                described[name] = (tuple(part.get_shape()), part.get_dtype())
+            metadata = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+    tensors = {}
+    for name, (shape, kind) in described.items():
+        if kind not in _DTYPES:
+            raise UserError(f"{path}: {name} is of type {kind}; known are {', '.join(_DTYPES)}")
+        tensors[name] = _lazy(path, name, shape, _DTYPES[kind])
+    return tensors, metadata
+
+
+def _lazy(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    def get() -> np.ndarray:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                array: np.ndarray = file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: {name} cannot be read: {error}") from None
+        return array
+
+    return Tensor(shape, dtype, get, f"{path}: {name}", (name,))
+
+
+def write_file(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one file; no more than one tensor is in memory at a time.
+
+    Not atomic: give a name in a folder that is renamed when all of it is there.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # the bytes begin at a multiple of 8
+    with Path(path).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            array = tensor.read()
+            file.write(array.reshape(-1).view(np.uint8).data)
+            del array
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_sharded(
+    folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], max_bytes: int
+) -> list[str]:
+    """Write `model.safetensors`, or shards of at most `max_bytes` and their index.
+
+    Returns:
+      The names of the files.
+    """
+    shards: list[Tensors] = [{}]
+    room = max_bytes
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    metadata = {"format": "pt"}  # transformers refuses files that do not say so
+    if len(shards) == 1:
+        write_file(Path(folder) / SINGLE, tensors, metadata)
+        return [SINGLE]
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        write_file(Path(folder) / file, shard, metadata)
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+        "weight_map": {n: file for file, shard in zip(files, shards, strict=True) for n in shard},
+    }
+    (Path(folder) / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    return [*files, INDEX]

@@ -1,0 +1,239 @@
+"""The native checkpoint format of T5X: a msgpack index and zarr arrays beside it.
+
+    checkpoint_<step>/checkpoint               {"version": 3, "optimizer": {target, state}}
+    checkpoint_<step>/target.<name>/.zarray    one array, with its chunks 0.0, 0.1, ...
+
+A leaf of the index is an array written inline (a msgpack extension), a reference to a zarr
+folder, `nil`, or an empty map. Version 2 keeps bfloat16 as the bits of uint16.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import tensorstore
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop.tensors import BFLOAT16, Tensor, of_array
+
+_INDEX = "checkpoint"
+_CHUNK_BYTES = 64 << 20  # an array is cut above it
+_NDARRAY, _SCALAR = 1, 3  # msgpack extension types of flax
+_CHUNKED = "__msgpack_chunked_array__"
+_FOLDER = re.compile(r"checkpoint_(\d+)$")
+Leaves = dict[str, Any]  # path -> Tensor, or 'nil', or 'map' (an empty one)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The folder of one checkpoint: the given one, or the newest complete one below it.
+
+    Raises:
+      UserError: there is none. Unfinished saves (`.tmp-...`) do not count.
+    """
+    folder = Path(path)
+    if (folder / _INDEX).is_file():
+        return folder
+    steps = {}
+    if folder.is_dir():
+        for child in folder.iterdir():
+            found = _FOLDER.match(child.name)
+            if found and (child / _INDEX).is_file():
+                steps[int(found[1])] = child
+    if not steps:
+        orbax = (folder / "_METADATA").exists() or (folder / "state" / "_METADATA").exists()
+        hint = "; it was saved by Orbax, which this does not read" if orbax else ""
+        raise UserError(f"{path}: no T5X checkpoint (a folder checkpoint_<step>) in it{hint}")
+    return steps[max(steps)]
+
+
+def read_leaves(folder: Path) -> Leaves:
+    """Every leaf below `optimizer`: 'target/...', 'state/...'; no zarr array is read yet.
+
+    Raises:
+      UserError: the index is cut off, of an unknown version or refers to a place outside
+        of the folder; or an array (named) is absent, incomplete or not as described.
+    """
+    path = folder / _INDEX
+    try:
+        tree = msgpack.unpackb(
+            path.read_bytes(), ext_hook=_ext_hook, strict_map_key=False, raw=False
+        )
+    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise UserError(f"{path}: not a whole T5X index: {error}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("optimizer"), dict):
+        raise UserError(f"{path}: no T5X index: it has no 'optimizer'")
+    version = tree.get("version", 0)
+    if version not in (2, 3):
+        raise UserError(f"{path}: version {version!r}; this reads 2 and 3")
+    return dict(_leaves(tree["optimizer"], "", folder, int(version)))
+
+
+def _leaves(node: Any, name: str, folder: Path, version: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and {"driver", "kvstore", "metadata"} <= set(node):
+        yield name, _zarr(node, name, folder, version)
+    elif isinstance(node, dict) and _CHUNKED in node:
+        yield name, _joined_chunks(node, name, folder)
+    elif isinstance(node, dict) and node:
+        for key, child in node.items():
+            yield from _leaves(child, f"{name}/{key}" if name else str(key), folder, version)
+    elif isinstance(node, dict):
+        yield name, "map"
+    elif node is None:
+        yield name, "nil"
+    elif isinstance(node, np.ndarray):
+        yield name, of_array(node, f"{folder / _INDEX}: {name}", (name,))
+    else:
+        if not isinstance(node, (int, float)):
+            raise UserError(f"{folder / _INDEX}: {name} is a {type(node).__name__}, not an array")
+        yield name, of_array(np.asarray(node), f"{folder / _INDEX}: {name}", (name,))
+
+
+def _ext_hook(code: int, data: bytes) -> Any:
+    if code not in (_NDARRAY, _SCALAR):
+        raise ValueError(f"an extension of type {code}, which T5X does not write")
+    shape, dtype, raw = msgpack.unpackb(data, raw=False)
+    kind = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    if kind.hasobject:
+        raise ValueError(f"an array of type {dtype}")
+    return np.frombuffer(raw, kind).reshape(shape).copy()
+
+
+def _joined_chunks(node: dict[str, Any], name: str, folder: Path) -> Tensor:
+    """Flax cuts an inline array above 2^30 bytes into a map of numbered pieces."""
+    try:
+        shape = tuple(int(node["shape"][str(i)]) for i in range(len(node["shape"])))
+        pieces = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
+        array = np.concatenate([np.asarray(piece).reshape(-1) for piece in pieces]).reshape(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / _INDEX}: {name}: a damaged array in pieces: {error}") from None
+    return of_array(array, f"{folder / _INDEX}: {name}", (name,))
+
+
+def _zarr(node: dict[str, Any], name: str, folder: Path, version: int) -> Tensor:
+    """A referenced array. Only the path is taken from the index; `.zarray` says the rest."""
+    where = f"{folder}: {name}"
+    kvstore = node["kvstore"] if isinstance(node["kvstore"], dict) else {}
+    path = kvstore.get("path", node.get("path"))
+    if not isinstance(path, str) or not path.strip("/"):
+        raise UserError(f"{where}: the index names no folder for it")
+    place = folder / path.strip("/")
+    if folder.resolve() not in place.resolve().parents:
+        raise UserError(f"{where}: refused: the index sends it to {path!r}, outside of the folder")
+    shape = node["metadata"].get("shape") if isinstance(node["metadata"], dict) else None
+    try:
+        meta = json.loads((place / ".zarray").read_text("utf-8"))
+        if meta["zarr_format"] != 2:
+            raise ValueError(f"zarr_format {meta['zarr_format']}")
+        found, chunks = [int(n) for n in meta["shape"]], [int(n) for n in meta["chunks"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: {place / '.zarray'} is absent or damaged: {error}") from None
+    if shape is not None and list(shape) != found:
+        raise UserError(f"{where}: the index says shape {list(shape)}, .zarray {found}")
+    # T5X stores every chunk; TensorStore would read an absent one as zeros, in silence.
+    grid = [range(-(-n // c)) for n, c in zip(found, chunks, strict=True)]
+    for at in itertools.product(*grid):
+        chunk = meta.get("dimension_separator", ".").join(map(str, at)) or "0"
+        if not (place / chunk).is_file():
+            raise UserError(f"{where}: the chunk {path.strip('/')}/{chunk} is missing")
+    bits = version == 2 and meta["dtype"] == "<u2"
+    dtype = BFLOAT16 if bits or meta["dtype"] == "bfloat16" else np.dtype(meta["dtype"])
+
+    def read(at: Any) -> np.ndarray:
+        try:
+            array = np.asarray(_open(place)[at].read().result())
+        except ValueError as error:
+            raise UserError(f"{where}: cannot be read: {_one_line(error)}") from None
+        return array.view(BFLOAT16) if bits else array
+
+    return Tensor(
+        tuple(found),
+        dtype,
+        lambda: read(...),
+        where,
+        (name,),
+        lambda axis, i: read((slice(None),) * axis + (i,)),
+    )
+
+
+def _open(place: Path) -> Any:
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{place.resolve()}/"}}
+    return tensorstore.open(spec, read=True).result()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# --- writing ---------------------------------------------------------------------------
+
+
+def write_leaves(folder: Path, leaves: Mapping[str, Any], inline: set[str]) -> None:
+    """Write a checkpoint into an existing, empty folder, one array at a time.
+
+    Args:
+      leaves: as `read_leaves` gives them.
+      inline: leaves that go into the index itself.
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if isinstance(leaf, str):
+            node[last] = {} if leaf == "map" else None
+        elif name in inline:
+            node[last] = _inline(leaf)
+        else:
+            node[last] = _write_zarr(folder, name.replace("/", "."), leaf)
+    raw = msgpack.packb({"version": 3, "optimizer": tree}, strict_types=True)
+    (folder / _INDEX).write_bytes(raw)
+
+
+def _inline(tensor: Tensor) -> msgpack.ExtType:
+    array = tensor.read()
+    dtype = array.dtype.name
+    packed = msgpack.packb((array.shape, dtype, array.tobytes()), use_bin_type=True)
+    return msgpack.ExtType(_NDARRAY, packed)
+
+
+def _write_zarr(folder: Path, name: str, tensor: Tensor) -> dict[str, Any]:
+    chunks = chunk_shape(tensor.shape, tensor.dtype.itemsize)
+    metadata = {
+        "chunks": chunks,
+        "compressor": {"id": "gzip", "level": 1},
+        "shape": list(tensor.shape),
+    }
+    dtype = tensor.dtype.name
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{(folder / name).resolve()}/"},
+        "metadata": {**metadata, "dtype": dtype if dtype == "bfloat16" else tensor.dtype.str},
+        "create": True,
+        "store_data_equal_to_fill_value": True,
+    }
+    tensorstore.open(spec).result().write(tensor.read()).result()
+    return {
+        "driver": "zarr",
+        "dtype": dtype,
+        "kvstore": {"driver": "file", "path": f"{name}/"},
+        "metadata": metadata,
+    }
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int) -> list[int]:
+    """Chunks of at most 64 MiB: the largest axis goes to its next smaller divisor."""
+    chunks = list(shape)
+    while int(np.prod(chunks, dtype=np.int64)) * itemsize > _CHUNK_BYTES:
+        axis = int(np.argmax(chunks))
+        size = chunks[axis]
+        if size == 1:
+            break
+        chunks[axis] = next(d for d in range(size - 1, 0, -1) if shape[axis] % d == 0)
+    return chunks

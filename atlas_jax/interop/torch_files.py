@@ -1,0 +1,271 @@
+"""Files of `torch.save` without PyTorch: the zip form and the older one of pickles in a row.
+
+Both hold a pickle that describes the objects and the raw bytes of their storages. The
+pickle goes through the restricted interpreter; a tensor's bytes are read from their place
+in the file when they are asked for, so that no more than one tensor is in memory.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop.pickles import Attributes, Maker, interpret
+from atlas_jax.interop.tensors import BFLOAT16, Tensor
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older form
+_PROTOCOL = 1001
+_LIMIT = 1 << 30  # bytes of a pickle that only describes
+_STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+@dataclasses.dataclass
+class _Storage:
+    """One run of numbers; `offset` is the place of its first byte in the file."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+    offset: int | None = None
+    crc: int = 0  # of all its bytes; 0 where the file has none
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A tensor as the pickle describes it: strides over a storage, counted in numbers."""
+
+    storage: _Storage
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """What a file of `torch.save` holds: dicts, lists and values, with `Tensor`s for tensors.
+
+    An `argparse.Namespace` comes back as a dict of its attributes.
+
+    Raises:
+      UserError: the pickle asks for a class or function that no checkpoint of weights
+        needs (it is named, nothing is executed), the file is cut off, or a tensor lies
+        outside of its storage (it is named).
+    """
+    file_path = Path(path)
+    try:
+        with file_path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            tree = _load_zip(file, file_path) if is_zip else _load_legacy(file, file_path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    return _with_tensors(tree, file_path, "")
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A file that holds nothing but named tensors.
+
+    Raises:
+      UserError: as `load`, or it holds something else (which is named).
+    """
+    tree = load(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds a {type(tree).__name__} where named tensors belong")
+    for name, value in tree.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+    return tree
+
+
+def _makers() -> dict[str, Maker]:
+    def rebuild(storage: Any, start: Any, shape: Any, strides: Any, *_: Any) -> _View:
+        if not isinstance(storage, _Storage):
+            raise ValueError("a tensor without a storage")
+        return _View(storage, int(start), tuple(map(int, shape)), tuple(map(int, strides)))
+
+    def unneeded(*_: Any) -> None:
+        return None
+
+    makers: dict[str, Maker] = {
+        "collections.OrderedDict": lambda pairs=(): dict(pairs),
+        "collections.defaultdict": lambda *_: {},
+        "argparse.Namespace": lambda: Attributes(),
+        "torch._utils._rebuild_tensor_v2": rebuild,
+        "torch._utils._rebuild_tensor": rebuild,
+        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        "torch.Size": lambda shape=(): tuple(shape),
+        "torch.device": lambda *names: ":".join(map(str, names)),
+        "pathlib.PosixPath": lambda *parts: "/".join(map(str, parts)),
+    }
+    for module in ("builtins", "__builtin__"):  # its name in Python 3 and 2
+        makers[f"{module}.dict"] = unneeded
+        makers[f"{module}.set"] = lambda values=(): set(values)
+    makers.update({f"torch.{name}": unneeded for name in _STORAGES})
+    for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32"):
+        makers[f"torch.{name}"] = unneeded
+    return makers
+
+
+def _storage_type(name: Any, path: Path) -> np.dtype:
+    dtype = _STORAGES.get(str(name).removeprefix("torch."))
+    if dtype is None:
+        raise UserError(f"{path}: a storage of type {name}; known are {', '.join(_STORAGES)}")
+    return dtype
+
+
+# --- the zip form ----------------------------------------------------------------------
+
+
+def _load_zip(file: BinaryIO, path: Path) -> Any:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: cut off or damaged: {error}") from None
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise UserError(f"{path}: a zip file, but not one of torch.save: it has no data.pkl")
+    root = pickles[0].removesuffix("data.pkl")
+    order = entries.get(f"{root}byteorder")
+    if order is not None and archive.read(order) != b"little":
+        raise UserError(f"{path}: written on a big-endian machine; save it on another one")
+    storages: dict[str, _Storage] = {}
+
+    def persistent(pid: Any) -> _Storage:
+        kind, key, count = _storage_id(pid, path)
+        if key not in storages:
+            entry = entries.get(f"{root}data/{key}")
+            if entry is None:
+                raise UserError(f"{path}: storage {key} is missing from the archive")
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < count * kind.itemsize:
+                raise UserError(
+                    f"{path}: storage {key} has {entry.file_size} bytes where "
+                    f"{count * kind.itemsize} belong"
+                )
+            storages[key] = _Storage(key, kind, count, _data_offset(file, entry, path), entry.CRC)
+        return storages[key]
+
+    if entries[pickles[0]].file_size > _LIMIT:
+        raise UserError(f"{path}: its data.pkl is larger than any checkpoint's")
+    try:
+        program = archive.read(pickles[0])
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: data.pkl is damaged: {error}") from None
+    return interpret(io.BytesIO(program), str(path), _makers(), persistent)
+
+
+def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
+    """Where an entry's bytes begin: behind its local header, whose length varies."""
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise UserError(f"{path}: the entry {entry.filename} is damaged")
+    name, extra = struct.unpack("<HH", header[26:30])
+    return int(entry.header_offset + 30 + name + extra)
+
+
+def _storage_id(pid: Any, path: Path) -> tuple[np.dtype, str, int]:
+    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+        raise UserError(f"{path}: a persistent id that is no storage")
+    return _storage_type(pid[1], path), str(pid[2]), int(pid[4])
+
+
+# --- the older form --------------------------------------------------------------------
+
+
+def _load_legacy(file: BinaryIO, path: Path) -> Any:
+    """Five pickles (magic number, protocol, system, object, keys), then the storages."""
+    buffered = io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file
+    read: Callable[..., Any] = functools.partial(interpret, buffered, str(path), _makers())
+    not_torch = UserError(f"{path}: neither a zip file nor one of torch.save")
+    if read() != _MAGIC or read() != _PROTOCOL:
+        raise not_torch
+    if read().get("little_endian") is not True:
+        raise UserError(f"{path}: written on a big-endian machine; save it on another one")
+    storages: dict[str, _Storage] = {}
+
+    def persistent(pid: Any) -> _Storage:
+        kind, key, count = _storage_id(pid, path)
+        if len(pid) > 5 and pid[5] is not None:
+            raise UserError(f"{path}: storage {key} is a view of another; save the file anew")
+        return storages.setdefault(key, _Storage(key, kind, count))
+
+    tree = read(persistent)
+    keys = read()
+    size = os.fstat(file.fileno()).st_size
+    at = buffered.tell()
+    for key in keys:
+        storage = storages.get(str(key))
+        if storage is None:
+            raise UserError(f"{path}: storage {key} belongs to no tensor")
+        buffered.seek(at)
+        head = buffered.read(8)
+        if len(head) < 8 or struct.unpack("<q", head)[0] != storage.count:
+            raise UserError(f"{path}: storage {key} is cut off or of another length")
+        storage.offset = at + 8
+        at += 8 + storage.count * storage.dtype.itemsize
+        if at > size:
+            raise UserError(f"{path}: cut off in storage {key}")
+    return tree
+
+
+# --- tensors ---------------------------------------------------------------------------
+
+
+def _with_tensors(tree: Any, path: Path, name: str) -> Any:
+    """The tree with a `Tensor` for each view; `name` is the way to it."""
+    if isinstance(tree, Mapping):
+        return {
+            key: _with_tensors(value, path, f"{name}.{key}" if name else str(key))
+            for key, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [_with_tensors(value, path, f"{name}.{i}") for i, value in enumerate(tree)]
+    return _tensor(tree, path, name) if isinstance(tree, _View) else tree
+
+
+def _tensor(view: _View, path: Path, name: str) -> Tensor:
+    storage, where = view.storage, f"{path}: {name}"
+    sizes = [*view.shape, *view.strides, view.start]
+    last = view.start + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=False))
+    empty = 0 in view.shape
+    if len(view.shape) != len(view.strides) or min(sizes) < 0 or storage.offset is None:
+        raise UserError(f"{where}: shape {view.shape} and strides {view.strides} make no tensor")
+    if not empty and last >= storage.count:
+        raise UserError(f"{where}: lies outside of its storage of {storage.count} numbers")
+
+    def get() -> np.ndarray:
+        if empty:
+            return np.zeros(view.shape, storage.dtype)
+        count = last + 1 - view.start
+        with path.open("rb") as file:
+            file.seek((storage.offset or 0) + view.start * storage.dtype.itemsize)
+            raw = np.fromfile(file, np.uint8, count * storage.dtype.itemsize)
+        if raw.size != count * storage.dtype.itemsize:
+            raise UserError(f"{where}: the file is cut off")
+        if storage.crc and count == storage.count and zlib.crc32(raw.data) != storage.crc:
+            raise UserError(f"{where}: damaged: its checksum is not the one in the file")
+        flat = raw.view(storage.dtype)
+        strides = tuple(s * storage.dtype.itemsize for s in view.strides)
+        return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
+
+    return Tensor(view.shape, storage.dtype, get, where, (name,))

@@ -1,0 +1,315 @@
+"""From any checkpoint to any checkpoint, with a certificate.
+
+Reading gives `Part`s: one model's tensors under this project's names, none of them read
+yet. They are checked against the model that their config describes, written one by one
+into a temporary folder, read back from it and compared; only then does the folder take
+its name. So a conversion that fails at any point leaves nothing behind.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+from flax import traverse_util
+from flax.core import meta
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
+from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
+from atlas_jax.interop.tensors import FLOATS, Part, cast, recorded
+from atlas_jax.interop.vocabularies import find_tokenizer
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.checkpoint import open_model, replaced_directory, write_folder_config
+from atlas_jax.training.verification import Verifier
+
+SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
+TARGETS = ("hf", "t5x", "atlas-jax")
+PARTS = ("reader", "retriever")
+OPTIONS_FILE = "options.gin"
+_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """One conversion, as the command line says it.
+
+    Attributes:
+      source, target: formats, of `SOURCES` and `TARGETS`.
+      inputs: what to read; several folders for hf (a reader and a retriever).
+      output: a folder that does not exist yet.
+      part: convert this one alone; "" = all.
+      dtype: 'keep', or a type that parameters are rounded to.
+      tokenizers: part -> file or folder, where the input brings none or another is wanted.
+      allow_unused, allow_missing: patterns of names in the source.
+      optimizer: take optimiser state along where both formats have it.
+      scan_layers: write T5X's scanned layout.
+      max_shard_bytes: of one file of an hf folder.
+      verify: run both frameworks and compare layer by layer.
+    """
+
+    source: str
+    target: str
+    inputs: tuple[str, ...]
+    output: str
+    part: str = ""
+    dtype: str = "keep"
+    tokenizers: dict[str, str] = dataclasses.field(default_factory=dict)
+    allow_unused: tuple[str, ...] = ()
+    allow_missing: tuple[str, ...] = ()
+    optimizer: bool = True
+    scan_layers: bool = False
+    max_shard_bytes: int = 5 << 30
+    verify: bool = False
+
+
+@dataclasses.dataclass
+class _Read:
+    """What a source holds: parts, options as gin (Meta's), the step (where it is known)."""
+
+    parts: dict[str, Part]
+    gin: str = ""
+    step: int = 0
+
+
+def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certificate.Certificate]:
+    """Convert, certify, and print what was done.
+
+    Raises:
+      UserError: names the file, tensor, key or flag at fault; the output does not exist then.
+    """
+    output = Path(job.output)
+    if output.exists():
+        raise UserError(f"{output} exists already; remove it or choose another --output")
+    read = _read(job)
+    if job.part:
+        if job.part not in read.parts:
+            raise UserError(f"the input holds no {job.part}, but {', '.join(read.parts)}")
+        read.parts = {job.part: read.parts[job.part]}
+    why = {kind: _prepare(part, job) for kind, part in read.parts.items()}
+    verifier = Verifier.find(job.source, job.target, say) if job.verify else None
+    written: dict[str, dict[str, str]] = {kind: {} for kind in read.parts}
+    with replaced_directory(output) as folder:
+        _write(job, folder, read, written)
+        certificates = []
+        for kind, again in _read_back(job, folder, read).items():
+            part = read.parts[kind]
+            tensors = {**again.tensors}
+            tensors.update({f"optimizer/{n}": t for n, t in again.optimizer.items()})
+            done = certificate.compare(part, written[kind], tensors, why[kind])
+            _check_config(again, part)
+            if verifier is not None:
+                done.layers = verifier.layers(part, _hf_side(job, folder, read, kind))
+            certificates.append(done)
+        text = certificate.to_json(certificates, {"from": job.source, "to": job.target})
+        (folder / certificate.FILE).write_text(text, "utf-8")
+    for done in certificates:
+        for line in done.lines():
+            say(line)
+    return certificates
+
+
+# --- reading ---------------------------------------------------------------------------
+
+
+def _read(job: Conversion) -> _Read:
+    if job.source != "hf" and len(job.inputs) != 1:
+        raise UserError(f"--from={job.source} takes one --input, not {len(job.inputs)}")
+    if job.source == "hf":
+        read = _Read({})
+        for folder in job.inputs:
+            part = huggingface.read_folder(folder, job.allow_missing)
+            if part.kind in read.parts:
+                raise UserError(f"{folder} is a {part.kind}, too; give one of each kind")
+            read.parts[part.kind] = part
+    elif job.source == "t5x":
+        part = t5x.read_checkpoint(job.inputs[0], job.optimizer)
+        read = _Read({"reader": part}, step=_step(part))
+    elif job.source == "meta-atlas":
+        fields = gin.get_bindings(RetrieverConfig)
+        found = meta_atlas.read_checkpoint(job.inputs[0], fields, job.allow_missing, job.optimizer)
+        read = _Read(found.parts, found.gin, found.step)
+    else:
+        parts = read_model_folder(job.inputs[0], job.optimizer)
+        read = _Read(parts, step=max(map(_step, parts.values())))
+    for kind, path in job.tokenizers.items():
+        if kind in read.parts:
+            read.parts[kind].tokenizer = find_tokenizer(Path(path), kind)
+    return read
+
+
+def _step(part: Part) -> int:
+    step = part.optimizer.get("step") or part.source.get("state/step")
+    return int(step.read()) if step is not None else 0
+
+
+def read_model_folder(directory: str | Path, optimizer: bool = True) -> dict[str, Part]:
+    """The parts of one of this project's model folders; no array is read yet.
+
+    Raises:
+      UserError: as `checkpoint.open_model`.
+    """
+    parts = {}
+    for kind, files in open_model(directory).items():
+        tensors = read_file(files.weights)
+        part = Part(kind, dict(files.config), tensors, source=tensors)
+        part.tokenizer = files.tokenizer.read_text("utf-8")
+        if files.optimizer is not None and optimizer:
+            part.optimizer = read_file(files.optimizer)
+            part.empty = t5x.empty_from_text(read_metadata(files.optimizer))
+        parts[kind] = part
+    return parts
+
+
+def _prepare(part: Part, job: Conversion) -> dict[str, str]:
+    """Settle config and types, and check the part against the model it describes."""
+    settle_config(part)
+    shapes = expected_shapes(part)
+    huggingface.fill_missing(part, shapes)
+    certificate.check_shapes(part, shapes)
+    why = certificate.account_for(part, job.allow_unused)
+    for name in part.tensors:
+        tensor = part.tensors[name]
+        if tensor.dtype not in FLOATS.values():
+            raise UserError(
+                f"{tensor.where} is of type {tensor.dtype}; expected {', '.join(FLOATS)}"
+            )
+        if job.dtype != "keep":
+            part.tensors[name] = cast(tensor, FLOATS[job.dtype])
+    if part.tokenizer is not None:
+        tokenizer = Tokenizer(part.tokenizer, f"the {part.kind}'s tokenizer")
+        if tokenizer.vocab_size > part.config["vocab_size"]:
+            raise UserError(
+                f"the {part.kind}'s tokenizer has {tokenizer.vocab_size} ids, but its embedding "
+                f"only {part.config['vocab_size']} rows; one of the two is another model's"
+            )
+    return why
+
+
+def settle_config(part: Part) -> None:
+    """Complete the config with defaults and with what gin binds explicitly.
+
+    Raises:
+      UserError: a value that no model has; the field is named.
+    """
+    config_class = _CONFIGS[part.kind]
+    bound = gin.get_bindings(config_class)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = set(part.config) - known
+    if unknown:
+        raise UserError(f"the {part.kind}'s config has unknown fields {', '.join(sorted(unknown))}")
+    config = config_class(**{n: v for n, v in part.config.items() if n not in bound})
+    part.config = dataclasses.asdict(config)
+    if part.kind == "reader":
+        part.config["scan_layers"] = False  # of how it is run, not of how it is stored
+
+
+def expected_shapes(part: Part) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of the model that a part's config describes."""
+    tokens = np.ones((1, 2), np.int32)
+    model = make_model(part)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    flat = traverse_util.flatten_dict(meta.unbox(boxed), sep="/")
+    return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+
+
+def make_model(part: Part) -> T5 | DualEncoder:
+    """The module of a part."""
+    if part.kind == "reader":
+        return T5(ReaderConfig(**part.config))
+    return DualEncoder(RetrieverConfig(**part.config))
+
+
+# --- writing ---------------------------------------------------------------------------
+
+
+def _write(job: Conversion, folder: Path, read: _Read, written: dict[str, dict[str, str]]) -> None:
+    """Write every part; the fingerprints of what is written end up in `written`."""
+    for kind, part in read.parts.items():
+        state: dict[str, str] = {}
+        watched = dataclasses.replace(
+            part,
+            tensors=recorded(part.tensors, written[kind]),
+            optimizer=recorded(part.optimizer, state) if job.optimizer else {},
+            empty=part.empty if job.optimizer else {},
+        )
+        if job.target == "hf":
+            place = folder if len(read.parts) == 1 else folder / kind
+            place.mkdir(exist_ok=True)
+            huggingface.write_folder(watched, place, job.max_shard_bytes)
+        elif job.target == "t5x":
+            t5x.write_checkpoint(watched, folder, job.scan_layers, read.step)
+        else:
+            _write_part(folder, watched)
+        written[kind].update({f"optimizer/{name}": value for name, value in state.items()})
+    if read.gin:
+        (folder / OPTIONS_FILE).write_text(read.gin, "utf-8")
+    if job.target == "atlas-jax":
+        about = {"converted from": job.source, "step": read.step}
+        write_folder_config(folder, {k: part.config for k, part in read.parts.items()}, about)
+
+
+def _write_part(folder: Path, part: Part) -> None:
+    if part.tokenizer is None:
+        raise UserError(
+            f"the {part.kind} has no tokenizer, and a model folder needs one: give "
+            f"--{part.kind}_tokenizer=FILE (tokenizer.json, spiece.model or vocab.txt)"
+        )
+    write_file(folder / f"{part.kind}.safetensors", part.tensors)
+    Tokenizer(part.tokenizer).save(folder / f"{part.kind}_tokenizer.json")
+    if part.optimizer:
+        path = folder / f"{part.kind}_optimizer.safetensors"
+        write_file(path, part.optimizer, t5x.empty_to_text(part.empty))
+
+
+def _read_back(job: Conversion, folder: Path, read: _Read) -> dict[str, Part]:
+    """Read the new files with the reader of their format."""
+    if job.target == "hf":
+        return {
+            kind: huggingface.read_folder(folder if len(read.parts) == 1 else folder / kind)
+            for kind in read.parts
+        }
+    if job.target == "t5x":
+        again = t5x.read_checkpoint(folder)
+        if "step" not in read.parts["reader"].optimizer or not job.optimizer:
+            again.optimizer.pop("step", None)  # made up by the writer
+        return {"reader": again}
+    return read_model_folder(folder)
+
+
+def _check_config(again: Part, part: Part) -> None:
+    """What the new files say of the model has to be what was converted."""
+    for name, value in again.config.items():
+        before = part.config.get(name)
+        if isinstance(value, list | tuple):  # JSON knows lists alone
+            same = list(value) == list(before or ())
+        else:
+            same = value == before
+        if not same:
+            raise UserError(
+                f"certificate: the new files say {name} = {value!r} where the {part.kind} has "
+                f"{before!r}; that format cannot express it"
+            )
+
+
+def _hf_side(job: Conversion, folder: Path, read: _Read, kind: str) -> Path | None:
+    """The folder that Hugging Face can load: of the target, else of the source."""
+    if job.target == "hf":
+        return folder if len(read.parts) == 1 else folder / kind
+    if job.source == "hf":
+        return next(Path(f) for f in job.inputs if _kind_of(Path(f)) == kind)
+    return None
+
+
+def _kind_of(folder: Path) -> str:
+    if (folder / "query_encoder").is_dir():
+        return "retriever"
+    kind = huggingface.read_json(folder / "config.json").get("model_type")
+    return "reader" if kind in ("t5", "mt5") else "retriever"

@@ -1,0 +1,115 @@
+"""A saved index of Meta's Atlas as this project's corpus, store and index."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import Params
+from atlas_jax.index.passages import StoreConfig
+from atlas_jax.index.saved import new_index
+from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers
+from atlas_jax.training.config import CorpusConfig, ModelConfig
+from atlas_jax.training.corpus import open_store
+
+_COSINE = 0.98  # float16 and another cut of long texts cost far less
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import made; `cosine` is the median over the passages embedded anew."""
+
+    passages: int
+    cosine: float | None = None
+
+
+def import_corpus(files: tuple[str, ...], config: CorpusConfig, prefix_ids: bool) -> Imported:
+    """Passage files of Atlas (text, infoboxes) as one corpus file, `CorpusConfig.passages`.
+
+    Raises:
+      UserError: a record that is broken (file and line are named), or the corpus exists.
+    """
+    corpus = _new_corpus(config)
+    return Imported(write_jsonl(corpus, read_passages(files, prefix_ids)))
+
+
+def import_index(
+    folder: str, config: CorpusConfig, check: int, say: Callable[[str], None] = print
+) -> Imported:
+    """Make corpus, store and index from the shards of a saved index.
+
+    The embeddings are taken over as they are. So that they are those of the model at hand,
+    `check` passages are embedded anew and compared.
+
+    Raises:
+      UserError: a shard that is absent, damaged, hostile or of another length; a setting
+        that is missing; or embeddings that another encoder made.
+    """
+    for name in ("store", "index"):
+        if not getattr(config, name):
+            raise UserError(f"CorpusConfig.{name} is not given: bind it to the directory to write")
+    shards = IndexShards(folder)
+    model_config = ModelConfig()
+    retriever, params, tokenizer = load_retriever(model_config)
+    if shards.width != retriever.config.embedding_dim:
+        raise UserError(
+            f"{folder}: embeddings of {shards.width} numbers; the retriever's have "
+            f"{retriever.config.embedding_dim}"
+        )
+
+    corpus = _new_corpus(config)
+    cosine = _compare(retriever, params, tokenizer, shards, check) if check else None
+    if cosine is not None and not cosine >= _COSINE:
+        raise UserError(
+            f"{folder} was made by another encoder than ModelConfig.retriever: of {check} "
+            f"passages embedded anew the median cosine is {cosine:.3f}. Load the model that it "
+            "belongs to, or pass --check=0"
+        )
+    if cosine is not None:
+        say(f"{check} passages embedded anew: median cosine {cosine:.4f}")
+
+    def records() -> Iterator[Record]:
+        for shard in range(shards.count):
+            yield from shards.passages(shard)
+
+    write_jsonl(corpus, records())
+    store = open_store(config, load_tokenizers(model_config))
+    made_by = encoder_hash(retriever.config, params, tokenizer)
+    with new_index(config.index, store, made_by, shards.width, config.dtype) as out_ne:
+        start = 0
+        for shard in range(shards.count):
+            part = shards.embeddings(shard)
+            out_ne[start : start + len(part)] = part
+            start += len(part)
+    return Imported(store.count, cosine)
+
+
+def _new_corpus(config: CorpusConfig) -> Path:
+    if not config.passages:
+        raise UserError("CorpusConfig.passages is not given: bind it to the jsonl file to write")
+    path = Path(config.passages)
+    if path.exists():
+        raise UserError(f"{path} exists already; remove it or choose another CorpusConfig.passages")
+    return path
+
+
+def _compare(
+    retriever: DualEncoder, params: Params, tokenizer: Tokenizer, shards: IndexShards, check: int
+) -> float:
+    """Median cosine of stored and fresh embeddings, of evenly spread rows of the first shard."""
+    records = shards.passages(0)
+    rows = np.unique(np.linspace(0, len(records) - 1, check).astype(np.int64))
+    formats = StoreConfig()
+    texts = [formats.retriever_format.format(**records[row]) for row in rows]
+    tokens = tokenizer.pad_to(tokenizer.encode_batch(texts, True), formats.retriever_length)
+    embed = jax.jit(lambda p, t: retriever.apply({"params": p}, t, method="embed_passage"))
+    fresh, stored = np.asarray(embed(params, tokens)), shards.embeddings(0)[rows]
+    lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(stored, axis=1)
+    return float(np.median(np.sum(fresh * stored, axis=1) / np.maximum(lengths, 1e-12)))

@@ -1,0 +1,106 @@
+"""Begin a run from the optimiser state that a converted model folder brings along.
+
+Such a state lies beside the parameters under T5X's names (`<part>_optimizer.safetensors`):
+`param_states/<parameter>/{v_row,v_col,v}` of Adafactor, or `param_states/0/{mu,nu}/<parameter>`
+of AdamW. Schedules begin anew; the moments and their count do not.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop.safetensors_files import read_file
+from atlas_jax.interop.tensors import Tensors
+from atlas_jax.training.checkpoint import open_model
+from atlas_jax.training.config import ModelConfig
+from atlas_jax.training.state import PARTS, TrainState
+
+_TOWERS = ("query_encoder/", "passage_encoder/")  # of an untied retriever; tied: encoder/
+
+
+def taken_over(state: TrainState, config: ModelConfig) -> TrainState:
+    """The state with the moments of the model folders of ModelConfig.
+
+    Raises:
+      UserError: a folder without optimiser state, of another optimiser, or with a moment
+        (named) that does not fit.
+    """
+    opt_state = dict(state.opt_state)
+    for part in PARTS:
+        if not jax.tree.leaves(opt_state[part]):
+            continue  # not trained
+        folder = getattr(config, part)
+        file = open_model(folder)[part].optimizer if folder else None
+        if file is None:
+            raise UserError(
+                f"ModelConfig.optimizer_state: {folder or f'ModelConfig.{part}'} has no optimiser "
+                f"state of the {part}; convert it from a format that does"
+            )
+        opt_state[part] = fill(opt_state[part], read_file(file), str(file))
+    return state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
+
+
+def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
+    """An optax state with the saved moments in place of its own.
+
+    Args:
+      opt_state: of `optimizers.make_optimizer`.
+      saved: tensors under T5X's names.
+
+    Raises:
+      UserError: see `taken_over`.
+    """
+    filled = []
+
+    def one(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            filled.append("adamw")
+            return node._replace(
+                count=_put(saved, "param_states/0/count", node.count, where),
+                mu=_tree(node.mu, saved, "param_states/0/mu/{}", where),
+                nu=_tree(node.nu, saved, "param_states/0/nu/{}", where),
+            )
+        if isinstance(node, optax.FactoredState):
+            filled.append("adafactor")
+            return node._replace(
+                count=_put(saved, "step", node.count, where),
+                v_row=_tree(node.v_row, saved, "param_states/{}/v_row", where),
+                v_col=_tree(node.v_col, saved, "param_states/{}/v_col", where),
+                v=_tree(node.v, saved, "param_states/{}/v", where),
+            )
+        return node
+
+    kinds = (optax.ScaleByAdamState, optax.FactoredState)
+    result = jax.tree.map(one, opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    assert len(filled) == 1, "make_optimizer has one element with moments"
+    return result
+
+
+def _tree(tree: Any, saved: Tensors, template: str, where: str) -> Any:
+    def one(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        key = template.format(name)
+        for tower in _TOWERS:
+            if key not in saved and name.startswith(tower):
+                key = template.format(f"encoder/{name.removeprefix(tower)}")
+        return _put(saved, key, leaf, where)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _put(saved: Tensors, key: str, leaf: Any, where: str) -> Any:
+    """The saved array where the present one lies."""
+    if key not in saved:
+        raise UserError(
+            f"{where}: has no {key}; it belongs to another optimiser or another layout than "
+            "OptimizerConfig.kind and ReaderConfig.scan_layers say"
+        )
+    if saved[key].shape != leaf.shape:
+        raise UserError(
+            f"{where}: {key} has shape {list(saved[key].shape)}; the optimiser's is "
+            f"{list(leaf.shape)}"
+        )
+    return jax.device_put(saved[key].read().astype(np.dtype(leaf.dtype)), leaf.sharding)

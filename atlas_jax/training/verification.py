@@ -1,0 +1,147 @@
+"""`convert --verify`: the converted model run here and in the other framework, layer by layer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop import huggingface, torch_side
+from atlas_jax.interop.tensors import Part
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.bert import BertEncoder
+from atlas_jax.retriever.config import RetrieverConfig
+
+TOLERANCE = 1e-3  # relative to the largest number of a layer; float32 sums differ far less
+_LENGTH, _TARGET = 24, 9
+
+
+class Verifier:
+    """Compares this project's models with Hugging Face's on random tokens."""
+
+    @classmethod
+    def find(cls, source: str, target: str, say: Callable[[str], None]) -> "Verifier | None":
+        """A verifier, or None (and why, said) where there is nothing to compare with.
+
+        Raises:
+          UserError: PyTorch and transformers would be needed and are not installed.
+        """
+        if "hf" not in (source, target) and source != "meta-atlas":
+            say(f"--verify: {source} to {target}: there is no framework to run beside this one")
+            return None
+        if not torch_side.is_installed():
+            raise UserError(
+                "--verify runs PyTorch's side, too: pip install 'atlas-jax[parity]', or leave "
+                "--verify out"
+            )
+        return cls()
+
+    def layers(self, part: Part, folder: Path | None) -> dict[str, float]:
+        """Largest difference of every layer over real tokens.
+
+        Args:
+          part: the converted model.
+          folder: what Hugging Face loads; None takes the source's own tensors.
+
+        Raises:
+          UserError: names the first layer that differs by more than rounding.
+        """
+        rng = np.random.default_rng(0)
+        limit = _LENGTH if part.kind == "reader" else min(_LENGTH, part.config["max_positions"])
+        tokens = rng.integers(1, part.config["vocab_size"], (2, limit)).astype(np.int32)
+        tokens[1, limit // 2 :] = 0
+        if part.kind == "reader":
+            pairs = [_t5(part, folder, tokens, rng)]
+        else:
+            towers = sorted({name.split("/")[0] for name in part.tensors})
+            pairs = [_bert(part, folder, tower, tokens) for tower in towers]
+        result: dict[str, float] = {}
+        for prefix, ours, theirs in pairs:
+            result.update(_differences(prefix, ours, theirs, tokens))
+        return result
+
+
+Layers = dict[str, np.ndarray]
+
+
+def _t5(
+    part: Part, folder: Path | None, tokens: np.ndarray, rng: np.random.Generator
+) -> tuple[str, Layers, Layers]:
+    decoder_input = rng.integers(1, part.config["vocab_size"], (2, _TARGET)).astype(np.int32)
+    decoder_input[:, 0] = 0
+    model = T5(ReaderConfig(**{**part.config, "dtype": "float32"}))
+    params = _arrays(part, "")
+
+    def run(params: Any) -> Any:
+        return model.apply({"params": params}, tokens, decoder_input, capture_intermediates=True)
+
+    logits, captured = jax.jit(run)(params)
+    ours = _captured(captured["intermediates"])
+    ours["logits"] = np.asarray(logits)
+    place = folder or (huggingface.t5_json(part), _source(part, "reader."))
+    return "", ours, torch_side.t5_layers(place, tokens, decoder_input)
+
+
+def _bert(
+    part: Part, folder: Path | None, tower: str, tokens: np.ndarray
+) -> tuple[str, Layers, Layers]:
+    model = BertEncoder(RetrieverConfig(**{**part.config, "dtype": "float32"}))
+    params = _arrays(part, f"{tower}/")
+    run = jax.jit(lambda p: model.apply({"params": p}, tokens, capture_intermediates=True))
+    ours = _captured(run(params)[1]["intermediates"])
+    released = bool(part.config["released_layer_norm"])
+    if folder is not None:
+        place: Any = folder if tower == "encoder" else folder / tower
+    else:
+        names = {"encoder": "contriever", "query_encoder": "query_contriever"}
+        prefix = f"retriever.{names.get(tower, 'passage_contriever')}."
+        plain = Part(part.kind, {**part.config, "released_layer_norm": False}, {})
+        place = (huggingface.bert_json(plain), _source(part, prefix))
+    prefix = "" if tower == "encoder" else f"{tower}/"
+    return prefix, ours, torch_side.bert_layers(place, tokens, released)
+
+
+def _source(part: Part, prefix: str) -> dict[str, Any]:
+    return {n.removeprefix(prefix): t for n, t in part.source.items() if n.startswith(prefix)}
+
+
+def _arrays(part: Part, prefix: str) -> Any:
+    flat = {
+        name.removeprefix(prefix): tensor.read().astype(np.float32)
+        for name, tensor in part.tensors.items()
+        if name.startswith(prefix)
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _captured(tree: Any) -> Layers:
+    """Outputs by module path; a layer that also gives a second value is its first."""
+    found: Layers = {}
+    for path, value in traverse_util.flatten_dict(tree).items():
+        if path[-1] == "__call__":
+            first = value[0]
+            while isinstance(first, tuple):
+                first = first[0]
+            found["/".join(path[:-1])] = np.asarray(first)
+    return found
+
+
+def _differences(prefix: str, ours: Layers, theirs: Layers, tokens: np.ndarray) -> dict[str, float]:
+    result = {}
+    for name, expected in theirs.items():
+        found = ours[name]
+        if expected.shape[:2] == tokens.shape:  # at padding a state means nothing
+            found, expected = found[tokens > 0], expected[tokens > 0]
+        worst = float(np.max(np.abs(found - expected)))
+        result[f"{prefix}{name}"] = worst
+        scale = max(float(np.max(np.abs(expected))), 1.0)
+        if not worst <= TOLERANCE * scale:
+            raise UserError(
+                f"--verify: {prefix}{name} differs by {worst:.2e} (its largest number is "
+                f"{scale:.2e}); the conversion does not mean the same model"
+            )
+    return result

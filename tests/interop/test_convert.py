@@ -1,0 +1,213 @@
+"""The command itself: what it prints, what it asks for, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas_jax import cli
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop import certificate
+from atlas_jax.interop.safetensors_files import read_file, write_file
+from atlas_jax.interop.tensors import of_array
+from atlas_jax.training import conversion
+from atlas_jax.training.checkpoint import load_model
+from atlas_jax.training.conversion import convert
+from tests.interop import small
+
+
+def run(*flags: object) -> int:
+    return cli.main(["convert", *map(str, flags)])
+
+
+def test_from_hugging_face_to_a_model_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--from=hf", "--to=atlas-jax", f"--output={tmp_path / 'ours'}"]
+    flags += [f"--input={small.GOLDENS / name}" for name in ("t5_v1_0", "bert")]
+    flags += [f"--reader_tokenizer={small.reader_tokenizer(tmp_path)}"]
+    flags += [f"--retriever_tokenizer={small.wordpiece_file(tmp_path)}"]
+    assert run(*flags, "--allow_unused=bert.pooler.*") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "reader: 60 tensors read back, every bit equal"
+    assert "  not used: lm_head.weight (equal to shared.weight)" in lines
+    assert "retriever: 37 tensors read back, every bit equal" in lines
+    pooler = "bert.pooler.dense.weight (allowed by --allow_unused=bert.pooler.*)"
+    assert f"  not used: {pooler}" in lines
+    # What the rest of the program reads.
+    parts = load_model(tmp_path / "ours")
+    assert parts["reader"].config["mlp_activations"] == ["relu"]
+    assert parts["retriever"].config["tied"] is True
+    assert parts["reader"].params["encoder"]["encoder_norm"]["scale"].shape == (12,)
+
+
+def test_a_model_folder_needs_a_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    input = small.GOLDENS / "t5_v1_1"
+    code = run("--from=hf", "--to=atlas-jax", f"--input={input}", f"--output={tmp_path / 'o'}")
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "the reader has no tokenizer" in error and "--reader_tokenizer=FILE" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--to=hf", "--scan_layers"), "--scan_layers is for --to=t5x"),
+        (("--to=hf", "--max_shard_size=big"), "--max_shard_size=big: expected something like"),
+        (("--to=hf", "--part=retriever"), "the input holds no retriever, but reader"),
+        (("--to=hf", "--reader_tokenizer=nowhere.json"), "nowhere.json: cannot read"),
+    ],
+)
+def test_flags_that_do_not_fit(
+    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    input = small.GOLDENS / "t5_v1_1"
+    assert run("--from=hf", f"--input={input}", f"--output={tmp_path / 'o'}", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_of_a_kind_and_two_inputs(tmp_path: Path) -> None:
+    import dataclasses
+
+    job = small.job("hf", "hf", small.GOLDENS / "t5_v1_1", tmp_path / "o")
+    twice = dataclasses.replace(job, inputs=job.inputs * 2)
+    with pytest.raises(UserError, match="is a reader, too; give one of each kind"):
+        convert(twice, small.quiet)
+    with pytest.raises(UserError, match="--from=t5x takes one --input, not 2"):
+        convert(dataclasses.replace(twice, source="t5x"), small.quiet)
+    with pytest.raises(UserError, match="a T5X checkpoint holds a T5"):
+        retriever = small.job("hf", "t5x", small.GOLDENS / "minilm", tmp_path / "o")
+        convert(dataclasses.replace(retriever, allow_unused=("pooler.*",)), small.quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_that_a_format_does_not_tell_can_be_bound(tmp_path: Path) -> None:
+    file = small.GOLDENS / "atlas_tied.pth.tar"
+    flags = ["--from=meta-atlas", "--to=atlas-jax", f"--input={file}", "--part=retriever"]
+    flags += [f"--retriever_tokenizer={small.wordpiece_file(tmp_path)}"]
+    bound = ["--gin.RetrieverConfig.num_heads=5", "--gin.RetrieverConfig.max_positions=19"]
+    assert run(*flags, *bound, f"--output={tmp_path / 'o'}") == 0
+    assert load_model(tmp_path / "o")["retriever"].config["num_heads"] == 5
+
+
+def test_the_certificate_notices_a_writer_that_errs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(path: Path, tensors: dict, metadata: dict | None = None) -> None:
+        name = "decoder/layers_0/mlp/wo/kernel"
+        array = tensors[name].read().copy()
+        array[2, 1] = np.nextafter(array[2, 1], np.inf)  # the last bit of one number
+        write_file(path, {**tensors, name: of_array(array, name)}, metadata)
+
+    monkeypatch.setattr(conversion, "write_file", careless)
+    tokenizers = {"reader": str(small.reader_tokenizer(tmp_path))}
+    job = small.job("hf", "atlas-jax", small.GOLDENS / "t5_v1_1", tmp_path / "o",
+                    tokenizers=tokenizers)  # fmt: skip
+    with pytest.raises(UserError, match="is not what was written as decoder/layers_0/mlp/wo/ker"):
+        convert(job, small.quiet)
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_certificate_names_every_tensor(tmp_path: Path) -> None:
+    convert(small.job("hf", "t5x", small.GOLDENS / "t5_bf16", tmp_path / "o"), small.quiet)
+    content = json.loads((tmp_path / "o" / certificate.FILE).read_text())
+    assert (content["from"], content["to"]) == ("hf", "t5x")
+    (part,) = content["parts"]
+    record = part["tensors"]["token_embedder/embedding"]
+    assert record["from"] == ["shared.weight"]
+    assert record["dtype"] == "bfloat16" and record["shape"] == [141, 12]
+    assert len(record["blake2b"]) == 32
+    assert part["missing"] == []
+
+
+def test_damage_to_a_model_folder_is_noticed(tmp_path: Path) -> None:
+    ours = small.to_ours(tmp_path, "hf", small.GOLDENS / "t5_v1_1")
+    path = ours / "reader.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="reader.safetensors is not the file that was saved"):
+        convert(small.job("atlas-jax", "hf", ours, tmp_path / "o"), small.quiet)
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_the_streaming_writer_writes_is_what_the_library_writes(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7, np.int64),
+              "c": np.zeros((0, 2), np.float16)}  # fmt: skip
+    tensors = {name: of_array(array, name, (name,)) for name, array in arrays.items()}
+    write_file(tmp_path / "x.safetensors", tensors, {"note": "ü"})
+    ours = {n: t.read() for n, t in read_file(tmp_path / "x.safetensors").items()}
+    for found in (load_file(tmp_path / "x.safetensors"), ours):
+        assert set(found) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype and found[name].shape == array.shape
+
+
+# A T5 of 0.6 GB in 4 shards, whose largest tensors are 98 MB, converted in a fresh process.
+MEMORY = """
+import resource, sys
+import atlas_jax.convert
+from atlas_jax.training.conversion import Conversion, convert
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+small, large, output, target = sys.argv[1:]
+convert(Conversion("hf", target, (small,), output + "_small"), print)  # what the libraries take
+before = peak()
+convert(Conversion("hf", target, (large,), output, max_shard_bytes=1 << 27), print)
+print("PEAK", peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["hf", "t5x"])
+def test_memory_stays_below_two_tensors_and_a_shard(target: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 32000, "d_model": 768, "d_kv": 64, "d_ff": 6144, "num_layers": 4,
+             "num_decoder_layers": 4, "num_heads": 12}  # fmt: skip
+    from atlas_jax.interop import t5_names
+    from atlas_jax.interop.safetensors_files import write_sharded
+    from atlas_jax.interop.tensors import Part, Tensor
+    from atlas_jax.training.conversion import expected_shapes, settle_config
+
+    def zeros(shape: tuple[int, ...], name: str) -> Tensor:
+        return Tensor(
+            shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32), name, (name,)
+        )
+
+    fields = {"vocab_size": 32000, "emb_dim": 768, "num_heads": 12, "head_dim": 64,
+              "mlp_dim": 6144, "num_encoder_layers": 4, "num_decoder_layers": 4}  # fmt: skip
+    part = Part("reader", dict(fields), {})
+    settle_config(part)
+    shapes = expected_shapes(part)
+    names = t5_names.huggingface_names(part.config)
+    tensors = {
+        theirs: zeros(shapes[ours][::-1] if turned else shapes[ours], theirs)
+        for ours, (theirs, turned) in names.items()
+    }
+    folder = tmp_path / "large"
+    folder.mkdir()
+    write_sharded(folder, tensors, 160 << 20)
+    config = {"model_type": "t5", **sizes, "feed_forward_proj": "gated-gelu",
+              "tie_word_embeddings": False}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    largest = max(tensor.nbytes for tensor in tensors.values())
+    shard = max(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert total > 5 * largest
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(small.GOLDENS / "t5_v1_1"), str(folder),
+         str(tmp_path / "out"), target],
+        capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    peak = int(done.stdout.split("PEAK")[1])
+    assert peak < 2 * largest + shard, f"{peak >> 20} MiB over {largest >> 20} and {shard >> 20}"

@@ -1,0 +1,99 @@
+"""Live against PyTorch (extra [parity]): conversions of models of odd shapes, layer by layer."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from atlas_jax.core.config import load_gin
+from atlas_jax.core.errors import UserError
+from atlas_jax.training import verification
+from atlas_jax.training.conversion import convert
+from tests.goldens import make_interop_goldens as goldens
+from tests.interop import small
+
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
+
+T5 = {"vocab_size": 113, "d_model": 18, "d_kv": 7, "d_ff": 13, "num_layers": 3,
+      "num_decoder_layers": 1, "num_heads": 5}  # fmt: skip
+BERT = {"vocab_size": 71, "hidden_size": 22, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "intermediate_size": 17, "max_position_embeddings": 31}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def needs_torch() -> None:
+    pytest.importorskip("torch", reason="needs the extra [parity]")
+    pytest.importorskip("transformers", reason="needs the extra [parity]")
+
+
+def verified(source: str, target: str, input: Path, output: Path, **changes: object) -> float:
+    """The largest difference of any layer."""
+    job = small.job(source, target, input, output, verify=True, **changes)
+    (done,) = convert(job, small.quiet)
+    assert len(done.layers) >= 3
+    return max(done.layers.values())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("form", ["safetensors", "bin", "old_bin"])
+def test_readers(gated: bool, form: str, tmp_path: Path) -> None:
+    import torch
+
+    model = goldens.make_t5(gated, 5, T5)
+    model.save_pretrained(tmp_path / "hf")
+    if form != "safetensors":
+        (tmp_path / "hf" / "model.safetensors").unlink()
+        zipped = form == "bin"
+        path = tmp_path / "hf" / "pytorch_model.bin"
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    assert verified("hf", "t5x", tmp_path / "hf", tmp_path / "t5x") < 1e-4
+    # And what leaves for Hugging Face is loaded there, and gives the same.
+    assert verified("t5x", "hf", tmp_path / "t5x", tmp_path / "back") < 1e-4
+
+
+def test_encoders(tmp_path: Path) -> None:
+    goldens.make_bert(6, BERT).save_pretrained(tmp_path / "hf")
+    changes = {"allow_unused": ("pooler.*",)}
+    assert verified("hf", "hf", tmp_path / "hf", tmp_path / "back", **changes) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["atlas_tied", "atlas_untied"])
+@pytest.mark.parametrize("part", ["reader", "retriever"])
+def test_meta_atlas(name: str, part: str, tmp_path: Path) -> None:
+    load_gin([], ["RetrieverConfig.num_heads=3"])
+    tokenizers = {
+        "reader": str(small.reader_tokenizer(tmp_path)),
+        "retriever": str(small.wordpiece_file(tmp_path)),
+    }
+    file = small.GOLDENS / f"{name}.pth.tar"
+    changes = {"part": part, "tokenizers": tokenizers}
+    assert verified("meta-atlas", "atlas-jax", file, tmp_path / "ours", **changes) < 1e-4
+
+
+def test_a_wrong_mapping_is_noticed_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits may be equal and the model another: two matrices that changed places."""
+    import atlas_jax.training.conversion as conversion
+
+    honest = conversion.huggingface.read_folder
+
+    def swapped(*arguments: object, **more: object) -> object:
+        part = honest(*arguments, **more)  # type: ignore[arg-type]
+        a, b = (f"decoder/layers_1/self_attention/{n}/kernel" for n in ("query", "key"))
+        tensors = {**part.tensors, a: part.tensors[b], b: part.tensors[a]}
+        return dataclasses.replace(part, tensors=tensors)
+
+    monkeypatch.setattr(conversion.huggingface, "read_folder", swapped)
+    job = small.job("hf", "t5x", small.GOLDENS / "t5_v1_1", tmp_path / "out", verify=True)
+    with pytest.raises(UserError, match="--verify: decoder/layers_1 differs by"):
+        convert(job, small.quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_our_own_formats_have_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert verification.Verifier.find("t5x", "atlas-jax", said.append) is None
+    assert said == [
+        "--verify: t5x to atlas-jax: there is no framework to run beside this one"
+    ]  # fmt: skip
