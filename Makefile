@@ -21,7 +21,7 @@ BENCH := $(VENV)/.atlas-jax-bench
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # Huge pages: a fifth off the time of a training step, where the C library is glibc.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
