@@ -11,6 +11,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 ARGS ?=
+# Processes that share the tests. Each simulates eight devices and takes up to 4 GB.
+WORKERS ?= 2
 
 # One stamp for each set of packages: done once, and again when the lists change.
 RUN := $(VENV)/.atlas-jax-run
@@ -29,7 +31,7 @@ demo: $(RUN)
 	$(BIN)/python -m atlas_jax demo $(ARGS)
 
 test: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.run $(ARGS)
