@@ -341,13 +341,17 @@ def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple
     """Line number and checked record of every passage of a jsonl file."""
     rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
     for line, record in tqdm(rows, "read passages", unit="", unit_scale=True, disable=not progress):
-        yield line, _normalise(record, f"{path}:{line}")
+        yield line, _strings(record)
 
 
 def _normalise(record: Mapping[str, Any], where: str) -> Record:
     """The four fields of a passage as strings; ``where`` begins the error."""
     check_fields(record, REQUIRED, OPTIONAL, where)
     _check_filled(record, where)
+    return _strings(record)
+
+
+def _strings(record: Mapping[str, Any]) -> Record:
     return {field: str(record.get(field) or "") for field in FIELDS}
 
 

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 import gin
 import numpy as np
 
-from atlas_jax.core.errors import UserError
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -22,7 +21,7 @@ from atlas_jax.tasks.base import (
     score_answers,
     score_retrieval,
 )
-from atlas_jax.tasks.pretext import load_passages
+from atlas_jax.tasks.pretext import check_range, load_passages
 from atlas_jax.tasks.spans import KINDS, layout, random_spans, salient_spans
 
 _FIELDS = ("text", "title", "section")
@@ -88,8 +87,7 @@ class MLMTask:
             ("span_kinds", self.span_kinds and set(self.span_kinds) <= set(KINDS),
              f"some of {', '.join(KINDS)}"),
         ):  # fmt: skip
-            if not fits:
-                raise UserError(f"MLMTask.{name} = {getattr(self, name)!r}: expected {expected}")
+            check_range(f"MLMTask.{name}", getattr(self, name), bool(fits), expected)
 
     def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""

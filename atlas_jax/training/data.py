@@ -59,8 +59,7 @@ class DataConfig:
                     raise UserError(
                         f"DataConfig.truncate_query = {value!r}: expected 'left' or 'right'"
                     )
-            elif value < (0 if field.name == "prompt_length" else 1):
-                least = 0 if field.name == "prompt_length" else 1
+            elif value < (least := 0 if field.name == "prompt_length" else 1):
                 raise UserError(f"DataConfig.{field.name} = {value!r}: expected {least} or more")
 
 
