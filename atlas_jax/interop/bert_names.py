@@ -3,8 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from atlas_jax.core.errors import UserError
-from atlas_jax.interop.tensors import Tensor, Tensors
+from atlas_jax.interop.tensors import Tensor, Tensors, needed_shape
 
 POSITION_IDS = "embeddings.position_ids"  # a buffer that holds 0, 1, 2, ...
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
@@ -68,9 +67,7 @@ def config_from_state_dict(tensors: Mapping[str, Tensor], where: str) -> dict[st
     """
 
     def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise UserError(f"{where}: {name} is missing; this is no whole BERT encoder")
-        return tensors[name].shape
+        return needed_shape(tensors, name, where, "BERT encoder")
 
     layers = [int(found[1]) for name in tensors if (found := _LAYER.match(name))]
     vocab, width = shape("embeddings.word_embeddings.weight")

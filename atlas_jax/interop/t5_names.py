@@ -7,8 +7,7 @@ relative positions as (buckets, heads); both are transposed here.
 import re
 from collections.abc import Iterable, Mapping
 
-from atlas_jax.core.errors import UserError
-from atlas_jax.interop.tensors import Tensor
+from atlas_jax.interop.tensors import Tensor, needed_shape
 
 EMBEDDING = "token_embedder/embedding"
 HEAD = "decoder/logits_dense/kernel"
@@ -76,9 +75,7 @@ def config_from_state_dict(tensors: Mapping[str, Tensor], where: str) -> dict[st
     """
 
     def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise UserError(f"{where}: {name} is missing; this is no whole T5")
-        return tensors[name].shape
+        return needed_shape(tensors, name, where, "T5")
 
     layers = {"encoder": 0, "decoder": 0}
     for name in tensors:

@@ -128,6 +128,19 @@ def stacked(tensors: Sequence[Tensor], axis: int) -> Tensor:
     return Tensor(shape, first.dtype, get, first.where, names)
 
 
+def needed_shape(
+    tensors: Mapping[str, Tensor], name: str, where: str, model: str
+) -> tuple[int, ...]:
+    """The shape of an array without which nothing is a whole `model`.
+
+    Raises:
+      UserError: the array is absent.
+    """
+    if name not in tensors:
+        raise UserError(f"{where}: {name} is missing; this is no whole {model}")
+    return tensors[name].shape
+
+
 def digest(array: np.ndarray) -> str:
     """Fingerprint of type, shape and every bit of an array."""
     array = np.ascontiguousarray(array)
