@@ -15,6 +15,7 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "fixed": "constant"}
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "bfloat16"}
 _TASKS = ("base", "qa", "mlm")
 _BOTH = ("reader", "retriever")
+_TRAINS_BOTH = {"StepConfig.retriever_training": "joint"}
 
 # Option -> the binding that takes its value as it is.
 _PLAIN = {
@@ -43,10 +44,8 @@ _OPTIMIZER = {
 _REMARKS = {
     "per_gpu_batch_size": "a batch is DataConfig.batch_size over all devices: multiply by the GPUs",
     "per_gpu_embedder_batch_size": "see CorpusConfig.embed_batch_size",
-    "retrieve_with_rerank": "no counterpart yet",
-    "n_to_rerank_with_retrieve_with_rerank": "no counterpart yet",
-    "freeze_retriever_steps": "no counterpart yet",
-    "filtering_overretrieve_ratio": "not needed: excluded rows never enter the search",
+    "filtering_overretrieve_ratio": "not needed: a search takes as many more as a query excludes",
+    "n_to_rerank_with_retrieve_with_rerank": "see StepConfig.rerank",
     "passages": "see CorpusConfig.passages",
     "load_index_path": "read it with `atlas-jax import_index`",
     "train_data": "see TrainConfig.file",
@@ -74,9 +73,11 @@ def to_gin(options: Mapping[str, Any]) -> str:
             warmup = f"{part}/OptimizerConfig.warmup_steps"
             if warmup in bindings:  # the launcher refuses a warm-up longer than the run
                 bindings[warmup] = min(bindings[warmup], total)
-    for name, derive in _DERIVED.items():
-        bindings.update(derive(options) if name in options else {})
-    used = {*_PLAIN, *_OPTIMIZER, *_DERIVED, "scheduler_steps", "total_steps"}
+    derived = {name: derive(options) for name, derive in _DERIVED.items() if name in options}
+    for found in derived.values():
+        bindings.update(found)
+    used = {*_PLAIN, *_OPTIMIZER, "scheduler_steps", "total_steps"}
+    used |= {name for name, found in derived.items() if found}
     lines = ["# Options of the Atlas run that this model comes from, as bindings.", ""]
     lines += [f"{name} = {value!r}" for name, value in sorted(bindings.items())]
     lines += ["", "# Options without a binding, as they were:"]
@@ -113,6 +114,17 @@ def _training(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"StepConfig.retriever_training": mode}
 
 
+def _rerank(options: Mapping[str, Any]) -> dict[str, Any]:
+    if not options["retrieve_with_rerank"] or _training(options) != _TRAINS_BOTH:
+        return {}  # the index is never stale then
+    return {"StepConfig.rerank": options.get("n_to_rerank_with_retrieve_with_rerank", 128)}
+
+
+def _frozen(options: Mapping[str, Any]) -> dict[str, Any]:
+    steps = max(int(options["freeze_retriever_steps"]), 0)
+    return {"retriever/OptimizerConfig.frozen_steps": steps} if steps else {}
+
+
 def _dtype(options: Mapping[str, Any]) -> dict[str, Any]:
     dtype = _DTYPES.get(str(options["precision"]))
     names = ("ReaderConfig.dtype", "RetrieverConfig.dtype")
@@ -146,6 +158,8 @@ _DERIVED: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "gold_score_mode": _loss,
     "train_retriever": _training,
     "query_side_retriever_training": _training,
+    "retrieve_with_rerank": _rerank,
+    "freeze_retriever_steps": _frozen,
     "precision": _dtype,
     "dropout": _dropout,
     "encoder_format": _reader_format,

@@ -18,8 +18,10 @@ class OptimizerConfig:
     Attributes:
       kind: ``adamw`` or ``adafactor``.
       learning_rate: peak rate, reached after ``warmup_steps`` of linear warm-up from 0.
+      frozen_steps: so many first steps change neither parameters nor moments; the warm-up
+        begins after them.
       schedule: ``linear`` or ``cosine`` fall to 0 at ``total_steps``, or ``constant``.
-      total_steps: length of the schedule in optimiser steps, warm-up included.
+      total_steps: length of the schedule in optimiser steps, frozen ones and warm-up included.
       weight_decay: decoupled decay of kernels and embeddings; never norms, biases or
         position tables.
       clip_norm: largest global norm of the gradient; 0 switches clipping off.
@@ -29,6 +31,7 @@ class OptimizerConfig:
     learning_rate: float = 4e-5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = 0
+    frozen_steps: int = 0
     total_steps: int = 1000
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -49,17 +52,28 @@ class OptimizerConfig:
                 f"OptimizerConfig.schedule = {self.schedule!r}; "
                 "use 'linear', 'cosine' or 'constant'"
             )
-        if not 0 <= self.warmup_steps <= self.total_steps:
+        if self.frozen_steps < 0:
+            raise UserError(f"OptimizerConfig.frozen_steps = {self.frozen_steps} must be 0 or more")
+        if not 0 <= self.warmup_steps <= self.total_steps - self.frozen_steps:
             raise UserError(
                 f"OptimizerConfig.warmup_steps = {self.warmup_steps} must lie between 0 and "
-                f"OptimizerConfig.total_steps = {self.total_steps}"
+                f"OptimizerConfig.total_steps - frozen_steps = "
+                f"{self.total_steps} - {self.frozen_steps}"
             )
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then the chosen fall, never below 0."""
+    """Learning rate by step: frozen steps, linear warm-up, then the chosen fall, never below 0."""
+    moving = _once_moving(config)
+    if config.frozen_steps == 0:
+        return moving
+    return optax.join_schedules([optax.constant_schedule(0.0), moving], [config.frozen_steps])
+
+
+def _once_moving(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate by the steps since the frozen ones."""
     peak, warmup = config.learning_rate, config.warmup_steps
-    rest = max(config.total_steps - warmup, 1)
+    rest = max(config.total_steps - config.frozen_steps - warmup, 1)
     if config.schedule == "linear":
         fall = optax.linear_schedule(peak, 0.0, rest)
     elif config.schedule == "cosine":
@@ -72,7 +86,7 @@ def make_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, precondition, decay, scale by the schedule."""
+    """Clip, precondition, decay, scale by the schedule; nothing in the frozen steps."""
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm > 0:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
@@ -85,8 +99,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         ]
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
-    parts.append(optax.scale_by_learning_rate(make_schedule(config)))
-    return optax.chain(*parts)
+    parts.append(optax.scale_by_learning_rate(_once_moving(config)))
+    if config.frozen_steps == 0:
+        return optax.chain(*parts)
+    return optax.conditionally_mask(optax.chain(*parts), lambda step: step >= config.frozen_steps)
 
 
 def decay_mask(params: Any) -> Any:

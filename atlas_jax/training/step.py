@@ -49,7 +49,10 @@ class StepConfig:
     """What one step does.
 
     Attributes:
-      k: passages per query.
+      k: passages per query that are read.
+      rerank: 0, or L > k: search L passages with the index's embeddings, embed these anew
+        with the present passage tower, and read the k best of them. For ``joint`` training,
+        whose index is stale between its refreshes.
       reader_length: tokens of one reader input, query + passage + end token.
       retriever_training: ``joint`` trains both towers, ``query_side`` the query tower
         alone (the index never goes stale), ``fixed`` neither.
@@ -60,6 +63,7 @@ class StepConfig:
     reader_length: int = 512
     retriever_training: RetrieverTraining = "query_side"
     accumulate: int = 1
+    rerank: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -75,13 +79,24 @@ class StepConfig:
         for field in ("k", "reader_length", "accumulate"):
             if getattr(self, field) < 1:
                 raise UserError(f"StepConfig.{field} = {getattr(self, field)} must be at least 1")
+        if self.rerank and (self.rerank <= self.k or self.retriever_training != "joint"):
+            raise UserError(
+                f"StepConfig.rerank = {self.rerank} must be 0, or more than StepConfig.k = "
+                f"{self.k} and with StepConfig.retriever_training = 'joint': only then is the "
+                "index stale"
+            )
+
+    @property
+    def searched(self) -> int:
+        """Passages per query that the search gives."""
+        return self.rerank or self.k
 
 
 def make_device_retrieve(config: StepConfig, mesh: Mesh) -> Retrieve:
     """Search and gather inside the compiled step; the source is a ``DeviceIndex``."""
 
     def retrieve(index: DeviceIndex, query_be: Array, batch: Batch) -> Passages:
-        found = exact_search(index, query_be, config.k, batch.excluded_rows_bx, mesh=mesh)
+        found = exact_search(index, query_be, config.searched, batch.excluded_rows_bx, mesh=mesh)
         return gather_passages(index, found, mesh=mesh)
 
     return retrieve
@@ -253,6 +268,8 @@ def make_loss_sums(
         reader_key, query_key, passage_key = jax.random.split(key, 3)
         query_be = embed_query(models.retriever, params, batch)
         passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
+        if config.rerank:
+            passages = rerank(models.retriever, params["retriever"], query_be, passages, config.k)
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
         decoder_bt, targets_bt = fid.join_prompt(batch.prompt_tokens_bp, targets_bt)
         tokens_bkl = fid.join_inputs(
@@ -328,6 +345,36 @@ def _retriever_scores(
             b, k, -1
         )
     return jnp.einsum("be,bke->bk", query_be, passage_bke) / jnp.sqrt(query_be.shape[-1])
+
+
+def rerank(
+    retriever: DualEncoder, params: Params, query_be: Array, passages: Passages, k: int
+) -> Passages:
+    """The k best of the passages found, by what the present passage tower gives for them.
+
+    No gradient flows through it. Equal scores keep the order of the search.
+
+    Args:
+      params: of the retriever.
+      passages: more than k a query; those that are none stay last.
+    """
+    b, found, m = passages.retriever_tokens_bkm.shape
+    flat = passages.retriever_tokens_bkm.reshape(b * found, m)  # every passage on its own
+    fresh_bke = embed(retriever, params, "embed_passage", flat).reshape(b, found, -1)
+    query_be, fresh_bke = jax.lax.stop_gradient((query_be, fresh_bke))
+    scores_bk = jnp.einsum("be,bke->bk", query_be, fresh_bke).astype(jnp.float32)
+    scores_bk, best_bk = jax.lax.top_k(jnp.where(passages.mask_bk, scores_bk, -jnp.inf), k)
+
+    def take(array: Array) -> Array:
+        return jnp.take_along_axis(array, best_bk.reshape(b, k, *(1,) * (array.ndim - 2)), axis=1)
+
+    return Passages(
+        rows_bk=take(passages.rows_bk),
+        scores_bk=scores_bk,
+        reader_tokens_bkl=take(passages.reader_tokens_bkl),
+        retriever_tokens_bkm=take(passages.retriever_tokens_bkm),
+        mask_bk=take(passages.mask_bk),
+    )
 
 
 def distillation_loss(

@@ -127,7 +127,12 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
     if store is not None:
         corpus = _make_corpus(config, store, models, tokenizers, mesh, rules)
     source = make_source(
-        config.passages, corpus, step_config.k, "StepConfig.k", models.retriever, mesh
+        config.passages,
+        corpus,
+        step_config.searched,
+        "StepConfig.rerank" if step_config.rerank else "StepConfig.k",
+        models.retriever,
+        mesh,
     )
     optimizers, schedules = _optimizers()
     shaping = (optimizers, step_config.retriever_training)

@@ -120,12 +120,26 @@ def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None
 
 def test_options_without_a_counterpart_stay_as_comments(tmp_path: Path) -> None:
     text = (ours(tmp_path, "atlas_tied") / "options.gin").read_text()
-    assert "#   freeze_retriever_steps = -1  (no counterpart yet)" in text
+    assert "#   freeze_retriever_steps = -1\n" in text
     assert "#   passages = ['text.jsonl']  (see CorpusConfig.passages)" in text
     options: dict[str, Any] = torch_files.load(small.GOLDENS / "atlas_tied.pth.tar")["opt"]
     mentioned = text.split("# Options without")[1]
     for option in ("alpha", "name", "index_mode", "per_gpu_batch_size", "reader_model_type"):
         assert f"#   {option} = {options[option]!r}" in mentioned
+
+
+def test_reranking_and_frozen_steps() -> None:
+    options: dict[str, Any] = {
+        "train_retriever": True, "query_side_retriever_training": False, "n_context": 20,
+        "retrieve_with_rerank": True, "n_to_rerank_with_retrieve_with_rerank": 100,
+        "freeze_retriever_steps": 50,
+    }  # fmt: skip
+    text = to_gin(options)
+    assert "StepConfig.rerank = 100" in text
+    assert "retriever/OptimizerConfig.frozen_steps = 50" in text
+    query_side = to_gin({**options, "query_side_retriever_training": True})
+    assert "StepConfig.rerank =" not in query_side
+    assert "#   retrieve_with_rerank = True" in query_side
 
 
 def test_query_side_and_fixed_options() -> None:

@@ -1,8 +1,11 @@
 """Schedules, clipping and what weight decay touches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from atlas_jax.core.errors import UserError
@@ -41,6 +44,7 @@ def test_constant_stays() -> None:
         ({"kind": "adam"}, "OptimizerConfig.kind = 'adam'"),
         ({"schedule": "step"}, "OptimizerConfig.schedule = 'step'"),
         ({"warmup_steps": 20, "total_steps": 10}, "warmup_steps = 20"),
+        ({"warmup_steps": 5, "frozen_steps": 6, "total_steps": 10}, "frozen_steps = 10 - 6"),
     ],
 )
 def test_bad_settings_are_named(config: dict[str, object], message: str) -> None:
@@ -78,3 +82,27 @@ def test_decay_leaves_norms_biases_and_position_tables_alone() -> None:
             if not flat[name]}  # fmt: skip
     assert kept == {"scale", "bias", "rel_embedding", "position"}
     assert flat["reader/token_embedder/embedding"]
+
+
+def test_frozen_steps_change_neither_parameters_nor_moments() -> None:
+    assert rates(
+        0, 3, 4, 5, 6, 8, 10, schedule="linear", frozen_steps=4, warmup_steps=2, total_steps=10
+    ) == [0, 0, 0, 0.5, 1, 0.5, 0]
+    config = OptimizerConfig(learning_rate=0.5, schedule="linear", total_steps=8, warmup_steps=1)
+    params = {"kernel": jnp.ones((2, 2))}
+    grads = [{"kernel": jnp.full((2, 2), 0.1 * i)} for i in range(1, 8)]
+
+    def run(tx: optax.GradientTransformation, grads: list) -> list:
+        state, at, path = tx.init(params), params, []
+        for grad in grads:
+            updates, state = tx.update(grad, state, at)
+            at = optax.apply_updates(at, updates)
+            path.append(np.asarray(at["kernel"])[0, 0])
+        return path
+
+    late = dataclasses.replace(config, frozen_steps=3, total_steps=11)
+    frozen = run(make_optimizer(late), grads)
+    assert frozen[:3] == [1, 1, 1]
+    # From there on it is the run that has just begun.
+    assert frozen[3:] == run(make_optimizer(config), grads[3:])
+    assert frozen[-1] < 1

@@ -12,6 +12,7 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.exact import exact_search
 from atlas_jax.training import state as train_state
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 from atlas_jax.training.step import (
@@ -20,9 +21,10 @@ from atlas_jax.training.step import (
     embed_query,
     make_device_retrieve,
     make_train_step,
+    rerank,
     retrieved_already,
 )
-from tests.training.models import random_batch, random_index, tiny_models
+from tests.training.models import ROWS, random_batch, random_index, tiny_models
 
 LOSSES = ("adist", "emdr2", "pdist", "loop")
 # Warm temperatures: at 0.01 a float32 rounding of the scores is a visible change of the loss.
@@ -194,3 +196,36 @@ def test_query_side_scores_are_those_of_the_index_embeddings() -> None:
     expected = np.einsum("be,bke->bk", query_be, np.asarray(index.embeddings_ne)[rows_bk])
     np.testing.assert_allclose(passages.scores_bk, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(passages.embeddings_bke, np.asarray(index.embeddings_ne)[rows_bk])
+
+
+def test_reranking_reads_what_a_fresh_index_would_give_first() -> None:
+    """With all rows searched, a stale index and re-ranking find what a fresh index finds."""
+    run = Run(MeshConfig(data=2), 2, rerank=ROWS - 3)
+    stale, batch = random_index(run.mesh), random_batch()
+    retriever = run.models.retriever
+    params = run.state.params["retriever"]
+    with run.active():
+        fresh = stale.replace(
+            embeddings_ne=retriever.apply(
+                {"params": params}, stale.retriever_tokens_nm, method="embed_passage"
+            )
+        )
+        query_be = embed_query(retriever, run.state.params, batch)
+        wanted = exact_search(fresh, query_be, 4, batch.excluded_rows_bx, mesh=run.mesh)
+        passages = run.retrieve(stale, query_be, batch)
+        found = rerank(retriever, params, query_be, passages, 4)
+        np.testing.assert_array_equal(found.rows_bk, wanted.rows_bk)
+        assert_close(found.scores_bk, wanted.scores_bk)
+        assert_close(found.reader_tokens_bkl, stale.reader_tokens_nl[wanted.rows_bk])
+        # And the step itself reads just these.
+        rerank_state, reranked = run.step(jax.tree.map(jnp.copy, run.state), stale, batch)
+        plain = Run(MeshConfig(data=2), 2)
+        plain_state, from_fresh = plain.step(plain.state, fresh, batch)
+    assert_close(reranked, from_fresh)
+    assert_close(rerank_state.params, plain_state.params)
+
+
+@pytest.mark.parametrize("settings", [{"rerank": 4}, {"retriever_training": "query_side"}])
+def test_reranking_that_could_change_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="StepConfig.rerank = "):
+        StepConfig(**{"k": 4, "rerank": 8, "retriever_training": "joint", **settings})
