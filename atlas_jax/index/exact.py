@@ -46,7 +46,7 @@ def exact_search(
     """
     n = index.embeddings_ne.shape[0]
     check_k(k, n if isinstance(index.count, jax.core.Tracer) else int(index.count))
-    mesh = _mesh_for(mesh, n)
+    mesh = mesh_for(mesh, n)
     if excluded_bx is None:
         excluded_bx = jnp.full((query_be.shape[0], 1), NO_ROW, jnp.int32)
     query_be, embeddings_ne = jax.lax.stop_gradient((query_be, index.embeddings_ne))
@@ -56,7 +56,7 @@ def exact_search(
         return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
 
     def search_shard(embeddings_ne: Array, *args: Array) -> tuple[Array, Array]:
-        return local(_first_row(mesh, embeddings_ne.shape[0]), embeddings_ne, *args)
+        return local(first_row(mesh, embeddings_ne.shape[0]), embeddings_ne, *args)
 
     every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     columns = PartitionSpec(None, mesh.axis_names)  # candidates of all shards, side by side
@@ -77,8 +77,7 @@ def exact_search(
 def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None = None) -> Passages:
     """Fetch tokens and embeddings of the rows that a search found.
 
-    Each device gives the rows that it holds and zeros for the others; their sum is the
-    answer on every device. Only the b x k passages move.
+    Only the b x k passages move, see ``gather_rows``.
 
     Args:
       index: its arrays sharded on axis n over every axis of the mesh.
@@ -89,19 +88,7 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
       ValueError: the mesh does not divide the rows; ``saved.to_device`` pads them.
     """
     arrays = (index.reader_tokens_nl, index.retriever_tokens_nm, index.embeddings_ne)
-    mesh = _mesh_for(mesh, arrays[0].shape[0])
-    if mesh is None:
-        taken = _take_rows(arrays, result.rows_bk, 0)
-    else:
-
-        def take_shard(arrays: tuple[Array, ...], rows_bk: Array) -> tuple[Array, ...]:
-            mine = _take_rows(arrays, rows_bk, _first_row(mesh, arrays[0].shape[0]))
-            return jax.lax.psum(mine, mesh.axis_names)
-
-        every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-        taken = jax.shard_map(take_shard, mesh=mesh, in_specs=(every, whole), out_specs=whole)(
-            arrays, result.rows_bk
-        )
+    taken = gather_rows(arrays, result.rows_bk, mesh)
     reader_tokens_bkl, retriever_tokens_bkm, embeddings_bke = taken
     return Passages(
         rows_bk=result.rows_bk,
@@ -110,6 +97,39 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
         retriever_tokens_bkm=retriever_tokens_bkm,
         mask_bk=result.rows_bk != NO_ROW,
         embeddings_bke=jax.lax.stop_gradient(embeddings_bke),
+    )
+
+
+def gather_rows(
+    arrays: tuple[Array, ...], rows_bk: Array, mesh: Mesh | None = None
+) -> tuple[Array, ...]:
+    """Fetch rows of arrays that are sharded on axis n.
+
+    Each device gives the rows that it holds and zeros for the others; their sum is the
+    answer on every device.
+
+    Args:
+      arrays: each [n, x], sharded on axis n over every axis of the mesh.
+      rows_bk: int32 rows to fetch; row -1 gives zeros.
+      mesh: mesh of the arrays; the active one if not given.
+
+    Returns:
+      One [b, k, x] for each array; integers as int32.
+
+    Raises:
+      ValueError: the mesh does not divide the rows.
+    """
+    mesh = mesh_for(mesh, arrays[0].shape[0])
+    if mesh is None:
+        return _take_rows(arrays, rows_bk, 0)
+
+    def take_shard(arrays: tuple[Array, ...], rows_bk: Array) -> tuple[Array, ...]:
+        mine = _take_rows(arrays, rows_bk, first_row(mesh, arrays[0].shape[0]))
+        return jax.lax.psum(mine, mesh.axis_names)
+
+    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    return jax.shard_map(take_shard, mesh=mesh, in_specs=(every, whole), out_specs=whole)(
+        arrays, rows_bk
     )
 
 
@@ -211,12 +231,12 @@ def _take_rows(
     return tuple(take(array) for array in arrays)
 
 
-def _first_row(mesh: Mesh, shard_rows: int) -> Array:
+def first_row(mesh: Mesh, shard_rows: int) -> Array:
     """Index row at which this device's shard begins (inside shard_map)."""
     return jax.lax.axis_index(mesh.axis_names) * shard_rows
 
 
-def _mesh_for(mesh: Mesh | None, n: int) -> Mesh | None:
+def mesh_for(mesh: Mesh | None, n: int) -> Mesh | None:
     """The mesh to search on, None for one device.
 
     Raises:

@@ -1,6 +1,7 @@
 """When to embed the corpus anew: the passage encoder moves while it is trained.
 
-Query-side training leaves it alone and needs no refresh.
+Query-side training leaves it alone and needs no refresh. Joint training refreshes the whole
+index by a schedule, or a slice of it at a time (rolling), or both.
 """
 
 import dataclasses
@@ -23,22 +24,38 @@ class RefreshRange:
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class RefreshPolicy:
-    """Full refreshes of the index by the step number.
+    """Refreshes of the index by the step number.
 
     Attributes:
-      schedule: "-1" never; "1000" every 1000 steps; "0-1000:500,1000-10000:2000" every
-        500 steps before step 1000, then every 2000 before step 10000, then never.
+      schedule: of full refreshes, between which training stands still: "-1" never; "1000"
+        every 1000 steps; "0-1000:500,1000-10000:2000" every 500 steps before step 1000,
+        then every 2000 before step 10000, then never.
+      rolling_rows: so many passages are embedded anew at a time, on the devices and without
+        a pause, from the first passage to the last and round again; 0 = none.
+      rolling_every: steps from one such slice to the next.
     """
 
     schedule: str | int = "-1"
+    rolling_rows: int = 0
+    rolling_every: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that does not parse.
+        """Refuse a schedule that does not parse, and numbers out of range.
 
         Raises:
           UserError: names the binding and the part at fault.
         """
         parse_schedule(self.schedule)
+        for field, least in (("rolling_rows", 0), ("rolling_every", 1)):
+            if getattr(self, field) < least:
+                raise UserError(
+                    f"RefreshPolicy.{field} = {getattr(self, field)!r}: expected {least} or more"
+                )
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether it ever refreshes anything."""
+        return bool(parse_schedule(self.schedule)) or self.rolling_rows > 0
 
     def due(self, step: int) -> bool:
         """Whether to refresh once ``step`` steps are done.
@@ -49,6 +66,17 @@ class RefreshPolicy:
             part.first <= step and (part.end is None or step < part.end) and step % part.every == 0
             for part in parse_schedule(self.schedule)
         )
+
+    def rolls(self, step: int) -> bool:
+        """Whether to refresh a slice once ``step`` steps are done; after step 0 never."""
+        return self.rolling_rows > 0 and step > 0 and step % self.rolling_every == 0
+
+    def round_steps(self, count: int) -> int:
+        """Steps in which slices go round an index of ``count`` passages.
+
+        The bound of staleness: no row was embedded more steps ago than this.
+        """
+        return -(-count // self.rolling_rows) * self.rolling_every
 
 
 def parse_schedule(schedule: str | int) -> tuple[RefreshRange, ...]:

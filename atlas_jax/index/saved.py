@@ -177,8 +177,15 @@ def load_index(
     return SavedIndex(stored.view(jnp.dtype(dtype)), manifest["version"], encoder_hash)
 
 
+def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
+    block = mesh.size * MAX_BLOCK
+    every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.ShapeDtypeStruct((-(-count // block) * block, width), dtype, sharding=every)
+
+
 def to_device(
-    embeddings_ne: np.ndarray,
+    embeddings_ne: np.ndarray | jax.Array,
     store: PassageStore,
     mesh: Mesh | None = None,
     version: int = 0,
@@ -189,7 +196,8 @@ def to_device(
     the rows of its own devices, in chunks, so that no second copy is ever in memory.
 
     Args:
-      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``).
+      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``); or
+        an array that lies on the devices already, as ``embeddings_layout`` has it.
       store: the passages; its token arrays go along.
       mesh: the active one if not given; without any, one device holds everything.
       version: how often the embeddings have been refreshed.
@@ -197,7 +205,8 @@ def to_device(
     Raises:
       ValueError: the numbers of embeddings and passages differ.
     """
-    if len(embeddings_ne) != store.count:
+    placed = isinstance(embeddings_ne, jax.Array)
+    if not placed and len(embeddings_ne) != store.count:
         raise ValueError(f"{len(embeddings_ne)} embeddings for {store.count} passages")
     mesh = mesh or active_mesh()
     every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
@@ -221,7 +230,7 @@ def to_device(
         return jax.device_put(np.int32(value), whole)
 
     return DeviceIndex(
-        embeddings_ne=spread(embeddings_ne),
+        embeddings_ne=embeddings_ne if placed else spread(embeddings_ne),
         reader_tokens_nl=spread(store.reader_tokens_nl),
         retriever_tokens_nm=spread(store.retriever_tokens_nm),
         count=scalar(store.count),

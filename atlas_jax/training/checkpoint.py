@@ -88,13 +88,16 @@ class Checkpointer:
         """Steps of the complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, state: Any, notes: Mapping[str, Any], index: jax.Array | None = None
+    ) -> None:
         """Write one checkpoint; older ones beyond `keep` go once it is complete.
 
         Args:
           step: number of finished steps; names the checkpoint.
           state: pytree of arrays (sharded ones are written by their hosts).
           notes: JSON values to find again in `Restored.notes`.
+          index: embeddings to find again by `restore_index`; None = they are kept elsewhere.
 
         Raises:
           UserError: the checkpoint could not be written; the earlier ones are untouched.
@@ -102,12 +105,14 @@ class Checkpointer:
         before = self.steps()
         if step in before:
             return
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            notes=ocp.args.JsonSave({"arrays": describe(state), "notes": dict(notes)}),
-        )
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardSave(state),
+            "notes": ocp.args.JsonSave({"arrays": describe(state), "notes": dict(notes)}),
+        }
+        if index is not None:
+            items["index"] = ocp.args.StandardSave({"embeddings_ne": index})
         try:
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # Orbax lets errors of several libraries through.
             self._clear_unfinished(step)
             usable = (
@@ -151,15 +156,34 @@ class Checkpointer:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
             state = self._manager.restore(step, args=items).state
         except Exception as error:
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({_one_line(error)}); "
-                "remove that folder to go on from an earlier one"
-            ) from error
+            raise self._unreadable(step, error) from error
         return Restored(step=step, state=state, notes=saved["notes"])
+
+    def restore_index(self, step: int, template: jax.ShapeDtypeStruct) -> jax.Array:
+        """The embeddings of one checkpoint, laid out as `template` says.
+
+        Rows of the template beyond those saved are zero, and such rows that are saved are left
+        out: both only pad the index to its devices, of which there may be others now.
+
+        Raises:
+          UserError: they cannot be read.
+        """
+        restore = ocp.args.StandardRestore({"embeddings_ne": template}, strict=False)
+        try:
+            items = ocp.args.Composite(index=restore)
+            return self._manager.restore(step, args=items).index["embeddings_ne"]
+        except Exception as error:
+            raise self._unreadable(step, error) from error
 
     def close(self) -> None:
         """Release Orbax's threads."""
         self._manager.close()
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        return UserError(
+            f"checkpoint {self.directory / str(step)} cannot be read ({_one_line(error)}); "
+            "remove that folder to go on from an earlier one"
+        )
 
     def _read_json(self, step: int) -> dict[str, Any]:
         items = ocp.args.Composite(notes=ocp.args.JsonRestore())

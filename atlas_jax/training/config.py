@@ -148,7 +148,7 @@ class TrainConfig:
     log_every: steps between two lines of metrics.
     eval_every: steps between evaluations on `EvalConfig.file` (0 = only after the last step).
 
-    When the index is refreshed is RefreshPolicy.schedule's business.
+    When the index is refreshed is the business of RefreshPolicy and StalenessConfig.
     """
 
     model_dir: str

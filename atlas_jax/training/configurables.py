@@ -5,7 +5,7 @@ So each entry point takes the config.gin of any run, also where it has no use fo
 
 from atlas_jax.core import jsonl, partitioning
 from atlas_jax.distillation import config as distillation_config
-from atlas_jax.index import passages, refresh, scann_search
+from atlas_jax.index import passages, refresh, scann_search, staleness
 from atlas_jax.reader import config as reader_config
 from atlas_jax.reader import generate
 from atlas_jax.retriever import config as retriever_config
@@ -29,5 +29,6 @@ __all__ = [
     "registry",
     "retriever_config",
     "scann_search",
+    "staleness",
     "step",
 ]

@@ -1,11 +1,13 @@
 """The corpus of a run: its passage store, and the index over it, fresh or stale.
 
 The embeddings that a run makes itself lie in versions/<version>/, and a checkpoint notes
-which version it was searching; so a resumed run searches exactly what the killed one did.
+which version it was searching. Once a slice has been refreshed, they are of no version, and
+the checkpoint holds them itself. So a resumed run searches exactly what the killed one did.
 """
 
+import functools
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.index.embed import EmbedFn, embed_corpus
+from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.passages import PassageStore, StoreConfig
-from atlas_jax.index.saved import load_index, new_index, to_device
+from atlas_jax.index.rolling import refresh_rows
+from atlas_jax.index.saved import embeddings_layout, load_index, new_index, to_device
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
@@ -81,15 +85,33 @@ class Embedder:
             out_shardings=partitioning.replicated(mesh),
             compiler_options=encoder_options(),
         )
+        self._refresh: Callable[..., jax.Array] = jax.jit(
+            functools.partial(
+                refresh_rows, embed_passages, batch_size=config.embed_batch_size, mesh=mesh
+            ),
+            donate_argnums=1,
+            out_shardings=embeddings_layout(1, 1, config.dtype, mesh).sharding,
+        )
+
+    def refresh(self, params: Params, index: DeviceIndex, rows_r: np.ndarray) -> jax.Array:
+        """The embeddings of an index, those of some rows made anew; the old ones are given up.
+
+        Compiles once per number of rows.
+        """
+        return self._refresh(params, index.embeddings_ne, index.retriever_tokens_nm, rows_r)
 
     def hash(self, params: Params) -> str:
         """What identifies the embeddings that these retriever parameters give."""
         return encoder_hash(self._retriever.config, params, self._tokenizer)
 
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        return self._retriever.config.embedding_dim
+
     def to_memory(self, params: Params, store: PassageStore) -> np.ndarray:
         """Embed a store into an array [n, e]."""
-        shape = (store.count, self._retriever.config.embedding_dim)
-        out_ne = np.empty(shape, jax.numpy.dtype(self._config.dtype))
+        out_ne = np.empty((store.count, self.width), jax.numpy.dtype(self._config.dtype))
         return self._fill(params, store, out_ne)
 
     def to_directory(
@@ -101,8 +123,7 @@ class Embedder:
           UserError: it could not be written; an earlier index is still there then.
         """
         found = self.hash(params)
-        width = self._retriever.config.embedding_dim
-        with new_index(directory, store, found, width, self._config.dtype, version) as out_ne:
+        with new_index(directory, store, found, self.width, self._config.dtype, version) as out_ne:
             self._fill(params, store, out_ne)
         return found
 
@@ -119,8 +140,9 @@ class Corpus:
 
     Attributes:
       store: the passages.
-      version: how often the embeddings have been refreshed.
-      encoder_hash: of the passage tower that made them.
+      version: how often all of the embeddings have been refreshed, at once or in slices.
+      encoder_hash: of the passage tower that made them; "" once slices differ.
+      next_row: where the next slice begins.
       on_host: whether a host searcher serves.
       index: on the devices; None when a host searcher serves.
       searcher: on the host; None when the devices search.
@@ -139,12 +161,16 @@ class Corpus:
         Args:
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
-        self.store, self.version, self.encoder_hash = store, 0, ""
+        self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
         self.on_host = config.searcher == "scann"
         self.index: DeviceIndex | None = None
         self.searcher: ScannSearcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
         self._versions = versions
+        self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
+        self._gather = jax.jit(
+            lambda embeddings_ne, rows_r: gather_rows((embeddings_ne,), rows_r[None], mesh)[0][0]
+        )
 
     def load_first(self, params: Params) -> None:
         """Version 0: the saved index of CorpusConfig, or embeddings made by `params`.
@@ -186,6 +212,77 @@ class Corpus:
         version = self.version + 1
         self._make(params, version, folder or self._folder(version))
 
+    def roll(self, params: Params, rows: int) -> None:
+        """Embed the next slice of so many passages anew, on the devices, without waiting for it.
+
+        The slice after the last row begins at row 0 again; the version counts up there.
+        """
+        assert self.index is not None
+        count = self.store.count
+        rows_r = ((self.next_row + np.arange(rows)) % count).astype(np.int32)
+        embeddings_ne = self._embedder.refresh(params, self.index, rows_r)
+        self.encoder_hash = ""
+        self.version += (self.next_row + rows) // count
+        self.next_row = (self.next_row + rows) % count
+        version = jax.device_put(np.int32(self.version), self.index.version.sharding)
+        self.index = self.index.replace(embeddings_ne=embeddings_ne, version=version)  # type: ignore[attr-defined]
+
+    def embeddings_of(self, rows_r: np.ndarray) -> Any:
+        """Embeddings [r, e] as they are searched, of some rows."""
+        if self.index is not None:
+            return self._gather(self.index.embeddings_ne, rows_r)
+        assert self._host_ne is not None
+        return self._host_ne[rows_r]
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint has to note to find the present embeddings again."""
+        notes: dict[str, Any] = {"version": self.version, "encoder_hash": self.encoder_hash}
+        if self.own_embeddings is not None:
+            notes["rolling"] = {
+                "next_row": self.next_row,
+                "dtype": self.own_embeddings.dtype.name,
+                "store_hash": self.store.retriever_hash,
+            }
+        return notes
+
+    @property
+    def own_embeddings(self) -> jax.Array | None:
+        """What a checkpoint has to hold itself: embeddings that no version on disk has."""
+        rolled = self.index is not None and not self.encoder_hash
+        return self.index.embeddings_ne if rolled else None  # type: ignore[union-attr]
+
+    def load_noted(
+        self, notes: Mapping[str, Any], read: Callable[[jax.ShapeDtypeStruct], jax.Array]
+    ) -> None:
+        """What a checkpoint was searching, by its `notes`.
+
+        Args:
+          read: gives the embeddings that the checkpoint holds itself, laid out as told.
+
+        Raises:
+          UserError: they are not there any more, are of other passages, or were refreshed in
+            slices, which a host searcher cannot be.
+        """
+        rolling = notes.get("rolling")
+        if rolling is None:
+            self.load_version(notes["version"], notes["encoder_hash"])
+            return
+        if self.on_host:
+            raise UserError(
+                "the checkpoint's index was refreshed in slices, which CorpusConfig.searcher = "
+                "'scann' cannot search; use 'exact'"
+            )
+        if rolling["store_hash"] != self.store.retriever_hash:
+            raise UserError(
+                f"the checkpoint's index is of other passages than CorpusConfig.store = "
+                f"{str(self.store.directory)!r} holds"
+            )
+        layout = embeddings_layout(
+            self.store.count, self._embedder.width, rolling["dtype"], self._mesh
+        )
+        self.version, self.encoder_hash, self.next_row = notes["version"], "", rolling["next_row"]
+        self.index = to_device(read(layout), self.store, self._mesh, self.version)
+
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
         if self._versions is None or not self._versions.is_dir():
@@ -203,9 +300,11 @@ class Corpus:
         return self._versions / f"{version:06d}"
 
     def _place(self, embeddings_ne: np.ndarray, version: int, made_by: str) -> None:
-        self.version, self.encoder_hash = version, made_by
+        self.version, self.encoder_hash, self.next_row = version, made_by, 0
         if self.on_host:
             self.searcher = ScannSearcher(embeddings_ne)
+            # Without versions they lie in memory, where the searcher has a copy of its own.
+            self._host_ne = embeddings_ne if self._versions is not None else None
             return
         self.index = None  # its memory is needed for its successor
         self.index = to_device(embeddings_ne, self.store, self._mesh, version)

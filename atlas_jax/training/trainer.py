@@ -1,7 +1,7 @@
 """The training run: one linear loop over batches.
 
 A checkpoint holds all that the loop changes: the train state, the place in the data and
-which version of the index is searched. So a run that was killed repeats the uninterrupted
+which version of the index is searched, or its embeddings. So a run that was killed repeats the uninterrupted
 one bit for bit.
 """
 
@@ -23,7 +23,6 @@ from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.refresh import RefreshPolicy, parse_schedule
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
     Tokenizers,
@@ -33,7 +32,7 @@ from atlas_jax.training.assembly import (
     export_model,
     load_tokenizers,
 )
-from atlas_jax.training.checkpoint import Checkpointer
+from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.config import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -50,6 +49,7 @@ from atlas_jax.training.config import (
 from atlas_jax.training.corpus import Corpus, Embedder, open_store
 from atlas_jax.training.data import Batcher, DataConfig, training_batches
 from atlas_jax.training.evaluator import Evaluation, make_evaluation, write_predictions
+from atlas_jax.training.freshness import Freshness, check_freshness, refreshes_index
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -65,6 +65,7 @@ class _Run:
     Attributes:
       place: a process's part of an array of the batch -> the array on the mesh.
       corpus: None where nothing is searched, in training or evaluation.
+      freshness: None where training searches nothing.
       evaluation: None without EvalConfig.file.
     """
 
@@ -72,6 +73,7 @@ class _Run:
     models: Models
     tokenizers: Tokenizers
     corpus: Corpus | None
+    freshness: Freshness | None
     source: Source
     batches: Any
     place: Callable[[Any], jax.Array]
@@ -98,7 +100,7 @@ def train(config: TrainConfig) -> TrainState:
             dump_config(run.directory / CONFIG_FILE)
         with RunLog(run.directory, int(state.step), config.total_steps, writes) as log:
             state = _loop(config, run, state, log)
-            if run.corpus is not None and _refreshes():  # for the last evaluation, and to keep
+            if run.corpus is not None and refreshes_index():  # for the last evaluation, and to keep
                 run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
             if run.evaluation is not None:
                 _evaluate(run, run.evaluation, state.params, config.total_steps, log)
@@ -149,6 +151,9 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         models=models,
         tokenizers=tokenizers,
         corpus=corpus,
+        freshness=Freshness(corpus, models.retriever, mesh)
+        if corpus is not None and config.passages == "index"
+        else None,
         source=source,
         batches=_batches(config, step_config, records, tokenizers, store),
         place=functools.partial(jax.make_array_from_process_local_data, rows),
@@ -168,18 +173,20 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
         state = found.state
         run.batches.set_state(found.notes["data"])
     if run.corpus is not None:
-        _load_index(run.corpus, state.params, found.notes if found else None)
+        _load_index(run, state.params, found)
     return state
 
 
 def _loop(config: TrainConfig, run: _Run, state: TrainState, log: RunLog) -> TrainState:
     """Take the steps that are left."""
-    policy, saving, first = RefreshPolicy(), CheckpointConfig(), int(state.step)
+    saving, first = CheckpointConfig(), int(state.step)
     clock, counted = time.monotonic(), first
     for step in range(first + 1, config.total_steps + 1):
-        if run.corpus is not None and policy.due(step - 1):
-            run.corpus.refresh(state.params["retriever"])
         batch = jax.tree.map(run.place, next(run.batches))
+        if run.freshness is not None:
+            measured = run.freshness.before_step(step - 1, state.params["retriever"], batch)
+            if measured:
+                log.write(step, "index", measured)
         state, metrics = run.step(state, run.source.of_batch(state.params, batch), batch)
         log.advance()
         last = step == config.total_steps
@@ -196,10 +203,6 @@ def _loop(config: TrainConfig, run: _Run, state: TrainState, log: RunLog) -> Tra
     return state
 
 
-def _refreshes() -> bool:
-    return bool(parse_schedule(RefreshPolicy().schedule))
-
-
 def _check(config: TrainConfig, step: StepConfig) -> None:
     """Refuse settings that contradict each other, naming their bindings."""
     training = step.retriever_training
@@ -208,12 +211,12 @@ def _check(config: TrainConfig, step: StepConfig) -> None:
             f"StepConfig.retriever_training = {training!r}: without passages "
             "(TrainConfig.passages = 'none') it has to be 'fixed'"
         )
-    if _refreshes() and (config.passages != "index" or training != "joint"):
+    if step.rerank and config.passages != "index":
         raise UserError(
-            "RefreshPolicy.schedule refreshes the index, but nothing makes it stale: "
-            f"TrainConfig.passages = {config.passages!r}, StepConfig.retriever_training = "
-            f"{training!r}; bind RefreshPolicy.schedule = '-1'"
+            f"StepConfig.rerank = {step.rerank}: TrainConfig.passages = {config.passages!r} "
+            "searches nothing; bind it to 0"
         )
+    check_freshness(config, step)
 
 
 def _open_store(config: TrainConfig, tokenizers: Tokenizers) -> PassageStore | None:
@@ -238,12 +241,15 @@ def _make_corpus(
     return Corpus(store, embedder, CorpusConfig(), mesh, Path(config.model_dir) / INDEX)
 
 
-def _load_index(corpus: Corpus, params: Params, notes: Mapping[str, Any] | None) -> None:
+def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
     """The first index of a new run, or the one that the checkpoint was searching."""
-    if notes is None:
-        corpus.load_first(params["retriever"])
-    elif notes["index"] is not None:
-        corpus.load_version(notes["index"]["version"], notes["index"]["encoder_hash"])
+    assert run.corpus is not None
+    if found is None:
+        run.corpus.load_first(params["retriever"])
+    elif (notes := found.notes["index"]) is not None:
+        run.corpus.load_noted(notes, functools.partial(run.checkpoints.restore_index, found.step))
+        if run.freshness is not None:
+            run.freshness.set_notes(notes)
     else:
         raise UserError(
             "the checkpoint is of a run that searched no index; begin a new one in another "
@@ -294,10 +300,11 @@ def _settings(run: _Run, step: int) -> dict[str, float]:
 
 def _save(run: _Run, step: int, state: TrainState) -> None:
     """Write a checkpoint, then drop the embeddings that no checkpoint left needs."""
-    index = None
+    notes: dict[str, Any] = {"data": run.batches.get_state(), "index": None}
     if run.corpus is not None:
-        index = {"version": run.corpus.version, "encoder_hash": run.corpus.encoder_hash}
-    run.checkpoints.save(step, state, {"data": run.batches.get_state(), "index": index})
+        notes["index"] = run.corpus.notes() | (run.freshness.notes() if run.freshness else {})
+    embeddings = run.corpus.own_embeddings if run.corpus else None
+    run.checkpoints.save(step, state, notes, embeddings)
     if run.corpus is not None:
         noted = [run.checkpoints.read_notes(saved)["index"] for saved in run.checkpoints.steps()]
         run.corpus.keep_versions({one["version"] for one in noted if one})

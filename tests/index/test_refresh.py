@@ -29,3 +29,17 @@ def test_due_steps(schedule, due):
 def test_bad_schedule_names_the_binding(schedule):
     with pytest.raises(UserError, match="RefreshPolicy.schedule"):
         RefreshPolicy(schedule)
+
+
+def test_slices_go_round_within_the_bound():
+    policy = RefreshPolicy(rolling_rows=3, rolling_every=2)
+    assert [step for step in range(9) if policy.rolls(step)] == [2, 4, 6, 8]
+    assert policy.round_steps(16) == 12  # six slices
+    assert policy.refreshes and not RefreshPolicy().refreshes and RefreshPolicy(5).refreshes
+    assert not any(RefreshPolicy(5).rolls(step) for step in range(20))
+
+
+@pytest.mark.parametrize("fields", [{"rolling_rows": -1}, {"rolling_every": 0}])
+def test_bad_slices_name_the_binding(fields):
+    with pytest.raises(UserError, match=f"RefreshPolicy.{next(iter(fields))} = "):
+        RefreshPolicy(**fields)

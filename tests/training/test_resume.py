@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,16 +31,27 @@ for path, leaf in jax.tree_util.tree_leaves_with_path(state):
 """
 
 
-def start(gin_file: Path, model_dir: Path) -> subprocess.Popen[str]:
+# How the index is kept fresh.
+FULL = {"RefreshPolicy.schedule": "'4'"}
+ROLLING = {
+    "RefreshPolicy.rolling_rows": 3,
+    "RefreshPolicy.rolling_every": 1,
+    "StalenessConfig.every": 3,
+    "StalenessConfig.passages": 8,
+    "StalenessConfig.k": 2,
+}
+
+
+def start(gin_file: Path, model_dir: Path, fresh: dict[str, Any]) -> subprocess.Popen[str]:
     bindings = {
         "TrainConfig.model_dir": f"'{model_dir}'",
         "TrainConfig.total_steps": 24,
         "TrainConfig.eval_every": 10,
         "CheckpointConfig.every": 5,
         "StepConfig.retriever_training": "'joint'",
-        "RefreshPolicy.schedule": "'4'",
         "DataConfig.batch_size": 4,
         "StepConfig.k": 2,
+        **fresh,
     }
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(gin_file), *(f"{k}={v}" for k, v in bindings.items())],
@@ -68,24 +80,28 @@ def wait_for_step(process: subprocess.Popen[str], model_dir: Path, step: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fresh", [FULL, ROLLING], ids=["full", "rolling"])
 def test_a_killed_run_repeats_the_uninterrupted_one(
-    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    fresh: dict[str, Any],
 ) -> None:
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = finish(start(gin_file, whole))
+    expected = finish(start(gin_file, whole, fresh))
     assert any("opt_state" in line and "retriever" in line for line in expected)
 
-    process = start(gin_file, killed)
+    process = start(gin_file, killed, fresh)
     wait_for_step(process, killed, 12)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "final").exists()
-    assert finish(start(gin_file, killed)) == expected
+    assert finish(start(gin_file, killed, fresh)) == expected
 
     for name in ("final/reader.safetensors", "final/retriever.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
-    for folder in ("index/000005", "final_index"):
+    for folder in ("index/000005", "final_index") if fresh is FULL else ("final_index",):
         arrays = [next((run / folder).glob("*.npy")).read_bytes() for run in (whole, killed)]
         assert arrays[0] == arrays[1]
     for step in (10, 20, 24):
@@ -93,7 +109,16 @@ def test_a_killed_run_repeats_the_uninterrupted_one(
         assert read_lines(whole / name) == read_lines(killed / name)
     assert timeless(whole) == timeless(killed)
     assert [row["step"] for row in timeless(whole) if "train/skipped" in row] == list(range(1, 25))
-    assert timeless(whole)[-2]["train/index_version"] == 5
+    last = timeless(whole)[-2]
+    if fresh is FULL:
+        assert last["train/index_version"] == 5
+        return
+    assert last["train/index_version"] == 23 * 3 // 16
+    measured = [row for row in timeless(whole) if "index/drift" in row]
+    assert [row["step"] for row in measured] == [4, 7, 10, 13, 16, 19, 22]
+    # 6 slices go round 16 passages, after which no row is older than 5 steps.
+    assert [row["index/oldest_row"] for row in measured] == [3, 5, 5, 5, 5, 5, 5]
+    assert all(0 < row["index/drift"] < 1 for row in measured)
 
 
 def timeless(model_dir: Path) -> list[dict[str, float]]:

@@ -97,7 +97,36 @@ REFUSED = {
     "StepConfig.retriever_training = 'query_side': without passages": (
         "TrainConfig.passages='none'",
     ),
-    "nothing makes it stale": ("RefreshPolicy.schedule='10'",),
+    "RefreshPolicy.schedule keeps the index fresh, but nothing makes it stale": (
+        "RefreshPolicy.schedule='10'",
+    ),
+    "StalenessConfig.every keeps the index fresh, but nothing makes it stale": (
+        "StalenessConfig.every=10",
+        "StalenessConfig.k=2",
+    ),
+    "CorpusConfig.searcher = 'scann' can only be built anew as a whole": (
+        "RefreshPolicy.rolling_rows=4",
+        "CorpusConfig.searcher=scann",
+        "StepConfig.retriever_training=joint",
+    ),
+    "RefreshPolicy.rolling_rows = 17 is more than the 16 passages": (
+        "RefreshPolicy.rolling_rows=17",
+        "StepConfig.retriever_training=joint",
+    ),
+    "StalenessConfig.k = 17 is more than the 16 passages": (
+        "StalenessConfig.every=1",
+        "StalenessConfig.k=17",
+        "StepConfig.retriever_training=joint",
+    ),
+    "StepConfig.rerank asks for 20 passages, but the corpus has 16": (
+        "StepConfig.rerank=20",
+        "StepConfig.retriever_training=joint",
+    ),
+    "StepConfig.rerank = 20: TrainConfig.passages = 'file' searches nothing": (
+        "StepConfig.rerank=20",
+        "StepConfig.retriever_training=joint",
+        "TrainConfig.passages=file",
+    ),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
     "TrainConfig.passages = 'wikipedia': expected one of 'index', 'file', 'none'": (

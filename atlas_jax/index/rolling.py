@@ -1,0 +1,87 @@
+"""Part of a device index embedded anew, in place: the index is never gathered or copied.
+
+Rows are named by their place in the corpus, not in a shard, so that any number of devices
+refreshes the same rows.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from atlas_jax.core.types import Array, Params
+from atlas_jax.index.exact import first_row, gather_rows, mesh_for
+
+EmbedTokens = Callable[[Params, Array], Array]  # (parameters, tokens_nm) -> embeddings_ne
+
+
+def refresh_rows(
+    embed: EmbedTokens,
+    params: Params,
+    embeddings_ne: Array,
+    retriever_tokens_nm: Array,
+    rows_r: Array,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Array:
+    """Embed some rows of an index with the present passage tower.
+
+    To be jitted with ``embeddings_ne`` donated. What moves between devices is the tokens
+    and embeddings of these rows alone.
+
+    Args:
+      embed: the passage tower, without dropout.
+      params: its parameters.
+      embeddings_ne: float32 or bfloat16, sharded on axis n over every axis of the mesh.
+      retriever_tokens_nm: tokens of every row, sharded likewise.
+      rows_r: int32 rows to embed, none twice.
+      batch_size: see ``embed_tokens``.
+      mesh: mesh of the index; the active one if not given.
+
+    Returns:
+      ``embeddings_ne`` with new values in these rows, in its own type.
+    """
+    (tokens_1rm,) = gather_rows((retriever_tokens_nm,), rows_r[None], mesh)
+    fresh_re = embed_tokens(embed, params, tokens_1rm[0], batch_size)
+    return replace_rows(embeddings_ne, rows_r, fresh_re.astype(embeddings_ne.dtype), mesh)
+
+
+def embed_tokens(embed: EmbedTokens, params: Params, tokens_nm: Array, batch_size: int) -> Array:
+    """Embed tokens [n, m], at most ``batch_size`` rows of them in memory at a time: [n, e]."""
+    n, m = tokens_nm.shape
+    if n <= batch_size:
+        return embed(params, tokens_nm)
+    parts = -(-n // batch_size)
+    filled = jnp.pad(tokens_nm, ((0, parts * batch_size - n), (0, 0)), mode="edge")
+    tokens_pbm = filled.reshape(parts, batch_size, m)  # one part after the other
+    embedded_pbe = jax.lax.map(lambda tokens_bm: embed(params, tokens_bm), tokens_pbm)
+    return embedded_pbe.reshape(parts * batch_size, -1)[:n]
+
+
+def replace_rows(
+    array_nx: Array, rows_r: Array, values_rx: Array, mesh: Mesh | None = None
+) -> Array:
+    """Write rows of an array that is sharded on axis n; each device writes those it holds.
+
+    Args:
+      array_nx: sharded on axis n over every axis of the mesh.
+      rows_r: int32 rows, none twice.
+      values_rx: what to write, the same on every device.
+      mesh: mesh of the array; the active one if not given.
+    """
+    mesh = mesh_for(mesh, array_nx.shape[0])
+    if mesh is None:
+        return array_nx.at[rows_r].set(values_rx)
+
+    def write_shard(array_nx: Array, rows_r: Array, values_rx: Array) -> Array:
+        n = array_nx.shape[0]
+        local_r = rows_r - first_row(mesh, n)
+        held_r = (local_r >= 0) & (local_r < n)
+        # A row of another device goes past the end, where nothing is written.
+        return array_nx.at[jnp.where(held_r, local_r, n)].set(values_rx, mode="drop")
+
+    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    return jax.shard_map(write_shard, mesh=mesh, in_specs=(every, whole, whole), out_specs=every)(
+        array_nx, rows_r, values_rx
+    )

@@ -1,0 +1,120 @@
+"""How stale an index is: a sample of its passages embedded anew, and what that changes."""
+
+import dataclasses
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Array
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class StalenessConfig:
+    """The staleness meter of a run, and the refresh that it may call for.
+
+    Attributes:
+      every: steps between two measurements; 0 = none.
+      passages: size m of the probe, passages drawn from the whole corpus once.
+      k: of stale recall@k. The k best of m probe passages stand for the k n / m best of all n.
+      refresh_below: the whole index is embedded anew when stale recall@k falls below this;
+        0 = never.
+      seed: of the probe.
+    """
+
+    every: int = 0
+    passages: int = 1024
+    k: int = 10
+    refresh_below: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+          UserError: names the binding and what it may be.
+        """
+        for field, least in (("every", 0), ("passages", 1), ("k", 1), ("seed", 0)):
+            if getattr(self, field) < least:
+                raise UserError(
+                    f"StalenessConfig.{field} = {getattr(self, field)!r}: expected {least} or more"
+                )
+        if self.k > self.passages:
+            raise UserError(
+                f"StalenessConfig.k = {self.k} is more than StalenessConfig.passages = "
+                f"{self.passages}, the probe that it is taken from"
+            )
+        if not 0 <= self.refresh_below <= 1:
+            raise UserError(
+                f"StalenessConfig.refresh_below = {self.refresh_below!r}: expected a share from "
+                "0 to 1"
+            )
+        if self.refresh_below and not self.every:
+            raise UserError(
+                f"StalenessConfig.refresh_below = {self.refresh_below} is never looked at: bind "
+                "StalenessConfig.every to the steps between two measurements"
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether to measure once ``step`` steps are done; after step 0 never."""
+        return self.every > 0 and step > 0 and step % self.every == 0
+
+    def probe_rows(self, count: int) -> np.ndarray:
+        """The rows of the probe in a corpus of ``count`` passages, ascending, the same always.
+
+        Raises:
+          UserError: the corpus has fewer than k.
+        """
+        if self.k > count:
+            raise UserError(
+                f"StalenessConfig.k = {self.k} is more than the {count} passages of the corpus"
+            )
+        rng = np.random.Generator(np.random.Philox(key=self.seed))
+        rows = rng.choice(count, size=min(self.passages, count), replace=False)
+        return np.sort(rows).astype(np.int32)
+
+
+def measure(
+    query_be: Array, weight_b: Array, stale_pe: Array, fresh_pe: Array, k: int
+) -> dict[str, Array]:
+    """Compare the embeddings of p probe passages in the index with fresh ones.
+
+    ``stale_recall``: for each query, the share of the k probe passages with the greatest
+    inner products by their fresh embeddings that are also among the k greatest by the
+    embeddings in the index; the mean over the queries with weight 1. Equal scores give the
+    lower row first in both. 1 = the search misses nothing.
+    ``drift``: |fresh - stale| / |fresh|, Euclidean norms, the mean over the probe.
+    0 = nothing has moved.
+
+    Args:
+      query_be: queries by the present query tower.
+      weight_b: 1 for a real query, 0 for one that only fills the batch.
+      stale_pe: as they lie in the index, float32 or bfloat16.
+      fresh_pe: by the present passage tower, rounded to the type of the index.
+      k: at most p.
+
+    Returns:
+      Both as float32 scalars.
+    """
+    stale_pe, fresh_pe = stale_pe.astype(jnp.float32), fresh_pe.astype(jnp.float32)
+
+    def best(embedded_pe: Array) -> Array:
+        scores_bp = jnp.einsum(
+            "be,pe->bp",
+            query_be.astype(jnp.float32),
+            embedded_pe,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return jax.lax.top_k(scores_bp, k)[1]
+
+    found_bk, wanted_bk = best(stale_pe), best(fresh_pe)
+    kept_b = (wanted_bk[:, :, None] == found_bk[:, None, :]).any(axis=-1).mean(axis=-1)
+    moved_p = jnp.linalg.norm(fresh_pe - stale_pe, axis=-1)
+    size_p = jnp.maximum(jnp.linalg.norm(fresh_pe, axis=-1), jnp.finfo(jnp.float32).tiny)
+    return {
+        "stale_recall": (kept_b * weight_b).sum() / jnp.maximum(weight_b.sum(), 1),
+        "drift": (moved_p / size_p).mean(),
+    }

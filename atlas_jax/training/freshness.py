@@ -1,0 +1,143 @@
+"""Keeps the index of a run fresh: full refreshes, rolling slices, and the staleness meter.
+
+All of it happens between two steps and follows from the number of steps done, so that a
+resumed run repeats it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Array, Batch, Params
+from atlas_jax.index.refresh import RefreshPolicy
+from atlas_jax.index.rolling import embed_tokens
+from atlas_jax.index.staleness import StalenessConfig, measure
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.config import CorpusConfig, TrainConfig
+from atlas_jax.training.corpus import Corpus
+from atlas_jax.training.step import StepConfig, embed
+
+
+def refreshes_index() -> bool:
+    """Whether this configuration ever refreshes the index."""
+    return RefreshPolicy().refreshes or StalenessConfig().refresh_below > 0
+
+
+def check_freshness(config: TrainConfig, step: StepConfig) -> None:
+    """Refuse to refresh or measure what never goes stale or cannot be refreshed so.
+
+    Raises:
+      UserError: names the bindings.
+    """
+    policy, meter = RefreshPolicy(), StalenessConfig()
+    at_fault = {
+        "RefreshPolicy.rolling_rows": policy.rolling_rows > 0,
+        "RefreshPolicy.schedule": policy.refreshes,
+        "StalenessConfig.every": meter.every > 0,
+    }
+    binding = next((name for name, bound in at_fault.items() if bound), "")
+    if binding and (config.passages != "index" or step.retriever_training != "joint"):
+        default = "'-1'" if binding.endswith("schedule") else "0"
+        raise UserError(
+            f"{binding} keeps the index fresh, but nothing makes it stale: "
+            f"TrainConfig.passages = {config.passages!r}, StepConfig.retriever_training = "
+            f"{step.retriever_training!r}; bind {binding} = {default}"
+        )
+    if policy.rolling_rows and CorpusConfig().searcher != "exact":
+        raise UserError(
+            "RefreshPolicy.rolling_rows refreshes an index in place on the devices; that of "
+            "CorpusConfig.searcher = 'scann' can only be built anew as a whole: bind "
+            "RefreshPolicy.schedule or StalenessConfig.refresh_below, or CorpusConfig.searcher = "
+            "'exact'"
+        )
+
+
+class Freshness:
+    """What is done to a corpus's index between steps, as RefreshPolicy and StalenessConfig say."""
+
+    def __init__(self, corpus: Corpus, retriever: DualEncoder, mesh: Mesh) -> None:
+        """Draw the probe; nothing is embedded yet.
+
+        Raises:
+          UserError: a slice or the meter's k is larger than the corpus.
+        """
+        self._corpus, self._policy, self._meter = corpus, RefreshPolicy(), StalenessConfig()
+        # The step at which all rows were last embedded at once, and slices since then.
+        self._whole_at, self._slices = 0, 0
+        count = corpus.store.count
+        if self._policy.rolling_rows > count:
+            raise UserError(
+                f"RefreshPolicy.rolling_rows = {self._policy.rolling_rows} is more than the {count} "
+                "passages of the corpus; RefreshPolicy.schedule refreshes all of them"
+            )
+        if self._meter.every:
+            self._rows_p = self._meter.probe_rows(count)
+            self._tokens_pm = corpus.store.retriever_tokens_nm[self._rows_p].astype("int32")
+        batch_size, k = CorpusConfig().embed_batch_size, min(self._meter.k, count)
+
+        def probe(params: Params, batch: Batch, tokens_pm: Array, stale_pe: Array) -> Any:
+            def tower(params: Params, tokens_nm: Array) -> Array:
+                return embed(retriever, params, "embed_passage", tokens_nm)
+
+            fresh_pe = embed_tokens(tower, params, tokens_pm, batch_size).astype(stale_pe.dtype)
+            query_be = embed(retriever, params, "embed_query", batch.retriever_tokens_br)
+            return measure(query_be, batch.weight_b, stale_pe, fresh_pe, k)
+
+        self._probe = jax.jit(probe, out_shardings=partitioning.replicated(mesh))
+
+    def before_step(self, done: int, params: Params, batch: Batch) -> dict[str, float]:
+        """Refresh and measure what is due once `done` steps are done.
+
+        Args:
+          done: steps taken.
+          params: of the retriever.
+          batch: of the next step; its queries are the meter's.
+
+        Returns:
+          What was measured, empty where nothing was: ``stale_recall@k`` and ``drift`` (see
+          `staleness.measure`), ``oldest_row``, the steps since the oldest embedding was made,
+          and ``refreshed``, 1 where the index has then been embedded anew.
+        """
+        if self._policy.due(done):
+            self._refresh(done, params)
+        elif self._policy.rolls(done):
+            self._corpus.roll(params, self._policy.rolling_rows)
+            self._slices += 1
+        if not self._meter.due(done):
+            return {}
+        stale_pe = self._corpus.embeddings_of(self._rows_p)
+        found = jax.device_get(self._probe(params, batch, self._tokens_pm, stale_pe))
+        recall, oldest = float(found["stale_recall"]), done - self._oldest(done)
+        refreshed = recall < self._meter.refresh_below
+        if refreshed:
+            self._refresh(done, params)
+        return {
+            f"stale_recall@{self._meter.k}": recall,
+            "drift": float(found["drift"]),
+            "oldest_row": oldest,
+            "refreshed": float(refreshed),
+        }
+
+    def notes(self) -> dict[str, int]:
+        """What a checkpoint has to note, as JSON values."""
+        return {"whole_at": self._whole_at, "slices": self._slices}
+
+    def set_notes(self, notes: Mapping[str, int]) -> None:
+        """Go on from a checkpoint's `notes`."""
+        self._whole_at, self._slices = notes["whole_at"], notes["slices"]
+
+    def _refresh(self, done: int, params: Params) -> None:
+        self._corpus.refresh(params)
+        self._whole_at, self._slices = done, 0
+
+    def _oldest(self, done: int) -> int:
+        """The step after which the oldest embedding was made."""
+        policy, count = self._policy, self._corpus.store.count
+        if not policy.rolling_rows or self._slices * policy.rolling_rows < count:
+            return self._whole_at
+        last = done - done % policy.rolling_every
+        return last - policy.round_steps(count) + policy.rolling_every
