@@ -3,14 +3,18 @@
     python -m atlas_jax.prepare nq --source downloads/nq --out data/nq
 
 It downloads nothing: without the files it tells where they are published. An interrupted
-run goes on where it was. `--gin.RowsConfig.skip_broken=True` leaves broken rows out.
+run goes on where it was. Files named in SOURCE/SHA256SUMS, or in the file of --checksums (as
+`sha256sum` writes it), have to have that SHA-256; OUT/prepared.json notes those of what was
+read and written. `--gin.RowsConfig.skip_broken=True` leaves broken rows out.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from atlas_jax.core.config import launch
+from atlas_jax.datasets.checksums import read_notes
 from atlas_jax.datasets.convert import prepare
 from atlas_jax.datasets.registry import DATASETS, get_dataset
 
@@ -29,13 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sample", action="store_true", help="the downloads are parts: do not count their rows"
     )
+    parser.add_argument(
+        "--checksums", default="", metavar="FILE", help="SHA-256 of published files to verify"
+    )
     return launch(_run, parser, argv)
 
 
 def _run(flags: argparse.Namespace) -> None:
-    counts = prepare(get_dataset(flags.dataset), flags.source, flags.out, flags.sample)
+    dataset = get_dataset(flags.dataset)
+    counts = prepare(dataset, flags.source, flags.out, flags.sample, flags.checksums)
+    notes = read_notes(Path(flags.out))
     for name, count in counts.items():
-        told = "already there" if count < 0 else f"{count:,} rows"
+        told = "already there" if count < 0 else f"{count:,} rows, sha256 {notes[name]['sha256']}"
         print(f"{flags.out}/{name}: {told}")
 
 

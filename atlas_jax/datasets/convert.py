@@ -1,4 +1,4 @@
-"""From published files to jsonl: streaming, resumable, checked by the number of rows.
+"""From published files to jsonl: streaming, resumable, checked by number of rows and by hash.
 
 A file that is being written lies beside its place as `.NAME.partial`, with a note of how
 far it has come; the same command goes on from there.
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.datasets.checksums import note, read_checksums, sha256_of, verified
 
 Row = dict[str, Any]
 # One published row after the other, each as the rows it becomes (none, one or several).
@@ -59,21 +60,30 @@ class Dataset:
 
 
 def prepare(
-    dataset: Dataset, source: str | Path, out: str | Path, sample: bool = False
+    dataset: Dataset,
+    source: str | Path,
+    out: str | Path,
+    sample: bool = False,
+    checksums: str | Path = "",
 ) -> dict[str, int]:
     """Write all parts whose files are in `source`; those written already stay.
 
+    `out`/prepared.json notes the SHA-256 of what was read and of what was written.
+
     Args:
       sample: the files are a part of the published ones, so their rows are not counted.
+      checksums: see `checksums.read_checksums`; a published file named in it has to have that
+        SHA-256.
 
     Returns:
       Rows by the name of the file, -1 for one that was there already.
 
     Raises:
       UserError: none of the files is there (tells where they are published), or one has a
-        broken row or another number of rows.
+        broken row, another number of rows or another SHA-256.
     """
     folder, counts = Path(source), dict[str, int]()
+    sums = read_checksums(folder, checksums)
     for part in dataset.parts:
         paths = [path for name in part.sources for path in sorted(folder.glob(name))]
         if len(paths) < len(part.sources):
@@ -82,7 +92,10 @@ def prepare(
         if target.exists():
             counts[part.output] = -1
             continue
-        counts[part.output] = _write(part, paths, target, sample)
+        sources = verified(paths, folder, sums)
+        rows = counts[part.output] = _write(part, paths, target, sample)
+        found = {"rows": rows, "sha256": sha256_of(target), "sources": sources}
+        note(target.parent, part.output, found)
     if not counts:
         raise UserError(_absent(dataset, folder))
     return counts

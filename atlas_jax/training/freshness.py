@@ -71,8 +71,8 @@ class Freshness:
         count = corpus.store.count
         if self._policy.rolling_rows > count:
             raise UserError(
-                f"RefreshPolicy.rolling_rows = {self._policy.rolling_rows} is more than the {count} "
-                "passages of the corpus; RefreshPolicy.schedule refreshes all of them"
+                f"RefreshPolicy.rolling_rows = {self._policy.rolling_rows} is more than the "
+                f"{count} passages of the corpus; RefreshPolicy.schedule refreshes all of them"
             )
         if self._meter.every:
             self._rows_p = self._meter.probe_rows(count)

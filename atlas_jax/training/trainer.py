@@ -1,8 +1,8 @@
 """The training run: one linear loop over batches.
 
-A checkpoint holds all that the loop changes: the train state, the place in the data and
-which version of the index is searched, or its embeddings. So a run that was killed repeats the uninterrupted
-one bit for bit.
+A checkpoint holds all that the loop changes: the train state, the place in the data, and
+which version of the index is searched, or its embeddings. So a run that was killed repeats
+the uninterrupted one bit for bit.
 """
 
 import dataclasses

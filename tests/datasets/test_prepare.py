@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert prepare(dataset(-1), tmp_path, out) == {"out.jsonl": 34}
     expected = [{"n": n} for n in range(35) for _ in range(n % 3)]
     assert lines(out / "out.jsonl") == expected
-    assert [path.name for path in out.iterdir()] == ["out.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["out.jsonl", "prepared.json"]
     assert prepare(dataset(-1), tmp_path, out) == {"out.jsonl": -1}  # there already
     assert opened == [27, -1]
 
@@ -279,3 +280,32 @@ def test_an_interrupted_run_of_other_files_begins_again(tmp_path, monkeypatch):
     write(source, "another")
     assert prepare(dataset, tmp_path, tmp_path / "out") == {"out.jsonl": 3}
     assert lines(tmp_path / "out" / "out.jsonl") == [{"text": '"another"'}] * 3
+
+
+def test_hashes_are_noted_and_verified(tmp_path, capsys):
+    source = write(tmp_path / "NQ-open.dev.jsonl", {"question": "q", "answer": ["a"]})
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    out = tmp_path / "out"
+    command = ["nq", f"--source={tmp_path}", f"--out={out}", "--sample"]
+
+    sums = tmp_path / "SHA256SUMS"  # found without being named
+    sums.write_text(f"{'0' * 64}  NQ-open.dev.jsonl\n")
+    assert entry.main(command) == 2
+    error = capsys.readouterr().err
+    assert f"its SHA-256 is {digest}, but {'0' * 64} is asked for" in error
+    assert not out.exists()
+
+    given = tmp_path / "other.txt"
+    given.write_text(f"{digest.upper()} *./NQ-open.dev.jsonl\n\n{'1' * 64}  of another file\n")
+    assert entry.main([*command, f"--checksums={given}"]) == 0
+    written = hashlib.sha256((out / "test.jsonl").read_bytes()).hexdigest()
+    assert f"test.jsonl: 1 rows, sha256 {written}" in capsys.readouterr().out
+    assert json.loads((out / "prepared.json").read_text()) == {
+        "test.jsonl": {"rows": 1, "sha256": written, "sources": {"NQ-open.dev.jsonl": digest}}
+    }
+
+    given.write_text(f"{digest}  NQ-open.dev.jsonl\nsha256 of nothing\n")
+    assert entry.main([*command, f"--checksums={given}"]) == 2
+    assert "other.txt:2: expected 64 hexadecimal digits" in capsys.readouterr().err
+    assert entry.main([*command, f"--checksums={tmp_path}/none"]) == 2
+    assert "none cannot be read" in capsys.readouterr().err

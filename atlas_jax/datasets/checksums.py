@@ -1,0 +1,92 @@
+"""SHA-256 of published and of prepared files: verified where one is given, noted always."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+
+CHECKSUMS = "SHA256SUMS"  # beside the published files, as `sha256sum` writes it
+NOTES = "prepared.json"  # beside the prepared files
+
+
+def read_checksums(source: Path, given: str | Path = "") -> dict[str, str]:
+    """File name below `source` -> SHA-256 in hexadecimal, from a file as `sha256sum` writes it.
+
+    Args:
+      source: the folder of published files.
+      given: that file; "" = SHA256SUMS in `source`, if there is one.
+
+    Raises:
+      UserError: the file is not there, or a line is none of `sha256sum` (file and line).
+    """
+    path = Path(given) if given else source / CHECKSUMS
+    if not given and not path.exists():
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    sums = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S.*)", line)
+        if found is None:
+            raise UserError(f"{path}:{number}: expected 64 hexadecimal digits, two blanks, a name")
+        sums[found[2]] = found[1].lower()
+    return sums
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(paths: list[Path], folder: Path, sums: dict[str, str]) -> dict[str, str]:
+    """Name below `folder` -> SHA-256 of each file.
+
+    Raises:
+      UserError: one is not what `sums` says of it.
+    """
+    found = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+    for name, digest in found.items():
+        if sums.get(name, digest) != digest:
+            raise UserError(
+                f"{folder / name}: its SHA-256 is {digest}, but {sums[name]} is asked for; "
+                "download it again"
+            )
+    return found
+
+
+def note(out: Path, name: str, fields: dict[str, Any]) -> None:
+    """Write what is known of a prepared file into `out`/prepared.json, beside the others.
+
+    Raises:
+      UserError: that file is there and is no JSON object.
+    """
+    notes = read_notes(out) | {name: fields}
+    with atomic_text(out / NOTES) as file:
+        json.dump(dict(sorted(notes.items())), file, indent=2)
+
+
+def read_notes(out: Path) -> dict[str, Any]:
+    """What `note` wrote: {name: {"rows", "sha256", "sources": {name: sha256}}}.
+
+    Raises:
+      UserError: the file is there and is no JSON object.
+    """
+    path = out / NOTES
+    if not path.exists():
+        return {}
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it") from error
+    if not isinstance(notes, dict):
+        raise UserError(f"{path}: expected a JSON object; remove it")
+    return notes
