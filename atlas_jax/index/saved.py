@@ -177,11 +177,15 @@ def load_index(
     return SavedIndex(stored.view(jnp.dtype(dtype)), manifest["version"], encoder_hash)
 
 
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """How arrays [n, x] of an index lie: their rows spread over every axis of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
 def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
-    block = mesh.size * MAX_BLOCK
-    every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return jax.ShapeDtypeStruct((-(-count // block) * block, width), dtype, sharding=every)
+    shape = (_padded(count, mesh.size), width)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh))
 
 
 def to_device(
@@ -212,13 +216,9 @@ def to_device(
     every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
     whole, shards = every, 1
     if mesh is not None:
-        every, whole = (
-            NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
-            NamedSharding(mesh, PartitionSpec()),
-        )
+        every, whole = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         shards = mesh.size
-    block = shards * MAX_BLOCK
-    padded = -(-store.count // block) * block
+    padded = _padded(store.count, shards)
 
     def spread(array_nx: np.ndarray) -> jax.Array:
         def shard(at: tuple[slice, ...] | None) -> np.ndarray:
@@ -236,6 +236,11 @@ def to_device(
         count=scalar(store.count),
         version=scalar(version),
     )
+
+
+def _padded(count: int, shards: int) -> int:
+    block = shards * MAX_BLOCK
+    return -(-count // block) * block
 
 
 def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:

@@ -25,7 +25,13 @@ from atlas_jax.index.embed import EmbedFn, embed_corpus
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.passages import PassageStore, StoreConfig
 from atlas_jax.index.rolling import refresh_rows
-from atlas_jax.index.saved import embeddings_layout, load_index, new_index, to_device
+from atlas_jax.index.saved import (
+    embeddings_layout,
+    load_index,
+    new_index,
+    rows_sharding,
+    to_device,
+)
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
@@ -90,7 +96,7 @@ class Embedder:
                 refresh_rows, embed_passages, batch_size=config.embed_batch_size, mesh=mesh
             ),
             donate_argnums=1,
-            out_shardings=embeddings_layout(1, 1, config.dtype, mesh).sharding,
+            out_shardings=rows_sharding(mesh),
         )
 
     def refresh(self, params: Params, index: DeviceIndex, rows_r: np.ndarray) -> jax.Array:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
 from atlas_jax.index.rolling import embed_tokens, refresh_rows
+from atlas_jax.index.saved import rows_sharding
 from tests.training.models import random_index, tiny_models
 
 MESHES = {"one": (MeshConfig(1, 1, 1), 1), "eight": (MeshConfig(data=2, fsdp=2, model=2), 8)}
@@ -28,11 +28,11 @@ def made(mesh, rows_r, batch_size=64):
         old_ne = np.array(index.embeddings_ne)
         tokens = jnp.asarray(np.asarray(index.retriever_tokens_nm), jnp.int32)
         params = jax.jit(retriever.init)(jax.random.key(0), tokens[:8], tokens[:8])["params"]
-        params = jax.tree.map(lambda x: x, jax.device_get(params))
+        params = jax.device_get(params)
         refresh = jax.jit(
             functools.partial(refresh_rows, tower, batch_size=batch_size, mesh=mesh),
             donate_argnums=1,
-            out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+            out_shardings=rows_sharding(mesh),
         )
         args = (params, index.embeddings_ne, index.retriever_tokens_nm, rows_r)
         compiled = refresh.lower(*args).compile()
