@@ -209,8 +209,7 @@ def to_device(
     Raises:
       ValueError: the numbers of embeddings and passages differ.
     """
-    placed = isinstance(embeddings_ne, jax.Array)
-    if not placed and len(embeddings_ne) != store.count:
+    if isinstance(embeddings_ne, np.ndarray) and len(embeddings_ne) != store.count:
         raise ValueError(f"{len(embeddings_ne)} embeddings for {store.count} passages")
     mesh = mesh or active_mesh()
     every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
@@ -230,7 +229,9 @@ def to_device(
         return jax.device_put(np.int32(value), whole)
 
     return DeviceIndex(
-        embeddings_ne=embeddings_ne if placed else spread(embeddings_ne),
+        embeddings_ne=spread(embeddings_ne)
+        if isinstance(embeddings_ne, np.ndarray)
+        else embeddings_ne,
         reader_tokens_nl=spread(store.reader_tokens_nl),
         retriever_tokens_nm=spread(store.retriever_tokens_nm),
         count=scalar(store.count),
