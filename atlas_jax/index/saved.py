@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.partitioning import active_mesh
@@ -218,7 +219,7 @@ def to_device(
         return jax.make_array_from_callback((padded, array_nx.shape[1]), every, shard)
 
     def scalar(value: int) -> jax.Array:
-        return jax.device_put(np.int32(value), whole)
+        return multihost.place(np.int32(value), whole)
 
     return DeviceIndex(
         embeddings_ne=spread(embeddings_ne),

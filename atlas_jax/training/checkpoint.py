@@ -23,10 +23,10 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.training.config import CheckpointConfig
@@ -212,7 +212,7 @@ def save_model(
     """
     # Every host takes part in gathering sharded parameters; only the first one writes.
     arrays = {name: _flat_host_arrays(part.params, dtype) for name, part in parts.items()}
-    if jax.process_index() != 0:
+    if not multihost.is_first():
         return
     try:
         with replaced_directory(Path(directory)) as folder:
@@ -369,9 +369,7 @@ def check_params(params: Any, expected: Any, source: str | Path) -> None:
 
 def _flat_host_arrays(params: Any, dtype: str) -> dict[str, np.ndarray]:
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    flat = traverse_util.flatten_dict(multihost.to_host(params), sep="/")
     return {name: np.ascontiguousarray(value, dtype=target) for name, value in flat.items()}
 
 

@@ -4,6 +4,8 @@ The embeddings that a run makes itself lie in versions/<version>/, and a checkpo
 which version it was searching; so a resumed run searches exactly what the killed one did.
 """
 
+import collections
+import contextlib
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -13,13 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.compiler import encoder_options
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
-from atlas_jax.index.embed import EmbedFn, embed_corpus
+from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
 from atlas_jax.index.passages import PassageStore, StoreConfig
 from atlas_jax.index.saved import load_index, new_index, to_device
 from atlas_jax.index.scann_search import ScannSearcher
@@ -41,13 +43,14 @@ def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
     if not config.store:
         raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
     if config.passages:
-        return PassageStore.build(
-            config.passages,
-            config.store,
-            tokenizers.reader,
-            tokenizers.retriever,
-            StoreConfig(),
-        )
+        with multihost.first_goes_first("passage store"):
+            return PassageStore.build(
+                config.passages,
+                config.store,
+                tokenizers.reader,
+                tokenizers.retriever,
+                StoreConfig(),
+            )
     if not (Path(config.store) / "manifest.json").exists():
         raise UserError(
             f"CorpusConfig.store = {config.store!r} holds no passage store yet: bind "
@@ -90,7 +93,8 @@ class Embedder:
         """Embed a store into an array [n, e]."""
         shape = (store.count, self._retriever.config.embedding_dim)
         out_ne = np.empty(shape, jax.numpy.dtype(self._config.dtype))
-        return self._fill(params, store, out_ne)
+        self._fill(params, store, out_ne)
+        return out_ne
 
     def to_directory(
         self, params: Params, store: PassageStore, directory: str | Path, version: int = 0
@@ -102,16 +106,25 @@ class Embedder:
         """
         found = self.hash(params)
         width = self._retriever.config.embedding_dim
-        with new_index(directory, store, found, width, self._config.dtype, version) as out_ne:
+        with contextlib.ExitStack() as stack:
+            out_ne = None  # the other processes take part in the computation alone
+            if multihost.is_first():
+                out_ne = stack.enter_context(
+                    new_index(directory, store, found, width, self._config.dtype, version)
+                )
             self._fill(params, store, out_ne)
+        multihost.barrier("index")
         return found
 
-    def _fill(self, params: Params, store: PassageStore, out_ne: np.ndarray) -> np.ndarray:
+    def _fill(self, params: Params, store: PassageStore, out_ne: np.ndarray | None) -> None:
         function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
-            params, jax.device_put(tokens, self._rows)
+            params, multihost.place(tokens, self._rows)
         )
-        size = self._config.embed_batch_size
-        return embed_corpus(function, store.retriever_tokens_nm, size, out=out_ne)
+        tokens_nm, size = store.retriever_tokens_nm, self._config.embed_batch_size
+        if out_ne is not None:
+            embed_corpus(function, tokens_nm, size, out=out_ne)
+        else:
+            collections.deque(embedded_batches(function, tokens_nm, size, False), maxlen=0)
 
 
 class Corpus:
@@ -188,7 +201,7 @@ class Corpus:
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
-        if self._versions is None or not self._versions.is_dir():
+        if self._versions is None or not self._versions.is_dir() or not multihost.is_first():
             return
         for folder in self._versions.iterdir():
             if folder.name.isdigit() and int(folder.name) not in {*needed, self.version}:

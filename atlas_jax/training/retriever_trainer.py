@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
@@ -83,14 +83,15 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         if found is not None:
             state = found.state
             batches.set_state(found.notes["data"])
-        dump_config(directory / CONFIG_FILE)
+        if multihost.is_first():
+            dump_config(directory / CONFIG_FILE)
         first = int(state.step)
         length = _longest(store)
-        with RunLog(directory, first, config.total_steps) as log:
+        with RunLog(directory, first, config.total_steps, multihost.is_first()) as log:
             for step in range(first + 1, config.total_steps + 1):
                 queries, passage_rows = next(batches)
                 passages = store.retriever_tokens_nm[passage_rows, :length]
-                pair = jax.device_put((queries, passages), rows)
+                pair = multihost.place((queries, passages), rows)
                 state, metrics = step_fn(state, *pair)
                 log.advance()
                 if step % config.log_every == 0 or step == config.total_steps:
@@ -135,7 +136,7 @@ def _make(
         donate_argnums=0,
         out_shardings=(shardings, everywhere),
     )
-    return jax.device_put(state, shardings), compiled
+    return multihost.place(state, shardings), compiled
 
 
 def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:

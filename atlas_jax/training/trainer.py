@@ -15,11 +15,13 @@ from typing import Any
 import gin
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.multihost import is_first, local_rows, place_rows
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.passages import PassageStore
@@ -63,7 +65,7 @@ class _Run:
     """What the loop works with and does not replace.
 
     Attributes:
-      place: a process's part of an array of the batch -> the array on the mesh.
+      place: a process's rows of a batch -> the batch on the mesh.
       corpus: None where nothing is searched, in training or evaluation.
       evaluation: None without EvalConfig.file.
     """
@@ -74,7 +76,7 @@ class _Run:
     corpus: Corpus | None
     source: Source
     batches: Any
-    place: Callable[[Any], jax.Array]
+    place: Callable[[Batch], Batch]
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
     schedules: Mapping[str, optax.Schedule]
     evaluation: Evaluation | None
@@ -93,10 +95,9 @@ def train(config: TrainConfig) -> TrainState:
     with active_mesh() as (mesh, rules):
         run, state = _prepare(config, mesh, rules)
         state = _resume(run, state)
-        writes = jax.process_index() == 0
-        if writes:
+        if is_first():
             dump_config(run.directory / CONFIG_FILE)
-        with RunLog(run.directory, int(state.step), config.total_steps, writes) as log:
+        with RunLog(run.directory, int(state.step), config.total_steps, is_first()) as log:
             state = _loop(config, run, state, log)
             if run.corpus is not None and _refreshes():  # for the last evaluation, and to keep
                 run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
@@ -145,8 +146,8 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         tokenizers=tokenizers,
         corpus=corpus,
         source=source,
-        batches=_batches(config, step_config, records, tokenizers, store),
-        place=functools.partial(jax.make_array_from_process_local_data, rows),
+        batches=_batches(config, step_config, records, tokenizers, store, rows),
+        place=functools.partial(place_rows, sharding=rows, rows=DataConfig().batch_size),
         step=compile_train_step(step, shardings, mesh, rules),
         schedules=schedules,
         evaluation=evaluation,
@@ -174,7 +175,7 @@ def _loop(config: TrainConfig, run: _Run, state: TrainState, log: RunLog) -> Tra
     for step in range(first + 1, config.total_steps + 1):
         if run.corpus is not None and policy.due(step - 1):
             run.corpus.refresh(state.params["retriever"])
-        batch = jax.tree.map(run.place, next(run.batches))
+        batch = run.place(next(run.batches))
         state, metrics = run.step(state, run.source.of_batch(state.params, batch), batch)
         log.advance()
         last = step == config.total_steps
@@ -261,8 +262,9 @@ def _batches(
     records: Sequence[Any],
     tokenizers: Tokenizers,
     store: PassageStore | None,
+    rows: Sharding,
 ) -> Any:
-    """The resumable iterator over this process's part of each batch."""
+    """The resumable iterator over this process's rows of each batch."""
     data = DataConfig()
     batcher = Batcher(
         tokenizers,
@@ -276,8 +278,7 @@ def _batches(
         batcher,
         data.batch_size,
         config.seed,
-        jax.process_index(),
-        jax.process_count(),
+        local_rows(rows, data.batch_size),
     )
 
 
@@ -301,7 +302,7 @@ def _save(run: _Run, step: int, state: TrainState) -> None:
 def _evaluate(run: _Run, evaluation: Evaluation, params: Params, step: int, log: RunLog) -> None:
     """Score the evaluation file and write its predictions."""
     found, scores = evaluation.run(params)
-    if jax.process_index() == 0:
+    if is_first():
         path = run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
         write_predictions(path, evaluation.task, found)
     log.write(step, "eval", scores)
