@@ -21,6 +21,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.core import multihost, partitioning
+from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
 from atlas_jax.core.tokenizer import Tokenizer
@@ -81,6 +82,7 @@ class Assembled:
 @contextlib.contextmanager
 def active_mesh() -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
     """Build mesh and rules from gin and make them current in this thread."""
+    CompilerConfig().apply()
     mesh, rules = partitioning.make_mesh(MeshConfig()), tuple(PartitionRules().rules)
     with partitioning.activate(mesh, rules):
         yield mesh, rules

@@ -68,28 +68,50 @@ class Restored:
 class Checkpointer:
     """The checkpoints of one run, newest `config.keep` of them.
 
-    Saving is synchronous: the step donates its state, and a copy still being written
-    while the next step overwrites its buffers would not be the state of any step.
+    `save` copies the state to the host and returns; the files are written while training goes
+    on. A checkpoint counts once it is complete, and at most one is being written.
     """
 
     def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
         """Open (or make) `directory` and clear away what an interrupted save left there."""
         self.directory = Path(directory).absolute()
+        self._writing: int | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep,
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
         )
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Steps of the complete checkpoints, ascending; waits for one that is being written.
+
+        Raises:
+          UserError: that one could not be written; the earlier ones are untouched.
+        """
+        self.wait()
         return sorted(self._manager.all_steps())
 
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is complete.
+
+        Raises:
+          UserError: it could not be written; the earlier ones are untouched.
+        """
+        step, self._writing = self._writing, None
+        if step is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax lets errors of several libraries through.
+            raise self._unwritten(step, error) from error
+
     def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
-        """Write one checkpoint; older ones beyond `keep` go once it is complete.
+        """Begin to write a checkpoint; older ones beyond `keep` go once it is complete.
+
+        Waits for the one before. The state may be donated or changed as soon as this returns.
 
         Args:
           step: number of finished steps; names the checkpoint.
@@ -97,10 +119,10 @@ class Checkpointer:
           notes: JSON values to find again in `Restored.notes`.
 
         Raises:
-          UserError: the checkpoint could not be written; the earlier ones are untouched.
+          UserError: this checkpoint or the one before could not be written; the earlier ones
+            are untouched.
         """
-        before = self.steps()
-        if step in before:
+        if step in self.steps():
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -108,15 +130,9 @@ class Checkpointer:
         )
         try:
             self._manager.save(step, args=items, force=True)
-        except Exception as error:  # Orbax lets errors of several libraries through.
-            self._clear_unfinished(step)
-            usable = (
-                f"checkpoint {before[-1]} is untouched" if before else "there is no earlier one"
-            )
-            raise UserError(
-                f"checkpoint {step} could not be written to {self.directory} "
-                f"({_one_line(error)}); {usable}. Make room and start the same command again"
-            ) from error
+        except Exception as error:
+            raise self._unwritten(step, error) from error
+        self._writing = step
 
     def read_notes(self, step: int) -> dict[str, Any]:
         """The notes of one checkpoint, without its arrays."""
@@ -158,7 +174,12 @@ class Checkpointer:
         return Restored(step=step, state=state, notes=saved["notes"])
 
     def close(self) -> None:
-        """Release Orbax's threads."""
+        """Wait for the checkpoint that is being written, then release Orbax's threads.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        self.wait()
         self._manager.close()
 
     def _read_json(self, step: int) -> dict[str, Any]:
@@ -170,9 +191,17 @@ class Checkpointer:
                 f"checkpoint {self.directory / str(step)} cannot be read ({_one_line(error)})"
             ) from error
 
-    def _clear_unfinished(self, step: int) -> None:
+    def _unwritten(self, step: int, error: BaseException) -> UserError:
+        """Clear away what there is of a checkpoint, and say what is left."""
         for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        self._manager.reload()
+        before = [saved for saved in self._manager.all_steps() if saved != step]
+        usable = f"checkpoint {max(before)} is untouched" if before else "there is no earlier one"
+        return UserError(
+            f"checkpoint {step} could not be written to {self.directory} "
+            f"({_one_line(error)}); {usable}. Make room and start the same command again"
+        )
 
 
 def _one_line(error: BaseException) -> str:

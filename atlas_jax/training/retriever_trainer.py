@@ -20,6 +20,7 @@ from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair
@@ -87,7 +88,10 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
             dump_config(directory / CONFIG_FILE)
         first = int(state.step)
         length = _longest(store)
-        with RunLog(directory, first, config.total_steps, multihost.is_first()) as log:
+        with (
+            RunLog(directory, first, config.total_steps, multihost.is_first()) as log,
+            Preemption() as preemption,
+        ):
             for step in range(first + 1, config.total_steps + 1):
                 queries, passage_rows = next(batches)
                 passages = store.retriever_tokens_nm[passage_rows, :length]
@@ -96,8 +100,15 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
                 log.advance()
                 if step % config.log_every == 0 or step == config.total_steps:
                     log.write(step, "train", jax.device_get(metrics))
-                if step == config.total_steps or (saving.every and step % saving.every == 0):
+                last = step == config.total_steps
+                stopping = preemption.reached(step) and not last
+                if last or stopping or (saving.every and step % saving.every == 0):
                     checkpoints.save(step, state, {"data": batches.get_state()})
+                if stopping:
+                    checkpoints.close()
+                    raise Preempted(
+                        f"stopped at step {step}, which is saved; start it again to go on"
+                    )
         checkpoints.close()
         _export(directory / FINAL, model, state, tokenizer, model_config.export_dtype)
     return state

@@ -24,7 +24,7 @@ from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.distillation.config import DistillationConfig
-from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.passages import PassageStore, StoreConfig
 from atlas_jax.index.refresh import RefreshPolicy, parse_schedule
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
@@ -56,6 +56,7 @@ from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from atlas_jax.training.sources import Source, make_source
+from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, Tracer
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
 from atlas_jax.training.step import Metrics, StepConfig, compile_train_step, make_train_step
 
@@ -98,7 +99,9 @@ def train(config: TrainConfig) -> TrainState:
         if is_first():
             dump_config(run.directory / CONFIG_FILE)
         with RunLog(run.directory, int(state.step), config.total_steps, is_first()) as log:
-            state = _loop(config, run, state, log)
+            tracer = Tracer(ProfileConfig(), str(run.directory / TRACES))
+            with Preemption() as preemption, tracer:
+                state = _loop(config, run, state, log, preemption, tracer)
             if run.corpus is not None and _refreshes():  # for the last evaluation, and to keep
                 run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
             if run.evaluation is not None:
@@ -168,25 +171,43 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
     return state
 
 
-def _loop(config: TrainConfig, run: _Run, state: TrainState, log: RunLog) -> TrainState:
-    """Take the steps that are left."""
+def _loop(
+    config: TrainConfig,
+    run: _Run,
+    state: TrainState,
+    log: RunLog,
+    preemption: Preemption,
+    tracer: Tracer,
+) -> TrainState:
+    """Take the steps that are left.
+
+    Raises:
+      Preempted: the machine is about to be taken away; the last step is saved.
+    """
     policy, saving, first = RefreshPolicy(), CheckpointConfig(), int(state.step)
-    clock, counted = time.monotonic(), first
+    clock, counted, speed = time.monotonic(), first, None
     for step in range(first + 1, config.total_steps + 1):
         if run.corpus is not None and policy.due(step - 1):
             run.corpus.refresh(state.params["retriever"])
+        tracer.before(step)
         batch = run.place(next(run.batches))
         state, metrics = run.step(state, run.source.of_batch(state.params, batch), batch)
+        tracer.after(step, metrics)
         log.advance()
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
             now = time.monotonic()
-            values["seconds_per_step"] = (now - clock) / (step - counted)
+            speed = speed or _speed(config, state.params, batch)
+            values |= speed.of((now - clock) / (step - counted))
             clock, counted = now, step
             log.write(step, "train", {**values, **_settings(run, step)})
-        if _due(saving.every, step) or last:
+        stopping = preemption.reached(step) and not last
+        if _due(saving.every, step) or last or stopping:
             _save(run, step, state)
+        if stopping:
+            run.checkpoints.close()
+            raise Preempted(f"stopped at step {step}, which is saved; start it again to go on")
         if run.evaluation is not None and _due(config.eval_every, step) and not last:
             _evaluate(run, run.evaluation, state.params, step, log)
     return state
@@ -282,6 +303,13 @@ def _batches(
     )
 
 
+def _speed(config: TrainConfig, params: Params, batch: Batch) -> Speed:
+    """What turns a step's time into rates."""
+    step, closed_book = StepConfig(), config.passages == "none"
+    passage = 0 if closed_book else StoreConfig().retriever_length
+    return Speed(params, batch, step, 1 if closed_book else step.k, passage)
+
+
 def _settings(run: _Run, step: int) -> dict[str, float]:
     """What of the step's circumstances is worth logging beside its metrics."""
     rates = {f"{part}_learning_rate": float(run.schedules[part](step - 1)) for part in PARTS}
@@ -289,13 +317,15 @@ def _settings(run: _Run, step: int) -> dict[str, float]:
 
 
 def _save(run: _Run, step: int, state: TrainState) -> None:
-    """Write a checkpoint, then drop the embeddings that no checkpoint left needs."""
+    """Write a checkpoint, and drop the embeddings that no checkpoint needs."""
     index = None
     if run.corpus is not None:
         index = {"version": run.corpus.version, "encoder_hash": run.corpus.encoder_hash}
+    # Before the new one is begun: while it is written, the oldest of them may go.
+    saved = run.checkpoints.steps() if run.corpus is not None else []
+    noted = [run.checkpoints.read_notes(earlier)["index"] for earlier in saved]
     run.checkpoints.save(step, state, {"data": run.batches.get_state(), "index": index})
     if run.corpus is not None:
-        noted = [run.checkpoints.read_notes(saved)["index"] for saved in run.checkpoints.steps()]
         run.corpus.keep_versions({one["version"] for one in noted if one})
 
 

@@ -93,6 +93,7 @@ if how == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # writes beyond it fail
     try:
         saver.save(2, state(2), {})
+        saver.wait()
     except UserError as error:
         print(error)
     sys.exit()
