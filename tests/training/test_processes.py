@@ -15,6 +15,16 @@ from tests.training.runs import read_lines, write_run
 ROOT = Path(__file__).parents[2]
 DEVICES = 4
 
+# A machine that stops its jobs for minutes shall not look like a dead process.
+CHILD = """
+import functools, sys
+import jax
+patient = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=3600)
+jax.distributed.initialize = patient
+from atlas_jax.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def train(
     gin_file: Path, model_dir: Path, processes: int, steps: int, *bindings: str
@@ -24,7 +34,7 @@ def train(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "atlas_jax.train", f"--gin_file={gin_file}"),
+        *(sys.executable, "-c", CHILD, f"--gin_file={gin_file}"),
         f"--gin.TrainConfig.model_dir={model_dir}",
         f"--gin.TrainConfig.total_steps={steps}",
         *(f"--gin.{binding}" for binding in bindings),
