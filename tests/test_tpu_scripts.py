@@ -132,7 +132,10 @@ def test_on_the_host_the_exit_code_is_noted_also_after_a_stop(
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$HOME/calls"
 case "$*" in
-*describe*) head -n 1 "$HOME/states"; [ "$(wc -l < "$HOME/states")" -le 1 ] || sed -i 1d "$HOME/states" ;;
+*describe*)
+    head -n 1 "$HOME/states"
+    [ "$(wc -l < "$HOME/states")" -le 1 ] || sed -i 1d "$HOME/states"
+    ;;
 *"cat run.code"*) head -n 1 "$HOME/codes"; sed -i 1d "$HOME/codes" ;;
 esac
 """

@@ -23,7 +23,7 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
 from atlas_jax.index.passages import PassageStore, StoreConfig
-from atlas_jax.index.saved import load_index, new_index, to_device
+from atlas_jax.index.saved import Unfinished, load_index, resumable_index, to_device
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
@@ -93,7 +93,7 @@ class Embedder:
         """Embed a store into an array [n, e]."""
         shape = (store.count, self._retriever.config.embedding_dim)
         out_ne = np.empty(shape, jax.numpy.dtype(self._config.dtype))
-        self._fill(params, store, out_ne)
+        self._fill(params, store, Unfinished(out_ne, 0, lambda rows: None))
         return out_ne
 
     def to_directory(
@@ -107,24 +107,26 @@ class Embedder:
         found = self.hash(params)
         width = self._retriever.config.embedding_dim
         with contextlib.ExitStack() as stack:
-            out_ne = None  # the other processes take part in the computation alone
+            made = None  # the other processes take part in the computation alone
             if multihost.is_first():
-                out_ne = stack.enter_context(
-                    new_index(directory, store, found, width, self._config.dtype, version)
+                made = stack.enter_context(
+                    resumable_index(directory, store, found, width, self._config.dtype, version)
                 )
-            self._fill(params, store, out_ne)
+            self._fill(params, store, made)
         multihost.barrier("index")
         return found
 
-    def _fill(self, params: Params, store: PassageStore, out_ne: np.ndarray | None) -> None:
+    def _fill(self, params: Params, store: PassageStore, made: Unfinished | None) -> None:
+        """Embed what `made` lacks; without it, help the process that has it."""
+        first = multihost.of_first(made.first if made else 0)
         function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
             params, multihost.place(tokens, self._rows)
         )
         tokens_nm, size = store.retriever_tokens_nm, self._config.embed_batch_size
-        if out_ne is not None:
-            embed_corpus(function, tokens_nm, size, out=out_ne)
-        else:
-            collections.deque(embedded_batches(function, tokens_nm, size, False), maxlen=0)
+        if made is None:
+            collections.deque(embedded_batches(function, tokens_nm, size, False, first), maxlen=0)
+            return
+        embed_corpus(function, tokens_nm, size, made.embeddings_ne, first=first, stored=made.stored)
 
 
 class Corpus:

@@ -46,7 +46,7 @@ class ProfileConfig:
         """
         if self.steps and not (len(self.steps) == 2 and 0 < self.steps[0] <= self.steps[1]):
             raise UserError(
-                f"ProfileConfig.steps = {self.steps!r}: expected () or (first, last), from step 1 on"
+                f"ProfileConfig.steps = {self.steps!r}: expected () or (first, last), 1 or more"
             )
         if self.peak_flops < 0:
             raise UserError(f"ProfileConfig.peak_flops = {self.peak_flops!r}: expected 0 or more")
