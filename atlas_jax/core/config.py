@@ -24,6 +24,7 @@ import gin
 
 from atlas_jax.core import gin_files, multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED, Preempted
 
 USER_ERROR = 2
@@ -85,11 +86,8 @@ def load_gin(
 
 def dump_config(path: str | os.PathLike[str]) -> None:
     """Write the whole configuration as a gin file that `--gin_file` takes again (atomically)."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(gin.config_str(), encoding="utf-8")
-    os.replace(temporary, target)
+    with atomic_text(path) as file:
+        file.write(gin.config_str())
 
 
 def launch(

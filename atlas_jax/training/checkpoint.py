@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import as_path, copy_files, is_remote, local_folder, remove_tree
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.training.config import CheckpointConfig
 
@@ -74,7 +75,9 @@ class Checkpointer:
 
     def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
         """Open (or make) `directory` and clear away what an interrupted save left there."""
-        self.directory = Path(directory).absolute()
+        self.directory = as_path(directory)
+        if not is_remote(directory):
+            self.directory = self.directory.absolute()
         self._writing: int | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -194,7 +197,7 @@ class Checkpointer:
     def _unwritten(self, step: int, error: BaseException) -> UserError:
         """Clear away what there is of a checkpoint, and say what is left."""
         for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_tree(leftover)
         self._manager.reload()
         before = [saved for saved in self._manager.all_steps() if saved != step]
         usable = f"checkpoint {max(before)} is untouched" if before else "there is no earlier one"
@@ -244,7 +247,7 @@ def save_model(
     if not multihost.is_first():
         return
     try:
-        with replaced_directory(Path(directory)) as folder:
+        with _new_folder(directory) as folder:
             for name, part in parts.items():
                 save_file(arrays[name], folder / f"{name}.safetensors")
                 part.tokenizer.save(folder / f"{name}_tokenizer.json")
@@ -253,6 +256,18 @@ def save_model(
         raise UserError(
             f"model folder {directory} could not be written: {_one_line(error)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _new_folder(directory: str | Path) -> Iterator[Path]:
+    """A folder on the disk that takes its place when the block succeeds, also in a bucket."""
+    if not is_remote(directory):
+        with replaced_directory(Path(directory)) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="atlas-jax-") as name:
+        yield Path(name)
+        copy_files(Path(name), as_path(directory), last=_CONFIG_FILE)
 
 
 def write_folder_config(
@@ -295,7 +310,7 @@ def open_model(directory: str | Path) -> dict[str, FolderPart]:
     Raises:
       UserError: as `load_model`.
     """
-    folder = Path(directory)
+    folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     parts = {}
     for name, fields in config["models"].items():
@@ -319,7 +334,7 @@ def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, 
       UserError: no such folder, no such part, a file missing or not the one that was
         saved (its SHA-256 differs).
     """
-    folder = Path(directory)
+    folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     wanted = names or tuple(config["models"])
     for name in wanted:
@@ -333,7 +348,7 @@ def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
     Raises:
       UserError: as `load_model`.
     """
-    folder = Path(directory)
+    folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     _check_has(folder, name, config)
     return Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config))

@@ -21,10 +21,11 @@ from typing import Any
 
 import gin
 import jax
-from etils import epath
 
 from atlas_jax.core.config import gin_folder
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.paths import as_path, remove_tree
 from atlas_jax.training.config import CorpusConfig, EvalConfig, ModelConfig, TrainConfig
 
 REPORTS = ".doctor"  # in MODEL_DIR, while the doctor is there
@@ -82,7 +83,7 @@ def report(process: int, inputs: Sequence[str] = ()) -> Report:
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         **{name: os.environ.get(name, "not set") for name in _VARIABLES},
-        **{path: "there" if epath.Path(path).exists() else "missing" for path in inputs},
+        **{path: "there" if as_path(path).exists() else "missing" for path in inputs},
     }
     return Report(process, socket.gethostname(), facts)
 
@@ -132,7 +133,7 @@ def examine(timeout: float) -> int:
     """
     config = TrainConfig()
     process, count = jax.process_index(), jax.process_count()
-    folder = epath.Path(config.model_dir) / REPORTS
+    folder = as_path(config.model_dir) / REPORTS
     mine = report(process, _inputs(config))
     _write(folder / f"{process}.json", dataclasses.asdict(mine))
     if process == 0:
@@ -144,7 +145,7 @@ def examine(timeout: float) -> int:
     if not faults:
         faults = _device_faults()
     if process == 0:
-        folder.rmtree()
+        remove_tree(folder)
         _tell(mine, count, config.model_dir, faults)
     else:
         for fault in faults:
@@ -154,12 +155,9 @@ def examine(timeout: float) -> int:
 
 def clear(config: TrainConfig) -> None:
     """Take away reports of an earlier visit; call it before the processes are joined."""
-    folder = epath.Path(config.model_dir) / REPORTS
+    folder = as_path(config.model_dir) / REPORTS
     try:
-        if folder.exists():
-            folder.rmtree()
-    except FileNotFoundError:  # another process was quicker
-        pass
+        remove_tree(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -173,7 +171,7 @@ def _inputs(config: TrainConfig) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def _faults(folder: epath.Path, count: int, timeout: float) -> list[str]:
+def _faults(folder: Path, count: int, timeout: float) -> list[str]:
     """What is wrong by the reports of all processes."""
     until = time.monotonic() + timeout
     reports, silent = [], []
@@ -229,24 +227,22 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _write(path: epath.Path, value: Any) -> None:
+def _write(path: Path, value: Any) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{os.getpid()}"
-        temporary.write_text(json.dumps(value))
-        temporary.replace(path)
+        with atomic_text(path) as file:
+            json.dump(value, file)
     except OSError as error:
         raise _unwritable(path.parent, error) from error
 
 
-def _unwritable(folder: epath.Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder} cannot be written on {socket.gethostname()}: {error}; "
         "TrainConfig.model_dir has to be a place that every host can write to"
     )
 
 
-def _wait_for(path: epath.Path, seconds: float) -> Any:
+def _wait_for(path: Path, seconds: float) -> Any:
     """The JSON of a file once it is there; None if it does not come."""
     until = time.monotonic() + seconds
     while True:

@@ -20,6 +20,7 @@ from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.paths import as_path
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
@@ -69,7 +70,7 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
     Raises:
       UserError: any of them at fault, or a checkpoint of another model.
     """
-    directory, saving = Path(config.model_dir), CheckpointConfig()
+    directory, saving = as_path(config.model_dir), CheckpointConfig()
     with active_mesh() as (mesh, rules):
         model_config = ModelConfig()
         model, params, tokenizer = load_retriever(model_config, config.seed)

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, Sharding
 
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.multihost import is_first, local_rows, place_rows
+from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.paths import as_path, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.distillation.config import DistillationConfig
@@ -142,7 +143,7 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         evaluation = make_evaluation(
             EvalConfig(), step_config, models, tokenizers, corpus, mesh, rules
         )
-    directory = Path(config.model_dir)
+    directory = as_path(config.model_dir)
     run = _Run(
         directory=directory,
         models=models,
@@ -185,6 +186,9 @@ def _loop(
       Preempted: the machine is about to be taken away; the last step is saved.
     """
     policy, saving, first = RefreshPolicy(), CheckpointConfig(), int(state.step)
+    if run.evaluation is not None and first and _due(config.eval_every, first):
+        if not _is_evaluated(run, first):  # the run was ended before it
+            _evaluate(run, run.evaluation, state.params, first, log)
     clock, counted, speed = time.monotonic(), first, None
     for step in range(first + 1, config.total_steps + 1):
         if run.corpus is not None and policy.due(step - 1):
@@ -231,12 +235,27 @@ def _check(config: TrainConfig, step: StepConfig) -> None:
             f"TrainConfig.passages = {config.passages!r}, StepConfig.retriever_training = "
             f"{training!r}; bind RefreshPolicy.schedule = '-1'"
         )
+    if (
+        is_remote(config.model_dir)
+        and _searches(config)
+        and (_refreshes() or not CorpusConfig().index)
+    ):
+        raise UserError(
+            f"TrainConfig.model_dir = {config.model_dir!r}: an index that the run makes itself "
+            "needs a disk (a bucket may be mounted); bind CorpusConfig.index to one that "
+            "build_index made, and RefreshPolicy.schedule = '-1'"
+        )
+
+
+def _searches(config: TrainConfig) -> bool:
+    """Whether training or its evaluation searches an index."""
+    evaluation = EvalConfig()
+    return config.passages == "index" or (bool(evaluation.file) and evaluation.passages == "index")
 
 
 def _open_store(config: TrainConfig, tokenizers: Tokenizers) -> PassageStore | None:
     """The store, if training or its evaluation searches one."""
-    evaluation = EvalConfig()
-    if config.passages != "index" and not (evaluation.file and evaluation.passages == "index"):
+    if not _searches(config):
         return None
     return open_store(CorpusConfig(), tokenizers)
 
@@ -252,7 +271,8 @@ def _make_corpus(
     """The corpus of the store; its index is loaded later."""
     store.check_vocab(models.reader.config.vocab_size, models.retriever.config.vocab_size)
     embedder = Embedder(models.retriever, tokenizers.retriever, CorpusConfig(), mesh, rules)
-    return Corpus(store, embedder, CorpusConfig(), mesh, Path(config.model_dir) / INDEX)
+    versions = None if is_remote(config.model_dir) else Path(config.model_dir) / INDEX
+    return Corpus(store, embedder, CorpusConfig(), mesh, versions)
 
 
 def _load_index(corpus: Corpus, params: Params, notes: Mapping[str, Any] | None) -> None:
@@ -333,9 +353,16 @@ def _evaluate(run: _Run, evaluation: Evaluation, params: Params, step: int, log:
     """Score the evaluation file and write its predictions."""
     found, scores = evaluation.run(params)
     if is_first():
-        path = run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
-        write_predictions(path, evaluation.task, found)
+        write_predictions(_predictions(run, step), evaluation.task, found)
     log.write(step, "eval", scores)
+
+
+def _predictions(run: _Run, step: int) -> Path:
+    return run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
+
+
+def _is_evaluated(run: _Run, step: int) -> bool:
+    return bool(of_first(_predictions(run, step).exists()))
 
 
 def _due(every: int, step: int) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.config import load_gin
+from atlas_jax.core.preemption import PREEMPTED, Preempted
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.metrics import read_metrics
@@ -46,12 +47,14 @@ def live(folder: Path, run: str, steps: int) -> int:
     os.dup2(null, 1)
     os.dup2(null, 2)
     code = 1
-    try:
+    try:  # as a new process would begin
         paths = [f"TrainConfig.model_dir='{folder / run}'", f"TrainConfig.total_steps={steps}"]
         load_gin([str(folder / "run.gin")], [*BINDINGS, *paths])
         state = train(TrainConfig())
         (folder / f"{run}.hash").write_text(state_hash(state))
         code = 0
+    except Preempted:
+        code = PREEMPTED
     finally:
         os._exit(code)
 
@@ -116,10 +119,17 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"the life ended by itself: {status}"
         lives.append({"step": last_step(run), "complete": noted, "left": complete(run)})
-    end = lives[-1]["step"] + 2 * EVERY
+    child = live(folder, "killed", NO_END)
+    wait_for_a_step(run)
+    os.kill(child, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    asked = {"code": code, "step": last_step(run), "left": complete(run)}
+    end = last_step(run) + 2 * EVERY
     hashes = [finish(folder, "killed", end), finish(folder, "whole", end)]
     steps = [row["step"] for row in read_metrics(run)]
-    print(json.dumps({"lives": lives, "end": end, "hashes": hashes, "steps": steps}))
+    print(
+        json.dumps({"lives": lives, "asked": asked, "end": end, "hashes": hashes, "steps": steps})
+    )
 
 
 if __name__ == "__main__":

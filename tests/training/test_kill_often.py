@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas_jax.core.preemption import PREEMPTED
 from tests.training.kill_often import EVERY
 from tests.training.runs import write_run
 
@@ -44,5 +45,8 @@ def test_no_kill_loses_a_checkpoint_or_more_than_the_steps_since(
         # One checkpoint may be in the making while the steps to the next are taken.
         assert life["step"] - newest <= 2 * EVERY, life
     assert told["lives"][-1]["step"] > 2 * KILLS  # they did take steps
+    # Asked to end, it saves the step that it has just taken.
+    assert told["asked"]["code"] == PREEMPTED
+    assert told["asked"]["left"][-1] == told["asked"]["step"]
     assert told["steps"] == list(range(1, told["end"] + 1))
     assert told["hashes"][0] == told["hashes"][1]

@@ -97,6 +97,7 @@ REFUSED = {
     "StepConfig.retriever_training = 'query_side': without passages": (
         "TrainConfig.passages='none'",
     ),
+    "an index that the run makes itself needs a disk": ("TrainConfig.model_dir=gs://b/run",),
     "nothing makes it stale": ("RefreshPolicy.schedule='10'",),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
