@@ -19,14 +19,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # for `joined`: JAX has no other way
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from atlas_jax.core.errors import UserError
 
 MODES = ("auto", "on", "off")
-# A process that fails alone shall not keep the others waiting for long at their ends.
-_SHUTDOWN_SECONDS = 60
 # Where a Cloud TPU VM shows its chips: v2 to v4, and later ones.
 _CHIPS = ("/dev/accel0", "/dev/vfio/0")
 
@@ -64,10 +63,7 @@ def start(flags: argparse.Namespace) -> None:
         return
     try:
         jax.distributed.initialize(
-            flags.coordinator_address,
-            flags.process_count,
-            flags.process_index,
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            flags.coordinator_address, flags.process_count, flags.process_index
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -82,6 +78,15 @@ def _on_cloud_tpu() -> bool:
     if platforms and "tpu" not in platforms.split(","):
         return False
     return any(Path(chip).exists() for chip in _CHIPS)
+
+
+def joined() -> tuple[int, int]:
+    """This process's index and how many there are, without asking for a device.
+
+    `jax.process_index` would start the backend, which may wait for ever for an odd host.
+    """
+    state = distributed.global_state
+    return state.process_id, state.num_processes
 
 
 def is_first() -> bool:

@@ -244,8 +244,19 @@ def save_model(
     """
     # Every host takes part in gathering sharded parameters; only the first one writes.
     arrays = {name: _flat_host_arrays(part.params, dtype) for name, part in parts.items()}
-    if not multihost.is_first():
-        return
+    try:
+        if multihost.is_first():
+            _write_model(directory, parts, arrays, about)
+    finally:
+        multihost.barrier("model folder")  # nobody ends while it is being written
+
+
+def _write_model(
+    directory: str | Path,
+    parts: Mapping[str, ModelPart],
+    arrays: Mapping[str, dict[str, np.ndarray]],
+    about: Mapping[str, Any] | None,
+) -> None:
     try:
         with _new_folder(directory) as folder:
             for name, part in parts.items():

@@ -25,6 +25,7 @@ import jax
 from atlas_jax.core.config import gin_folder
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.multihost import joined
 from atlas_jax.core.paths import as_path, remove_tree
 from atlas_jax.training.config import CorpusConfig, EvalConfig, ModelConfig, TrainConfig
 
@@ -37,6 +38,7 @@ PACKAGES = (
 # What changes a compiled program, or how processes find each other.
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
 _POLL_SECONDS = 0.1
+_GOODBYE_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,7 @@ def examine(timeout: float) -> int:
       UserError: a setting at fault, or MODEL_DIR cannot be written here.
     """
     config = TrainConfig()
-    process, count = jax.process_index(), jax.process_count()
+    process, count = joined()
     folder = as_path(config.model_dir) / REPORTS
     mine = report(process, _inputs(config))
     _write(folder / f"{process}.json", dataclasses.asdict(mine))
@@ -141,10 +143,14 @@ def examine(timeout: float) -> int:
         _write(folder / VERDICT, faults)
     else:
         verdict = _wait_for(folder / VERDICT, 2 * timeout)
+        (folder / f"{process}.json").unlink(missing_ok=True)  # the verdict has been seen
         faults = [_unseen(0, timeout)] if verdict is None else verdict
     if not faults:
         faults = _device_faults()
     if process == 0:
+        until = time.monotonic() + min(timeout, _GOODBYE_SECONDS)
+        while len(list(folder.glob("*.json"))) > 2 and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
         remove_tree(folder)
         _tell(mine, count, config.model_dir, faults)
     else:
@@ -199,7 +205,7 @@ def _device_faults() -> list[str]:
     kinds = {device.device_kind for device in jax.devices()}
     faults = []
     usual = collections.Counter(held.values()).most_common(1)[0][0]
-    for process in range(jax.process_count()):
+    for process in range(joined()[1]):
         if held[process] != usual:
             faults.append(f"process {process} has {held[process]} devices; the others {usual}")
     if len(kinds) > 1:

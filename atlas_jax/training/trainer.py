@@ -186,9 +186,9 @@ def _loop(
       Preempted: the machine is about to be taken away; the last step is saved.
     """
     policy, saving, first = RefreshPolicy(), CheckpointConfig(), int(state.step)
-    if run.evaluation is not None and first and _due(config.eval_every, first):
-        if not _is_evaluated(run, first):  # the run was ended before it
-            _evaluate(run, run.evaluation, state.params, first, log)
+    due = first > 0 and _due(config.eval_every, first)
+    if run.evaluation is not None and due and not _is_evaluated(run, first):
+        _evaluate(run, run.evaluation, state.params, first, log)  # the run was ended before it
     clock, counted, speed = time.monotonic(), first, None
     for step in range(first + 1, config.total_steps + 1):
         if run.corpus is not None and policy.due(step - 1):

@@ -104,7 +104,7 @@ def test_hosts_that_differ_and_one_that_is_silent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(doctor, "joined", lambda: (0, 3))
     folder = tmp_path / "run" / doctor.REPORTS
     monkeypatch.setattr(entry, "clear", lambda config: folder.mkdir(parents=True))
     real = doctor.report
