@@ -183,6 +183,14 @@ def test_setup_copies_the_commit_and_installs_the_tpu_extra_with_the_pinned_vers
     assert "--constraint code/requirements.txt" in remote
 
 
+def test_a_bucket_is_mounted_on_every_host_also_when_a_slice_is_made_again():
+    *_, mount = dry_run("setup.sh", "--bucket", "mine")
+    assert "--worker=all" in mount
+    assert "gcsfuse --implicit-dirs mine /mnt/mine" in " ".join(mount)
+    again = dry_run("resume.sh", "--type", "v4-8", "--bucket", "mine", "--", "train")
+    assert mount in again
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -8,6 +8,7 @@
 #
 #   --type TYPE      as in create.sh, used if the slice has to be made again (required)
 #   --spot           as in create.sh
+#   --bucket NAME    as in setup.sh
 #   --every SECONDS  between two looks at the run (default 60)
 #   --failures N     give up after so many ends in a row that were no preemption (default 3)
 #
@@ -17,6 +18,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 CREATE=()
+SETUP=()
 EVERY=60
 FAILURES=3
 
@@ -24,6 +26,7 @@ own_flag() {
     case "$1" in
     --type) CREATE+=(--type "$2") && return 2 ;;
     --spot) CREATE+=(--spot) && return 1 ;;
+    --bucket) SETUP+=(--bucket "$2") && return 2 ;;
     --every) EVERY="$2" && return 2 ;;
     --failures) FAILURES="$2" && return 2 ;;
     esac
@@ -49,7 +52,7 @@ have_slice() {
     say "the slice is $now; making it again"
     if [[ "$now" != NONE ]]; then "$here/delete.sh"; fi
     "$here/create.sh" "${CREATE[@]}"
-    "$here/setup.sh"
+    "$here/setup.sh" "${SETUP[@]}"
 }
 
 if [[ -n "$DRY_RUN" ]]; then
@@ -57,7 +60,7 @@ if [[ -n "$DRY_RUN" ]]; then
     echo "# unless ACTIVE:"
     "$here/delete.sh"
     "$here/create.sh" "${CREATE[@]}"
-    "$here/setup.sh"
+    "$here/setup.sh" "${SETUP[@]}"
     echo "# then, until it ends with 0:"
     "$here/run.sh" -- "${ARGUMENTS[@]}"
     echo "# every $EVERY seconds:"

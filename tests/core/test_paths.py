@@ -1,5 +1,6 @@
 """What is written to a bucket is found there; a bucket in memory stands for a real one."""
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ def bucket() -> Iterator[None]:
     fsspec.register_implementation("gs", Bucket, clobber=True)
     backend.fsspec_backend._get_filesystem.cache_clear()
     yield
-    fsspec.registry._registry.pop("gcs"), fsspec.registry._registry.pop("gs")
+    known = importlib.import_module("fsspec.registry")._registry
+    known.pop("gcs"), known.pop("gs")
     backend.fsspec_backend._get_filesystem.cache_clear()
     Bucket.store.clear()
 
