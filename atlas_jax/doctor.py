@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    clear(TrainConfig())
+    config = TrainConfig()
+    clear(config)
     multihost.start(flags)
-    return examine(flags.timeout)
+    return examine(config, flags.timeout)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ def start(flags: argparse.Namespace) -> None:
     if told and len(told) < len(given):
         missing = ", ".join(f"--{name}" for name in given if name not in told)
         raise UserError(f"--{told[0]} is given without {missing}; give all three or none")
+    if told and not 0 <= flags.process_index < flags.process_count:
+        raise UserError(
+            f"--process_index={flags.process_index}: expected 0 to {flags.process_count - 1}, "
+            f"for --process_count={flags.process_count}"
+        )
     if told and flags.multihost == "off":
         raise UserError(f"--multihost=off contradicts --{told[0]}")
     if flags.multihost == "off" or jax.distributed.is_initialized():

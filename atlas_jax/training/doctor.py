@@ -121,19 +121,19 @@ def odd_ones(reports: Sequence[Report], expected_missing: Sequence[str] = ()) ->
     return sentences
 
 
-def examine(timeout: float) -> int:
+def examine(config: TrainConfig, timeout: float) -> int:
     """Compare all hosts of the run that gin describes and print what is found; 1 if they differ.
 
     Call it when the processes have been joined (`multihost.start`), which shows that the
     coordinator's port can be reached.
 
     Args:
+      config: of the run.
       timeout: seconds to wait for the other hosts' reports.
 
     Raises:
       UserError: a setting at fault, or MODEL_DIR cannot be written here.
     """
-    config = TrainConfig()
     process, count = joined()
     folder = as_path(config.model_dir) / REPORTS
     mine = report(process, _inputs(config))

@@ -31,7 +31,7 @@ def flags(*arguments: str) -> argparse.Namespace:
         (["--multihost=on"], "the processes of this run cannot be joined"),
         (
             ["--coordinator_address=a:1", "--process_count=2", "--process_index=2"],
-            "process_id < num_processes",
+            "--process_index=2: expected 0 to 1, for --process_count=2",
         ),
     ],
 )
