@@ -93,7 +93,7 @@ def wait_for_a_step(run: Path) -> None:
     It begins by taking away the rows behind its checkpoint, then adds its own.
     """
     least = last_step(run)
-    for _ in range(12_000):
+    for _ in range(60_000):
         now = last_step(run)
         if now > least:
             return
