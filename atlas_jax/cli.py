@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": ("convert", "checkpoints of Hugging Face, T5X and Meta's Atlas, in and out"),
     "import_index": ("import_index", "passages and saved indices of Meta's Atlas"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
+    "doctor": ("doctor", "whether the hosts of a run fit together"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
 }
 

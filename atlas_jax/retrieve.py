@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return launch(_run, parser, argv)
+    return launch(_run, parser, argv, on_devices=True)
 
 
 def _run(flags: argparse.Namespace) -> None:

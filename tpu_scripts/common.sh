@@ -110,6 +110,19 @@ state() {
     tpus queued-resources describe "$TPU_NAME" --format='value(state.state)'
 }
 
+# The exit code of a run that saved its last step because the host is being taken away
+# (atlas_jax/core/preemption.py).
+readonly PREEMPTED=75
+
+# run_state: `running`, the exit code of the last run, or `none`, as the first host has it.
+run_state() {
+    tpus tpu-vm ssh "$TPU_NAME" --worker=0 --command="cd ~/$REMOTE_DIR
+if [ -f run.code ]; then cat run.code
+elif [ -f run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then echo running
+else echo none
+fi"
+}
+
 # on_every_host COMMAND: one shell command on all hosts of the slice, at the same time.
 on_every_host() {
     tpus tpu-vm ssh "$TPU_NAME" --worker=all --command="$1"

@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
 # Copy the committed code to every host and install it there, with the TPU build of JAX.
 #
-#   tpu_scripts/setup.sh --name atlas --zone us-central2-b
+#   tpu_scripts/setup.sh --name atlas --zone us-central2-b [--bucket NAME]
+#
+#   --bucket NAME   also mount this Cloud Storage bucket at /mnt/NAME, with Cloud Storage FUSE
 #
 # Run it again after a commit: the code is replaced, the environment brought up to date.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+BUCKET=""
+
+own_flag() {
+    [[ "$1" == --bucket ]] || return 0
+    BUCKET="$2"
+    return 2
+}
 
 parse_flags "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,3 +38,17 @@ python3 -m pip install --quiet --user uv
 python3 -m uv pip install --quiet --python venv/bin/python \
     --constraint code/requirements.txt --editable 'code[tpu]'
 venv/bin/python -c 'import jax; print(jax.__version__, \"local chips:\", jax.local_device_count())'"
+
+[[ -n "$BUCKET" ]] || exit 0
+apt=https://packages.cloud.google.com/apt
+on_every_host "set -eu
+mountpoint -q /mnt/$BUCKET && exit 0
+if ! command -v gcsfuse > /dev/null; then
+    key=/usr/share/keyrings/cloud.google.asc
+    curl -fsS $apt/doc/apt-key.gpg | sudo tee \$key > /dev/null
+    echo \"deb [signed-by=\$key] $apt gcsfuse-\$(lsb_release -cs) main\" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
+    sudo apt-get update -q && sudo apt-get install -q -y gcsfuse
+fi
+sudo mkdir -p /mnt/$BUCKET && sudo chown \"\$USER\" /mnt/$BUCKET
+gcsfuse --implicit-dirs $BUCKET /mnt/$BUCKET"

@@ -22,8 +22,10 @@ from pathlib import Path
 
 import gin
 
-from atlas_jax.core import gin_files
+from atlas_jax.core import gin_files, multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.preemption import PREEMPTED, Preempted
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -84,38 +86,42 @@ def load_gin(
 
 def dump_config(path: str | os.PathLike[str]) -> None:
     """Write the whole configuration as a gin file that `--gin_file` takes again (atomically)."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(gin.config_str(), encoding="utf-8")
-    os.replace(temporary, target)
+    with atomic_text(path) as file:
+        file.write(gin.config_str())
 
 
 def launch(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
+    on_devices: bool = False,
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
-    A UserError ends with code 2 and one line on stderr; Ctrl-C with 130; any other
-    exception is a bug and keeps its traceback.
+    A UserError ends with code 2 and one line on stderr; Ctrl-C with 130; a run that saved
+    because of SIGTERM with 75; any other exception is a bug and keeps its traceback.
 
     Args:
       main: gets the parsed flags; None counts as 0.
       parser: the entry point's own flags; the gin flags are added here.
       argv: the arguments, sys.argv[1:] if None.
+      on_devices: whether it computes on all devices; then it takes the flags of `multihost`,
+        and has joined the other processes when `main` is called.
     """
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE")
     group.add_argument("--gin_search_paths", default="", metavar="DIR,DIR")
+    if on_devices:
+        multihost.add_flags(parser)
     arguments = list(sys.argv[1:] if argv is None else argv)
     bindings = [argument for argument in arguments if argument.startswith("--gin.")]
     try:
         flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
         extra = [path for path in flags.gin_search_paths.split(",") if path]
         load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra)
+        if on_devices:
+            multihost.start(flags)
         return main(flags) or 0
     except SystemExit as stop:  # argparse: bad flags, or --help
         return stop.code if isinstance(stop.code, int) else USER_ERROR
@@ -126,6 +132,9 @@ def launch(
         if found is None:
             raise
         message = _missing_fields(found)
+    except Preempted as stop:
+        print(f"{parser.prog}: {stop}", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED

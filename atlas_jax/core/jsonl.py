@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import gin
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import as_path, is_remote
 
 FieldTypes = Mapping[str, type | tuple[type, ...]]
 Check = Callable[[int, dict[str, Any]], None]
@@ -69,7 +70,7 @@ def read_jsonl(
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
     broken = BrokenRows(path)
-    for number, raw in _raw_lines(Path(path)):
+    for number, raw in _raw_lines(as_path(path)):
         where = f"{path}:{number}"
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -141,24 +142,22 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """Open a UTF-8 text file for writing that replaces `path` when the block ends well.
 
     The text goes to a temporary name in the same folder, which is flushed to the disk and
-    renamed at the end, or removed if the block raises.
+    renamed at the end, or removed if the block raises. To a bucket it goes in one write.
     """
-    target = Path(path)
+    target = as_path(path)
+    if is_remote(path):
+        content = io.BytesIO()
+        with _text_in(content, target) as text:
+            yield text
+        target.write_bytes(content.getvalue())
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as raw:
-            with contextlib.ExitStack() as stack:
-                binary: Any = raw
-                if target.suffix == ".gz":  # no name and time inside: equal text, equal bytes
-                    binary = stack.enter_context(
-                        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
-                    )
-                text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+            with _text_in(raw, target) as text:
                 yield text
-                text.flush()
-                text.detach()
             raw.flush()
             os.fsync(raw.fileno())
         temporary.chmod(0o666 & ~_umask())
@@ -168,10 +167,28 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         raise
 
 
+@contextlib.contextmanager
+def _text_in(raw: BinaryIO, target: Path) -> Iterator[TextIO]:
+    """Text that becomes UTF-8 in `raw`, compressed if the name of the target says so."""
+    with contextlib.ExitStack() as stack:
+        binary: Any = raw
+        if target.suffix == ".gz":  # no name and time inside: equal text, equal bytes
+            binary = stack.enter_context(
+                gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+            )
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()
+
+
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(path.open("rb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(file))
             for number, raw in enumerate(file, start=1):
                 yield number, raw
     except FileNotFoundError:

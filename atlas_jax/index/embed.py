@@ -19,6 +19,8 @@ def embed_corpus(
     batch_size: int = 64,
     out: np.ndarray | None = None,
     progress: bool = True,
+    first: int = 0,
+    stored: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
     """Embed every passage, batching passages of like length.
 
@@ -33,6 +35,8 @@ def embed_corpus(
       out: array [n, e] to write to, such as the memory map of ``saved.new_index``;
         without it a new float32 array.
       progress: show a bar.
+      first: rows that ``out`` has already, a multiple of ``WINDOW`` or all of them.
+      stored: called after each window with the number of rows that ``out`` has by then.
 
     Returns:
       ``out`` [n, e], in the order of the rows.
@@ -40,27 +44,53 @@ def embed_corpus(
     Raises:
       ValueError: there are no passages, or ``out`` has the wrong shape.
     """
+    n, begun = len(retriever_tokens_nm), first
+    for rows, embedded in embedded_batches(
+        embed_fn, retriever_tokens_nm, batch_size, progress, first
+    ):
+        if out is None:
+            out = np.empty((n, embedded.shape[1]), np.float32)
+        if out.shape != (n, embedded.shape[1]):
+            raise ValueError(f"out is {out.shape}, embeddings {(n, embedded.shape[1])}")
+        window = int(rows[0]) // WINDOW * WINDOW
+        if window > begun:
+            stored(window)
+            begun = window
+        out[rows] = np.asarray(embedded)[: len(rows)].astype(out.dtype)
+    assert out is not None
+    stored(n)
+    return out
+
+
+def embedded_batches(
+    embed_fn: EmbedFn,
+    retriever_tokens_nm: np.ndarray,
+    batch_size: int,
+    progress: bool = True,
+    first: int = 0,
+) -> Iterator[tuple[np.ndarray, Array]]:
+    """The batches of ``embed_corpus``: rows, and their embeddings (then those that fill up).
+
+    The devices work on the next batch while the caller has one.
+    """
     n = len(retriever_tokens_nm)
     if n == 0:
         raise ValueError("there are no passages to embed")
-    with tqdm(total=n, desc="embed", unit="", unit_scale=True, disable=not progress) as bar:
+    with tqdm(
+        total=n, initial=first, desc="embed", unit="", unit_scale=True, disable=not progress
+    ) as bar:
         pending: tuple[np.ndarray, Array] | None = None
-        for start in range(0, n, WINDOW):
+        for start in range(first, n, WINDOW):
             window = np.asarray(retriever_tokens_nm[start : start + WINDOW])
             for rows, tokens in _batches(window, batch_size):
                 embedded = embed_fn(tokens)
-                if out is None:
-                    out = np.empty((n, embedded.shape[1]), np.float32)
-                if out.shape != (n, embedded.shape[1]):
-                    raise ValueError(f"out is {out.shape}, embeddings {(n, embedded.shape[1])}")
-                if pending is not None:  # the devices work on the next batch meanwhile
-                    _store(out, *pending)
+                if pending is not None:
+                    yield pending
                     bar.update(len(pending[0]))
                 pending = (start + rows, embedded)
-        assert out is not None and pending is not None
-        _store(out, *pending)
-        bar.update(len(pending[0]))
-    return out
+        if pending is not None:
+            yield pending
+            bar.update(len(pending[0]))
 
 
 def _batches(tokens_nm: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -79,7 +109,3 @@ def _batches(tokens_nm: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarra
         length = min(m, -(-longest // LENGTH_STEP) * LENGTH_STEP)
         filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
         yield rows, tokens_nm[filled, :length].astype(np.int32)
-
-
-def _store(out: np.ndarray, rows: np.ndarray, embedded: Array) -> None:
-    out[rows] = np.asarray(embedded)[: len(rows)].astype(out.dtype)

@@ -8,7 +8,7 @@ an error or a kill at any time leaves the previous version usable.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.partitioning import active_mesh
@@ -29,6 +30,7 @@ from atlas_jax.index.passages import PassageStore
 INDEX_FORMAT = 1
 REBUILD = "`python -m atlas_jax.build_index`"
 _MANIFEST = "index.json"
+_PROGRESS = ".index.json.unfinished"
 _CHUNK_BYTES = 1 << 24
 _ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
 # NumPy has no bfloat16 of its own, so its bits are stored.
@@ -77,34 +79,130 @@ def new_index(
       UserError: an unknown dtype, a directory that holds other things than an index, or
         it could not be written (a full disk, no permission).
     """
+    folder, manifest = _begin(directory, store, encoder_hash, width, dtype, version)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            embeddings_ne = create_npy(
+                folder / manifest["embeddings"], (store.count, width), _STORED[dtype]
+            )
+            yield embeddings_ne.view(jnp.dtype(dtype))
+            embeddings_ne.flush()
+            _write_json(folder / _MANIFEST, manifest)
+        finally:
+            _remove_unnamed(folder)
+    except OSError as error:
+        raise unwritten(directory, error) from error
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An index in the making.
+
+    Attributes:
+      embeddings_ne: memory-mapped, to be filled from row `first` on.
+      first: rows that an earlier attempt has left.
+      stored: to be called with the number of rows that are there; a later attempt begins behind
+        them.
+    """
+
+    embeddings_ne: np.ndarray
+    first: int
+    stored: Callable[[int], None]
+
+
+@contextlib.contextmanager
+def resumable_index(
+    directory: str | os.PathLike[str],
+    store: PassageStore,
+    encoder_hash: str,
+    width: int,
+    dtype: str = "float32",
+    version: int = 0,
+) -> Iterator[Unfinished]:
+    """Like ``new_index``, for what takes long: an attempt that ended on the way is gone on with.
+
+    It has to have been of the same passages, encoder, type and version. After an error of the
+    disk nothing is kept; after any other error, and after a kill, what was ``stored`` is.
+
+    Raises:
+      UserError: as ``new_index``.
+    """
+    folder, manifest = _begin(directory, store, encoder_hash, width, dtype, version)
+    progress = folder / _PROGRESS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            first = 0
+            found = _progress(folder, manifest)
+            if found is not None:
+                manifest["embeddings"], first = found
+                embeddings_ne = np.lib.format.open_memmap(folder / manifest["embeddings"], "r+")
+            else:
+                progress.unlink(missing_ok=True)
+                _remove_unnamed(folder)
+                embeddings_ne = create_npy(
+                    folder / manifest["embeddings"], (store.count, width), _STORED[dtype]
+                )
+
+            def stored(rows: int) -> None:
+                embeddings_ne.flush()
+                _write_json(progress, {**manifest, "rows": rows})
+
+            yield Unfinished(embeddings_ne.view(jnp.dtype(dtype)), first, stored)
+            embeddings_ne.flush()
+            _write_json(folder / _MANIFEST, manifest)
+            progress.unlink(missing_ok=True)
+            _remove_unnamed(folder)
+        except OSError:
+            progress.unlink(missing_ok=True)
+            _remove_unnamed(folder)
+            raise
+    except OSError as error:
+        raise unwritten(directory, error) from error
+
+
+def _begin(
+    directory: str | os.PathLike[str],
+    store: PassageStore,
+    encoder_hash: str,
+    width: int,
+    dtype: str,
+    version: int,
+) -> tuple[Path, dict[str, Any]]:
+    """The folder, which may be written, and what its manifest will be."""
     if dtype not in _STORED:
         raise UserError(f"index dtype {dtype!r}; it can be {' or '.join(_STORED)}")
     folder = Path(directory)
     if folder.exists() and not (folder.is_dir() and _is_index_folder(folder)):
         raise UserError(f"{directory} exists and is no index; choose another directory")
-    name = f"embeddings-{os.urandom(4).hex()}.npy"
+    return folder, {
+        "format": INDEX_FORMAT,
+        "embeddings": f"embeddings-{os.urandom(4).hex()}.npy",
+        "count": store.count,
+        "width": width,
+        "dtype": dtype,
+        "version": version,
+        "encoder_hash": encoder_hash,
+        "store_hash": store.retriever_hash,
+    }
+
+
+def _progress(folder: Path, manifest: dict[str, Any]) -> tuple[str, int] | None:
+    """Array and rows of an unfinished index of the same kind, if there is one."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            embeddings_ne = create_npy(folder / name, (store.count, width), _STORED[dtype])
-            yield embeddings_ne.view(jnp.dtype(dtype))
-            embeddings_ne.flush()
-            manifest = {
-                "format": INDEX_FORMAT,
-                "embeddings": name,
-                "count": store.count,
-                "width": width,
-                "dtype": dtype,
-                "version": version,
-                "encoder_hash": encoder_hash,
-                "store_hash": store.retriever_hash,
-            }
-            with atomic_text(folder / _MANIFEST) as file:
-                json.dump(manifest, file, indent=2)
-        finally:
-            _remove_unnamed(folder)
-    except OSError as error:
-        raise unwritten(directory, error) from error
+        found = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        rows, name = found.pop("rows"), found["embeddings"]
+        shape = np.load(folder / name, mmap_mode="r").shape
+    except (OSError, ValueError, KeyError):
+        return None
+    same = {**found, "embeddings": ""} == {**manifest, "embeddings": ""}
+    return (name, rows) if same and shape == (found["count"], found["width"]) else None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with atomic_text(path) as file:
+        json.dump(value, file, indent=2)
 
 
 def save_index(
@@ -226,7 +324,7 @@ def to_device(
         return jax.make_array_from_callback((padded, array_nx.shape[1]), every, shard)
 
     def scalar(value: int) -> jax.Array:
-        return jax.device_put(np.int32(value), whole)
+        return multihost.place(np.int32(value), whole)
 
     return DeviceIndex(
         embeddings_ne=spread(embeddings_ne)

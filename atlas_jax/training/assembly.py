@@ -20,7 +20,8 @@ from flax import traverse_util
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
+from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
 from atlas_jax.core.tokenizer import Tokenizer
@@ -81,6 +82,7 @@ class Assembled:
 @contextlib.contextmanager
 def active_mesh() -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
     """Build mesh and rules from gin and make them current in this thread."""
+    CompilerConfig().apply()
     mesh, rules = partitioning.make_mesh(MeshConfig()), tuple(PartitionRules().rules)
     with partitioning.activate(mesh, rules):
         yield mesh, rules
@@ -219,7 +221,7 @@ def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) 
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     digest.update(tokenizer.content_hash.encode())
     for name, leaf in sorted(traverse_util.flatten_dict(tower, sep="/").items()):
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(multihost.to_host(leaf))
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()
@@ -308,12 +310,13 @@ def _initial_params(
     if any(part.params is None for part in parts.values()):
         params = init_params(models, seed, mesh, rules)
         if config.reader_init == "induction" and reader.params is None:
-            wired = wire_induction(params["reader"], reader.config, seed)
-            params["reader"] = jax.device_put(wired, shardings["reader"])
+            drawn = multihost.to_host(params["reader"])
+            wired = wire_induction(drawn, reader.config, seed)
+            params["reader"] = multihost.place(wired, shardings["reader"])
     for name, part in parts.items():
         if part.params is not None:
             check_params(part.params, expected[name], part.origin)
-            params[name] = jax.device_put(part.params, shardings[name])
+            params[name] = multihost.place(part.params, shardings[name])
     return params
 
 

@@ -23,11 +23,12 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import as_path, copy_files, is_remote, local_folder, remove_tree
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.training.config import CheckpointConfig
 
@@ -68,30 +69,54 @@ class Restored:
 class Checkpointer:
     """The checkpoints of one run, newest `config.keep` of them.
 
-    Saving is synchronous: the step donates its state, and a copy still being written
-    while the next step overwrites its buffers would not be the state of any step.
+    `save` copies the state to the host and returns; the files are written while training goes
+    on. A checkpoint counts once it is complete, and at most one is being written.
     """
 
     def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
         """Open (or make) `directory` and clear away what an interrupted save left there."""
-        self.directory = Path(directory).absolute()
+        self.directory = as_path(directory)
+        if not is_remote(directory):
+            self.directory = self.directory.absolute()
+        self._writing: int | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep,
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
         )
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Steps of the complete checkpoints, ascending; waits for one that is being written.
+
+        Raises:
+          UserError: that one could not be written; the earlier ones are untouched.
+        """
+        self.wait()
         return sorted(self._manager.all_steps())
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is complete.
+
+        Raises:
+          UserError: it could not be written; the earlier ones are untouched.
+        """
+        step, self._writing = self._writing, None
+        if step is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax lets errors of several libraries through.
+            raise self._unwritten(step, error) from error
 
     def save(
         self, step: int, state: Any, notes: Mapping[str, Any], index: jax.Array | None = None
     ) -> None:
-        """Write one checkpoint; older ones beyond `keep` go once it is complete.
+        """Begin to write a checkpoint; older ones beyond `keep` go once it is complete.
+
+        Waits for the one before. The arrays may be donated or changed as soon as this returns.
 
         Args:
           step: number of finished steps; names the checkpoint.
@@ -100,10 +125,10 @@ class Checkpointer:
           index: embeddings to find again by `restore_index`; None = they are kept elsewhere.
 
         Raises:
-          UserError: the checkpoint could not be written; the earlier ones are untouched.
+          UserError: this checkpoint or the one before could not be written; the earlier ones
+            are untouched.
         """
-        before = self.steps()
-        if step in before:
+        if step in self.steps():
             return
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(state),
@@ -113,15 +138,9 @@ class Checkpointer:
             items["index"] = ocp.args.StandardSave({"embeddings_ne": index})
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except Exception as error:  # Orbax lets errors of several libraries through.
-            self._clear_unfinished(step)
-            usable = (
-                f"checkpoint {before[-1]} is untouched" if before else "there is no earlier one"
-            )
-            raise UserError(
-                f"checkpoint {step} could not be written to {self.directory} "
-                f"({_one_line(error)}); {usable}. Make room and start the same command again"
-            ) from error
+        except Exception as error:
+            raise self._unwritten(step, error) from error
+        self._writing = step
 
     def read_notes(self, step: int) -> dict[str, Any]:
         """The notes of one checkpoint, without its arrays."""
@@ -176,7 +195,12 @@ class Checkpointer:
             raise self._unreadable(step, error) from error
 
     def close(self) -> None:
-        """Release Orbax's threads."""
+        """Wait for the checkpoint that is being written, then release Orbax's threads.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        self.wait()
         self._manager.close()
 
     def _unreadable(self, step: int, error: Exception) -> UserError:
@@ -194,9 +218,17 @@ class Checkpointer:
                 f"checkpoint {self.directory / str(step)} cannot be read ({_one_line(error)})"
             ) from error
 
-    def _clear_unfinished(self, step: int) -> None:
+    def _unwritten(self, step: int, error: BaseException) -> UserError:
+        """Clear away what there is of a checkpoint, and say what is left."""
         for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_tree(leftover)
+        self._manager.reload()
+        before = [saved for saved in self._manager.all_steps() if saved != step]
+        usable = f"checkpoint {max(before)} is untouched" if before else "there is no earlier one"
+        return UserError(
+            f"checkpoint {step} could not be written to {self.directory} "
+            f"({_one_line(error)}); {usable}. Make room and start the same command again"
+        )
 
 
 def _one_line(error: BaseException) -> str:
@@ -236,10 +268,21 @@ def save_model(
     """
     # Every host takes part in gathering sharded parameters; only the first one writes.
     arrays = {name: _flat_host_arrays(part.params, dtype) for name, part in parts.items()}
-    if jax.process_index() != 0:
-        return
     try:
-        with replaced_directory(Path(directory)) as folder:
+        if multihost.is_first():
+            _write_model(directory, parts, arrays, about)
+    finally:
+        multihost.barrier("model folder")  # nobody ends while it is being written
+
+
+def _write_model(
+    directory: str | Path,
+    parts: Mapping[str, ModelPart],
+    arrays: Mapping[str, dict[str, np.ndarray]],
+    about: Mapping[str, Any] | None,
+) -> None:
+    try:
+        with _new_folder(directory) as folder:
             for name, part in parts.items():
                 save_file(arrays[name], folder / f"{name}.safetensors")
                 part.tokenizer.save(folder / f"{name}_tokenizer.json")
@@ -248,6 +291,18 @@ def save_model(
         raise UserError(
             f"model folder {directory} could not be written: {_one_line(error)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _new_folder(directory: str | Path) -> Iterator[Path]:
+    """A folder on the disk that takes its place when the block succeeds, also in a bucket."""
+    if not is_remote(directory):
+        with replaced_directory(Path(directory)) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="atlas-jax-") as name:
+        yield Path(name)
+        copy_files(Path(name), as_path(directory), last=_CONFIG_FILE)
 
 
 def write_folder_config(
@@ -290,7 +345,7 @@ def open_model(directory: str | Path) -> dict[str, FolderPart]:
     Raises:
       UserError: as `load_model`.
     """
-    folder = Path(directory)
+    folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     parts = {}
     for name, fields in config["models"].items():
@@ -314,7 +369,7 @@ def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, 
       UserError: no such folder, no such part, a file missing or not the one that was
         saved (its SHA-256 differs).
     """
-    folder = Path(directory)
+    folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     wanted = names or tuple(config["models"])
     for name in wanted:
@@ -328,7 +383,7 @@ def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
     Raises:
       UserError: as `load_model`.
     """
-    folder = Path(directory)
+    folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     _check_has(folder, name, config)
     return Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config))
@@ -393,9 +448,7 @@ def check_params(params: Any, expected: Any, source: str | Path) -> None:
 
 def _flat_host_arrays(params: Any, dtype: str) -> dict[str, np.ndarray]:
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    flat = traverse_util.flatten_dict(multihost.to_host(params), sep="/")
     return {name: np.ascontiguousarray(value, dtype=target) for name, value in flat.items()}
 
 

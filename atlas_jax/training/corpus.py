@@ -5,6 +5,8 @@ which version it was searching. Once a slice has been refreshed, they are of no 
 the checkpoint holds them itself. So a resumed run searches exactly what the killed one did.
 """
 
+import collections
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -15,20 +17,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.compiler import encoder_options
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
-from atlas_jax.index.embed import EmbedFn, embed_corpus
+from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.passages import PassageStore, StoreConfig
 from atlas_jax.index.rolling import refresh_rows
 from atlas_jax.index.saved import (
+    Unfinished,
     embeddings_layout,
     load_index,
-    new_index,
+    resumable_index,
     rows_sharding,
     to_device,
 )
@@ -51,13 +54,14 @@ def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
     if not config.store:
         raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
     if config.passages:
-        return PassageStore.build(
-            config.passages,
-            config.store,
-            tokenizers.reader,
-            tokenizers.retriever,
-            StoreConfig(),
-        )
+        with multihost.first_goes_first("passage store"):
+            return PassageStore.build(
+                config.passages,
+                config.store,
+                tokenizers.reader,
+                tokenizers.retriever,
+                StoreConfig(),
+            )
     if not (Path(config.store) / "manifest.json").exists():
         raise UserError(
             f"CorpusConfig.store = {config.store!r} holds no passage store yet: bind "
@@ -118,7 +122,8 @@ class Embedder:
     def to_memory(self, params: Params, store: PassageStore) -> np.ndarray:
         """Embed a store into an array [n, e]."""
         out_ne = np.empty((store.count, self.width), jax.numpy.dtype(self._config.dtype))
-        return self._fill(params, store, out_ne)
+        self._fill(params, store, Unfinished(out_ne, 0, lambda rows: None))
+        return out_ne
 
     def to_directory(
         self, params: Params, store: PassageStore, directory: str | Path, version: int = 0
@@ -129,16 +134,28 @@ class Embedder:
           UserError: it could not be written; an earlier index is still there then.
         """
         found = self.hash(params)
-        with new_index(directory, store, found, self.width, self._config.dtype, version) as out_ne:
-            self._fill(params, store, out_ne)
+        dtype = self._config.dtype
+        with contextlib.ExitStack() as stack:
+            made = None  # the other processes take part in the computation alone
+            if multihost.is_first():
+                made = stack.enter_context(
+                    resumable_index(directory, store, found, self.width, dtype, version)
+                )
+            self._fill(params, store, made)
+        multihost.barrier("index")
         return found
 
-    def _fill(self, params: Params, store: PassageStore, out_ne: np.ndarray) -> np.ndarray:
+    def _fill(self, params: Params, store: PassageStore, made: Unfinished | None) -> None:
+        """Embed what `made` lacks; without it, help the process that has it."""
+        first = multihost.of_first(made.first if made else 0)
         function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
-            params, jax.device_put(tokens, self._rows)
+            params, multihost.place(tokens, self._rows)
         )
-        size = self._config.embed_batch_size
-        return embed_corpus(function, store.retriever_tokens_nm, size, out=out_ne)
+        tokens_nm, size = store.retriever_tokens_nm, self._config.embed_batch_size
+        if made is None:
+            collections.deque(embedded_batches(function, tokens_nm, size, False, first), maxlen=0)
+            return
+        embed_corpus(function, tokens_nm, size, made.embeddings_ne, first=first, stored=made.stored)
 
 
 class Corpus:
@@ -291,7 +308,7 @@ class Corpus:
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
-        if self._versions is None or not self._versions.is_dir():
+        if self._versions is None or not self._versions.is_dir() or not multihost.is_first():
             return
         for folder in self._versions.iterdir():
             if folder.name.isdigit() and int(folder.name) not in {*needed, self.version}:

@@ -261,8 +261,7 @@ def training_batches(
     batcher: Callable[[Sequence[Example]], Batch],
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Any:
     """Endless training batches, the records shuffled anew in each epoch.
 
@@ -274,32 +273,34 @@ def training_batches(
       task: makes the examples; it is told the training step they are for.
       records: what `task.load` returned.
       batcher: makes a batch of this process's examples.
-      batch_size: examples of a step over all processes; this one gets its share.
+      batch_size: examples of a step over all processes.
       seed: of order and masking, from 0 to 2**32 - 1.
-      process_index: of this process; it gets every process_count-th example.
-      process_count: number of processes.
+      rows: of each batch that are made here, `multihost.local_rows`; None = all of them.
 
     Returns:
       A grain iterator of `Batch` (numpy) with `get_state()` and `set_state(state)`; the
       state is a small dict of JSON values.
 
     Raises:
-      UserError: the batch cannot be shared equally, or the seed is out of range.
+      UserError: the seed is out of range.
     """
-    if batch_size % process_count:
-        raise UserError(
-            f"DataConfig.batch_size = {batch_size} cannot be shared by {process_count} processes"
-        )
     if not 0 <= seed < 1 << 32:
         raise UserError(f"the seed is {seed}, but must be from 0 to 2**32 - 1")
 
-    def make_example(index: int, record: Any) -> Example:
-        rng = np.random.Generator(np.random.Philox(key=[seed, index]))
-        return task.example(record, rng, step=index // batch_size)
+    mine = range(batch_size) if rows is None else rows
+
+    def make_batch(step: int, records: Sequence[Any]) -> Batch:
+        examples = []
+        for row in mine:
+            rng = np.random.Generator(np.random.Philox(key=[seed, step * batch_size + row]))
+            examples.append(task.example(records[row], rng, step=step))
+        return batcher(examples)
 
     stream = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
-    examples = stream.map_with_index(make_example)[process_index::process_count]
-    batches = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=batcher)
+    # Records are in memory; only those of this process become examples and tokens.
+    batches = stream.batch(batch_size, drop_remainder=True, batch_fn=list).map_with_index(
+        make_batch
+    )
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
     return iter(batches.to_iter_dataset(options))
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.partitioning import Rule
@@ -139,7 +139,7 @@ class Evaluator:
         return found
 
     def _compute(self, params: Params, batch: Batch) -> Any:
-        batch = jax.device_put(batch, self.rows)
+        batch = multihost.place(batch, self.rows)
         passages = self.find(params, self.source.of_batch(params, batch), batch)
         answers = self.answer(params, batch, passages) if self.answer else None
         return passages.rows_bk, passages.scores_bk, passages.mask_bk, answers

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from jax.sharding import Mesh
 
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Params
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -62,13 +64,21 @@ def build_index(config: CorpusConfig) -> tuple[int, bool]:
     with active_mesh() as (mesh, rules):
         model_config = ModelConfig()
         retriever, params, tokenizer = load_retriever(model_config)
+        params = multihost.place(params, partitioning.replicated(mesh))
         store = open_store(config, load_tokenizers(model_config))
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
-        with contextlib.suppress(UserError):
-            load_index(config.index, store, embedder.hash(params))
+        if multihost.of_first(_is_there(config.index, store, embedder.hash(params))):
             return store.count, False
         embedder.to_directory(params, store, config.index)
         return store.count, True
+
+
+def _is_there(index: str, store: PassageStore, encoder_hash: str) -> bool:
+    try:
+        load_index(index, store, encoder_hash)
+    except UserError:
+        return False
+    return True
 
 
 def retrieve(config: RetrieveConfig) -> dict[str, float]:
@@ -83,7 +93,8 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
     with active_mesh() as (mesh, rules):
         model_config, corpus_config, task = ModelConfig(), CorpusConfig(), get_task(config.task)
         records = task.load(config.file, need_targets=False)
-        retriever, params, tokenizer = load_retriever(model_config)
+        retriever, params, _ = load_retriever(model_config)
+        params = multihost.place(params, partitioning.replicated(mesh))
         tokenizers = load_tokenizers(model_config)
         corpus = _load_corpus(corpus_config, retriever, params, tokenizers, mesh, rules)
         source = make_source("index", corpus, config.k, "RetrieveConfig.k", retriever, mesh)
@@ -99,7 +110,8 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         )
         examples = evaluation_examples(task, records)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
-        write_predictions(config.output, task, found, config.negatives)
+        if multihost.is_first():
+            write_predictions(config.output, task, found, config.negatives)
         at = sorted({k for k in EvalConfig().recall_at if k <= config.k} | {config.k})
         return score(task, found, at)
 
@@ -115,7 +127,7 @@ def evaluate(config: EvalConfig) -> tuple[list[Found], dict[str, float]]:
             config, StepConfig(), made.models, made.tokenizers, corpus, made.mesh, made.rules
         )
         found, scores = evaluation.run(made.params)
-    if config.predictions:
+    if config.predictions and multihost.is_first():
         write_predictions(config.predictions, evaluation.task, found)
     return found, scores
 

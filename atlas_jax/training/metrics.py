@@ -6,18 +6,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.paths import is_remote
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
     """Progress bar and metrics of one run; use as a context manager.
+
+    TensorBoard's files are left out where the directory is in a bucket.
 
     A resumed run goes on in the same files: rows after the step it resumes from, which
     it is about to repeat, are removed first, so that every step appears once.
@@ -31,13 +33,14 @@ class RunLog:
         Args:
           writes: False for all but one of several processes, which then stay silent.
         """
-        self._file: TextIO | None = None
+        self._rows: _Rows | None = None
         self._board: SummaryWriter | None = None
         if writes:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / METRICS_FILE
             _drop_rows_after(path, first_step)
-            self._file = path.open("a", encoding="utf-8")
+            self._rows = _Rows(path)
+        if writes and not is_remote(directory):
             self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
         self._start = time.monotonic()
         self._total = total_steps
@@ -60,7 +63,7 @@ class RunLog:
         A number that is not finite is written to jsonl as null, which JSON has no other
         word for.
         """
-        if self._file is None or self._board is None:
+        if self._rows is None:
             return
         row: dict[str, float | int | None] = {
             "step": step,
@@ -68,9 +71,9 @@ class RunLog:
         }
         for name, value in values.items():
             row[f"{group}/{name}"] = float(value) if math.isfinite(value) else None
-            self._board.add_scalar(f"{group}/{name}", float(value), step)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+            if self._board is not None:
+                self._board.add_scalar(f"{group}/{name}", float(value), step)
+        self._rows.add(json.dumps(row) + "\n")
         tqdm.write(f"{group} {step}/{self._total}  {format_values(values)}")
 
     def __enter__(self) -> "RunLog":
@@ -83,9 +86,31 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        if self._file is not None and self._board is not None:
-            self._file.close()
+        if self._rows is not None:
+            self._rows.close()
+        if self._board is not None:
             self._board.close()
+
+
+class _Rows:
+    """The metrics file, to which lines are added; in a bucket, where none can be, written anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = None if is_remote(path) else path.open("a", encoding="utf-8")
+        self._text = path.read_text(encoding="utf-8") if not self._file and path.exists() else ""
+
+    def add(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._text += line
+        self._path.write_text(self._text, encoding="utf-8")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def format_values(values: Mapping[str, float]) -> str:

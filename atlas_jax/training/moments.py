@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop.safetensors_files import read_file
 from atlas_jax.interop.tensors import Tensors
@@ -103,4 +104,4 @@ def _put(saved: Tensors, key: str, leaf: Any, where: str) -> Any:
             f"{where}: {key} has shape {list(saved[key].shape)}; the optimiser's is "
             f"{list(leaf.shape)}"
         )
-    return jax.device_put(saved[key].read().astype(np.dtype(leaf.dtype)), leaf.sharding)
+    return multihost.place(saved[key].read().astype(np.dtype(leaf.dtype)), leaf.sharding)

@@ -16,10 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.paths import as_path
+from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair
@@ -68,7 +70,7 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
     Raises:
       UserError: any of them at fault, or a checkpoint of another model.
     """
-    directory, saving = Path(config.model_dir), CheckpointConfig()
+    directory, saving = as_path(config.model_dir), CheckpointConfig()
     with active_mesh() as (mesh, rules):
         model_config = ModelConfig()
         model, params, tokenizer = load_retriever(model_config, config.seed)
@@ -83,20 +85,31 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         if found is not None:
             state = found.state
             batches.set_state(found.notes["data"])
-        dump_config(directory / CONFIG_FILE)
+        if multihost.is_first():
+            dump_config(directory / CONFIG_FILE)
         first = int(state.step)
         length = _longest(store)
-        with RunLog(directory, first, config.total_steps) as log:
+        with (
+            RunLog(directory, first, config.total_steps, multihost.is_first()) as log,
+            Preemption() as preemption,
+        ):
             for step in range(first + 1, config.total_steps + 1):
                 queries, passage_rows = next(batches)
                 passages = store.retriever_tokens_nm[passage_rows, :length]
-                pair = jax.device_put((queries, passages), rows)
+                pair = multihost.place((queries, passages), rows)
                 state, metrics = step_fn(state, *pair)
                 log.advance()
                 if step % config.log_every == 0 or step == config.total_steps:
                     log.write(step, "train", jax.device_get(metrics))
-                if step == config.total_steps or (saving.every and step % saving.every == 0):
+                last = step == config.total_steps
+                stopping = preemption.reached(step) and not last
+                if last or stopping or (saving.every and step % saving.every == 0):
                     checkpoints.save(step, state, {"data": batches.get_state()})
+                if stopping:
+                    checkpoints.close()
+                    raise Preempted(
+                        f"stopped at step {step}, which is saved; start it again to go on"
+                    )
         checkpoints.close()
         _export(directory / FINAL, model, state, tokenizer, model_config.export_dtype)
     return state
@@ -135,7 +148,7 @@ def _make(
         donate_argnums=0,
         out_shardings=(shardings, everywhere),
     )
-    return jax.device_put(state, shardings), compiled
+    return multihost.place(state, shardings), compiled
 
 
 def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:

@@ -15,14 +15,17 @@ from typing import Any
 import gin
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.paths import as_path, is_remote
+from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.distillation.config import DistillationConfig
-from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.passages import PassageStore, StoreConfig
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
     Tokenizers,
@@ -54,6 +57,7 @@ from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from atlas_jax.training.sources import Source, make_source
+from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, Tracer
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
 from atlas_jax.training.step import Metrics, StepConfig, compile_train_step, make_train_step
 
@@ -63,7 +67,7 @@ class _Run:
     """What the loop works with and does not replace.
 
     Attributes:
-      place: a process's part of an array of the batch -> the array on the mesh.
+      place: a process's rows of a batch -> the batch on the mesh.
       corpus: None where nothing is searched, in training or evaluation.
       freshness: None where training searches nothing.
       evaluation: None without EvalConfig.file.
@@ -76,7 +80,7 @@ class _Run:
     freshness: Freshness | None
     source: Source
     batches: Any
-    place: Callable[[Any], jax.Array]
+    place: Callable[[Batch], Batch]
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
     schedules: Mapping[str, optax.Schedule]
     evaluation: Evaluation | None
@@ -95,11 +99,12 @@ def train(config: TrainConfig) -> TrainState:
     with active_mesh() as (mesh, rules):
         run, state = _prepare(config, mesh, rules)
         state = _resume(run, state)
-        writes = jax.process_index() == 0
-        if writes:
+        if is_first():
             dump_config(run.directory / CONFIG_FILE)
-        with RunLog(run.directory, int(state.step), config.total_steps, writes) as log:
-            state = _loop(config, run, state, log)
+        with RunLog(run.directory, int(state.step), config.total_steps, is_first()) as log:
+            tracer = Tracer(ProfileConfig(), str(run.directory / TRACES))
+            with Preemption() as preemption, tracer:
+                state = _loop(config, run, state, log, preemption, tracer)
             if run.corpus is not None and refreshes_index():  # for the last evaluation, and to keep
                 run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
             if run.evaluation is not None:
@@ -145,7 +150,7 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         evaluation = make_evaluation(
             EvalConfig(), step_config, models, tokenizers, corpus, mesh, rules
         )
-    directory = Path(config.model_dir)
+    directory = as_path(config.model_dir)
     run = _Run(
         directory=directory,
         models=models,
@@ -155,8 +160,8 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         if corpus is not None and config.passages == "index"
         else None,
         source=source,
-        batches=_batches(config, step_config, records, tokenizers, store),
-        place=functools.partial(jax.make_array_from_process_local_data, rows),
+        batches=_batches(config, step_config, records, tokenizers, store, rows),
+        place=functools.partial(place_rows, sharding=rows, rows=DataConfig().batch_size),
         step=compile_train_step(step, shardings, mesh, rules),
         schedules=schedules,
         evaluation=evaluation,
@@ -177,27 +182,48 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
     return state
 
 
-def _loop(config: TrainConfig, run: _Run, state: TrainState, log: RunLog) -> TrainState:
-    """Take the steps that are left."""
+def _loop(
+    config: TrainConfig,
+    run: _Run,
+    state: TrainState,
+    log: RunLog,
+    preemption: Preemption,
+    tracer: Tracer,
+) -> TrainState:
+    """Take the steps that are left.
+
+    Raises:
+      Preempted: the machine is about to be taken away; the last step is saved.
+    """
     saving, first = CheckpointConfig(), int(state.step)
-    clock, counted = time.monotonic(), first
+    due = first > 0 and _due(config.eval_every, first)
+    if run.evaluation is not None and due and not _is_evaluated(run, first):
+        _evaluate(run, run.evaluation, state.params, first, log)  # the run was ended before it
+    clock, counted, speed = time.monotonic(), first, None
     for step in range(first + 1, config.total_steps + 1):
-        batch = jax.tree.map(run.place, next(run.batches))
+        tracer.before(step)
+        batch = run.place(next(run.batches))
         if run.freshness is not None:
             measured = run.freshness.before_step(step - 1, state.params["retriever"], batch)
             if measured:
                 log.write(step, "index", measured)
         state, metrics = run.step(state, run.source.of_batch(state.params, batch), batch)
+        tracer.after(step, metrics)
         log.advance()
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
             now = time.monotonic()
-            values["seconds_per_step"] = (now - clock) / (step - counted)
+            speed = speed or _speed(config, state.params, batch)
+            values |= speed.of((now - clock) / (step - counted))
             clock, counted = now, step
             log.write(step, "train", {**values, **_settings(run, step)})
-        if _due(saving.every, step) or last:
+        stopping = preemption.reached(step) and not last
+        if _due(saving.every, step) or last or stopping:
             _save(run, step, state)
+        if stopping:
+            run.checkpoints.close()
+            raise Preempted(f"stopped at step {step}, which is saved; start it again to go on")
         if run.evaluation is not None and _due(config.eval_every, step) and not last:
             _evaluate(run, run.evaluation, state.params, step, log)
     return state
@@ -217,12 +243,27 @@ def _check(config: TrainConfig, step: StepConfig) -> None:
             "searches nothing; bind it to 0"
         )
     check_freshness(config, step)
+    if (
+        is_remote(config.model_dir)
+        and _searches(config)
+        and (refreshes_index() or not CorpusConfig().index)
+    ):
+        raise UserError(
+            f"TrainConfig.model_dir = {config.model_dir!r}: an index that the run makes itself "
+            "needs a disk (a bucket may be mounted); bind CorpusConfig.index to one that "
+            "build_index made, and RefreshPolicy.schedule = '-1'"
+        )
+
+
+def _searches(config: TrainConfig) -> bool:
+    """Whether training or its evaluation searches an index."""
+    evaluation = EvalConfig()
+    return config.passages == "index" or (bool(evaluation.file) and evaluation.passages == "index")
 
 
 def _open_store(config: TrainConfig, tokenizers: Tokenizers) -> PassageStore | None:
     """The store, if training or its evaluation searches one."""
-    evaluation = EvalConfig()
-    if config.passages != "index" and not (evaluation.file and evaluation.passages == "index"):
+    if not _searches(config):
         return None
     return open_store(CorpusConfig(), tokenizers)
 
@@ -238,7 +279,8 @@ def _make_corpus(
     """The corpus of the store; its index is loaded later."""
     store.check_vocab(models.reader.config.vocab_size, models.retriever.config.vocab_size)
     embedder = Embedder(models.retriever, tokenizers.retriever, CorpusConfig(), mesh, rules)
-    return Corpus(store, embedder, CorpusConfig(), mesh, Path(config.model_dir) / INDEX)
+    versions = None if is_remote(config.model_dir) else Path(config.model_dir) / INDEX
+    return Corpus(store, embedder, CorpusConfig(), mesh, versions)
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
@@ -272,8 +314,9 @@ def _batches(
     records: Sequence[Any],
     tokenizers: Tokenizers,
     store: PassageStore | None,
+    rows: Sharding,
 ) -> Any:
-    """The resumable iterator over this process's part of each batch."""
+    """The resumable iterator over this process's rows of each batch."""
     data = DataConfig()
     batcher = Batcher(
         tokenizers,
@@ -287,9 +330,15 @@ def _batches(
         batcher,
         data.batch_size,
         config.seed,
-        jax.process_index(),
-        jax.process_count(),
+        local_rows(rows, data.batch_size),
     )
+
+
+def _speed(config: TrainConfig, params: Params, batch: Batch) -> Speed:
+    """What turns a step's time into rates."""
+    step, closed_book = StepConfig(), config.passages == "none"
+    passage = 0 if closed_book else StoreConfig().retriever_length
+    return Speed(params, batch, step, 1 if closed_book else step.k, passage)
 
 
 def _settings(run: _Run, step: int) -> dict[str, float]:
@@ -299,24 +348,33 @@ def _settings(run: _Run, step: int) -> dict[str, float]:
 
 
 def _save(run: _Run, step: int, state: TrainState) -> None:
-    """Write a checkpoint, then drop the embeddings that no checkpoint left needs."""
+    """Write a checkpoint, and drop the embeddings that no checkpoint needs."""
     notes: dict[str, Any] = {"data": run.batches.get_state(), "index": None}
     if run.corpus is not None:
         notes["index"] = run.corpus.notes() | (run.freshness.notes() if run.freshness else {})
     embeddings = run.corpus.own_embeddings if run.corpus else None
+    # Before the new one is begun: while it is written, the oldest of them may go.
+    saved = run.checkpoints.steps() if run.corpus is not None else []
+    noted = [run.checkpoints.read_notes(earlier)["index"] for earlier in saved]
     run.checkpoints.save(step, state, notes, embeddings)
     if run.corpus is not None:
-        noted = [run.checkpoints.read_notes(saved)["index"] for saved in run.checkpoints.steps()]
         run.corpus.keep_versions({one["version"] for one in noted if one})
 
 
 def _evaluate(run: _Run, evaluation: Evaluation, params: Params, step: int, log: RunLog) -> None:
     """Score the evaluation file and write its predictions."""
     found, scores = evaluation.run(params)
-    if jax.process_index() == 0:
-        path = run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
-        write_predictions(path, evaluation.task, found)
+    if is_first():
+        write_predictions(_predictions(run, step), evaluation.task, found)
     log.write(step, "eval", scores)
+
+
+def _predictions(run: _Run, step: int) -> Path:
+    return run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
+
+
+def _is_evaluated(run: _Run, step: int) -> bool:
+    return bool(of_first(_predictions(run, step).exists()))
 
 
 def _due(every: int, step: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from atlas_jax.core import config, gin_files
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.preemption import Preempted
 
 
 @gin.configurable(module="tests")
@@ -378,6 +379,14 @@ def test_other_exceptions_keep_their_traceback(folder):
 
     with pytest.raises(TypeError, match="a bug"):
         run(main=broken)
+
+
+def test_a_preempted_run_ends_with_its_own_code(folder, capsys):
+    def main(flags):
+        raise Preempted("stopped at step 3, which is saved")
+
+    assert run(main=main) == 75
+    assert capsys.readouterr().err.endswith(": stopped at step 3, which is saved\n")
 
 
 def test_an_interrupt_ends_with_its_own_code(folder, capsys):

@@ -65,3 +65,19 @@ def test_out_takes_the_embeddings(tmp_path):
         embed_corpus(embed_fn, tokens_nm, 8, out=np.zeros((30, 3)), progress=False)
     with pytest.raises(ValueError, match="no passages"):
         embed_corpus(embed_fn, tokens_nm[:0], 8, progress=False)
+
+
+@pytest.mark.parametrize("first", [0, 20, 40, 50])
+def test_windows_are_told_and_those_that_are_there_left_out(first, monkeypatch):
+    monkeypatch.setattr(embed, "WINDOW", 20)
+    tokens_nm, out, told = corpus(50), np.full((50, 2), -1.0, np.float32), []
+
+    def stored(rows):
+        assert (out[first:rows] >= 0).all()
+        told.append(rows)
+
+    embed_corpus(embed_fn, tokens_nm, 8, out, progress=False, first=first, stored=stored)
+    assert told == [rows for rows in (20, 40, 50) if rows > first] or first == 50
+    assert told[-1] == 50
+    assert (out[:first] == -1).all()
+    np.testing.assert_array_equal(out[first:], embed_fn(tokens_nm.astype(np.int32))[first:])

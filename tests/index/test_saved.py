@@ -16,7 +16,13 @@ from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.exact import ExactSearcher
 from atlas_jax.index.passages import PassageStore, StoreConfig
-from atlas_jax.index.saved import load_index, new_index, save_index, to_device
+from atlas_jax.index.saved import (
+    load_index,
+    new_index,
+    resumable_index,
+    save_index,
+    to_device,
+)
 
 
 @pytest.fixture
@@ -173,6 +179,38 @@ with new_index({str(folder)!r}, PassageStore.open({str(store.directory)!r}), "en
     np.testing.assert_array_equal(load_index(folder, store, "enc").embeddings_ne, embeddings(30))
     save_index(folder, embeddings(30, seed=2), store, "enc", 2)  # which also clears up
     assert load_index(folder, store, "enc").version == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("end", ["interrupted", "disk", "other encoder"])
+def test_a_build_goes_on_where_an_earlier_attempt_ended(make_store, tmp_path, end):
+    store, folder = make_store(), tmp_path / "index"
+    save_index(folder, embeddings(30, seed=9), store, "before")
+    arguments = (folder, store, "enc", 8)
+
+    def attempt(error):
+        with resumable_index(*arguments) as made:
+            assert made.first == 0
+            made.embeddings_ne[:20] = embeddings(30)[:20]
+            made.stored(20)
+            made.embeddings_ne[20:25] = 7  # not told, so to be made again
+            raise error
+
+    if end == "disk":
+        with pytest.raises(UserError, match="nothing of it was kept"):
+            attempt(OSError(28, "No space left on device"))
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(KeyboardInterrupt())
+    assert load_index(folder, store, "before").version == 0  # still served
+
+    encoder = "another" if end == "other encoder" else "enc"
+    with resumable_index(folder, store, encoder, 8) as made:
+        assert made.first == (20 if end == "interrupted" else 0)
+        made.embeddings_ne[made.first :] = embeddings(30)[made.first :]
+        made.stored(30)
+    got = load_index(folder, store, encoder).embeddings_ne
+    np.testing.assert_array_equal(got, embeddings(30))
     assert len(list(folder.iterdir())) == 2
 
 

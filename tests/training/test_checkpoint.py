@@ -88,11 +88,13 @@ directory, how = sys.argv[1:]
 saver = Checkpointer(directory, CheckpointConfig(keep=3))
 state = lambda step: {"params": jax.random.normal(jax.random.key(step), (400, 1000))}
 saver.save(1, state(1), {})
+saver.wait()
 if how == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # writes beyond it fail
     try:
         saver.save(2, state(2), {})
+        saver.wait()
     except UserError as error:
         print(error)
     sys.exit()

@@ -127,6 +127,7 @@ REFUSED = {
         "StepConfig.retriever_training=joint",
         "TrainConfig.passages=file",
     ),
+    "an index that the run makes itself needs a disk": ("TrainConfig.model_dir=gs://b/run",),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
     "TrainConfig.passages = 'wikipedia': expected one of 'index', 'file', 'none'": (

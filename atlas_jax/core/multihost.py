@@ -1,0 +1,185 @@
+"""Several processes as one program: start-up, and what each of them holds, reads and writes.
+
+Every process runs the same command. On a Cloud TPU slice of several hosts JAX finds the others
+by itself; elsewhere they are told where process 0 is:
+
+    --multihost=auto|on|off            'auto' starts it where Cloud TPU chips are found
+    --coordinator_address=HOST:PORT    of process 0; with it --process_count and --process_index
+
+Process 0 alone writes metrics, predictions, indices and model folders, so MODEL_DIR has to lie
+where all processes see it. Each process reads only its own rows of a training batch.
+"""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed  # for `joined`: JAX has no other way
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from atlas_jax.core.errors import UserError
+
+MODES = ("auto", "on", "off")
+# Where a Cloud TPU VM shows its chips: v2 to v4, and later ones.
+_CHIPS = ("/dev/accel0", "/dev/vfio/0")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this module's head."""
+    group = parser.add_argument_group("several hosts", "one process on each, the same command")
+    group.add_argument("--multihost", choices=MODES, default="auto")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT")
+    group.add_argument("--process_count", type=int, metavar="N")
+    group.add_argument("--process_index", type=int, metavar="I")
+
+
+def start(flags: argparse.Namespace) -> None:
+    """Join the other processes, if the flags or the machine say that there are any.
+
+    Has to come before anything asks JAX for its devices. Does nothing where it is done already.
+
+    Raises:
+      UserError: flags that contradict each other, or the others cannot be reached.
+    """
+    given = {
+        name: getattr(flags, name)
+        for name in ("coordinator_address", "process_count", "process_index")
+    }
+    told = [name for name, value in given.items() if value is not None]
+    if told and len(told) < len(given):
+        missing = ", ".join(f"--{name}" for name in given if name not in told)
+        raise UserError(f"--{told[0]} is given without {missing}; give all three or none")
+    if told and not 0 <= flags.process_index < flags.process_count:
+        raise UserError(
+            f"--process_index={flags.process_index}: expected 0 to {flags.process_count - 1}, "
+            f"for --process_count={flags.process_count}"
+        )
+    if told and flags.multihost == "off":
+        raise UserError(f"--multihost=off contradicts --{told[0]}")
+    if flags.multihost == "off" or jax.distributed.is_initialized():
+        return
+    if not told and flags.multihost == "auto" and not _on_cloud_tpu():
+        return
+    try:
+        jax.distributed.initialize(
+            flags.coordinator_address, flags.process_count, flags.process_index
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the processes of this run cannot be joined ({reason}); give --coordinator_address, "
+            "--process_count and --process_index, or --multihost=off for this process alone"
+        ) from error
+
+
+def _on_cloud_tpu() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    return any(Path(chip).exists() for chip in _CHIPS)
+
+
+def joined() -> tuple[int, int]:
+    """This process's index and how many there are, without asking for a device.
+
+    `jax.process_index` would start the backend, which may wait for ever for an odd host.
+    """
+    state = distributed.global_state
+    return state.process_id, state.num_processes
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait here until all processes have come."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def first_goes_first(name: str) -> Iterator[None]:
+    """Process 0 runs the block, then all others do, who find what it has made.
+
+    After an error of process 0 the others run into it themselves.
+    """
+    if not is_first():
+        barrier(name)
+    try:
+        yield
+    finally:
+        if is_first():
+            barrier(name)
+
+
+def of_first(value: int) -> int:
+    """What `value` is on process 0, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+def local_rows(sharding: Sharding, rows: int) -> list[int]:
+    """The rows of a batch that this process has to provide, ascending.
+
+    Args:
+      sharding: of the batch, over its first axis.
+      rows: of the whole batch.
+    """
+    parts = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for part in parts if part for row in range(*part[0].indices(rows))})
+
+
+def place_rows(tree: Any, sharding: Sharding, rows: int) -> Any:
+    """Arrays on the mesh from the `local_rows` that each process has.
+
+    Args:
+      tree: of numpy arrays [local rows, ...].
+      sharding: over their first axis.
+      rows: of the whole batch.
+    """
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), tree
+    )
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays on the mesh from arrays that every process has whole.
+
+    Like `jax.device_put`, which with several processes sends all of it around to compare.
+
+    Args:
+      tree: of numpy or local arrays.
+      shardings: one for all, or a tree of the same form.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, Sharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, tree)
+
+    def spread(leaf: Any, sharding: Sharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda at: whole[at])
+
+    return jax.tree.map(spread, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """The whole arrays as numpy on every process, one after the other; all have to take part."""
+
+    def fetch(leaf: Any) -> Any:
+        apart = isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        return multihost_utils.process_allgather(leaf, tiled=True) if apart else leaf
+
+    return jax.device_get(jax.tree.map(fetch, tree))

@@ -1,0 +1,55 @@
+"""SIGTERM, with which a machine is announced to be taken away: save, then go.
+
+Whoever ends with code `PREEMPTED` has saved and wants to be started again.
+"""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+# EX_TEMPFAIL of sysexits.h: the same command may succeed later.
+PREEMPTED = 75
+
+
+class Preempted(Exception):
+    """The run has saved what it needs and ends before its time."""
+
+
+class Preemption:
+    """Whether a run shall save and end; use as a context manager around the steps.
+
+    With one process SIGTERM is noted here. With several, JAX's coordination service notes it on
+    whichever host it came to, and picks a step at which all of them stop.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and end after this step; to be asked once after every step."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._asked
+
+    def __enter__(self) -> "Preemption":
+        # Python lets only the main thread listen; the service of several processes does itself.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True

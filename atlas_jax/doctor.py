@@ -1,0 +1,47 @@
+"""Entry point `python -m atlas_jax.doctor`: do the hosts of a run fit together?
+
+    python -m atlas_jax.doctor --gin_file=runs/nq_64shot.gin --gin.MODEL_DIR=... ...
+
+takes the flags of `train`, on every host, and compiles nothing. It compares code, packages,
+configuration, environment and devices, looks for the run's files, writes to MODEL_DIR, and names
+the host that differs. Exit code 0: they fit; 1: they do not.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from atlas_jax.core import multihost
+from atlas_jax.core.config import launch
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training.config import TrainConfig
+from atlas_jax.training.doctor import clear, examine
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine the hosts; 0 when they fit together, 1 when not, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the other hosts' reports (default 60)",
+    )
+    multihost.add_flags(parser)
+    return launch(_run, parser, argv)
+
+
+def _run(flags: argparse.Namespace) -> int:
+    config = TrainConfig()
+    clear(config)
+    multihost.start(flags)
+    return examine(config, flags.timeout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Whether the hosts of a run fit together, asked before anything is compiled.
+
+Each process writes a report into MODEL_DIR, which shows that it can write there; process 0
+reads them all, which shows that they see the same place. No device is touched before the
+reports agree: a slice whose hosts differ tends to hang there without a word.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+
+from atlas_jax.core.config import gin_folder
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.multihost import joined
+from atlas_jax.core.paths import as_path, remove_tree
+from atlas_jax.training.config import CorpusConfig, EvalConfig, ModelConfig, TrainConfig
+
+REPORTS = ".doctor"  # in MODEL_DIR, while the doctor is there
+VERDICT = "verdict.json"
+PACKAGES = (
+    "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "gin-config",
+    "tokenizers", "tensorstore", "safetensors", "numpy",
+)  # fmt: skip
+# What changes a compiled program, or how processes find each other.
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
+_POLL_SECONDS = 0.1
+_GOODBYE_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one process says of its host.
+
+    Attributes:
+      process: its index.
+      host: the machine's name.
+      facts: name -> value; the same on every host of a run that works.
+    """
+
+    process: int
+    host: str
+    facts: Mapping[str, str]
+
+    def name(self) -> str:
+        """How people find the host."""
+        return f"process {self.process} ({self.host})"
+
+
+def code_hash(folders: Iterable[Path]) -> str:
+    """SHA-256 of the Python and gin files below these folders, by name and content."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in (".py", ".gin") and file.is_file():
+                digest.update(f"{file.relative_to(folder)}\0".encode())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def report(process: int, inputs: Sequence[str] = ()) -> Report:
+    """This host's report.
+
+    Args:
+      process: its index.
+      inputs: files and folders that the run reads.
+    """
+    package = Path(__file__).resolve().parents[1]
+    facts = {
+        "code": code_hash([package, gin_folder()]),
+        "configuration": hashlib.sha256(gin.config_str().encode()).hexdigest()[:16],
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        **{name: os.environ.get(name, "not set") for name in _VARIABLES},
+        **{path: "there" if as_path(path).exists() else "missing" for path in inputs},
+    }
+    return Report(process, socket.gethostname(), facts)
+
+
+def odd_ones(reports: Sequence[Report], expected_missing: Sequence[str] = ()) -> list[str]:
+    """One sentence for each fact in which hosts differ, naming those in the minority.
+
+    Args:
+      reports: of all processes.
+      expected_missing: inputs that the run makes itself, which may be missing everywhere.
+    """
+    sentences = []
+    for name in reports[0].facts:
+        holders: dict[str, list[str]] = collections.defaultdict(list)
+        for one in reports:
+            holders[one.facts.get(name, "not told")].append(one.name())
+        if len(holders) == 1:
+            (value,) = holders
+            if value == "missing" and name not in expected_missing:
+                sentences.append(f"{name} is missing on every host")
+            continue
+        ranked = sorted(holders, key=lambda value: -len(holders[value]))
+        usual, others = ranked[0], ranked[1:]
+        if len(holders[usual]) > len(holders[others[0]]):
+            for value in others:
+                sentences.append(
+                    f"{name}: {value} on {', '.join(holders[value])}; {usual} on the other "
+                    f"{len(holders[usual])}"
+                )
+        else:  # no majority: all are named
+            told = "; ".join(f"{value} on {', '.join(holders[value])}" for value in ranked)
+            sentences.append(f"{name}: {told}")
+    return sentences
+
+
+def examine(config: TrainConfig, timeout: float) -> int:
+    """Compare all hosts of the run that gin describes and print what is found; 1 if they differ.
+
+    Call it when the processes have been joined (`multihost.start`), which shows that the
+    coordinator's port can be reached.
+
+    Args:
+      config: of the run.
+      timeout: seconds to wait for the other hosts' reports.
+
+    Raises:
+      UserError: a setting at fault, or MODEL_DIR cannot be written here.
+    """
+    process, count = joined()
+    folder = as_path(config.model_dir) / REPORTS
+    mine = report(process, _inputs(config))
+    _write(folder / f"{process}.json", dataclasses.asdict(mine))
+    if process == 0:
+        faults = _faults(folder, count, timeout)
+        _write(folder / VERDICT, faults)
+    else:
+        verdict = _wait_for(folder / VERDICT, 2 * timeout)
+        (folder / f"{process}.json").unlink(missing_ok=True)  # the verdict has been seen
+        faults = [_unseen(0, timeout)] if verdict is None else verdict
+    if not faults:
+        faults = _device_faults()
+    if process == 0:
+        until = time.monotonic() + min(timeout, _GOODBYE_SECONDS)
+        while len(list(folder.glob("*.json"))) > 2 and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+        remove_tree(folder)
+        _tell(mine, count, config.model_dir, faults)
+    else:
+        for fault in faults:
+            print(f"doctor: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def clear(config: TrainConfig) -> None:
+    """Take away reports of an earlier visit; call it before the processes are joined."""
+    folder = as_path(config.model_dir) / REPORTS
+    try:
+        remove_tree(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _inputs(config: TrainConfig) -> list[str]:
+    """What the run reads, where it is bound."""
+    model, corpus = ModelConfig(), CorpusConfig()
+    paths = [config.file, EvalConfig().file, model.reader, model.retriever]
+    if config.passages == "index":
+        paths += [corpus.index, corpus.store, corpus.passages]
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def _faults(folder: Path, count: int, timeout: float) -> list[str]:
+    """What is wrong by the reports of all processes."""
+    until = time.monotonic() + timeout
+    reports, silent = [], []
+    for process in range(count):
+        told = _wait_for(folder / f"{process}.json", max(0.0, until - time.monotonic()))
+        if told is None:
+            silent.append(_unseen(process, timeout))
+        else:
+            reports.append(Report(**told))
+    corpus = CorpusConfig()
+    built = [corpus.store] if corpus.passages else []
+    return silent + odd_ones(reports, built)
+
+
+def _unseen(process: int, timeout: float) -> str:
+    return (
+        f"process {process} wrote nothing into TrainConfig.model_dir that can be seen from here "
+        f"within {timeout:g} seconds: it is not the same place on every host"
+    )
+
+
+def _device_faults() -> list[str]:
+    """What is wrong with the devices, as all processes see them."""
+    held = collections.Counter(device.process_index for device in jax.devices())
+    kinds = {device.device_kind for device in jax.devices()}
+    faults = []
+    usual = collections.Counter(held.values()).most_common(1)[0][0]
+    for process in range(joined()[1]):
+        if held[process] != usual:
+            faults.append(f"process {process} has {held[process]} devices; the others {usual}")
+    if len(kinds) > 1:
+        faults.append(f"devices of several kinds: {', '.join(sorted(kinds))}")
+    return faults
+
+
+def _tell(mine: Report, count: int, model_dir: str, faults: Sequence[str]) -> None:
+    for fault in faults:
+        print(f"doctor: {fault}")
+    if faults:
+        print(f"doctor: {len(faults)} fault(s) among {count} process(es)")
+        return
+    devices = jax.devices()
+    versions = ", ".join(f"{name} {mine.facts[name]}" for name in ("jax", "libtpu", "flax"))
+    print(f"code {mine.facts['code']}, {versions}: the same on {count} process(es)")
+    print(f"{len(devices)} devices ({devices[0].device_kind}), {len(devices) // count} a process")
+    print(f"{model_dir}: every process can write there and sees the same place")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write(path: Path, value: Any) -> None:
+    try:
+        with atomic_text(path) as file:
+            json.dump(value, file)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be written on {socket.gethostname()}: {error}; "
+        "TrainConfig.model_dir has to be a place that every host can write to"
+    )
+
+
+def _wait_for(path: Path, seconds: float) -> Any:
+    """The JSON of a file once it is there; None if it does not come."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return json.loads(path.read_text())
+        except OSError:
+            if time.monotonic() > until:
+                return None
+            time.sleep(_POLL_SECONDS)

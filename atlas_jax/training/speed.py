@@ -1,0 +1,167 @@
+"""How fast a run is, measured against what its devices could do, and traces of single steps."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import gin
+import jax
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Batch, Params
+from atlas_jax.training.step import StepConfig
+
+TRACES = "profile"  # in model_dir
+# Dense bfloat16 FLOP/s of one chip, from Google's pages on each version, by JAX's device kind.
+_PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """What is measured of a training run.
+
+    Attributes:
+      steps: (first, last) step that is traced, both included, for TensorBoard and XProf; the
+        trace is in model_dir/profile. () = none. Step 1 compiles, so begin later.
+      peak_flops: FLOP/s of one device, for the model FLOPs utilisation; 0 = what is known of
+        its kind, and no utilisation in the metrics where nothing is.
+    """
+
+    steps: tuple[int, ...] = ()
+    peak_flops: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range of steps.
+
+        Raises:
+          UserError: names the binding.
+        """
+        if self.steps and not (len(self.steps) == 2 and 0 < self.steps[0] <= self.steps[1]):
+            raise UserError(
+                f"ProfileConfig.steps = {self.steps!r}: expected () or (first, last), 1 or more"
+            )
+        if self.peak_flops < 0:
+            raise UserError(f"ProfileConfig.peak_flops = {self.peak_flops!r}: expected 0 or more")
+
+
+class Tracer:
+    """Traces the steps of ProfileConfig; use as a context manager around all steps."""
+
+    def __init__(self, config: ProfileConfig, directory: str) -> None:
+        """Write to `directory`, each process its own part."""
+        self._steps, self._directory, self._running = config.steps, directory, False
+
+    def before(self, step: int) -> None:
+        """Begin the trace if this is the step, or the first one of a run that went on behind it."""
+        if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int, results: Any) -> None:
+        """End the trace if this was the step, once the devices have its results."""
+        if self._running and step == self._steps[1]:
+            jax.block_until_ready(results)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()
+
+    def __enter__(self) -> "Tracer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._running:
+            self._stop()
+
+
+def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> float:
+    """Model FLOPs of a training step, over all devices.
+
+    A matrix of n parameters costs 2 n FLOPs a token forward and 4 n backward. The encoder and
+    the decoder's cross-attention keys and values see every token of every reader input, the rest
+    of the decoder the targets, the towers their own inputs. Not counted: attention's products of
+    states with states, the search, the passes that only score passages for the retriever, and
+    whatever is computed a second time. So the utilisation that it gives is a lower bound.
+
+    Args:
+      params: of both models, arrays or their shapes.
+      batch: arrays or their shapes.
+      config: length of a reader input, and what of the retriever is trained.
+      k: reader inputs of a query, 1 for closed book.
+      passage: tokens of a passage that the passage tower reads; 0 = none is retrieved.
+    """
+    reader, towers = params["reader"], params["retriever"]
+    rows = batch.query_tokens_bq.shape[0]
+    cross = [f"encoder_decoder_attention/{part}" for part in ("key", "value")]
+    over_source = _kernels(reader["encoder"]) + _kernels(reader["decoder"], *cross)
+    over_target = _kernels(reader["decoder"]) - _kernels(reader["decoder"], *cross)
+    if "logits_dense" not in reader["decoder"]:  # the embedding table serves
+        over_target += reader["token_embedder"]["embedding"].size
+    total = 6.0 * over_source * rows * k * config.reader_length
+    total += 6.0 * over_target * batch.target_tokens_bt.size
+    if passage:
+        training, one = config.retriever_training, towers.get("encoder")
+        query = _kernels(one or towers["query_encoder"]) * batch.retriever_tokens_br.size
+        total += (2.0 if training == "fixed" else 6.0) * query
+        if training == "joint":
+            total += 6.0 * _kernels(one or towers["passage_encoder"]) * rows * k * passage
+    return total
+
+
+class Speed:
+    """A step's time as rates, memory and utilisation."""
+
+    def __init__(
+        self, params: Params, batch: Batch, config: StepConfig, k: int, passage: int
+    ) -> None:
+        """Work out what a step does; arguments as in `step_flops`."""
+        rows = batch.query_tokens_bq.shape[0]
+        self._tokens = rows * k * config.reader_length + batch.target_tokens_bt.size
+        self._passages = rows * k if passage else 0
+        peak = ProfileConfig().peak_flops or _PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0)
+        self._peak = peak * jax.device_count()
+        self._flops = step_flops(params, batch, config, k, passage)
+
+    def of(self, seconds: float) -> dict[str, float]:
+        """Metrics of a step that took so long.
+
+        Returns:
+          `seconds_per_step`; `tokens_per_second`, of reader inputs and targets, padding
+          included; `passages_per_second` where any are read; `hbm_gb` and `hbm_peak_gb`, 10^9
+          bytes of this process's first device, where its backend tells; `mfu`, from 0 to 1,
+          where the device's peak is known.
+        """
+        found = {"seconds_per_step": seconds, "tokens_per_second": self._tokens / seconds}
+        if self._passages:
+            found["passages_per_second"] = self._passages / seconds
+        memory: Mapping[str, int] = jax.local_devices()[0].memory_stats() or {}
+        for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
+            if key in memory:
+                found[name] = memory[key] / 1e9
+        if self._peak:
+            found["mfu"] = self._flops / seconds / self._peak
+        return found
+
+
+def _kernels(tree: Any, *parts: str) -> int:
+    """Parameters in matrices of a tree, all or those whose path has one of these parts."""
+    return sum(
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if (name := jax.tree_util.keystr(path, simple=True, separator="/")).endswith("kernel")
+        and (not parts or any(part in name for part in parts))
+    )

@@ -1,0 +1,136 @@
+"""Kills a small training run again and again, at random moments, and says what was left.
+
+    python -m tests.training.kill_often FOLDER KILLS SEED      (FOLDER holds run.gin)
+
+One process imports everything and forks a life at a time, which costs a fraction of a start. Prints
+one JSON object: the lives, and hashes of the state at the end and of an uninterrupted run's.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from atlas_jax.core.config import load_gin
+from atlas_jax.core.preemption import PREEMPTED, Preempted
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training.config import TrainConfig
+from atlas_jax.training.metrics import read_metrics
+from atlas_jax.training.trainer import train
+
+EVERY = 3
+NO_END = 1_000_000
+BINDINGS = [
+    f"CheckpointConfig.every={EVERY}",
+    "CheckpointConfig.keep=2",
+    "TrainConfig.passages='none'",
+    "StepConfig.retriever_training='fixed'",
+    "EvalConfig.file=''",
+    "DataConfig.batch_size=2",
+    "DataConfig.query_length=16",
+    "DataConfig.target_length=4",
+    "StepConfig.reader_length=24",
+]
+
+
+def live(folder: Path, run: str, steps: int) -> int:
+    """Fork a life that trains up to `steps`; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    code = 1
+    try:  # as a new process would begin
+        paths = [f"TrainConfig.model_dir='{folder / run}'", f"TrainConfig.total_steps={steps}"]
+        load_gin([str(folder / "run.gin")], [*BINDINGS, *paths])
+        state = train(TrainConfig())
+        (folder / f"{run}.hash").write_text(state_hash(state))
+        code = 0
+    except Preempted:
+        code = PREEMPTED
+    finally:
+        os._exit(code)
+
+
+def state_hash(state: Any) -> str:
+    """SHA-256 of every array of the state."""
+    import jax
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(state)):
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def finish(folder: Path, run: str, steps: int) -> str:
+    """The hash of the state of a life that is left alone."""
+    _, status = os.waitpid(live(folder, run, steps), 0)
+    assert status == 0, status
+    return (folder / f"{run}.hash").read_text()
+
+
+def last_step(run: Path) -> int:
+    rows = read_metrics(run)
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def complete(run: Path) -> list[int]:
+    """Steps of the checkpoints that are there, by their names."""
+    folder = run / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def wait_for_a_step(run: Path) -> None:
+    """Wait until the present life has taken one.
+
+    It begins by taking away the rows behind its checkpoint, then adds its own.
+    """
+    least = last_step(run)
+    for _ in range(60_000):
+        now = last_step(run)
+        if now > least:
+            return
+        least = min(least, now)
+        time.sleep(0.01)
+    raise TimeoutError(f"no step after step {least}")
+
+
+def main() -> None:
+    """See the head of this file."""
+    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+    draw, run = random.Random(int(sys.argv[3])), folder / "killed"
+    lives = []
+    for number in range(kills):
+        child = live(folder, "killed", NO_END)
+        if number % 5:
+            wait_for_a_step(run)
+            time.sleep(draw.uniform(0, 0.25))
+        else:  # also while it starts and restores
+            time.sleep(draw.uniform(0, 2.0))
+        noted = complete(run)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"the life ended by itself: {status}"
+        lives.append({"step": last_step(run), "complete": noted, "left": complete(run)})
+    child = live(folder, "killed", NO_END)
+    wait_for_a_step(run)
+    os.kill(child, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    asked = {"code": code, "step": last_step(run), "left": complete(run)}
+    end = last_step(run) + 2 * EVERY
+    hashes = [finish(folder, "killed", end), finish(folder, "whole", end)]
+    steps = [row["step"] for row in read_metrics(run)]
+    print(
+        json.dumps({"lives": lives, "asked": asked, "end": end, "hashes": hashes, "steps": steps})
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The doctor names the odd host out."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from atlas_jax import doctor as entry
+from atlas_jax.training import doctor
+from atlas_jax.training.doctor import Report, code_hash, odd_ones
+from tests.training.runs import write_run
+
+
+def hosts(number: int, **odd: str) -> list[Report]:
+    """Reports of so many hosts, of which the last has other facts."""
+    facts = {"code": "abc", "jax": "0.10.2", "train.jsonl": "there"}
+    all_of_them = [Report(i, f"host-{i}", facts) for i in range(number)]
+    all_of_them[-1] = dataclasses.replace(all_of_them[-1], facts={**facts, **odd})
+    return all_of_them
+
+
+def test_equal_hosts_have_no_odd_one() -> None:
+    assert odd_ones(hosts(4)) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"jax": "0.9.0"}, "jax: 0.9.0 on process 3 (host-3); 0.10.2 on the other 3"),
+        ({"code": "def"}, "code: def on process 3 (host-3); abc on the other 3"),
+        (
+            {"train.jsonl": "missing"},
+            "train.jsonl: missing on process 3 (host-3); there on the other 3",
+        ),
+    ],
+)
+def test_the_odd_one_is_named(odd: dict[str, str], told: str) -> None:
+    assert odd_ones(hosts(4, **odd)) == [told]
+
+
+def test_of_two_that_differ_both_are_named() -> None:
+    (told,) = odd_ones(hosts(2, jax="0.9.0"))
+    assert told == "jax: 0.10.2 on process 0 (host-0); 0.9.0 on process 1 (host-1)"
+
+
+def test_what_is_missing_everywhere_is_told_unless_the_run_makes_it() -> None:
+    reports = [Report(i, "h", {"store": "missing"}) for i in range(2)]
+    assert odd_ones(reports) == ["store is missing on every host"]
+    assert odd_ones(reports, ["store"]) == []
+
+
+def test_the_code_hash_sees_every_change(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    first = code_hash([tmp_path])
+    (tmp_path / "note.txt").write_text("no code")
+    assert code_hash([tmp_path]) == first
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert code_hash([tmp_path]) != first
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    (tmp_path / "b.py").write_text("x = 1\n")
+    assert code_hash([tmp_path]) != first
+
+
+@pytest.fixture
+def arguments(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> list[str]:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    return [
+        f"--gin_file={gin_file}",
+        f"--gin.TrainConfig.model_dir={tmp_path / 'run'}",
+        "--gin.TrainConfig.total_steps=1",
+    ]
+
+
+def test_one_host_fits_with_itself(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "the same on 1 process(es)" in out and "8 devices (cpu), 8 a process" in out
+    assert list((tmp_path / "run").iterdir()) == []  # it leaves nothing
+
+
+def test_a_missing_file_is_told_before_anything_runs(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.main([*arguments, "--gin.TrainConfig.file=nowhere.jsonl"]) == 1
+    assert "doctor: nowhere.jsonl is missing on every host" in capsys.readouterr().out
+
+
+def test_a_model_dir_that_cannot_be_written_is_told(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert entry.main([*arguments, f"--gin.TrainConfig.model_dir={tmp_path / 'file' / 'x'}"]) == 2
+    assert "TrainConfig.model_dir has to be a place that every host" in capsys.readouterr().err
+
+
+def test_hosts_that_differ_and_one_that_is_silent(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(doctor, "joined", lambda: (0, 3))
+    folder = tmp_path / "run" / doctor.REPORTS
+    monkeypatch.setattr(entry, "clear", lambda config: folder.mkdir(parents=True))
+    real = doctor.report
+
+    def with_a_neighbour(process: int, inputs: list[str]) -> Report:
+        mine = real(process, inputs)
+        other = Report(1, "tpu-w1", {**mine.facts, "jax": "0.9.0"})
+        (folder / "1.json").write_text(json.dumps(dataclasses.asdict(other)))
+        return mine
+
+    monkeypatch.setattr(doctor, "report", with_a_neighbour)
+    assert entry.main([*arguments, "--timeout=0.3"]) == 1
+    out = capsys.readouterr().out
+    assert "0.9.0 on process 1 (tpu-w1)" in out
+    assert "process 2 wrote nothing into TrainConfig.model_dir" in out

@@ -1,0 +1,52 @@
+"""A run that is killed fifty times, at random moments, and what it loses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atlas_jax.core.preemption import PREEMPTED
+from tests.training.kill_often import EVERY
+from tests.training.runs import write_run
+
+ROOT = Path(__file__).parents[2]
+KILLS = 50
+
+
+@pytest.mark.slow
+def test_no_kill_loses_a_checkpoint_or_more_than_the_steps_since(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.kill_often", str(tmp_path), str(KILLS), "0"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=1800,
+        env={
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert len(told["lives"]) == KILLS
+    # A life whose newest checkpoint could not be read would have ended by itself.
+    for life in told["lives"]:
+        newest = max(life["left"], default=0)
+        assert newest >= max(life["complete"], default=0), life
+        # One checkpoint may be in the making while the steps to the next are taken.
+        assert life["step"] - newest <= 2 * EVERY, life
+    assert told["lives"][-1]["step"] > 2 * KILLS  # they did take steps
+    # Asked to end, it saves the step that it has just taken.
+    assert told["asked"]["code"] == PREEMPTED
+    assert told["asked"]["left"][-1] == told["asked"]["step"]
+    assert told["steps"] == list(range(1, told["end"] + 1))
+    assert told["hashes"][0] == told["hashes"][1]

@@ -1,0 +1,119 @@
+"""Several local processes train as one does, stop together, and go on from each other's work."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas_jax.core.preemption import PREEMPTED
+from atlas_jax.training.metrics import read_metrics
+from tests.training.runs import read_lines, write_run
+
+ROOT = Path(__file__).parents[2]
+DEVICES, STEPS = 4, 10
+
+# A machine that stops its jobs for minutes shall not look like a dead process. The first argument
+# makes the steps so slow (seconds) that a signal comes before the last one.
+CHILD = """
+import functools, sys, time
+import jax
+patient = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=3600)
+jax.distributed.initialize = patient
+from atlas_jax.train import main
+from atlas_jax.training.metrics import RunLog
+advance = RunLog.advance
+RunLog.advance = lambda log: (time.sleep(float(sys.argv[1])), advance(log))
+sys.exit(main(sys.argv[2:]))
+"""
+
+Processes = list[subprocess.Popen[str]]
+
+
+def start(
+    gin_file: Path, model_dir: Path, count: int, *bindings: str, pause: float = 0
+) -> Processes:
+    """Begin `train` in so many processes, which share the four devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-c", CHILD, str(pause), f"--gin_file={gin_file}"),
+        f"--gin.TrainConfig.model_dir={model_dir}",
+        f"--gin.TrainConfig.total_steps={STEPS}",
+        "--gin.StepConfig.retriever_training='joint'",
+        "--gin.CorpusConfig.embed_batch_size=4",
+        *(f"--gin.{binding}" for binding in bindings),
+    ]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
+    }
+    hosts = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={count}"]
+    return [
+        subprocess.Popen(
+            [*command, *([*hosts, f"--process_index={index}"] if count > 1 else [])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes: Processes, code: int = 0) -> list[str]:
+    """What they print, once all have ended with this code."""
+    outputs = [process.communicate(timeout=1200)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [code] * len(processes), (codes, *(output[-3000:] for output in outputs))
+    return outputs
+
+
+def losses(model_dir: Path) -> list[dict[str, float]]:
+    return [row for row in read_metrics(model_dir) if "train/skipped" in row]
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_do_what_one_does(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    finish(start(gin_file, alone, 1, "MeshConfig.data=2", "MeshConfig.fsdp=2"))
+
+    # Two begin. One of them is told to end, and both do, after the same step, which is saved.
+    two = start(gin_file, together, 2, "MeshConfig.data=2", "MeshConfig.fsdp=2", pause=0.3)
+    while not losses(together) and two[0].poll() is None:
+        time.sleep(0.05)
+    two[1].send_signal(signal.SIGTERM)
+    outputs = finish(two, PREEMPTED)
+    stopped = losses(together)[-1]["step"]
+    assert 1 <= stopped < STEPS
+    for output in outputs:
+        assert f"stopped at step {stopped}, which is saved" in output
+    assert [path.name for path in (together / "checkpoints").iterdir()] == [str(stopped)]
+
+    # Four go on, on another mesh.
+    outputs = finish(start(gin_file, together, 4, "MeshConfig.data=1", "MeshConfig.fsdp=4"))
+    assert f"train {STEPS}/{STEPS}" in outputs[0]  # process 0 reports, the others are silent
+    assert not any(f"train {STEPS}/{STEPS}" in output for output in outputs[1:])
+
+    rows = [losses(run) for run in (alone, together)]
+    assert [[row["step"] for row in run] for run in rows] == [list(range(1, STEPS + 1))] * 2
+    for name in ("reader_loss", "retriever_loss", "reader_grad_norm", "retriever_grad_norm"):
+        values = np.array([[row[f"train/{name}"] for row in run] for run in rows])
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-4, err_msg=name)
+    file = Path("predictions") / f"step_{STEPS:07d}.jsonl"
+    predictions = [read_lines(run / file) for run in (alone, together)]
+    found = [[[p["id"] for p in row["passages"]] for row in rows] for rows in predictions]
+    assert found[0] == found[1]
+    answers = [[row["prediction"] for row in rows] for rows in predictions]
+    assert answers[0] == answers[1]
