@@ -256,7 +256,13 @@ def test_damaged_arrays_are_named(unscanned: Path, tmp_path: Path) -> None:
     (place / ".zarray").write_text(meta.replace("[22,12]", "[22,13]"))
     assert f"{NAME}: the index says shape [22, 12], .zarray [22, 13]" in refusal(folder, tmp_path)
     (place / ".zarray").unlink()
-    assert f"{NAME}: {place / '.zarray'} is absent or damaged" in refusal(folder, tmp_path)
+    assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
+    for wrong in ('"chunks":[0,12]', '"chunks":[22]', '"chunks":[22,-1]'):
+        (place / ".zarray").write_text(meta.replace('"chunks":[22,12]', wrong))
+        assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
+    for wrong in ('"dtype":"nonsense"', '"dtype":"<f9"'):
+        (place / ".zarray").write_text(meta.replace('"dtype":"<f4"', wrong))
+        assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
 
 
 def edit(folder: Path, change: Any) -> None:
