@@ -51,7 +51,7 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
       saved: tensors under T5X's names.
 
     Raises:
-      UserError: see `taken_over`.
+      UserError: see `taken_over`; or the saved Adafactor had momentum, which ours has not.
     """
     filled = []
 
@@ -65,6 +65,7 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
             )
         if isinstance(node, optax.FactoredState):
             filled.append("adafactor")
+            _refuse_momentum(saved, where)
             return node._replace(
                 count=_put(saved, "step", node.count, where),
                 v_row=_tree(node.v_row, saved, "param_states/{}/v_row", where),
@@ -77,6 +78,16 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
     result = jax.tree.map(one, opt_state, is_leaf=lambda node: isinstance(node, kinds))
     assert len(filled) == 1, "make_optimizer has one element with moments"
     return result
+
+
+def _refuse_momentum(saved: Tensors, where: str) -> None:
+    """T5X keeps a filler of one number where Adafactor runs without momentum."""
+    for name, tensor in saved.items():
+        if name.endswith("/m") and tensor.shape != (1,):
+            raise UserError(
+                f"{where}: {name} is a momentum; OptimizerConfig.kind = 'adafactor' has none, "
+                "so the run would not go on as it was: leave ModelConfig.optimizer_state off"
+            )
 
 
 def _tree(tree: Any, saved: Tensors, template: str, where: str) -> Any:

@@ -316,26 +316,38 @@ def test_a_hostile_extension_is_refused(tmp_path: Path) -> None:
 
 # --- logical axes ----------------------------------------------------------------------
 
-# What T5X's standard_logical_axis_rules gives for 2-D parameters and activations.
-T5X_RULES = (
-    ("batch", "data"), ("vocab", "model"), ("mlp", "model"), ("heads", "model"), ("kv", None),
-    ("joined_kv", "model"), ("embed", "model"), ("embed", "data"), ("relpos_buckets", None),
-    ("abspos_buckets", None), ("length", None), ("layers", None), ("stack", None),
-    ("mlp_activations", None),
-)  # fmt: skip
+# What T5X's standard_logical_axis_rules gives for 1-D and 2-D activations and parameters.
+_ALWAYS = (("batch", "data"), ("vocab", "model"))
+_HEADS = (("mlp", "model"), ("heads", "model"), ("kv", None), ("joined_kv", "model"))
+_REPLICATED = tuple(
+    (name, None)
+    for name in ("relpos_buckets", "abspos_buckets", "length", "layers", "stack", "mlp_activations")
+)
+T5X_RULES = {
+    (1, 1): (*_ALWAYS, ("embed", None), *_HEADS, *_REPLICATED),
+    (2, 1): (*_ALWAYS, *_HEADS, ("embed", "model"), *_REPLICATED),
+    (1, 2): (*_ALWAYS, *_HEADS, ("embed", "data"), *_REPLICATED),
+    (2, 2): (*_ALWAYS, *_HEADS, ("embed", "model"), ("embed", "data"), *_REPLICATED),
+}
+# Rules first to last, a mesh axis once: what becomes of vocab x embed and of embed x mlp.
+PLACED = {
+    (1, 1): (("model", None), (None, "model")),
+    (2, 1): (("model", None), (None, "model")),
+    (1, 2): (("model", "data"), ("data", "model")),
+    (2, 2): (("model", "data"), ("data", "model")),
+}
 
 
-def test_the_axis_rules_of_t5x_are_taken_as_they_are() -> None:
-    load_gin([], [f"PartitionRules.rules={T5X_RULES!r}"])
+@pytest.mark.parametrize("dims", T5X_RULES)
+def test_the_axis_rules_of_t5x_are_taken_as_they_are(dims: tuple[int, int]) -> None:
+    load_gin([], [f"PartitionRules.rules={T5X_RULES[dims]!r}"])
     rules = tuple(PartitionRules().rules)
-    assert rules == T5X_RULES
-    spec = partitioning.logical_to_spec(("vocab", "embed"), rules)
-    assert spec == jax.sharding.PartitionSpec("model", "data")
-    assert partitioning.logical_to_spec(("embed", "mlp"), rules) == jax.sharding.PartitionSpec(
-        "data", "model"
-    )
+    assert rules == T5X_RULES[dims]
+    for axes, expected in zip((("vocab", "embed"), ("embed", "mlp")), PLACED[dims], strict=True):
+        assert partitioning.logical_to_spec(axes, rules) == jax.sharding.PartitionSpec(*expected)
     spec = partitioning.logical_to_spec(("embed", "layers", "heads", "kv"), rules)
-    assert spec == jax.sharding.PartitionSpec("data", None, "model", None)
+    kept = PLACED[dims][1][0]
+    assert spec == jax.sharding.PartitionSpec(kept, None, "model", None)
     mesh = partitioning.make_mesh(MeshConfig(data=2, model=4))
     with partitioning.activate(mesh, rules):
         x = jax.jit(lambda x: partitioning.constrain(x, "batch", "mlp"))(np.ones((4, 8)))
