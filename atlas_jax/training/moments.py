@@ -5,6 +5,7 @@ Such a state lies beside the parameters under T5X's names (`<part>_optimizer.saf
 of AdamW. Schedules begin anew; the moments and their count do not.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,25 +23,36 @@ _TOWERS = ("query_encoder/", "passage_encoder/")  # of an untied retriever; tied
 
 
 def taken_over(state: TrainState, config: ModelConfig) -> TrainState:
-    """The state with the moments of the model folders of ModelConfig.
+    """The state with the moments of those model folders of ModelConfig that have them.
+
+    A part whose folder has none begins anew: a T5X checkpoint holds a reader alone.
 
     Raises:
-      UserError: a folder without optimiser state, of another optimiser, or with a moment
-        (named) that does not fit.
+      UserError: no part that is trained has a folder with optimiser state; or it is of another
+        optimiser, or a moment (named) does not fit.
     """
     opt_state = dict(state.opt_state)
-    for part in PARTS:
-        if not jax.tree.leaves(opt_state[part]):
-            continue  # not trained
-        folder = getattr(config, part)
-        file = open_model(folder)[part].optimizer if folder else None
-        if file is None:
-            raise UserError(
-                f"ModelConfig.optimizer_state: {folder or f'ModelConfig.{part}'} has no optimiser "
-                f"state of the {part}; convert it from a format that does"
-            )
-        opt_state[part] = fill(opt_state[part], read_file(file), str(file))
+    found = {part: _saved(part, config) for part in PARTS if _is_trained(opt_state[part])}
+    if not any(found.values()):
+        folders = " and ".join(f"ModelConfig.{p} = {getattr(config, p)!r}" for p in found)
+        raise UserError(
+            f"ModelConfig.optimizer_state: there is none in {folders}; convert from a format "
+            "that has it, without --no_optimizer"
+        )
+    for part, file in found.items():
+        if file is not None:
+            opt_state[part] = fill(opt_state[part], read_file(file), str(file))
     return state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
+
+
+def _is_trained(opt_state: Any) -> bool:
+    """A part without trainable parameters has counts, but no moments."""
+    return any(np.ndim(leaf) for leaf in jax.tree.leaves(opt_state))
+
+
+def _saved(part: str, config: ModelConfig) -> Path | None:
+    folder = getattr(config, part)
+    return open_model(folder)[part].optimizer if folder else None
 
 
 def fill(opt_state: Any, saved: Tensors, where: str) -> Any:

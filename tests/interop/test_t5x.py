@@ -265,6 +265,34 @@ def test_damaged_arrays_are_named(unscanned: Path, tmp_path: Path) -> None:
         assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("encoder/layers_1/mlp/wo/kernel", (22, 13), [22, 12]),
+        ("decoder/logits_dense/kernel", (12, 140), [12, 141]),  # of another vocabulary
+        ("decoder/relpos_bias/rel_embedding", (3, 16), [3, 32]),
+        ("decoder/layers_2/pre_mlp_layer_norm/scale", (12, 1), [12]),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named(
+    name: str, shape: tuple[int, ...], expected: list[int], unscanned: Path, tmp_path: Path
+) -> None:
+    part = read_checkpoint(unscanned)
+    assert list(part.tensors[name].shape) == expected
+    part.tensors[name] = of_array(np.zeros(shape, np.float32), name, (name,))
+    write_checkpoint(part, tmp_path, scan=False, step=0)
+    message = f"{name} it has shape {list(shape)}, but the config says {expected}"
+    assert message in refusal(find_checkpoint(tmp_path), tmp_path)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(unscanned: Path, tmp_path: Path) -> None:
+    large = {"reader": str(small.reader_tokenizer(tmp_path, sentinels=130))}
+    job = small.job("t5x", "atlas-jax", unscanned, tmp_path / "out", tokenizers=large)
+    with pytest.raises(UserError, match="tokenizer has 150 ids, but its embedding only 141 rows"):
+        convert(job, small.quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def edit(folder: Path, change: Any) -> None:
     path = folder / "checkpoint"
     tree = msgpack.unpackb(path.read_bytes(), strict_map_key=False)

@@ -160,7 +160,7 @@ def test_a_run_goes_on_from_a_t5x_checkpoint(
     convert(job, small.quiet)
     before = small.params(small.parts_of(tmp_path / "o")["reader"])
 
-    def run(taken: bool) -> tuple[float, Any]:
+    def run(taken: bool, **more: str) -> tuple[float, Any]:
         """The largest step of a parameter, and Adafactor's state."""
         bindings = {
             "ModelConfig.reader": f"'{tmp_path / 'o'}'", "ModelConfig.reader_tokenizer": "''",
@@ -168,13 +168,21 @@ def test_a_run_goes_on_from_a_t5x_checkpoint(
             "TrainConfig.model_dir": f"'{tmp_path / str(taken)}'", "TrainConfig.total_steps": 2,
             "TrainConfig.passages": "'none'", "EvalConfig.file": "''",
             "reader/OptimizerConfig.kind": "'adafactor'",
-            "reader/OptimizerConfig.weight_decay": 0.0,
+            "reader/OptimizerConfig.weight_decay": 0.0, **more,
         }  # fmt: skip
         load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
         state = train(TrainConfig())
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params["reader"], before)
         return max(jax.tree.leaves(moved)), moments(state.opt_state["reader"], optax.FactoredState)
 
+    none = {
+        "ModelConfig.reader": "''",
+        "ModelConfig.reader_tokenizer": f"'{reader_tokenizer_file}'",
+    }
+    with pytest.raises(
+        UserError, match=r"optimizer_state: there is none in ModelConfig\.reader = "
+    ):
+        run(True, **none)
     fresh, _ = run(False)
     small_step, adafactor = run(True)
     assert fresh > 1e-3 and small_step < fresh / 100
