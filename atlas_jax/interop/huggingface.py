@@ -102,7 +102,8 @@ def read_tensors(folder: Path) -> Tensors:
     """All tensors of a folder, whatever form and however many files they lie in.
 
     Raises:
-      UserError: there are none, or a shard is absent or lacks what the index promises.
+      UserError: there are none; a shard is absent or lacks what the index promises; or a
+        tensor lies in two of them.
     """
     readers: tuple[tuple[str, Callable[[Path], Tensors]], ...] = (
         (SINGLE, read_file),
@@ -125,20 +126,21 @@ def read_tensors(folder: Path) -> Tensors:
 
 
 def _sharded(
-    folder: Path, index: Path, weight_map: dict[str, str], read: Callable[[Path], Tensors]
+    folder: Path, index: Path, weight_map: dict[str, Any], read: Callable[[Path], Tensors]
 ) -> Tensors:
     tensors: Tensors = {}
-    for file in sorted(set(weight_map.values())):
+    homes: dict[str, str] = {}
+    for file in sorted({str(file) for file in weight_map.values()}):
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{index}: the shard {file} is not in the folder")
-        tensors.update(read(folder / file))
+        for name, tensor in read(folder / file).items():
+            if name in homes:
+                raise UserError(f"{folder / file}: {name} is in {homes[name]}, too")
+            homes[name], tensors[name] = file, tensor
     for name, file in weight_map.items():
-        if name not in tensors:
-            raise UserError(f"{folder / file}: {name} is missing, which {index.name} promises")
+        if homes.get(name) != file:
+            raise UserError(f"{folder / str(file)}: {name} is missing, which {index.name} promises")
     return tensors
-
-
-# --- T5 --------------------------------------------------------------------------------
 
 
 def t5_config(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _EMPTY = "empty_leaves"  # metadata of an optimiser file
 
 
 def read_checkpoint(path: str | Path, optimizer: bool = True) -> Part:
-    """Read a T5 in T5X's native format; zarr arrays are not read yet.
+    """Read a T5 that T5X saved, natively or through Orbax; zarr arrays are not read yet.
 
     What a checkpoint does not say is taken from T5: 128 as the greatest relative distance
     and the tanh form of gelu for the gated MLP.

@@ -4,11 +4,10 @@
     checkpoint_<step>/target.<name>/.zarray    one array, with its chunks 0.0, 0.1, ...
 
 A leaf of the index is an array written inline (a msgpack extension), a reference to a zarr
-folder, `nil`, or an empty map. Version 2 keeps bfloat16 as the bits of uint16.
+folder, `nil`, or an empty map. Version 2 keeps bfloat16 as the bits of uint16. What T5X
+saved through Orbax has no index; `t5x_orbax` reads it.
 """
 
-import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,9 @@ import numpy as np
 import tensorstore
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop.tensors import BFLOAT16, Tensor, of_array
+from atlas_jax.interop import t5x_orbax
+from atlas_jax.interop.tensors import BFLOAT16, Tensor, of_array, viewed
+from atlas_jax.interop.zarr_arrays import Folder, read_array
 
 _INDEX = "checkpoint"
 _CHUNK_BYTES = 64 << 20  # an array is cut above it
@@ -37,41 +38,53 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
       UserError: there is none. Unfinished saves (`.tmp-...`) do not count.
     """
     folder = Path(path)
-    if (folder / _INDEX).is_file():
+    if _is_checkpoint(folder):
         return folder
     steps = {}
     if folder.is_dir():
         for child in folder.iterdir():
             found = _FOLDER.match(child.name)
-            if found and (child / _INDEX).is_file():
+            if found and _is_checkpoint(child):
                 steps[int(found[1])] = child
     if not steps:
-        orbax = (folder / "_METADATA").exists() or (folder / "state" / "_METADATA").exists()
-        hint = "; it was saved by Orbax, which this does not read" if orbax else ""
-        raise UserError(f"{path}: no T5X checkpoint (a folder checkpoint_<step>) in it{hint}")
+        raise UserError(f"{path}: no T5X checkpoint (a folder checkpoint_<step>) in it")
     return steps[max(steps)]
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / _INDEX).is_file() or t5x_orbax.find_state(folder) is not None
+
+
 def read_leaves(folder: Path) -> Leaves:
-    """Every leaf below `optimizer`: 'target/...', 'state/...'; no zarr array is read yet.
+    """Every leaf: 'target/...', 'state/...'; no zarr array is read yet.
+
+    Args:
+      folder: of `find_checkpoint`; native or saved through Orbax.
 
     Raises:
       UserError: the index is cut off, of an unknown version or refers to a place outside
         of the folder; or an array (named) is absent, incomplete or not as described.
     """
+    state = t5x_orbax.find_state(folder)
+    if state is not None:
+        return t5x_orbax.read_leaves(state, _unpack)
     path = folder / _INDEX
-    try:
-        tree = msgpack.unpackb(
-            path.read_bytes(), ext_hook=_ext_hook, strict_map_key=False, raw=False
-        )
-    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise UserError(f"{path}: not a whole T5X index: {error}") from None
+    tree = _unpack(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("optimizer"), dict):
         raise UserError(f"{path}: no T5X index: it has no 'optimizer'")
     version = tree.get("version", 0)
     if version not in (2, 3):
         raise UserError(f"{path}: version {version!r}; this reads 2 and 3")
     return dict(_leaves(tree["optimizer"], "", folder, int(version)))
+
+
+def _unpack(path: Path) -> Any:
+    try:
+        return msgpack.unpackb(
+            path.read_bytes(), ext_hook=_ext_hook, strict_map_key=False, raw=False
+        )
+    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise UserError(f"{path}: not a whole T5X index: {error}") from None
 
 
 def _leaves(node: Any, name: str, folder: Path, version: int) -> Iterator[tuple[str, Any]]:
@@ -122,52 +135,10 @@ def _zarr(node: dict[str, Any], name: str, folder: Path, version: int) -> Tensor
     path = kvstore.get("path", node.get("path"))
     if not isinstance(path, str) or not path.strip("/"):
         raise UserError(f"{where}: the index names no folder for it")
-    place = folder / path.strip("/")
-    if folder.resolve() not in place.resolve().parents:
-        raise UserError(f"{where}: refused: the index sends it to {path!r}, outside of the folder")
-    shape = node["metadata"].get("shape") if isinstance(node["metadata"], dict) else None
-    try:
-        meta = json.loads((place / ".zarray").read_text("utf-8"))
-        if meta["zarr_format"] != 2:
-            raise ValueError(f"zarr_format {meta['zarr_format']}")
-        found, chunks = [int(n) for n in meta["shape"]], [int(n) for n in meta["chunks"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: {place / '.zarray'} is absent or damaged: {error}") from None
-    if shape is not None and list(shape) != found:
-        raise UserError(f"{where}: the index says shape {list(shape)}, .zarray {found}")
-    # T5X stores every chunk; TensorStore would read an absent one as zeros, in silence.
-    grid = [range(-(-n // c)) for n, c in zip(found, chunks, strict=True)]
-    for at in itertools.product(*grid):
-        chunk = meta.get("dimension_separator", ".").join(map(str, at)) or "0"
-        if not (place / chunk).is_file():
-            raise UserError(f"{where}: the chunk {path.strip('/')}/{chunk} is missing")
-    bits = version == 2 and meta["dtype"] == "<u2"
-    dtype = BFLOAT16 if bits or meta["dtype"] == "bfloat16" else np.dtype(meta["dtype"])
-
-    def read(at: Any) -> np.ndarray:
-        try:
-            array = np.asarray(_open(place)[at].read().result())
-        except ValueError as error:
-            raise UserError(f"{where}: cannot be read: {_one_line(error)}") from None
-        return array.view(BFLOAT16) if bits else array
-
-    return Tensor(
-        tuple(found),
-        dtype,
-        lambda: read(...),
-        where,
-        (name,),
-        lambda axis, i: read((slice(None),) * axis + (i,)),
-    )
-
-
-def _open(place: Path) -> Any:
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{place.resolve()}/"}}
-    return tensorstore.open(spec, read=True).result()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    metadata = node["metadata"] if isinstance(node["metadata"], dict) else {}
+    announced = metadata.get("shape")
+    tensor = read_array(Folder(folder), path.strip("/"), where, name, announced=announced)
+    return viewed(tensor, BFLOAT16) if version == 2 and tensor.dtype == np.uint16 else tensor
 
 
 # --- writing ---------------------------------------------------------------------------

@@ -88,6 +88,17 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
+def viewed(tensor: Tensor, dtype: np.dtype) -> Tensor:
+    """The same bits as another type of the same size."""
+    part = tensor.get_slice
+    return dataclasses.replace(
+        tensor,
+        dtype=dtype,
+        get=lambda: tensor.read().view(dtype),
+        get_slice=None if part is None else lambda axis, i: part(axis, i).view(dtype),
+    )
+
+
 def cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
     """Rounded to another floating type; integers stay as they are."""
     if tensor.dtype == dtype or tensor.dtype not in FLOATS.values():

@@ -13,6 +13,9 @@ import numpy as np
 
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
+# What a model is made of: a folder, or a config and tensors with Hugging Face's names.
+Source = Path | tuple[dict[str, Any], Mapping[str, Tensor]]
+
 
 def is_installed() -> bool:
     """Whether the comparison can be made at all."""
@@ -20,14 +23,13 @@ def is_installed() -> bool:
 
 
 def t5_layers(
-    source: Path | tuple[dict[str, Any], Mapping[str, Tensor]],
+    source: Source,
     tokens: np.ndarray,
     decoder_input: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Outputs of every layer of a T5, by this project's names.
 
     Args:
-      source: a folder, or a config and a state dict with Hugging Face's names.
       tokens: [n, l]; 0 is padding.
       decoder_input: [n, t].
     """
@@ -57,7 +59,7 @@ def t5_layers(
 
 
 def bert_layers(
-    source: Path | tuple[dict[str, Any], Mapping[str, Tensor]],
+    source: Source,
     tokens: np.ndarray,
     released_layer_norm: bool,
 ) -> dict[str, np.ndarray]:

@@ -51,7 +51,8 @@ class ModelConfig:
     reader_init: how a reader without a folder begins: 'random', or 'induction' with the
         copying circuit wired in (see reader/induction.py).
     export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
-    optimizer_state: train on from the optimiser state that `convert` put into the folders.
+    optimizer_state: train on from the optimiser state that `convert` put into the folders; a
+        part whose folder has none begins anew.
     """
 
     reader: str = ""

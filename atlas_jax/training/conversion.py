@@ -94,7 +94,7 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
             raise UserError(f"the input holds no {job.part}, but {', '.join(read.parts)}")
         read.parts = {job.part: read.parts[job.part]}
     why = {kind: _prepare(part, job) for kind, part in read.parts.items()}
-    verifier = Verifier.find(job.source, job.target, say) if job.verify else None
+    verifier = Verifier(job.source) if job.verify else None
     written: dict[str, dict[str, str]] = {kind: {} for kind in read.parts}
     with replaced_directory(output) as folder:
         _write(job, folder, read, written)

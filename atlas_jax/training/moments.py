@@ -5,6 +5,7 @@ Such a state lies beside the parameters under T5X's names (`<part>_optimizer.saf
 of AdamW. Schedules begin anew; the moments and their count do not.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,25 +24,36 @@ _TOWERS = ("query_encoder/", "passage_encoder/")  # of an untied retriever; tied
 
 
 def taken_over(state: TrainState, config: ModelConfig) -> TrainState:
-    """The state with the moments of the model folders of ModelConfig.
+    """The state with the moments of those model folders of ModelConfig that have them.
+
+    A part whose folder has none begins anew: a T5X checkpoint holds a reader alone.
 
     Raises:
-      UserError: a folder without optimiser state, of another optimiser, or with a moment
-        (named) that does not fit.
+      UserError: no part that is trained has a folder with optimiser state; or it is of another
+        optimiser, or a moment (named) does not fit.
     """
     opt_state = dict(state.opt_state)
-    for part in PARTS:
-        if not jax.tree.leaves(opt_state[part]):
-            continue  # not trained
-        folder = getattr(config, part)
-        file = open_model(folder)[part].optimizer if folder else None
-        if file is None:
-            raise UserError(
-                f"ModelConfig.optimizer_state: {folder or f'ModelConfig.{part}'} has no optimiser "
-                f"state of the {part}; convert it from a format that does"
-            )
-        opt_state[part] = fill(opt_state[part], read_file(file), str(file))
+    found = {part: _saved(part, config) for part in PARTS if _is_trained(opt_state[part])}
+    if not any(found.values()):
+        folders = " and ".join(f"ModelConfig.{p} = {getattr(config, p)!r}" for p in found)
+        raise UserError(
+            f"ModelConfig.optimizer_state: there is none in {folders}; convert from a format "
+            "that has it, without --no_optimizer"
+        )
+    for part, file in found.items():
+        if file is not None:
+            opt_state[part] = fill(opt_state[part], read_file(file), str(file))
     return state.replace(opt_state=opt_state)  # type: ignore[attr-defined]
+
+
+def _is_trained(opt_state: Any) -> bool:
+    """A part without trainable parameters has counts, but no moments."""
+    return any(np.ndim(leaf) for leaf in jax.tree.leaves(opt_state))
+
+
+def _saved(part: str, config: ModelConfig) -> Path | None:
+    folder = getattr(config, part)
+    return open_model(folder)[part].optimizer if folder else None
 
 
 def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
@@ -52,7 +64,7 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
       saved: tensors under T5X's names.
 
     Raises:
-      UserError: see `taken_over`.
+      UserError: see `taken_over`; or the saved Adafactor had momentum, which ours has not.
     """
     filled = []
 
@@ -66,6 +78,7 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
             )
         if isinstance(node, optax.FactoredState):
             filled.append("adafactor")
+            _refuse_momentum(saved, where)
             return node._replace(
                 count=_put(saved, "step", node.count, where),
                 v_row=_tree(node.v_row, saved, "param_states/{}/v_row", where),
@@ -78,6 +91,16 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
     result = jax.tree.map(one, opt_state, is_leaf=lambda node: isinstance(node, kinds))
     assert len(filled) == 1, "make_optimizer has one element with moments"
     return result
+
+
+def _refuse_momentum(saved: Tensors, where: str) -> None:
+    """T5X keeps a filler of one number where Adafactor runs without momentum."""
+    for name, tensor in saved.items():
+        if name.endswith("/m") and tensor.shape != (1,):
+            raise UserError(
+                f"{where}: {name} is a momentum; OptimizerConfig.kind = 'adafactor' has none, "
+                "so the run would not go on as it was: leave ModelConfig.optimizer_state off"
+            )
 
 
 def _tree(tree: Any, saved: Tensors, template: str, where: str) -> Any:

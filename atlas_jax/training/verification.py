@@ -1,6 +1,5 @@
 """`convert --verify`: the converted model run here and in the other framework, layer by layer."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import numpy as np
 from flax import traverse_util
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop import huggingface, torch_side
-from atlas_jax.interop.tensors import Part
+from atlas_jax.interop import bert_names, huggingface, t5_names, torch_side
+from atlas_jax.interop.tensors import Part, Tensors
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.bert import BertEncoder
@@ -23,29 +22,27 @@ _LENGTH, _TARGET = 24, 9
 class Verifier:
     """Compares this project's models with Hugging Face's on random tokens."""
 
-    @classmethod
-    def find(cls, source: str, target: str, say: Callable[[str], None]) -> "Verifier | None":
-        """A verifier, or None (and why, said) where there is nothing to compare with.
+    def __init__(self, source: str) -> None:
+        """Prepare to compare what was read from a checkpoint of the format `source`.
 
         Raises:
-          UserError: PyTorch and transformers would be needed and are not installed.
+          UserError: PyTorch and transformers are needed and not installed.
         """
-        if "hf" not in (source, target) and source != "meta-atlas":
-            say(f"--verify: {source} to {target}: there is no framework to run beside this one")
-            return None
         if not torch_side.is_installed():
             raise UserError(
                 "--verify runs PyTorch's side, too: pip install 'atlas-jax[parity]', or leave "
                 "--verify out"
             )
-        return cls()
+        self._released = source == "meta-atlas"  # its own tensors have Hugging Face's names
 
     def layers(self, part: Part, folder: Path | None) -> dict[str, float]:
         """Largest difference of every layer over real tokens.
 
         Args:
           part: the converted model.
-          folder: what Hugging Face loads; None takes the source's own tensors.
+          folder: what Hugging Face loads. None fills its model with the source's own
+            tensors where they have its names (Meta's Atlas), else with what --to=hf would
+            write.
 
         Raises:
           UserError: names the first layer that differs by more than rounding.
@@ -55,21 +52,45 @@ class Verifier:
         tokens = rng.integers(1, part.config["vocab_size"], (2, limit)).astype(np.int32)
         tokens[1, limit // 2 :] = 0
         if part.kind == "reader":
-            pairs = [_t5(part, folder, tokens, rng)]
+            pairs = [_t5(part, self._reader(part, folder), tokens, rng)]
         else:
             towers = sorted({name.split("/")[0] for name in part.tensors})
-            pairs = [_bert(part, folder, tower, tokens) for tower in towers]
+            pairs = [
+                _bert(part, self._tower(part, folder, tower), tower, tokens) for tower in towers
+            ]
         result: dict[str, float] = {}
         for prefix, ours, theirs in pairs:
             result.update(_differences(prefix, ours, theirs, tokens))
         return result
+
+    def _reader(self, part: Part, folder: Path | None) -> torch_side.Source:
+        if folder is not None:
+            return folder
+        if self._released:
+            return huggingface.t5_json(part), _below(part.source, "reader.")
+        names = t5_names.huggingface_names(part.config)
+        return huggingface.t5_json(part), huggingface.to_huggingface(part.tensors, names)
+
+    def _tower(self, part: Part, folder: Path | None, tower: str) -> torch_side.Source:
+        if folder is not None:
+            return folder if tower == "encoder" else folder / tower
+        plain = Part(part.kind, {**part.config, "released_layer_norm": False}, {})
+        if self._released:
+            names = {"encoder": "contriever", "query_encoder": "query_contriever"}
+            prefix = f"retriever.{names.get(tower, 'passage_contriever')}."
+            return huggingface.bert_json(plain), _below(part.source, prefix)
+        state = huggingface.to_huggingface(
+            _below(part.tensors, f"{tower}/"),
+            bert_names.huggingface_names(int(part.config["num_layers"])),
+        )
+        return huggingface.bert_json(plain), state
 
 
 Layers = dict[str, np.ndarray]
 
 
 def _t5(
-    part: Part, folder: Path | None, tokens: np.ndarray, rng: np.random.Generator
+    part: Part, theirs: torch_side.Source, tokens: np.ndarray, rng: np.random.Generator
 ) -> tuple[str, Layers, Layers]:
     decoder_input = rng.integers(1, part.config["vocab_size"], (2, _TARGET)).astype(np.int32)
     decoder_input[:, 0] = 0
@@ -82,31 +103,23 @@ def _t5(
     logits, captured = jax.jit(run)(params)
     ours = _captured(captured["intermediates"])
     ours["logits"] = np.asarray(logits)
-    place = folder or (huggingface.t5_json(part), _source(part, "reader."))
-    return "", ours, torch_side.t5_layers(place, tokens, decoder_input)
+    return "", ours, torch_side.t5_layers(theirs, tokens, decoder_input)
 
 
 def _bert(
-    part: Part, folder: Path | None, tower: str, tokens: np.ndarray
+    part: Part, theirs: torch_side.Source, tower: str, tokens: np.ndarray
 ) -> tuple[str, Layers, Layers]:
     model = BertEncoder(RetrieverConfig(**{**part.config, "dtype": "float32"}))
     params = _arrays(part, f"{tower}/")
     run = jax.jit(lambda p: model.apply({"params": p}, tokens, capture_intermediates=True))
     ours = _captured(run(params)[1]["intermediates"])
     released = bool(part.config["released_layer_norm"])
-    if folder is not None:
-        place: Any = folder if tower == "encoder" else folder / tower
-    else:
-        names = {"encoder": "contriever", "query_encoder": "query_contriever"}
-        prefix = f"retriever.{names.get(tower, 'passage_contriever')}."
-        plain = Part(part.kind, {**part.config, "released_layer_norm": False}, {})
-        place = (huggingface.bert_json(plain), _source(part, prefix))
     prefix = "" if tower == "encoder" else f"{tower}/"
-    return prefix, ours, torch_side.bert_layers(place, tokens, released)
+    return prefix, ours, torch_side.bert_layers(theirs, tokens, released)
 
 
-def _source(part: Part, prefix: str) -> dict[str, Any]:
-    return {n.removeprefix(prefix): t for n, t in part.source.items() if n.startswith(prefix)}
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _arrays(part: Part, prefix: str) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import t5_names
 from atlas_jax.interop.huggingface import read_folder, read_tensors
-from atlas_jax.interop.safetensors_files import write_sharded
+from atlas_jax.interop.safetensors_files import read_file, write_file, write_sharded
 from atlas_jax.interop.tensors import of_array
 from atlas_jax.training.conversion import convert
 from tests.goldens import make_interop_goldens as goldens
@@ -154,6 +154,26 @@ def test_a_shard_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00002", "../model-00002"))
     assert "../model-00002-of-00003.safetensors is not in the folder" in refusal(tmp_path, folder)
+
+
+def test_an_index_that_its_shards_do_not_keep_is_refused(tmp_path: Path) -> None:
+    folder = broken(tmp_path, "t5_v1_1")
+    path = folder / "model.safetensors.index.json"
+    good = json.loads(path.read_text())
+    name, file = "shared.weight", good["weight_map"]["shared.weight"]
+    other = next(f for f in good["weight_map"].values() if f != file)
+    for home, message in (
+        (other, f"{other}: {name} is missing, which {path.name} promises"),
+        (3, "the shard 3 is not in the folder"),
+        (None, "the shard None is not in the folder"),
+    ):
+        path.write_text(json.dumps({"weight_map": {**good["weight_map"], name: home}}))
+        assert message in refusal(tmp_path, folder)
+    path.write_text(json.dumps(good))
+    twice = {**read_file(folder / other), name: of_array(np.zeros(2, np.float32), name)}
+    write_file(tmp_path / "twice", twice, {"format": "pt"})
+    (tmp_path / "twice").replace(folder / other)
+    assert f"{name} is in " in refusal(tmp_path, folder)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

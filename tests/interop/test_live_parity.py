@@ -7,7 +7,6 @@ import pytest
 
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
-from atlas_jax.training import verification
 from atlas_jax.training.conversion import convert
 from tests.goldens import make_interop_goldens as goldens
 from tests.interop import small
@@ -91,9 +90,19 @@ def test_a_wrong_mapping_is_noticed_and_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_our_own_formats_have_nothing_to_be_compared_with(tmp_path: Path) -> None:
-    said: list[str] = []
-    assert verification.Verifier.find("t5x", "atlas-jax", said.append) is None
-    assert said == [
-        "--verify: t5x to atlas-jax: there is no framework to run beside this one"
-    ]  # fmt: skip
+@pytest.mark.parametrize("name", ["t5_v1_0", "t5_v1_1"])
+def test_t5x_alone(name: str, tmp_path: Path) -> None:
+    """Hugging Face's model is filled with what --to=hf would write."""
+    convert(small.job("hf", "t5x", small.GOLDENS / name, tmp_path / "t5x"), small.quiet)
+    tokenizers = {"reader": str(small.reader_tokenizer(tmp_path))}
+    ours = tmp_path / "ours"
+    assert verified("t5x", "atlas-jax", tmp_path / "t5x", ours, tokenizers=tokenizers) < 1e-4
+    assert verified("atlas-jax", "t5x", ours, tmp_path / "back") < 1e-4
+
+
+def test_an_untied_retriever_among_our_own(tmp_path: Path) -> None:
+    load_gin([], ["RetrieverConfig.num_heads=3"])
+    ours = small.to_ours(
+        tmp_path, "meta-atlas", small.GOLDENS / "atlas_untied.pth.tar", part="retriever"
+    )
+    assert verified("atlas-jax", "atlas-jax", ours, tmp_path / "again") < 1e-4

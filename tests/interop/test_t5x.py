@@ -256,7 +256,41 @@ def test_damaged_arrays_are_named(unscanned: Path, tmp_path: Path) -> None:
     (place / ".zarray").write_text(meta.replace("[22,12]", "[22,13]"))
     assert f"{NAME}: the index says shape [22, 12], .zarray [22, 13]" in refusal(folder, tmp_path)
     (place / ".zarray").unlink()
-    assert f"{NAME}: {place / '.zarray'} is absent or damaged" in refusal(folder, tmp_path)
+    assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
+    for wrong in ('"chunks":[0,12]', '"chunks":[22]', '"chunks":[22,-1]'):
+        (place / ".zarray").write_text(meta.replace('"chunks":[22,12]', wrong))
+        assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
+    for wrong in ('"dtype":"nonsense"', '"dtype":"<f9"'):
+        (place / ".zarray").write_text(meta.replace('"dtype":"<f4"', wrong))
+        assert f"{NAME}: {place.name}/.zarray is absent or damaged" in refusal(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("encoder/layers_1/mlp/wo/kernel", (22, 13), [22, 12]),
+        ("decoder/logits_dense/kernel", (12, 140), [12, 141]),  # of another vocabulary
+        ("decoder/relpos_bias/rel_embedding", (3, 16), [3, 32]),
+        ("decoder/layers_2/pre_mlp_layer_norm/scale", (12, 1), [12]),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named(
+    name: str, shape: tuple[int, ...], expected: list[int], unscanned: Path, tmp_path: Path
+) -> None:
+    part = read_checkpoint(unscanned)
+    assert list(part.tensors[name].shape) == expected
+    part.tensors[name] = of_array(np.zeros(shape, np.float32), name, (name,))
+    write_checkpoint(part, tmp_path, scan=False, step=0)
+    message = f"{name} it has shape {list(shape)}, but the config says {expected}"
+    assert message in refusal(find_checkpoint(tmp_path), tmp_path)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(unscanned: Path, tmp_path: Path) -> None:
+    large = {"reader": str(small.reader_tokenizer(tmp_path, sentinels=130))}
+    job = small.job("t5x", "atlas-jax", unscanned, tmp_path / "out", tokenizers=large)
+    with pytest.raises(UserError, match="tokenizer has 150 ids, but its embedding only 141 rows"):
+        convert(job, small.quiet)
+    assert not (tmp_path / "out").exists()
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -310,26 +344,38 @@ def test_a_hostile_extension_is_refused(tmp_path: Path) -> None:
 
 # --- logical axes ----------------------------------------------------------------------
 
-# What T5X's standard_logical_axis_rules gives for 2-D parameters and activations.
-T5X_RULES = (
-    ("batch", "data"), ("vocab", "model"), ("mlp", "model"), ("heads", "model"), ("kv", None),
-    ("joined_kv", "model"), ("embed", "model"), ("embed", "data"), ("relpos_buckets", None),
-    ("abspos_buckets", None), ("length", None), ("layers", None), ("stack", None),
-    ("mlp_activations", None),
-)  # fmt: skip
+# What T5X's standard_logical_axis_rules gives for 1-D and 2-D activations and parameters.
+_ALWAYS = (("batch", "data"), ("vocab", "model"))
+_HEADS = (("mlp", "model"), ("heads", "model"), ("kv", None), ("joined_kv", "model"))
+_REPLICATED = tuple(
+    (name, None)
+    for name in ("relpos_buckets", "abspos_buckets", "length", "layers", "stack", "mlp_activations")
+)
+T5X_RULES = {
+    (1, 1): (*_ALWAYS, ("embed", None), *_HEADS, *_REPLICATED),
+    (2, 1): (*_ALWAYS, *_HEADS, ("embed", "model"), *_REPLICATED),
+    (1, 2): (*_ALWAYS, *_HEADS, ("embed", "data"), *_REPLICATED),
+    (2, 2): (*_ALWAYS, *_HEADS, ("embed", "model"), ("embed", "data"), *_REPLICATED),
+}
+# Rules first to last, a mesh axis once: what becomes of vocab x embed and of embed x mlp.
+PLACED = {
+    (1, 1): (("model", None), (None, "model")),
+    (2, 1): (("model", None), (None, "model")),
+    (1, 2): (("model", "data"), ("data", "model")),
+    (2, 2): (("model", "data"), ("data", "model")),
+}
 
 
-def test_the_axis_rules_of_t5x_are_taken_as_they_are() -> None:
-    load_gin([], [f"PartitionRules.rules={T5X_RULES!r}"])
+@pytest.mark.parametrize("dims", T5X_RULES)
+def test_the_axis_rules_of_t5x_are_taken_as_they_are(dims: tuple[int, int]) -> None:
+    load_gin([], [f"PartitionRules.rules={T5X_RULES[dims]!r}"])
     rules = tuple(PartitionRules().rules)
-    assert rules == T5X_RULES
-    spec = partitioning.logical_to_spec(("vocab", "embed"), rules)
-    assert spec == jax.sharding.PartitionSpec("model", "data")
-    assert partitioning.logical_to_spec(("embed", "mlp"), rules) == jax.sharding.PartitionSpec(
-        "data", "model"
-    )
+    assert rules == T5X_RULES[dims]
+    for axes, expected in zip((("vocab", "embed"), ("embed", "mlp")), PLACED[dims], strict=True):
+        assert partitioning.logical_to_spec(axes, rules) == jax.sharding.PartitionSpec(*expected)
     spec = partitioning.logical_to_spec(("embed", "layers", "heads", "kv"), rules)
-    assert spec == jax.sharding.PartitionSpec("data", None, "model", None)
+    kept = PLACED[dims][1][0]
+    assert spec == jax.sharding.PartitionSpec(kept, None, "model", None)
     mesh = partitioning.make_mesh(MeshConfig(data=2, model=4))
     with partitioning.activate(mesh, rules):
         x = jax.jit(lambda x: partitioning.constrain(x, "batch", "mlp"))(np.ones((4, 8)))

@@ -57,6 +57,29 @@ def test_sentinels_that_the_model_has_stay_where_they_are(tmp_path: Path) -> Non
     assert tokenizer.vocab_size == 440
 
 
+@pytest.mark.parametrize("form", ["spiece.model", "tokenizer.json"])
+def test_the_sentinels_of_a_whole_t5(form: str, tmp_path: Path) -> None:
+    """1.0, 1.1, LM-adapted and Flan share one vocabulary: 32,000 pieces, ids up to 32099."""
+    have = 340  # pieces of the small model
+    raw = goldens.MODEL.read_bytes()
+    for number in range(have, 32000):
+        piece = f"filler{number}".encode()
+        inner = b"\x0a" + bytes([len(piece)]) + piece + b"\x15\0\0\xc8\xc2"
+        raw += b"\x0a" + bytes([len(inner)]) + inner
+    path = tmp_path / "spiece.model"
+    path.write_bytes(raw)
+    if form == "tokenizer.json":  # as transformers writes it: the sentinels are in it
+        text = from_sentencepiece(path)
+        path = tmp_path / form
+        path.write_text(text)
+    found = find_tokenizer(path, "reader")
+    assert found is not None
+    tokenizer = Tokenizer(found)
+    assert tokenizer.vocab_size == 32100
+    assert [tokenizer.sentinel_id(n) for n in (0, 1, 99)] == [32099, 32098, 32000]
+    assert tokenizer.encode("born <extra_id_0> free", True).count(32099) == 1
+
+
 def test_sentinels_of_mt5_lose_the_mark_of_a_blank(tmp_path: Path) -> None:
     raw = goldens.MODEL.read_bytes()
     for number in (2, 1, 0):

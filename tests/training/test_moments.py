@@ -10,12 +10,18 @@ import optax
 import pytest
 from flax import traverse_util
 
+from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop.meta_atlas import read_checkpoint
-from atlas_jax.interop.tensors import Tensors, of_array
+from atlas_jax.interop.t5x import write_checkpoint
+from atlas_jax.interop.tensors import Part, Tensors, of_array
+from atlas_jax.training.config import TrainConfig
+from atlas_jax.training.conversion import convert, expected_shapes, settle_config
 from atlas_jax.training.moments import fill
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.trainer import train
 from tests.interop import small
+from tests.training.runs import write_run
 
 ADAM = OptimizerConfig(kind="adamw", learning_rate=0.1, schedule="constant", clip_norm=0.0)
 
@@ -106,3 +112,82 @@ def test_what_does_not_fit_is_named() -> None:
     saved[name] = of_array(np.zeros(6, np.float32), name)
     with pytest.raises(UserError, match=rf"file: {name} has shape \[6\]; the optimiser's is \[5\]"):
         fill(optimizer.init(params), saved, "file")
+
+
+def test_a_momentum_is_not_dropped_in_silence() -> None:
+    factored = make_optimizer(dataclasses.replace(ADAM, kind="adafactor"))
+    state = factored.init(some_params())
+    saved = saved_of(state)
+    name = "param_states/encoder/b/scale/m"
+    saved[name] = of_array(np.zeros(1, np.float32), name)
+    fill(state, saved, "file")
+    saved[name] = of_array(np.zeros(5, np.float32), name)
+    with pytest.raises(UserError, match=f"file: {name} is a momentum"):
+        fill(state, saved, "file")
+
+
+SIZES = {"vocab_size": 368, "emb_dim": 16, "num_heads": 2, "num_encoder_layers": 1,
+         "num_decoder_layers": 1, "head_dim": 8, "mlp_dim": 32}  # fmt: skip
+STEP, LARGE = 1003, 1e6
+
+
+def write_t5x(folder: Path) -> None:
+    """A T5X checkpoint of the size of `runs.GIN` with Adafactor's state: large moments."""
+    part = Part("reader", dict(SIZES), {})
+    settle_config(part)
+    rng = np.random.default_rng(0)
+    part.optimizer["step"] = of_array(np.asarray(STEP, np.int32), "step")
+    for name, shape in expected_shapes(part).items():
+        array = rng.standard_normal(shape).astype(np.float32) * 0.1
+        part.tensors[name] = of_array(array, name, (name,))
+        fields = {field: np.zeros(1, np.float32) for field in ("m", "v_row", "v_col")}
+        fields["v"] = np.full(shape, LARGE, np.float32)
+        for field, values in fields.items():
+            part.optimizer[f"param_states/{name}/{field}"] = of_array(values, field)
+    folder.mkdir()
+    write_checkpoint(part, folder, scan=False, step=0)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_t5x_checkpoint(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    """Convert, train two steps: with the moments, large as they are, hardly anything moves."""
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    write_t5x(tmp_path / "t5x")
+    tokenizers = {"reader": str(small.reader_tokenizer(tmp_path))}
+    job = small.job("t5x", "atlas-jax", tmp_path / "t5x", tmp_path / "o", tokenizers=tokenizers)
+    convert(job, small.quiet)
+    before = small.params(small.parts_of(tmp_path / "o")["reader"])
+
+    def run(taken: bool, **more: str) -> tuple[float, Any]:
+        """The largest step of a parameter, and Adafactor's state."""
+        bindings = {
+            "ModelConfig.reader": f"'{tmp_path / 'o'}'", "ModelConfig.reader_tokenizer": "''",
+            "ModelConfig.optimizer_state": taken, "StepConfig.retriever_training": "'fixed'",
+            "TrainConfig.model_dir": f"'{tmp_path / str(taken)}'", "TrainConfig.total_steps": 2,
+            "TrainConfig.passages": "'none'", "EvalConfig.file": "''",
+            "reader/OptimizerConfig.kind": "'adafactor'",
+            "reader/OptimizerConfig.weight_decay": 0.0, **more,
+        }  # fmt: skip
+        load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
+        state = train(TrainConfig())
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params["reader"], before)
+        return max(jax.tree.leaves(moved)), moments(state.opt_state["reader"], optax.FactoredState)
+
+    none = {
+        "ModelConfig.reader": "''",
+        "ModelConfig.reader_tokenizer": f"'{reader_tokenizer_file}'",
+    }
+    with pytest.raises(
+        UserError, match=r"optimizer_state: there is none in ModelConfig\.reader = "
+    ):
+        run(True, **none)
+    fresh, _ = run(False)
+    small_step, adafactor = run(True)
+    assert fresh > 1e-3 and small_step < fresh / 100
+    assert int(adafactor.count) == STEP + 2
+    # What two steps leave of a moment: 1 - (step + 1) ** -0.8 of it each time.
+    left = np.prod([1 - (STEP + i + 1.0) ** -0.8 for i in range(2)])
+    for moment in jax.tree.leaves(adafactor.v):
+        np.testing.assert_allclose(moment, LARGE * left, rtol=1e-5)

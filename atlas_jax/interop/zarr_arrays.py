@@ -1,0 +1,158 @@
+"""Single zarr arrays (version 2), in a folder or in an OCDBT database, read by TensorStore.
+
+    <name>/.zarray        shape, chunks and type, as JSON
+    <name>/0.0, 0.1, ...  one chunk each
+
+TensorStore reads an absent chunk as zeros, in silence. Here it is an error, unless whoever
+wrote the array left such chunks out.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorstore
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.interop.tensors import BFLOAT16, Tensor
+
+MANIFEST = "manifest.ocdbt"
+
+
+class Store(Protocol):
+    """Where arrays lie."""
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file, or an entry, of that name."""
+
+    def read(self, key: str) -> bytes:
+        """Its content; OSError or ValueError if it is not there or damaged."""
+
+    def spec(self, path: str) -> dict[str, Any]:
+        """TensorStore's key-value store of what lies below a path."""
+
+    def check(self, path: str, where: str) -> None:
+        """Refuse a path that leads out of the store (UserError)."""
+
+
+class Folder:
+    """Arrays as folders of files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self._folder = folder
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a file."""
+        return (self._folder / key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """A file's bytes."""
+        return (self._folder / key).read_bytes()
+
+    def spec(self, path: str) -> dict[str, Any]:
+        """See `Store`."""
+        return {"driver": "file", "path": f"{(self._folder / path).resolve()}/"}
+
+    def check(self, path: str, where: str) -> None:
+        """See `Store`."""
+        if self._folder.resolve() not in (self._folder / path).resolve().parents:
+            raise UserError(f"{where}: refused: {path!r} lies outside of the folder")
+
+
+class Database:
+    """Arrays in an OCDBT database: one key per file that a folder would have."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the list of keys.
+
+        Raises:
+          UserError: the database is damaged.
+        """
+        self._folder = folder
+        try:
+            self._store = tensorstore.KvStore.open(self.spec("")).result()
+            self._keys = {key.decode() for key in self._store.list().result()}
+        except ValueError as error:
+            raise UserError(f"{folder}: the OCDBT database is damaged: {one_line(error)}") from None
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key."""
+        return key in self._keys
+
+    def read(self, key: str) -> bytes:
+        """An entry's bytes."""
+        if key not in self._keys:
+            raise OSError(f"no entry {key}")
+        return bytes(self._store.read(key).result().value)
+
+    def spec(self, path: str) -> dict[str, Any]:
+        """See `Store`."""
+        base = {"driver": "file", "path": f"{self._folder.resolve()}/"}
+        return {"driver": "ocdbt", "base": base, "path": f"{path}/" if path else ""}
+
+    def check(self, path: str, where: str) -> None:
+        """Keys lead nowhere else."""
+
+
+def read_array(
+    store: Store,
+    path: str,
+    where: str,
+    name: str,
+    zeros_left_out: bool = False,
+    announced: Sequence[int] | None = None,
+) -> Tensor:
+    """An array whose numbers are not read yet.
+
+    Args:
+      path: of the array in the store.
+      where: what an error message begins with.
+      name: what the array is called in its source.
+      zeros_left_out: the writer left out chunks that are zero all over.
+      announced: the shape that an index gives it.
+
+    Raises:
+      UserError: `.zarray` is absent, damaged or of another shape, or a chunk is missing.
+    """
+    store.check(path, where)
+    try:
+        meta = json.loads(store.read(f"{path}/.zarray").decode())
+        if meta["zarr_format"] != 2:
+            raise ValueError(f"zarr_format {meta['zarr_format']}")
+        shape, chunks = [int(n) for n in meta["shape"]], [int(n) for n in meta["chunks"]]
+        if len(shape) != len(chunks) or min(chunks, default=1) < 1 or min(shape, default=0) < 0:
+            raise ValueError(f"shape {shape} in chunks {chunks}")
+        dtype = BFLOAT16 if meta["dtype"] == "bfloat16" else np.dtype(meta["dtype"])
+        separator = str(meta.get("dimension_separator", "."))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: {path}/.zarray is absent or damaged: {one_line(error)}"
+        ) from None
+    if announced is not None and list(announced) != shape:
+        raise UserError(f"{where}: the index says shape {list(announced)}, .zarray {shape}")
+    grid = [range(-(-n // c)) for n, c in zip(shape, chunks, strict=True)]
+    for at in () if zeros_left_out else itertools.product(*grid):
+        chunk = f"{path}/{separator.join(map(str, at)) or '0'}"
+        if not store.has(chunk):
+            raise UserError(f"{where}: the chunk {chunk} is missing")
+
+    def read(at: Any) -> np.ndarray:
+        try:
+            spec = {"driver": "zarr", "kvstore": store.spec(path)}
+            return np.asarray(tensorstore.open(spec, read=True).result()[at].read().result())
+        except ValueError as error:
+            raise UserError(f"{where}: cannot be read: {one_line(error)}") from None
+
+    def read_slice(axis: int, i: int) -> np.ndarray:
+        return read((slice(None),) * axis + (i,))
+
+    return Tensor(tuple(shape), dtype, lambda: read(...), where, (name,), read_slice)
+
+
+def one_line(error: BaseException) -> str:
+    """The start of an error's text."""
+    return " ".join(str(error).split())[:200]
