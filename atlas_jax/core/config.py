@@ -17,8 +17,9 @@ import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 
@@ -65,9 +66,14 @@ def search_paths(extra: Sequence[str] = ()) -> list[Path]:
 
 
 def load_gin(
-    files: Sequence[str], bindings: Sequence[str] = (), extra_search_paths: Sequence[str] = ()
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    extra_search_paths: Sequence[str] = (),
+    unread: Mapping[str, Any] | None = None,
 ) -> None:
     """Replace gin's configuration by these files and ``NAME=value`` bindings, checked and locked.
+
+    ``unread``: values for macros that the files require and the caller has no use for.
 
     Raises:
       UserError: see `gin_files`; nothing is bound then.
@@ -78,6 +84,7 @@ def load_gin(
     for file in files:
         gin_files.read_file(reading, file, paths)
     gin_files.read_command_line(reading, bindings)
+    reading.fill_required(unread or {})
     gin_files.check(reading)
     reading.apply()
 
@@ -95,6 +102,7 @@ def launch(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
+    unread: Mapping[str, Any] | None = None,
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
@@ -105,6 +113,7 @@ def launch(
       main: gets the parsed flags; None counts as 0.
       parser: the entry point's own flags; the gin flags are added here.
       argv: the arguments, sys.argv[1:] if None.
+      unread: see `load_gin`.
     """
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
@@ -115,7 +124,7 @@ def launch(
     try:
         flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
         extra = [path for path in flags.gin_search_paths.split(",") if path]
-        load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra)
+        load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)
         return main(flags) or 0
     except SystemExit as stop:  # argparse: bad flags, or --help
         return stop.code if isinstance(stop.code, int) else USER_ERROR

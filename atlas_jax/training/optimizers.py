@@ -1,6 +1,7 @@
 """The two optimisers: one for the reader, one for the retriever, each with its schedule."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gin
@@ -87,6 +88,18 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
     parts.append(optax.scale_by_learning_rate(make_schedule(config)))
     return optax.chain(*parts)
+
+
+def configured_optimizers(
+    parts: Sequence[str],
+) -> tuple[dict[str, optax.GradientTransformation], dict[str, optax.Schedule]]:
+    """The optimiser and the schedule of each part, as gin has them in the scope of its name."""
+    optimizers, schedules = {}, {}
+    for part in parts:
+        with gin.config_scope(part):
+            config = OptimizerConfig()
+        optimizers[part], schedules[part] = make_optimizer(config), make_schedule(config)
+    return optimizers, schedules
 
 
 def decay_mask(params: Any) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 import optax
 from jax.sharding import Mesh
@@ -52,7 +51,7 @@ from atlas_jax.training.data import Batcher, DataConfig, training_batches
 from atlas_jax.training.evaluator import Evaluation, make_evaluation, write_predictions
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from atlas_jax.training.optimizers import configured_optimizers
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
 from atlas_jax.training.step import Metrics, StepConfig, compile_train_step, make_train_step
@@ -129,7 +128,7 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
     source = make_source(
         config.passages, corpus, step_config.k, "StepConfig.k", models.retriever, mesh
     )
-    optimizers, schedules = _optimizers()
+    optimizers, schedules = configured_optimizers(PARTS)
     shaping = (optimizers, step_config.retriever_training)
     step = make_train_step(models, step_config, DistillationConfig(), optimizers, source.retrieve)
     shardings = state_shardings(models, *shaping, mesh, rules)
@@ -244,15 +243,6 @@ def _load_index(corpus: Corpus, params: Params, notes: Mapping[str, Any] | None)
             "the checkpoint is of a run that searched no index; begin a new one in another "
             "TrainConfig.model_dir"
         )
-
-
-def _optimizers() -> tuple[dict[str, optax.GradientTransformation], dict[str, optax.Schedule]]:
-    optimizers, schedules = {}, {}
-    for part in PARTS:
-        with gin.config_scope(part):
-            config = OptimizerConfig()
-        optimizers[part], schedules[part] = make_optimizer(config), make_schedule(config)
-    return optimizers, schedules
 
 
 def _batches(
