@@ -25,6 +25,9 @@ _CALLED = re.compile(
 _CALLED_LIST = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_GROUPS_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'(\w+)'=(\d+)")
+_USED_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")  # a part of an axis has its own size
 _GROUPS_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 # Names for values or control that move nothing by themselves.
 _FREE = frozenset(
@@ -230,6 +233,10 @@ def _bytes(type_text: str, hbm_only: bool = True) -> int:
 
 
 def _group(rest: str) -> int:
+    if found := _GROUPS_MESH.search(rest):
+        sizes = dict(_MESH_AXIS.findall(found[1]))
+        used = _USED_AXIS.findall(found[2])
+        return math.prod(int(part or sizes[name]) for name, part in used)
     if found := _GROUPS_IOTA.search(rest):
         return int(found[1])
     if found := _GROUPS_LIST.search(rest):

@@ -71,7 +71,7 @@ def test_a_scanned_stack_counts_like_an_unrolled_one() -> None:
 def test_rematerialisation_repeats_products() -> None:
     minimal = count(dataclasses.replace(READER, remat_policy="minimal"))
     full = count(dataclasses.replace(READER, remat_policy="full"))
-    assert count(READER) < minimal < full < 1.4 * count(READER)
+    assert count(READER) < minimal <= full < 1.4 * count(READER)
 
 
 def test_a_loop_without_a_fixed_end_counts_as_often_as_told() -> None:
