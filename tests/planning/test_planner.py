@@ -130,7 +130,11 @@ def test_what_is_too_big_is_named_with_what_to_change(
 def test_a_run_that_is_too_big_is_not_recommended() -> None:
     chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=1000)
     found = make_plan(
-        tiny_run(), Slice("v5e-8", chip, 8), jax.devices(), [MeshConfig(8, 1, 1)], programs=["train"]
+        tiny_run(),
+        Slice("v5e-8", chip, 8),
+        jax.devices(),
+        [MeshConfig(8, 1, 1)],
+        programs=["train"],
     )
     assert found.recommended is None
     assert not found.programs[0].fits
@@ -195,4 +199,3 @@ def test_the_tpu_compiler_takes_the_same_step(tmp_path: Path) -> None:
     assert train["fits"] and search["fits"]
     assert "all-reduce" in train["collectives_per_chip"]
     assert parse_slice("v5e-8").chip.hbm_bytes > train["peak_bytes_per_chip"]
-
