@@ -96,14 +96,16 @@ def compiled_memory(compiled: Any, terms: dict[str, Any]) -> Memory:
 def refused_memory(message: str, terms: dict[str, Any]) -> Memory | None:
     """Memory of a program that the compiler refused, from its message; None: not for memory.
 
-    The compiler's figure is for its temporaries, which do not include the arguments.
+    The compiler speaks of temporaries, but its figure has arguments and results in it: a mere
+    sum of a large array is refused with the size of that array.
     """
     found = _REFUSED.search(message)
     if found is None:
         return None
     resident = {name: shard_bytes(tree) for name, tree in terms.items()}
-    resident["temporaries"] = int(float(found[1]) * _UNITS[found[2]])
-    return Memory(resident, sum(resident.values()))
+    peak = int(float(found[1]) * _UNITS[found[2]])
+    resident["temporaries"] = max(0, peak - sum(resident.values()))
+    return Memory(resident, peak)
 
 
 def measure(text: str, flops: float, model_flops: float, chips: int, loop_trips: int) -> Work:
