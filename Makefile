@@ -1,6 +1,7 @@
 # make demo    from a corpus to an answered, scored question, in ten minutes on two cores
 # make test    all tests
 # make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
+# make plan-table   what fits on which TPU slice: rows that are missing, for an hour
 # make lint    ruff, mypy, import-linter, shellcheck
 #
 # Each makes what it needs: in the active virtual environment if there is one, else in .venv.
@@ -18,8 +19,9 @@ WORKERS ?= 2
 RUN := $(VENV)/.atlas-jax-run
 DEV := $(VENV)/.atlas-jax-dev
 BENCH := $(VENV)/.atlas-jax-bench
+PLAN := $(VENV)/.atlas-jax-plan
 
-.PHONY: help demo test bench lint
+.PHONY: help demo test bench lint plan-table
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +37,9 @@ test: $(DEV)
 
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+plan-table: $(PLAN)
+	$(BIN)/python -m benchmarks.plan_table $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -61,4 +66,8 @@ $(DEV): $(RUN)
 
 $(BENCH): $(RUN)
 	$(PIP) --constraint requirements.txt --editable '.[bench]'
+	@touch $@
+
+$(PLAN): $(RUN)
+	$(PIP) --constraint requirements.txt --editable '.[plan]'
 	@touch $@

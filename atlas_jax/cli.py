@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "answer a file of questions and score answers and retrieval"),
     "build_index": ("build_index", "turn a corpus into a passage store and an index"),
     "retrieve": ("retrieve", "write the passages found for a file of questions"),
+    "plan": ("plan", "whether a run fits on a TPU slice, and how fast it can be at best"),
     "ask": ("ask", "type a question; see answer, passages and scores"),
     "train_retriever": ("train_retriever", "pretrain the retriever from text alone"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),

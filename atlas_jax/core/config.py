@@ -17,8 +17,9 @@ import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 
@@ -67,9 +68,14 @@ def search_paths(extra: Sequence[str] = ()) -> list[Path]:
 
 
 def load_gin(
-    files: Sequence[str], bindings: Sequence[str] = (), extra_search_paths: Sequence[str] = ()
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    extra_search_paths: Sequence[str] = (),
+    unread: Mapping[str, Any] | None = None,
 ) -> None:
     """Replace gin's configuration by these files and ``NAME=value`` bindings, checked and locked.
+
+    ``unread``: values for macros that the files require and the caller has no use for.
 
     Raises:
       UserError: see `gin_files`; nothing is bound then.
@@ -80,6 +86,7 @@ def load_gin(
     for file in files:
         gin_files.read_file(reading, file, paths)
     gin_files.read_command_line(reading, bindings)
+    reading.fill_required(unread or {})
     gin_files.check(reading)
     reading.apply()
 
@@ -95,6 +102,7 @@ def launch(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
     on_devices: bool = False,
+    unread: Mapping[str, Any] | None = None,
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
@@ -107,6 +115,7 @@ def launch(
       argv: the arguments, sys.argv[1:] if None.
       on_devices: whether it computes on all devices; then it takes the flags of `multihost`,
         and has joined the other processes when `main` is called.
+      unread: see `load_gin`.
     """
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
@@ -119,7 +128,7 @@ def launch(
     try:
         flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
         extra = [path for path in flags.gin_search_paths.split(",") if path]
-        load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra)
+        load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)
         if on_devices:
             multihost.start(flags)
         return main(flags) or 0

@@ -14,7 +14,7 @@ import re
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,13 @@ class Reading:
     def macro(self, name: str) -> Binding | None:
         """The binding of the macro `name`, if there is one."""
         return self.bindings.get(name)
+
+    def fill_required(self, values: Mapping[str, Any]) -> None:
+        """Give these macros a value where they are still ``%gin.REQUIRED``."""
+        for name, value in values.items():
+            binding = self.bindings.get(name)
+            if binding is not None and any(map(_is_required, _references(binding.value))):
+                self.bindings[name] = dataclasses.replace(binding, value=value)
 
     def apply(self) -> None:
         """Give everything to gin and lock it."""

@@ -14,6 +14,12 @@ from jax.nn import initializers
 
 Initializer = Callable[..., Any]
 
+# What a layer keeps for its backward pass; without a policy ("none") it keeps everything.
+REMAT_POLICIES = {
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 default_kernel_init = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 

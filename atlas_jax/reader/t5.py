@@ -28,18 +28,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.core.layers import Dense, Embed, RMSNorm
+from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, RMSNorm
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Params
 from atlas_jax.reader.attention import Attention, KeyValue, RelativePositionBias, mask_bias
 from atlas_jax.reader.config import ReaderConfig
 
 _ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "linear": lambda x: x}  # nn.gelu is the tanh form
-
-_REMAT_POLICIES = {
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class SourceMask(NamedTuple):
@@ -225,7 +220,7 @@ def _make_layers(layer_class: Any, config: ReaderConfig, count: int, methods: An
         deterministic = sum(methods["__call__"])  # its last argument; self counts as one
         layer_class = nn.remat(
             layer_class,
-            policy=_REMAT_POLICIES[config.remat_policy],
+            policy=REMAT_POLICIES[config.remat_policy],
             prevent_cse=not config.scan_layers,
             static_argnums=(deterministic + 1,),
         )

@@ -1,13 +1,14 @@
 """The BERT encoder (arXiv 1810.04805): post-layer-norm, learned positions, exact gelu."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.layers import Dense, Embed, LayerNorm
+from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID
 from atlas_jax.retriever.config import RetrieverConfig
@@ -155,6 +156,36 @@ class BertEncoder(nn.Module):
         bias_b11l = jnp.where(tokens_bl != PAD_ID, 0.0, _MASKED)[:, None, None, :]
         x_bld = BertEmbeddings(cfg, name="embeddings")(tokens_bl, deterministic)
         x_bld = constrain(x_bld, "batch", "length", "embed")
+        if cfg.scan_layers and not self.is_initializing():
+            return self._scan(x_bld, bias_b11l, deterministic)
+        layer = _rematerialised(BertLayer, cfg, static_argnums=(3,))
         for i in range(cfg.num_layers):
-            x_bld = BertLayer(cfg, name=f"layers_{i}")(x_bld, bias_b11l, deterministic)
+            x_bld = layer(cfg, name=f"layers_{i}")(x_bld, bias_b11l, deterministic)
         return x_bld
+
+    def _scan(self, x_bld: jax.Array, bias_b11l: jax.Array, deterministic: bool) -> jax.Array:
+        """The layers as one compiled body; their parameters are stacked here, not in storage."""
+        cfg = self.config
+        layers = [self.variables["params"][f"layers_{i}"] for i in range(cfg.num_layers)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+        keys = None if deterministic else jax.random.split(self.make_rng("dropout"), len(layers))
+        layer = _rematerialised(BertLayer, cfg, static_argnums=(3,))(cfg, parent=None)
+
+        def body(x_bld: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+            params, key = inputs
+            rngs = None if deterministic else {"dropout": key}
+            return layer.apply({"params": params}, x_bld, bias_b11l, deterministic, rngs=rngs), None
+
+        return jax.lax.scan(body, x_bld, (stacked, keys))[0]
+
+
+def _rematerialised(layer: Any, config: RetrieverConfig, static_argnums: tuple[int, ...]) -> Any:
+    """The layer class, made to compute again in the backward pass what the policy drops."""
+    if config.remat_policy == "none":
+        return layer
+    return nn.remat(
+        layer,
+        policy=REMAT_POLICIES[config.remat_policy],
+        prevent_cse=not config.scan_layers,
+        static_argnums=static_argnums,
+    )

@@ -8,6 +8,7 @@ from atlas_jax.core.errors import UserError
 
 POOLINGS = ("average", "sqrt", "cls")
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "minimal", "full")
 
 
 @gin.configurable
@@ -32,6 +33,10 @@ class RetrieverConfig:
             the released Atlas checkpoints need; False is the standard layer norm.
         dropout_rate: Of the hidden states and of the attention probabilities.
         dtype: Of the activations, 'float32' or 'bfloat16'; parameters are float32.
+        scan_layers: Compile one layer and scan it: compiles faster, runs slower on CPU. The
+            parameters are stored as without it.
+        remat_policy: 'none' stores every activation for the backward pass, 'minimal' only the
+            products with parameters, 'full' only the inputs of each layer.
     """
 
     vocab_size: int = 30522
@@ -48,6 +53,8 @@ class RetrieverConfig:
     released_layer_norm: bool = False
     dropout_rate: float = 0.1
     dtype: str = "float32"
+    scan_layers: bool = False
+    remat_policy: str = "none"
 
     def __post_init__(self) -> None:
         """Raise `UserError`, naming the gin binding, when a field is out of range."""
@@ -67,7 +74,7 @@ class RetrieverConfig:
                 f"RetrieverConfig.num_heads = {self.num_heads}: must divide "
                 f"RetrieverConfig.hidden_dim = {self.hidden_dim}"
             )
-        for field, allowed in (("pooling", POOLINGS), ("dtype", DTYPES)):
+        for field, allowed in (("pooling", POOLINGS), ("dtype", DTYPES), ("remat_policy", REMAT)):
             if getattr(self, field) not in allowed:
                 raise UserError(
                     f"RetrieverConfig.{field} = {getattr(self, field)!r}: must be one of "

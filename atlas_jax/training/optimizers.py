@@ -1,6 +1,7 @@
 """The two optimisers: one for the reader, one for the retriever, each with its schedule."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gin
@@ -103,6 +104,18 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.frozen_steps == 0:
         return optax.chain(*parts)
     return optax.conditionally_mask(optax.chain(*parts), lambda step: step >= config.frozen_steps)
+
+
+def configured_optimizers(
+    parts: Sequence[str],
+) -> tuple[dict[str, optax.GradientTransformation], dict[str, optax.Schedule]]:
+    """The optimiser and the schedule of each part, as gin has them in the scope of its name."""
+    optimizers, schedules = {}, {}
+    for part in parts:
+        with gin.config_scope(part):
+            config = OptimizerConfig()
+        optimizers[part], schedules[part] = make_optimizer(config), make_schedule(config)
+    return optimizers, schedules
 
 
 def decay_mask(params: Any) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 import optax
 from jax.sharding import Mesh, Sharding
@@ -55,7 +54,7 @@ from atlas_jax.training.evaluator import Evaluation, make_evaluation, write_pred
 from atlas_jax.training.freshness import Freshness, check_freshness, refreshes_index
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from atlas_jax.training.optimizers import configured_optimizers
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, Tracer
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
@@ -141,7 +140,7 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         models.retriever,
         mesh,
     )
-    optimizers, schedules = _optimizers()
+    optimizers, schedules = configured_optimizers(PARTS)
     shaping = (optimizers, step_config.retriever_training)
     step = make_train_step(models, step_config, DistillationConfig(), optimizers, source.retrieve)
     shardings = state_shardings(models, *shaping, mesh, rules)
@@ -297,15 +296,6 @@ def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
             "the checkpoint is of a run that searched no index; begin a new one in another "
             "TrainConfig.model_dir"
         )
-
-
-def _optimizers() -> tuple[dict[str, optax.GradientTransformation], dict[str, optax.Schedule]]:
-    optimizers, schedules = {}, {}
-    for part in PARTS:
-        with gin.config_scope(part):
-            config = OptimizerConfig()
-        optimizers[part], schedules[part] = make_optimizer(config), make_schedule(config)
-    return optimizers, schedules
 
 
 def _batches(

@@ -177,6 +177,14 @@ def test_the_compiled_step_shards_the_index_and_never_gathers_it() -> None:
     assert largest < rows
 
 
+def test_three_steps_are_one_compilation_and_their_state_is_donated() -> None:
+    run = Run(MeshConfig(data=4, model=2))
+    before = jax.tree.leaves(run.state)
+    run(steps=3)
+    assert run.step._cache_size() == 1
+    assert all(leaf.is_deleted() for leaf in before)
+
+
 def test_moments_lie_like_their_parameters() -> None:
     run = Run(MeshConfig(data=2, fsdp=2, model=2))
     adam = run.state.opt_state["reader"][1]

@@ -1,0 +1,91 @@
+"""Entry point `python -m atlas_jax.plan`: would a run fit on a TPU slice, and how fast at best?
+
+    python -m atlas_jax.plan --topology=v5e-256 --passages=37000000 \\
+      --gin_file=models/xxl.gin --gin_file=runs/nq_full.gin --gin.CorpusConfig.dtype=bfloat16
+
+Compiles the run's own programs ahead of time with the TPU compiler (extra [plan]); no TPU is
+needed and nothing is read: paths need not be given. Without --mesh it tries some meshes and
+recommends one.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from atlas_jax.core.config import launch
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
+from atlas_jax.planning.chips import parse_slice
+from atlas_jax.planning.planner import make_plan, tpu_devices
+from atlas_jax.planning.programs import PROGRAMS, run_from_gin
+from atlas_jax.planning.report import show, write_json
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
+
+NOT_FITTING = 3
+# What runs require and a plan does not look at.
+_UNREAD = {
+    name: "(not read)"
+    for name in (
+        "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "READER_CHECKPOINT_PATH",
+        "RETRIEVER_CHECKPOINT_PATH", "TRAIN_FILE", "STORE", "PASSAGES", "INDEX",
+    )
+} | {"TRAIN_STEPS": 10**6}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan; 0 if the run fits, 3 if not, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--topology", required=True, help="v4-128, v5e-256, v5p-64, v6e-32 ...")
+    parser.add_argument("--passages", required=True, type=int, help="rows of the index")
+    parser.add_argument(
+        "--mesh", action="append", default=[], metavar="D,F,M",
+        help="data,fsdp,model sizes, repeatable; without it the likeliest ones are tried",
+    )  # fmt: skip
+    parser.add_argument("--try_meshes", type=int, default=2, help="how many (default: 2)")
+    parser.add_argument(
+        "--programs", default=",".join(PROGRAMS), help=f"of {','.join(PROGRAMS)} (default: all)"
+    )
+    parser.add_argument("--json", default="", metavar="FILE", help="write the plan there, too")
+    return launch(_run, parser, argv, unread=_UNREAD)
+
+
+def _run(flags: argparse.Namespace) -> int:
+    where = parse_slice(flags.topology)
+    programs = flags.programs.split(",")
+    unknown = sorted(set(programs) - set(PROGRAMS))
+    if unknown:
+        raise UserError(f"--programs: no program is called {unknown[0]}; of {', '.join(PROGRAMS)}")
+    for name in ("passages", "try_meshes"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name} = {getattr(flags, name)}: expected 1 or more")
+    meshes = [_mesh(text) for text in flags.mesh]
+    run = run_from_gin(flags.passages)
+    progress = Console(stderr=True)
+    plan = make_plan(
+        run, where, tpu_devices(where), meshes, flags.try_meshes, programs, progress.print
+    )
+    show(plan, Console())
+    if flags.json:
+        write_json(plan, flags.json)
+    return 0 if all(one.fits for one in plan.programs) else NOT_FITTING
+
+
+def _mesh(text: str) -> MeshConfig:
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != len(MESH_AXES):
+        raise UserError(f"--mesh={text}: expected three numbers, data,fsdp,model, as 1,64,4")
+    return dataclasses.replace(MeshConfig(), **dict(zip(MESH_AXES, sizes, strict=True)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

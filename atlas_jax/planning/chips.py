@@ -1,0 +1,102 @@
+"""TPU chips and slices: what a user calls them, what the compiler calls them, what they can do.
+
+Peak bfloat16 rate, HBM size and HBM bandwidth are those of the pages "TPU v4", "TPU v5e",
+"TPU v5p" and "TPU v6e" of the Cloud TPU documentation (cloud.google.com/tpu/docs). The
+interconnect's figures are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book,
+chapter "TPUs"): both directions of one axis of the torus, from which a ring collective
+profits. What a program may use of the HBM is what libtpu's compiler says when it refuses one.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One generation of TPU chip.
+
+    Attributes:
+      name: as in slice names.
+      hbm_bytes: HBM that a compiled program may use.
+      bf16_flops: peak, per second.
+      hbm_bandwidth: bytes per second.
+      ici_bandwidth: bytes per second of one torus axis, both directions.
+      cores_per_chip: what the number in a slice name counts for each chip.
+      shapes: chips of a slice -> its shape in the compiler's words.
+    """
+
+    name: str
+    hbm_bytes: int
+    bf16_flops: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    cores_per_chip: int
+    shapes: dict[int, str]
+
+
+_PLANES = {
+    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
+}  # fmt: skip
+_CUBES = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8",
+    512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16",
+}  # fmt: skip
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 9e10, 2, _CUBES),
+        Chip("v5e", int(15.75 * GIB), 197e12, 8.19e11, 9e10, 1, _PLANES),
+        Chip("v5p", int(95.73 * GIB), 459e12, 2.765e12, 1.8e11, 2, _CUBES),
+        Chip("v6e", int(31.24 * GIB), 918e12, 1.64e12, 1.8e11, 1, _PLANES),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice as Cloud TPU names it: v4 and v5p count TensorCores, v5e and v6e chips."""
+
+    name: str
+    chip: Chip
+    chips: int
+
+    @property
+    def topology(self) -> str:
+        """The compiler's name of its shape, e.g. `v5e:16x16`."""
+        return f"{self.chip.name}:{self.chip.shapes[self.chips]}"
+
+    @property
+    def topology_options(self) -> dict[str, Any]:
+        """What `get_topology_desc` takes besides: one device for a chip, also where it has two
+        cores (v4) or is alone on its host (one v5e or v6e chip)."""
+        if self.chip.name == "v4":
+            return {"chip_config_name": "megacore"}
+        return {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
+
+
+def parse_slice(name: str) -> Slice:
+    """`v4-128` (64 chips), `v5litepod-256` or `v5e-256` (256), `v5p-64` (32), `v6e-32` (32).
+
+    Raises:
+      UserError: an unknown generation, or a size that is not on offer; lists those that are.
+    """
+    found = re.fullmatch(r"(v5litepod|v\d+[a-z]*)-(\d+)", name)
+    generation = found[1].replace("v5litepod", "v5e") if found else ""
+    if found is None or generation not in CHIPS:
+        raise UserError(
+            f"topology {name!r}: expected one of {', '.join(CHIPS)} with a size, as v5e-256 or v4-8"
+        )
+    chip, number = CHIPS[generation], int(found[2])
+    sizes = [chips * chip.cores_per_chip for chips in chip.shapes]
+    if number not in sizes:
+        counts = "TensorCores" if chip.cores_per_chip == 2 else "chips"
+        raise UserError(
+            f"topology {name!r}: {generation} slices have {', '.join(map(str, sizes))} {counts}"
+        )
+    return Slice(f"{generation}-{number}", chip, number // chip.cores_per_chip)

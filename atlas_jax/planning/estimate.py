@@ -1,0 +1,147 @@
+"""From a compiled program to numbers per chip: memory by term, work, and a roofline."""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from typing import Any
+
+import jax
+
+from atlas_jax.planning import hlo
+from atlas_jax.planning.chips import Chip
+
+_REFUSED = re.compile(r"total memory required for [\w ]+ \(([\d.]+)([KMGT]?)\)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """HBM of one chip in bytes.
+
+    Attributes:
+      terms: what lies there for the whole run, by name, and `temporaries`: activations,
+        gradients and buffers of the program.
+      peak: the sum as the compiler has it, padding of its layouts included.
+    """
+
+    terms: dict[str, int]
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one run of a program does on one chip.
+
+    Attributes:
+      flops: of all products, those that rematerialisation repeats included.
+      model_flops: without those.
+      hbm_bytes: read and written.
+      collectives: kind -> (runs, bytes that the chip sends).
+    """
+
+    flops: float
+    model_flops: float
+    hbm_bytes: float
+    collectives: dict[str, tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The least time that a program can take, each resource at its peak and all at once.
+
+    Attributes:
+      seconds: resource -> time. `compute`: matrix units; `memory`: HBM; `network`: ICI.
+    """
+
+    seconds: dict[str, float]
+    model_flops: float
+    peak_flops: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Time of the resource that binds."""
+        return max(self.seconds.values())
+
+    @property
+    def binding(self) -> str:
+        """The resource that binds."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def mfu(self) -> float:
+        """Model-FLOPs utilisation that this time would mean."""
+        return self.model_flops / (self.peak_flops * self.step_seconds)
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of abstract or real arrays with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def compiled_memory(compiled: Any, terms: dict[str, Any]) -> Memory:
+    """Memory of a compiled program whose arguments are made up of `terms`."""
+    found = compiled.memory_analysis()
+    resident = {name: shard_bytes(tree) for name, tree in terms.items()}
+    arguments = found.argument_size_in_bytes
+    fresh = found.output_size_in_bytes - found.alias_size_in_bytes
+    resident["batch, padding, results"] = arguments + fresh - sum(resident.values())
+    temporaries = found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    return Memory({**resident, "temporaries": temporaries}, arguments + fresh + temporaries)
+
+
+def refused_memory(message: str, terms: dict[str, Any]) -> Memory | None:
+    """Memory of a program that the compiler refused, from its message; None: not for memory.
+
+    The compiler speaks of temporaries, but its figure has arguments and results in it: a mere
+    sum of a large array is refused with the size of that array.
+    """
+    found = _REFUSED.search(message)
+    if found is None:
+        return None
+    resident = {name: shard_bytes(tree) for name, tree in terms.items()}
+    peak = int(float(found[1]) * _UNITS[found[2]])
+    resident["temporaries"] = max(0, peak - sum(resident.values()))
+    return Memory(resident, peak)
+
+
+def measure(text: str, flops: float, model_flops: float, chips: int, loop_trips: int) -> Work:
+    """Work per chip from optimised HLO and the FLOPs of the whole machine."""
+    program = hlo.Program(text, loop_trips)
+    runs: dict[str, float] = defaultdict(float)
+    sent: dict[str, float] = defaultdict(float)
+    for one in program.collectives:
+        runs[one.kind] += one.times
+        sent[one.kind] += one.times * one.wire_bytes
+    collectives = {kind: (round(runs[kind]), sent[kind]) for kind in sorted(runs)}
+    return Work(flops / chips, model_flops / chips, program.hbm_bytes, collectives)
+
+
+def roofline(work: Work, chip: Chip) -> Roofline:
+    """The least time of this work on this chip."""
+    sent = sum(size for _, size in work.collectives.values())
+    return Roofline(
+        {
+            "compute": work.flops / chip.bf16_flops,
+            "memory": work.hbm_bytes / chip.hbm_bandwidth,
+            "network": sent / chip.ici_bandwidth,
+        },
+        work.model_flops,
+        chip.bf16_flops,
+    )
+
+
+def largest_index(memory: Memory, chip: Chip, chips: int, row_bytes: int, batch: int) -> int:
+    """Passages for which the rest of the HBM would suffice; 0 if nothing fits without any.
+
+    Each row costs its embedding and tokens, and in the search a float32 score per query.
+    """
+    index = sum(size for name, size in memory.terms.items() if name.startswith("index"))
+    free = chip.hbm_bytes - (memory.peak - index)
+    per_row = row_bytes + 4 * batch
+    # The scores of the rows that are there are among the temporaries.
+    rows_now = index // row_bytes
+    return max(0, (free + 4 * batch * rows_now) // per_row * chips)

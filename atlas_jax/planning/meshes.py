@@ -1,0 +1,79 @@
+"""Which meshes of a slice make sense for a run, likeliest first."""
+
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MeshConfig, make_mesh
+from atlas_jax.planning.estimate import shard_bytes
+from atlas_jax.planning.programs import Run, batch_parts, make_program
+
+MAX_MODEL = 16  # tensor parallelism beyond this sends more than it computes
+# Of the HBM, what may lie there for the whole run so that a step still has room.
+RESIDENT_SHARE = 0.6
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors, ascending."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
+    """Meshes over which batch, heads and parameters divide, the most promising first.
+
+    Fewer chips per copy of a layer means less communication, so `model` is as small as the
+    batch allows; and the state is spread (`fsdp`) only as far as it has to be to leave room.
+
+    Raises:
+      UserError: no mesh fits; says why the last one did not.
+    """
+    n, found, refused = len(devices), [], ""
+    for model in divisors(n):
+        if model > MAX_MODEL:
+            continue
+        for fsdp in divisors(n // model):
+            config = MeshConfig(data=n // model // fsdp, fsdp=fsdp, model=model)
+            try:
+                resident = _resident(run, config, devices)
+            except UserError as error:
+                refused = str(error)
+                continue
+            crowded = max(0.0, resident - RESIDENT_SHARE * hbm_bytes)
+            found.append(((crowded, model, fsdp), config))
+    if not found:
+        raise UserError(f"no mesh over {n} chips divides this run: {refused}")
+    found.sort(key=lambda entry: entry[0])
+    ordered = [config for _, config in found]
+    return _spread_first(ordered)
+
+
+def _spread_first(ordered: list[MeshConfig]) -> list[MeshConfig]:
+    """The best mesh of each `model` size before the second best of any."""
+    ranks: dict[int, int] = {}
+    keyed = []
+    for position, config in enumerate(ordered):
+        rank = ranks[config.model] = ranks.get(config.model, -1) + 1
+        keyed.append(((rank, position), config))
+    return [config for _, config in sorted(keyed, key=lambda entry: entry[0])]
+
+
+def _resident(run: Run, config: MeshConfig, devices: Any) -> int:
+    """Bytes that lie on each chip for the whole run.
+
+    Raises:
+      UserError: something does not divide.
+    """
+    _check_heads(run, config)
+    mesh = make_mesh(config, devices)
+    if run.data.batch_size % (parts := batch_parts(mesh, run.rules)):
+        raise UserError(f"a batch of {run.data.batch_size} does not divide over {parts} parts")
+    return sum(shard_bytes(tree) for tree in make_program("train", run, mesh).terms.values())
+
+
+def _check_heads(run: Run, config: MeshConfig) -> None:
+    reader, retriever = run.models.reader.config, run.models.retriever.config
+    for name, heads in (
+        ("ReaderConfig", reader.num_heads),
+        ("RetrieverConfig", retriever.num_heads),
+    ):
+        if heads % config.model:
+            raise UserError(f"{name}.num_heads = {heads} do not divide over model={config.model}")

@@ -1,0 +1,223 @@
+"""Compile a run's programs for a slice and say what each chip would hold and do."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
+from atlas_jax.planning import flops
+from atlas_jax.planning.advice import advise
+from atlas_jax.planning.chips import Chip, Slice
+from atlas_jax.planning.estimate import (
+    Memory,
+    Roofline,
+    Work,
+    compiled_memory,
+    largest_index,
+    measure,
+    refused_memory,
+    roofline,
+)
+from atlas_jax.planning.meshes import candidates
+from atlas_jax.planning.programs import Program, Run, lowered, make_program
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.state import Models
+
+INSTALL_HINT = (
+    "plan needs libtpu, whose compiler works without any TPU: pip install 'atlas-jax[plan]' "
+    "(about 480 MB)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """One program on one mesh.
+
+    Attributes:
+      fits: whether the compiler has room for it.
+      work, roof: None where the compiler refused the program.
+      largest_index: passages that would still fit; None for programs without an index.
+      compiler_flops, counted_flops: per chip, each loop body once: the compiler's analysis and
+        our count, for comparison.
+      compile_seconds: on this machine.
+    """
+
+    program: str
+    mesh: MeshConfig
+    fits: bool
+    memory: Memory
+    work: Work | None
+    roof: Roofline | None
+    largest_index: int | None
+    advice: list[str]
+    compiler_flops: float | None
+    counted_flops: float
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run on a slice. `programs` are those on the mesh that is recommended, if one fits;
+    `tried` the train steps on all meshes that were compiled."""
+
+    slice: Slice
+    run: Run
+    tried: list[ProgramPlan]
+    programs: list[ProgramPlan]
+
+    @property
+    def recommended(self) -> MeshConfig | None:
+        """The mesh to take: of those that fit, the one with the shortest step."""
+        best = best_of(self.tried)
+        return best.mesh if best else None
+
+
+def tpu_devices(where: Slice) -> Sequence[Any]:
+    """Devices of a slice that need not exist, for compiling ahead of time.
+
+    Raises:
+      UserError: libtpu is not installed.
+    """
+    # The compiler must not look for chips here, and several may compile at once.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError(INSTALL_HINT) from None
+    from jax.experimental import topologies
+
+    description = topologies.get_topology_desc(where.topology, "tpu", **where.topology_options)
+    return description.devices
+
+
+def make_plan(
+    run: Run,
+    where: Slice,
+    devices: Sequence[Any],
+    meshes: Sequence[MeshConfig] = (),
+    try_meshes: int = 2,
+    programs: Sequence[str] = ("train", "embed", "search", "decode"),
+    report: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Compile the train step on some meshes, and the other programs on the best of them.
+
+    Args:
+      run: what gin says.
+      where: the slice, whose chip's limits count.
+      devices: as many as the slice has chips.
+      meshes: to be tried; none: the `try_meshes` most promising ones.
+      programs: of `programs.PROGRAMS`, to be compiled besides the train step.
+      report: gets a line before and after each compilation.
+
+    Raises:
+      UserError: a mesh does not divide the run.
+    """
+    chosen = list(meshes) or candidates(run, devices, where.chip.hbm_bytes)[:try_meshes]
+    tried = [plan_program("train", run, config, where.chip, devices, report) for config in chosen]
+    best = best_of(tried) or min(tried, key=lambda plan: plan.memory.peak)
+    others = [
+        plan_program(name, run, best.mesh, where.chip, devices, report)
+        for name in programs
+        if name != "train" and (name != "search" or run.on_devices)
+    ]
+    return Plan(where, run, tried, [best, *others])
+
+
+def best_of(plans: Sequence[ProgramPlan]) -> ProgramPlan | None:
+    """Of the plans that fit, the one with the shortest step; None if none fits."""
+    fitting = [
+        (plan.roof.step_seconds, i) for i, plan in enumerate(plans) if plan.fits and plan.roof
+    ]
+    return plans[min(fitting)[1]] if fitting else None
+
+
+def plan_program(
+    name: str,
+    run: Run,
+    config: MeshConfig,
+    chip: Chip,
+    devices: Sequence[Any],
+    report: Callable[[str], None] = lambda line: None,
+) -> ProgramPlan:
+    """Lower and compile one program on one mesh and take its figures."""
+    mesh = partitioning.make_mesh(config, devices)
+    config = MeshConfig(**{axis: mesh.shape[axis] for axis in MESH_AXES})
+    report(f"{name} on {mesh_name(config)}: compiling")
+    program, started = make_program(name, run, mesh), time.monotonic()
+    total, once, plain = _count_flops(program, run, mesh)
+    compiled, refusal = None, ""
+    try:
+        compiled = lowered(program, run, mesh).compile()
+        memory = compiled_memory(compiled, program.terms)
+    except jax.errors.JaxRuntimeError as error:
+        refusal = str(error)
+        refused = refused_memory(refusal, program.terms)
+        if refused is None:
+            raise
+        memory = refused
+    seconds, work = time.monotonic() - started, None
+    compiler_flops = None
+    if compiled is not None:
+        work = measure(compiled.as_text(), total, plain, len(devices), program.loop_trips)
+        compiler_flops = _compiler_flops(compiled)
+    fits = compiled is not None and memory.peak <= chip.hbm_bytes
+    has_index = any(term.startswith("index") for term in program.terms)
+    rows = run.data.batch_size if name == "train" else run.answer_batch
+    report(f"{name} on {mesh_name(config)}: {'fits' if fits else 'does not fit'}, {seconds:.0f} s")
+    return ProgramPlan(
+        program=name,
+        mesh=config,
+        fits=fits,
+        memory=memory,
+        work=work,
+        roof=roofline(work, chip) if work else None,
+        largest_index=largest_index(memory, chip, len(devices), run.row_bytes, rows)
+        if has_index
+        else None,
+        advice=advise(memory, chip.hbm_bytes, run, config, len(devices)),
+        compiler_flops=compiler_flops,
+        counted_flops=once / len(devices),
+        compile_seconds=seconds,
+    )
+
+
+def mesh_name(config: MeshConfig) -> str:
+    """`data=1 fsdp=64 model=4`."""
+    return " ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
+
+
+def _count_flops(program: Program, run: Run, mesh: Mesh) -> tuple[float, float, float]:
+    """FLOPs of the whole machine: all, loop bodies once, and without rematerialisation."""
+    with partitioning.activate(mesh, run.rules):
+        traced = jax.make_jaxpr(program.function)(*program.args)
+    total = flops.matmul_flops(traced, program.loop_trips)
+    once = flops.matmul_flops(traced, scan_once=True)
+    plain = dataclasses.replace(run, models=_without_remat(run.models))
+    if plain.models == run.models:
+        return total, once, total
+    program = make_program(program.name, plain, mesh)
+    with partitioning.activate(mesh, run.rules):
+        traced = jax.make_jaxpr(program.function)(*program.args)
+    return total, once, flops.matmul_flops(traced, program.loop_trips)
+
+
+def _without_remat(models: Models) -> Models:
+    reader = dataclasses.replace(models.reader.config, remat_policy="none")
+    retriever = dataclasses.replace(models.retriever.config, remat_policy="none")
+    return Models(T5(reader), DualEncoder(retriever))
+
+
+def _compiler_flops(compiled: Any) -> float | None:
+    found = compiled.cost_analysis()
+    value = found.get("flops") if found else None
+    return None if value is None or math.isnan(value) else float(value)

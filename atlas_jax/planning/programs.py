@@ -1,0 +1,306 @@
+"""The programs of a run, built abstractly for a mesh of chips that need not exist.
+
+Models, optimisers, step, search and decoding are the run's own, made by the same factories as
+in training; only the arrays are shapes. Nothing is read: a run's paths are not looked at.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import PartitionRules, Rule
+from atlas_jax.core.types import Batch, DeviceIndex, Passages
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.exact import MAX_BLOCK
+from atlas_jax.index.passages import StoreConfig
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.answering import Reading, make_answer
+from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
+from atlas_jax.training.data import DataConfig
+from atlas_jax.training.optimizers import configured_optimizers
+from atlas_jax.training.state import (
+    PARTS,
+    Models,
+    abstract_params,
+    make_state,
+    state_shardings,
+)
+from atlas_jax.training.step import (
+    StepConfig,
+    compile_train_step,
+    embed,
+    embed_query,
+    make_device_retrieve,
+    make_train_step,
+    no_passages,
+    retrieved_already,
+)
+
+PROGRAMS = ("train", "embed", "search", "decode")
+_UINT16_ROWS = 2**16  # token ids below fit the passage store's narrow form
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What gin says of a run, and how many passages it will search."""
+
+    models: Models
+    step: StepConfig
+    distillation: DistillationConfig
+    optimizers: Any
+    data: DataConfig
+    store: StoreConfig
+    corpus: CorpusConfig
+    generation: GenerationConfig
+    answer_batch: int
+    passage_source: str
+    passages: int
+    rules: tuple[Rule, ...]
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether the index lies on the chips."""
+        return self.passage_source == "index" and self.corpus.searcher == "exact"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one passage in the index: embedding and tokens for both models."""
+        width = self.models.retriever.config.embedding_dim
+        return (
+            width * jnp.dtype(self.corpus.dtype).itemsize
+            + self.store.reader_length * _token_type(self.models.reader.config).itemsize
+            + self.store.retriever_length * _token_type(self.models.retriever.config).itemsize
+        )
+
+
+def run_from_gin(passages: int) -> Run:
+    """Everything that a plan needs, from gin's present configuration.
+
+    Raises:
+      UserError: the sizes of the reader are not bound.
+    """
+    if "vocab_size" not in gin.get_bindings(ReaderConfig):
+        raise UserError("plan reads no checkpoint: give the sizes with --gin_file=models/NAME.gin")
+    step, retriever = StepConfig(), RetrieverConfig()
+    if step.retriever_training == "query_side" and retriever.tied:
+        retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
+    return Run(
+        models=Models(T5(ReaderConfig()), DualEncoder(retriever)),
+        step=step,
+        distillation=DistillationConfig(),
+        optimizers=configured_optimizers(PARTS)[0],
+        data=DataConfig(),
+        store=StoreConfig(),
+        corpus=CorpusConfig(),
+        generation=GenerationConfig(),
+        answer_batch=EvalConfig().batch_size,
+        passage_source=gin.get_bindings(TrainConfig).get("passages", "index"),
+        passages=passages,
+        rules=tuple(PartitionRules().rules),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function with abstract arguments.
+
+    Attributes:
+      terms: what its arguments are -> those arguments, for the table of memory.
+      loop_trips: how often the body of a loop without a fixed end runs at most.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    terms: dict[str, Any]
+    loop_trips: int = 1
+
+
+def make_program(name: str, run: Run, mesh: Mesh) -> Program:
+    """One of `PROGRAMS` for this mesh; call it, and lower it, inside `activate(mesh, rules)`.
+
+    Raises:
+      UserError: the batch or a parameter does not divide over the mesh.
+    """
+    return {"train": _train, "embed": _embed, "search": _search, "decode": _decode}[name](run, mesh)
+
+
+def lowered(program: Program, run: Run, mesh: Mesh) -> Any:
+    """The program lowered for the mesh's chips."""
+    with partitioning.activate(mesh, run.rules):
+        return program.function.lower(*program.args)  # type: ignore[attr-defined]
+
+
+def _train(run: Run, mesh: Mesh) -> Program:
+    training = run.step.retriever_training
+    shaping = (run.models, run.optimizers, training, mesh, run.rules)
+    shardings = state_shardings(*shaping)
+    params = meta.unbox(abstract_params(run.models))
+    state = jax.eval_shape(
+        lambda p: make_state(run.models, p, run.optimizers, training, 0, mesh, run.rules), params
+    )
+    state = jax.tree.map(_placed, state, shardings)
+    batch = _batch(run, mesh, run.data.batch_size)
+    retrieve, source = _source(run, mesh, run.data.batch_size)
+    step = make_train_step(run.models, run.step, run.distillation, run.optimizers, retrieve)
+    terms = {"parameters": state.params, "optimiser": state.opt_state} | _index_terms(source)
+    return Program(
+        "train",
+        compile_train_step(step, shardings, mesh, run.rules),
+        (state, source, batch),
+        terms,
+    )
+
+
+def _embed(run: Run, mesh: Mesh) -> Program:
+    params = _params(run, mesh)["retriever"]
+    rows = _multiple(run.corpus.embed_batch_size, run, mesh)
+    tokens = _rows(run, mesh, (rows, run.store.retriever_length), jnp.int32)
+
+    def embed_passages(params: Any, tokens_nm: Any) -> Any:
+        return embed(run.models.retriever, params, "embed_passage", tokens_nm)
+
+    function = jax.jit(embed_passages, out_shardings=partitioning.replicated(mesh))
+    return Program("embed", function, (params, tokens), {"parameters": params})
+
+
+def _search(run: Run, mesh: Mesh) -> Program:
+    params = {"retriever": _params(run, mesh)["retriever"]}
+    rows = _multiple(run.answer_batch, run, mesh)
+    retrieve, source = _source(run, mesh, rows)
+
+    def find(params: Any, source: Any, batch: Batch) -> Passages:
+        return retrieve(source, embed_query(run.models.retriever, params, batch), batch)
+
+    function = jax.jit(find, out_shardings=partitioning.replicated(mesh))
+    terms = {"parameters": params} | _index_terms(source)
+    return Program("search", function, (params, source, _batch(run, mesh, rows)), terms)
+
+
+def _decode(run: Run, mesh: Mesh) -> Program:
+    rows = _multiple(run.answer_batch, run, mesh)
+    params = {"reader": _params(run, mesh)["reader"]}
+    reading = Reading(run.step.k, run.step.reader_length)
+    answer: Any = make_answer(run.models.reader, run.generation, reading, mesh)
+    args = (params, _batch(run, mesh, rows), _given(run, mesh, rows))
+    return Program("decode", answer, args, {"parameters": params}, run.generation.max_length)
+
+
+def _params(run: Run, mesh: Mesh) -> Any:
+    boxed = abstract_params(run.models)
+    return jax.tree.map(
+        _placed, meta.unbox(boxed), partitioning.param_shardings(boxed, mesh, run.rules)
+    )
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _rows(run: Run, mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    spec = partitioning.logical_to_spec(("batch",), run.rules)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
+    """Over how many parts of the mesh the rows of a batch are spread."""
+    axes = partitioning.logical_to_spec(("batch",), rules)[0] or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    return int(np.prod([mesh.shape[axis] for axis in axes], dtype=int))
+
+
+def _multiple(rows: int, run: Run, mesh: Mesh) -> int:
+    """The least multiple of the batch's parts that is not below `rows`."""
+    parts = batch_parts(mesh, run.rules)
+    return -(-rows // parts) * parts
+
+
+def _batch(run: Run, mesh: Mesh, rows: int) -> Batch:
+    data, parts = run.data, batch_parts(mesh, run.rules)
+    if rows % parts:
+        raise UserError(
+            f"DataConfig.batch_size = {rows} does not divide over the {parts} parts of the mesh "
+            f"that hold a batch; use a multiple of {parts}"
+        )
+
+    def tokens(*shape: int) -> jax.ShapeDtypeStruct:
+        return _rows(run, mesh, (rows, *shape), jnp.int32)
+
+    return Batch(
+        query_tokens_bq=tokens(data.query_length),
+        retriever_tokens_br=tokens(data.retriever_query_length),
+        target_tokens_bt=tokens(data.target_length),
+        excluded_rows_bx=tokens(data.max_excluded),
+        weight_b=_rows(run, mesh, (rows,), jnp.float32),
+        prompt_tokens_bp=tokens(data.prompt_length) if data.prompt_length else None,
+    )
+
+
+def _given(run: Run, mesh: Mesh, rows: int) -> Passages:
+    """Passages that the host found, or that were found by another program."""
+    k, width = run.step.k, run.models.retriever.config.embedding_dim
+
+    def row(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return _rows(run, mesh, (rows, k, *shape), dtype)
+
+    return Passages(
+        rows_bk=row(),
+        scores_bk=row(dtype=jnp.float32),
+        reader_tokens_bkl=row(run.store.reader_length),
+        retriever_tokens_bkm=row(run.store.retriever_length),
+        mask_bk=row(dtype=jnp.bool_),
+        embeddings_bke=row(width, dtype=jnp.dtype(run.corpus.dtype)),
+    )
+
+
+def _source(run: Run, mesh: Mesh, rows: int) -> tuple[Any, Any]:
+    """What `training.sources` gives the step: how passages are had, and from what."""
+    if run.passage_source == "none":
+        return (lambda source, query_be, batch: no_passages(batch)), None
+    if not run.on_devices:
+        return retrieved_already, _given(run, mesh, rows)
+    return make_device_retrieve(run.step, mesh), _index(run, mesh)
+
+
+def _index(run: Run, mesh: Mesh) -> DeviceIndex:
+    step = MAX_BLOCK * mesh.size  # as saved.to_device pads it
+    n = -(-run.passages // step) * step
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    whole = partitioning.replicated(mesh)
+
+    def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((n, width), dtype, sharding=spread)
+
+    models, store = run.models, run.store
+    return DeviceIndex(
+        embeddings_ne=rows(models.retriever.config.embedding_dim, jnp.dtype(run.corpus.dtype)),
+        reader_tokens_nl=rows(store.reader_length, _token_type(models.reader.config)),
+        retriever_tokens_nm=rows(store.retriever_length, _token_type(models.retriever.config)),
+        count=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        version=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+    )
+
+
+def _token_type(config: Any) -> np.dtype[Any]:
+    """As the passage store keeps tokens."""
+    return np.dtype(np.uint16 if config.vocab_size <= _UINT16_ROWS else np.int32)
+
+
+def _index_terms(source: Any) -> dict[str, Any]:
+    if not isinstance(source, DeviceIndex):
+        return {}
+    tokens = (source.reader_tokens_nl, source.retriever_tokens_nm)
+    return {"index embeddings": source.embeddings_ne, "index tokens": tokens}

@@ -1,0 +1,164 @@
+"""A plan as a table for the terminal and as JSON."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from atlas_jax import __version__
+from atlas_jax.core.errors import UserError
+from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
+
+GIB = 2**30
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Everything the table shows, and what it leaves out, with the versions that gave it."""
+    run, chip = plan.run, plan.slice.chip
+    recommended = plan.recommended
+    return {
+        "slice": plan.slice.name,
+        "topology": plan.slice.topology,
+        "chips": plan.slice.chips,
+        "hbm_bytes_per_chip": chip.hbm_bytes,
+        "passages": run.passages if run.on_devices else 0,
+        "index_dtype": run.corpus.dtype,
+        "batch_size": run.data.batch_size,
+        "k": run.step.k,
+        "reader_length": run.step.reader_length,
+        "recommended_mesh": mesh_name(recommended) if recommended else None,
+        "tried": [_program_json(one) for one in plan.tried],
+        "programs": [_program_json(one) for one in plan.programs],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the figures."""
+    found = {"atlas-jax": __version__}
+    for package in ("jax", "jaxlib", "flax", "optax", "libtpu"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _program_json(one: ProgramPlan) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "program": one.program,
+        "mesh": mesh_name(one.mesh),
+        "fits": one.fits,
+        "bytes_per_chip": one.memory.terms,
+        "peak_bytes_per_chip": one.memory.peak,
+        "largest_index": one.largest_index,
+        "advice": one.advice,
+        "compiler_flops_per_chip_loops_once": one.compiler_flops,
+        "counted_flops_per_chip_loops_once": one.counted_flops,
+        "compile_seconds": round(one.compile_seconds, 1),
+    }
+    if one.work is not None and one.roof is not None:
+        found |= {
+            "flops_per_chip": one.work.flops,
+            "model_flops_per_chip": one.work.model_flops,
+            "hbm_bytes_moved_per_chip": one.work.hbm_bytes,
+            "collectives_per_chip": {
+                kind: {"runs": runs, "bytes_sent": sent}
+                for kind, (runs, sent) in one.work.collectives.items()
+            },
+            "roofline_seconds": one.roof.seconds,
+            "step_seconds": one.roof.step_seconds,
+            "binding": one.roof.binding,
+            "mfu": one.roof.mfu,
+        }
+    return found
+
+
+def write_json(plan: Plan, path: str | Path) -> None:
+    """Write `as_json` (to a temporary name, then renamed).
+
+    Raises:
+      UserError: it cannot be written there.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(as_json(plan), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"--json={path}: {error.strerror}") from None
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print meshes tried, each program's memory and work, and what to change."""
+    chip = plan.slice.chip
+    console.print(
+        f"{plan.slice.name}: {plan.slice.chips} chips ({plan.slice.topology}), "
+        f"{chip.hbm_bytes / GIB:.2f} GiB of HBM each for a program"
+    )
+    if len(plan.tried) > 1:
+        console.print(_meshes_table(plan))
+    console.print(_memory_table(plan))
+    console.print(_work_table(plan))
+    if plan.recommended is not None:
+        console.print(f"recommended mesh: {mesh_name(plan.recommended)}")
+    for one in plan.programs:
+        if one.largest_index:
+            console.print(f"{one.program}: an index of {one.largest_index:,} passages would fit")
+        for number, line in enumerate(one.advice):
+            console.print(("  - " if number else f"{one.program} does not fit: ") + line)
+
+
+def _meshes_table(plan: Plan) -> Table:
+    table = Table("train step on mesh", "peak GiB", "fits", "least seconds", "bound by")
+    for one in plan.tried:
+        least = (f"{one.roof.step_seconds:.3f}", one.roof.binding) if one.roof else ("-", "-")
+        table.add_row(mesh_name(one.mesh), _gib(one.memory.peak), _yes(one.fits), *least)
+    return table
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = Table("GiB per chip", *(one.program for one in plan.programs))
+    for term in dict.fromkeys(term for one in plan.programs for term in one.memory.terms):
+        sizes = [one.memory.terms.get(term) for one in plan.programs]
+        table.add_row(term, *("" if size is None else _gib(size) for size in sizes))
+    table.add_row("peak", *(_gib(one.memory.peak) for one in plan.programs))
+    table.add_row("fits", *(_yes(one.fits) for one in plan.programs))
+    return table
+
+
+def _work_table(plan: Plan) -> Table:
+    done = [one for one in plan.programs if one.work is not None]
+    table = Table("per run and chip", *(one.program for one in done))
+
+    def row(name: str, value: Any) -> None:
+        table.add_row(name, *(value(one.work, one.roof) for one in done))
+
+    row("TFLOPs, rematerialisation included", lambda work, _: f"{work.flops / 1e12:.3f}")
+    row("TFLOPs of the model", lambda work, _: f"{work.model_flops / 1e12:.3f}")
+    row("HBM traffic, GiB", lambda work, _: _gib(work.hbm_bytes))
+    for kind in dict.fromkeys(kind for one in done if one.work for kind in one.work.collectives):
+        row(f"{kind}: runs, GiB sent", lambda work, _, kind=kind: _sent(work, kind))
+    for resource in ("compute", "memory", "network"):
+        row(f"{resource}, s", lambda _, roof, name=resource: f"{roof.seconds[name]:.4f}")
+    row("least time, s", lambda _, roof: f"{roof.step_seconds:.4f}")
+    row("bound by", lambda _, roof: roof.binding)
+    row("MFU at that time", lambda _, roof: f"{roof.mfu:.0%}")
+    return table
+
+
+def _sent(work: Any, kind: str) -> str:
+    runs, sent = work.collectives.get(kind, (0, 0.0))
+    return f"{runs}, {_gib(sent)}" if runs else ""
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3f}" if size < 10 * GIB else f"{size / GIB:.2f}"
+
+
+def _yes(fits: bool) -> str:
+    return "yes" if fits else "NO"

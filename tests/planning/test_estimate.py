@@ -1,0 +1,76 @@
+"""Arithmetic of memory, roofline and the largest index."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from atlas_jax.planning.chips import CHIPS
+from atlas_jax.planning.estimate import (
+    Memory,
+    Work,
+    compiled_memory,
+    largest_index,
+    refused_memory,
+    roofline,
+    shard_bytes,
+)
+
+MESH = Mesh(np.array(jax.devices()), ("all",))
+
+
+def rows(*shape: int, spread: bool = True) -> jax.ShapeDtypeStruct:
+    spec = PartitionSpec("all") if spread else PartitionSpec()
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(MESH, spec))
+
+
+def test_a_spread_array_costs_a_chip_its_share() -> None:
+    assert shard_bytes({"a": rows(80, 10), "b": rows(5, spread=False)}) == 80 * 10 * 4 // 8 + 20
+
+
+def test_the_terms_of_a_compiled_program_add_up_to_its_peak() -> None:
+    x, y = rows(8000, 10), rows(10, 10, spread=False)
+    compiled = jax.jit(lambda x, y: jnp.sort(x @ y, axis=0)).lower(x, y).compile()
+    memory = compiled_memory(compiled, {"parameters": y, "index tokens": x})
+    assert memory.terms["parameters"] == 400
+    assert memory.terms["index tokens"] == 40_000
+    assert sum(memory.terms.values()) == memory.peak
+    assert memory.terms["temporaries"] > 40_000  # the sort needs all rows in one place
+
+
+def test_the_compilers_refusal_gives_the_size_of_all_it_needs() -> None:
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
+        "memory required for HLO temporaries (270.50G) exceeds available HBM (15.75G)."
+    )
+    memory = refused_memory(message, {"parameters": rows(80)})
+    assert memory is not None
+    assert memory.peak == int(270.5 * 2**30)
+    assert memory.terms == {"parameters": 40, "temporaries": memory.peak - 40}
+    assert refused_memory("INTERNAL: something else", {}) is None
+
+
+def test_the_slowest_resource_sets_the_time() -> None:
+    chip = CHIPS["v5e"]
+    work = Work(2 * chip.bf16_flops, chip.bf16_flops, 5 * chip.hbm_bandwidth, {})
+    found = roofline(work, chip)
+    assert (found.binding, found.step_seconds) == ("memory", 5.0)
+    assert found.mfu == pytest.approx(1 / 5)
+    sending = Work(1.0, 1.0, 1.0, {"all-reduce": (3, 7 * chip.ici_bandwidth)})
+    assert roofline(sending, chip).binding == "network"
+
+
+def test_the_largest_index_fills_the_chip() -> None:
+    chip, chips, row, batch = CHIPS["v5e"], 4, 3000, 64
+    rows_per_chip, rest = 10_000, 2**30
+
+    def memory(rows: int) -> Memory:
+        terms = {"index embeddings": row * rows, "temporaries": rest + 4 * batch * rows}
+        return Memory(terms, sum(terms.values()))
+
+    found = largest_index(memory(rows_per_chip), chip, chips, row, batch)
+    assert found > rows_per_chip * chips
+    assert memory(found // chips).peak <= chip.hbm_bytes < memory(found // chips + 1).peak
+    crowded = Memory({"index embeddings": row, "temporaries": 2**40}, 2**40 + row)
+    assert largest_index(crowded, chip, chips, row, batch) == 0

@@ -1,0 +1,202 @@
+"""A whole plan on eight simulated devices; with libtpu on a slice that is not there."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from rich.console import Console
+
+from atlas_jax import plan as entry_point
+from atlas_jax.core.config import load_gin
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MeshConfig
+from atlas_jax.planning.advice import advise
+from atlas_jax.planning.chips import CHIPS, Slice, parse_slice
+from atlas_jax.planning.estimate import Memory
+from atlas_jax.planning.meshes import candidates
+from atlas_jax.planning.planner import Plan, make_plan
+from atlas_jax.planning.programs import Run, run_from_gin
+from atlas_jax.planning.report import as_json, show, write_json
+from atlas_jax.training import configurables  # noqa: F401 (for gin)
+
+TINY = [
+    "ReaderConfig.vocab_size=64", "ReaderConfig.emb_dim=16", "ReaderConfig.num_heads=2",
+    "ReaderConfig.head_dim=8", "ReaderConfig.mlp_dim=32", "ReaderConfig.num_encoder_layers=2",
+    "ReaderConfig.num_decoder_layers=2", "ReaderConfig.scan_layers=True",
+    "ReaderConfig.remat_policy='full'", "RetrieverConfig.vocab_size=48",
+    "RetrieverConfig.hidden_dim=16", "RetrieverConfig.num_layers=2",
+    "RetrieverConfig.num_heads=2", "RetrieverConfig.mlp_dim=32",
+    "RetrieverConfig.max_positions=32", "RetrieverConfig.scan_layers=True",
+]  # fmt: skip
+RECIPE = [
+    "MODEL_DIR=x", "INITIAL_CHECKPOINT_PATH=x", "TRAIN_FILE=x", "STORE=x", "TRAIN_STEPS=100",
+    "BATCH_SIZE=8", "K=4", "TEXT_LENGTH=24", "PASSAGE_LENGTH=16", "QUERY_LENGTH=8",
+    "TARGET_LENGTH=4", "CorpusConfig.embed_batch_size=8", "EvalConfig.batch_size=8",
+]  # fmt: skip
+SLICE = Slice("v5e-8", CHIPS["v5e"], 8)
+
+
+def tiny_run(*more: str, passages: int = 5000) -> Run:
+    load_gin(["runs/finetune_qa.gin"], [*TINY, *RECIPE, *more])
+    return run_from_gin(passages)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    run = tiny_run("RETRIEVER_TRAINING='joint'")
+    return make_plan(run, SLICE, jax.devices(), [MeshConfig(2, 2, 2)])
+
+
+def test_a_plan_has_all_four_programs_with_their_terms(plan: Plan) -> None:
+    train, embed, search, decode = plan.programs
+    assert [one.program for one in plan.programs] == ["train", "embed", "search", "decode"]
+    assert all(one.fits and one.roof and one.roof.step_seconds > 0 for one in plan.programs)
+    rows = 5 * 1024  # padded to a multiple of 128 rows a device
+    assert train.memory.terms["index embeddings"] == rows // 8 * 16 * 4
+    assert train.memory.terms["index tokens"] == rows // 8 * 2 * 16 * 2
+    # AdamW: two moments as large as the parameters, and the schedules' counts.
+    parameters, optimiser = train.memory.terms["parameters"], train.memory.terms["optimiser"]
+    assert 2 * parameters <= optimiser < 2 * parameters + 100
+    assert train.largest_index > 10**6
+    assert decode.largest_index is None
+    assert embed.memory.terms["parameters"] < search.memory.peak < train.memory.peak
+
+
+def test_the_step_sends_gradients_and_counts_its_scans(plan: Plan) -> None:
+    train = plan.programs[0]
+    assert train.work is not None
+    assert "all-reduce" in train.work.collectives
+    assert train.work.flops > 1.1 * train.work.model_flops  # remat_policy = 'full'
+    # The compiler also counts what is no product, and what every device repeats.
+    assert train.compiler_flops > 0.8 * train.counted_flops
+
+
+def test_the_table_and_the_json_say_the_same(plan: Plan, tmp_path: Path) -> None:
+    write_json(plan, tmp_path / "plan.json")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found == json.loads(json.dumps(as_json(plan)))
+    assert found["recommended_mesh"] == "data=2 fsdp=2 model=2"
+    assert found["versions"]["jax"] == jax.__version__
+    console = Console(record=True, width=120)
+    show(plan, console)
+    text = console.export_text()
+    train = found["programs"][0]
+    for figure in (
+        f"{train['mfu']:.0%}",
+        f"{train['largest_index']:,} passages",
+        "data=2 fsdp=2 model=2",
+    ):
+        assert figure in text
+    with pytest.raises(UserError, match="--json"):
+        write_json(plan, tmp_path / "missing" / "plan.json")
+
+
+def test_a_mesh_is_recommended_among_those_that_divide_the_run() -> None:
+    run = tiny_run("BATCH_SIZE=4")
+    found = candidates(run, jax.devices(), SLICE.chip.hbm_bytes)
+    assert found[0] == MeshConfig(4, 1, 2)  # as little sharding as the batch of 4 allows
+    assert all(config.data * config.fsdp <= 4 and config.model == 2 for config in found)
+    crowded = candidates(run, jax.devices(), 1000)
+    assert crowded[0].fsdp == 4
+    with pytest.raises(UserError, match="num_heads = 2"):
+        candidates(tiny_run("BATCH_SIZE=1"), jax.devices(), SLICE.chip.hbm_bytes)
+
+
+@pytest.mark.parametrize(
+    ("term", "bindings", "said"),
+    [
+        ("parameters", [], "MeshConfig.fsdp = 8"),
+        ("optimiser", [], "adafactor"),
+        ("index embeddings", [], "CorpusConfig.dtype = 'bfloat16'"),
+        ("temporaries", [], "RetrieverConfig.remat_policy = 'full'"),
+        ("temporaries", ["BATCH_SIZE=16"], "StepConfig.accumulate = 2"),
+    ],
+)
+def test_what_is_too_big_is_named_with_what_to_change(
+    term: str, bindings: list[str], said: str
+) -> None:
+    run = tiny_run(*bindings)
+    memory = Memory({term: 90, "batch": 20}, 110)
+    first, *changes = advise(memory, 100, run, MeshConfig(8, 1, 1), 8)
+    assert first.startswith(("index" if "index" in term else term) + " is the largest term")
+    assert any(said in change for change in changes)
+    assert advise(memory, 110, run, MeshConfig(8, 1, 1), 8) == []
+
+
+def test_a_run_that_is_too_big_is_not_recommended() -> None:
+    chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=1000)
+    found = make_plan(
+        tiny_run(),
+        Slice("v5e-8", chip, 8),
+        jax.devices(),
+        [MeshConfig(8, 1, 1)],
+        programs=["train"],
+    )
+    assert found.recommended is None
+    assert not found.programs[0].fits
+    assert found.programs[0].advice
+
+
+@pytest.mark.parametrize(
+    "binding", ["TrainConfig.passages='none'", "CorpusConfig.searcher='scann'"]
+)
+def test_without_an_index_on_the_chips_nothing_is_searched(binding: str) -> None:
+    run = tiny_run(binding, "RETRIEVER_TRAINING='fixed'", "ReaderConfig.remat_policy='none'")
+    meshes = [MeshConfig(8, 1, 1)]
+    found = make_plan(run, SLICE, jax.devices(), meshes, programs=["train", "search"])
+    assert [one.program for one in found.programs] == ["train"]
+    assert found.programs[0].largest_index is None
+
+
+def command(*flags: str) -> int:
+    bindings = [f"--gin.{binding}" for binding in (*TINY, *RECIPE[5:])]
+    return entry_point.main(["--gin_file=runs/finetune_qa.gin", *bindings, *flags])
+
+
+def test_without_libtpu_the_command_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    assert command("--topology=v5e-8", "--passages=1000") == 2
+    assert "pip install 'atlas-jax[plan]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--topology=v5e-7", "--passages=9"], "v5e slices have 1, 4, 8"),
+        (["--topology=v5e-8", "--passages=0"], "--passages = 0"),
+        (["--topology=v5e-8", "--passages=9", "--mesh=8,1"], "--mesh=8,1: expected three"),
+        (["--topology=v5e-8", "--passages=9", "--programs=fly"], "no program is called fly"),
+    ],
+)
+def test_slips_are_named(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*flags) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_without_sizes_is_refused() -> None:
+    load_gin(["runs/finetune_qa.gin"], RECIPE)
+    with pytest.raises(UserError, match="models/NAME.gin"):
+        run_from_gin(1000)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]")
+def test_the_tpu_compiler_takes_the_same_step(tmp_path: Path) -> None:
+    flags = ["--topology=v5e-8", "--passages=5000", "--mesh=2,2,2", "--programs=train,search"]
+    arguments = ["--gin_file=runs/finetune_qa.gin", *(f"--gin.{b}" for b in (*TINY, *RECIPE[5:]))]
+    # A process of its own: libtpu ends one whose XLA_FLAGS it does not know, as those of the tests.
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "atlas_jax.plan", *arguments, *flags]
+    subprocess.run([*command, f"--json={tmp_path / 'plan.json'}"], env=env, check=True)
+    train, search = json.loads((tmp_path / "plan.json").read_text())["programs"]
+    assert train["fits"] and search["fits"]
+    assert "all-reduce" in train["collectives_per_chip"]
+    assert parse_slice("v5e-8").chip.hbm_bytes > train["peak_bytes_per_chip"]
