@@ -25,10 +25,12 @@ ROWS, TABLE = DOCS / "plan_rows.json", DOCS / "plan_table.md"
 PASSAGES = 37_000_000
 GIB = 2**30
 
-# Model, recipe, slice, data,fsdp,model; the meshes divide the batch of 64 (mlm_pretrain: 128).
-SPECS = (
+# Model, recipe, slice, data,fsdp,model, and the rematerialisation policy of both models where
+# it is not the shipped one. The meshes divide the batch of 64 (mlm_pretrain: 128).
+SPECS: tuple[tuple[str, ...], ...] = (
     ("base", "nq_64shot", "v5e-16", "1,16,1"),
-    ("base", "nq_full", "v5e-16", "1,16,1"),
+    ("base", "nq_64shot", "v5e-16", "1,16,1", "full"),
+    ("base", "nq_full", "v5e-16", "1,16,1", "full"),
     ("xxl", "nq_full", "v5e-256", "1,64,4"),
     ("large", "nq_full", "v5e-32", "1,32,1"),
     ("xl", "nq_64shot", "v5e-64", "1,64,1"),
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     rows, end = _read_rows(), time.monotonic() + 60 * flags.minutes
     for spec in SPECS:
-        name = "/".join(spec[:3])
+        name = row_name(spec)
         made = rows.get(name)
         if flags.only not in name or (made and made["plan"]["versions"] == versions()):
             continue
@@ -71,10 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = _plan(spec, 60 * flags.row_minutes)
         print(f"{name}: {'done' if plan else 'no result'} in {time.monotonic() - started:.0f} s")
         if plan:
-            rows[name] = {"bindings": list(BINDINGS), "plan": plan}
+            rows[name] = {"bindings": bindings(spec), "plan": plan}
             _write(ROWS, json.dumps(rows, indent=1, sort_keys=True) + "\n")
     _write(TABLE, table(rows))
     return 0
+
+
+def row_name(spec: Sequence[str]) -> str:
+    """What a row is called: all of its specification but the mesh."""
+    return "/".join((*spec[:3], *spec[4:]))
+
+
+def bindings(spec: Sequence[str]) -> list[str]:
+    """The gin bindings of a row."""
+    names = ("ReaderConfig", "RetrieverConfig")
+    return [*BINDINGS, *(f"{name}.remat_policy={spec[4]}" for name in names if len(spec) > 4)]
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -85,14 +98,14 @@ def table(rows: dict[str, Any]) -> str:
         "Written by `make plan-table` from `plan_rows.json`; [plan.md](plan.md) says what the",
         f"columns mean. Train step, {PASSAGES:,} passages, embeddings in bfloat16; GiB per chip.",
         "",
-        "| model | recipe | slice | mesh | fits | peak | of | parameters, optimiser | index "
-        "| temporaries | least s/step | bound by | MFU | largest index |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | recipe | slice | remat | mesh | fits | peak | of | parameters, optimiser "
+        "| index | temporaries | least s/step | bound by | MFU | largest index |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for model, recipe, where, mesh in SPECS:
-        made = rows.get(f"{model}/{recipe}/{where}")
-        cells = _cells(made["plan"]) if made else [mesh, "not compiled yet", *[""] * 9]
-        lines.append("| " + " | ".join((model, recipe, where, *cells)) + " |")
+    for spec in SPECS:
+        made, remat = rows.get(row_name(spec)), spec[4] if len(spec) > 4 else "shipped"
+        cells = _cells(made["plan"]) if made else [spec[3], "not compiled yet", *[""] * 9]
+        lines.append("| " + " | ".join((*spec[:3], remat, *cells)) + " |")
     found = next(iter(rows.values()))["plan"]["versions"] if rows else {}
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     return "\n".join(lines) + "\n"
@@ -118,14 +131,14 @@ def _cells(plan: dict[str, Any]) -> list[str]:
 
 def _plan(spec: tuple[str, ...], seconds: float) -> dict[str, Any] | None:
     """What `atlas-jax plan` writes for this row; None where it ends without a result."""
-    model, recipe, where, mesh = spec
+    model, recipe, where, mesh, *_ = spec
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "plan.json"
         command = [
             sys.executable, "-m", "atlas_jax.plan", f"--topology={where}",
             f"--passages={PASSAGES}", f"--mesh={mesh}", "--programs=train", f"--json={target}",
             f"--gin_file=models/{model}.gin", f"--gin_file=runs/{recipe}.gin",
-            *(f"--gin.{binding}" for binding in BINDINGS),
+            *(f"--gin.{binding}" for binding in bindings(spec)),
         ]  # fmt: skip
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
         try:

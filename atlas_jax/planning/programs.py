@@ -26,7 +26,7 @@ from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
-from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied
 from atlas_jax.training.answering import Reading, make_answer
 from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
 from atlas_jax.training.data import DataConfig
@@ -166,7 +166,7 @@ def _train(run: Run, mesh: Mesh) -> Program:
 
 
 def _embed(run: Run, mesh: Mesh) -> Program:
-    params = _params(run, mesh)["retriever"]
+    params = _tower(run, mesh, "passage_encoder")
     rows = _multiple(run.corpus.embed_batch_size, run, mesh)
     tokens = _rows(run, mesh, (rows, run.store.retriever_length), jnp.int32)
 
@@ -178,7 +178,7 @@ def _embed(run: Run, mesh: Mesh) -> Program:
 
 
 def _search(run: Run, mesh: Mesh) -> Program:
-    params = {"retriever": _params(run, mesh)["retriever"]}
+    params = {"retriever": _tower(run, mesh, "query_encoder")}
     rows = _multiple(run.answer_batch, run, mesh)
     retrieve, source = _source(run, mesh, rows)
 
@@ -204,6 +204,12 @@ def _params(run: Run, mesh: Mesh) -> Any:
     return jax.tree.map(
         _placed, meta.unbox(boxed), partitioning.param_shardings(boxed, mesh, run.rules)
     )
+
+
+def _tower(run: Run, mesh: Mesh, name: str) -> Any:
+    """The retriever's parameters that one tower needs."""
+    retriever = _params(run, mesh)["retriever"]
+    return retriever if is_tied(retriever) else {name: retriever[name]}
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -24,7 +24,7 @@ def plan(seconds: float | None) -> dict[str, Any]:
 
 
 def test_every_row_is_of_a_real_slice_whose_mesh_fills_it_and_divides_its_batch() -> None:
-    for model, recipe, where, mesh in plan_table.SPECS:
+    for model, recipe, where, mesh, *_ in plan_table.SPECS:
         data, fsdp, split = map(int, mesh.split(","))
         assert data * fsdp * split == parse_slice(where).chips
         assert (128 if recipe == "mlm_pretrain" else 64) % (data * fsdp) == 0
@@ -37,23 +37,24 @@ def test_a_second_call_makes_only_what_is_missing(
 ) -> None:
     monkeypatch.setattr(plan_table, "ROWS", tmp_path / "rows.json")
     monkeypatch.setattr(plan_table, "TABLE", tmp_path / "table.md")
-    asked, times = [], iter([1.25, None, 2.5])
+    asked, times = [], iter([1.25, None, 2.5, 5.0])
 
     def made(spec: tuple[str, ...], seconds: float) -> dict[str, Any] | None:
-        asked.append("/".join(spec[:3]))
+        asked.append(plan_table.row_name(spec))
         found = next(times)
         return plan(found) if found else None
 
     monkeypatch.setattr(plan_table, "_plan", made)
     plan_table.main(["--only", "base/"])
-    assert asked == ["base/nq_64shot/v5e-16", "base/nq_full/v5e-16"]
-    plan_table.main(["--only", "base/"])  # the second one had no result
-    assert asked[2:] == ["base/nq_full/v5e-16"]
-    plan_table.main(["--only", "base/", "--minutes", "-1"])
+    first = ["base/nq_64shot/v5e-16", "base/nq_64shot/v5e-16/full", "base/nq_full/v5e-16/full"]
+    assert asked == first
+    plan_table.main(["--only", "base/", "--minutes", "-1"])  # no time for the one without result
     assert len(asked) == 3
+    plan_table.main(["--only", "base/"])
+    assert asked[3:] == [first[1]]
     assert set(json.loads((tmp_path / "rows.json").read_text())) == set(asked)
     lines = (tmp_path / "table.md").read_text().splitlines()
-    row = next(line for line in lines if line.startswith("| base | nq_full | v5e-16"))
+    row = next(line for line in lines if line.startswith("| base | nq_full | v5e-16 | full"))
     for cell in ("| yes | 8.00 | 16.00 | 3.00 | 0.50 |", "| 2.50 | compute | 50% | 41M |"):
         assert cell in row
     assert "not compiled yet" in next(line for line in lines if line.startswith("| xxl"))
