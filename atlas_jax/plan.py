@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from atlas_jax.core.chips import parse_slice
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
-from atlas_jax.planning.chips import parse_slice
 from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.programs import PROGRAMS, run_from_gin
 from atlas_jax.planning.report import show, write_json

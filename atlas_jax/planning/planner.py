@@ -11,11 +11,11 @@ import jax
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.chips import Chip, Slice
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
 from atlas_jax.planning import flops
 from atlas_jax.planning.advice import advise
-from atlas_jax.planning.chips import Chip, Slice
 from atlas_jax.planning.estimate import (
     Memory,
     Roofline,

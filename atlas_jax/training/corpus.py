@@ -247,7 +247,7 @@ class Corpus:
         self.encoder_hash = ""
         self.version += (self.next_row + rows) // count
         self.next_row = (self.next_row + rows) % count
-        version = jax.device_put(np.int32(self.version), self.index.version.sharding)
+        version = multihost.place(np.int32(self.version), self.index.version.sharding)
         self.index = self.index.replace(embeddings_ne=embeddings_ne, version=version)  # type: ignore[attr-defined]
 
     def embeddings_of(self, rows_r: np.ndarray) -> Any:

@@ -8,19 +8,12 @@ from typing import Any
 import gin
 import jax
 
+from atlas_jax.core.chips import peak_flops
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.training.step import StepConfig
 
 TRACES = "profile"  # in model_dir
-# Dense bfloat16 FLOP/s of one chip, from Google's pages on each version, by JAX's device kind.
-_PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 @gin.configurable
@@ -132,7 +125,7 @@ class Speed:
         rows = batch.query_tokens_bq.shape[0]
         self._tokens = rows * k * config.reader_length + batch.target_tokens_bt.size
         self._passages = rows * k if passage else 0
-        peak = ProfileConfig().peak_flops or _PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0)
+        peak = ProfileConfig().peak_flops or peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count()
         self._flops = step_flops(params, batch, config, k, passage)
 

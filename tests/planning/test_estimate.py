@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from atlas_jax.planning.chips import CHIPS
+from atlas_jax.core.chips import CHIPS
 from atlas_jax.planning.estimate import (
     Memory,
     Work,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from atlas_jax.core.chips import parse_slice
 from atlas_jax.core.config import gin_folder
-from atlas_jax.planning.chips import parse_slice
 from atlas_jax.planning.report import versions
 from benchmarks import plan_table
 

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from atlas_jax import plan as entry_point
+from atlas_jax.core.chips import CHIPS, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.advice import advise
-from atlas_jax.planning.chips import CHIPS, Slice, parse_slice
 from atlas_jax.planning.estimate import Memory
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import Plan, make_plan

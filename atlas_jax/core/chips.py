@@ -28,6 +28,7 @@ class Chip:
       ici_bandwidth: bytes per second of one torus axis, both directions.
       cores_per_chip: what the number in a slice name counts for each chip.
       shapes: chips of a slice -> its shape in the compiler's words.
+      device_kinds: JAX's `Device.device_kind` of it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Chip:
     ici_bandwidth: float
     cores_per_chip: int
     shapes: dict[int, str]
+    device_kinds: tuple[str, ...]
 
 
 _PLANES = {
@@ -50,10 +52,10 @@ _CUBES = {
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 9e10, 2, _CUBES),
-        Chip("v5e", int(15.75 * GIB), 197e12, 8.19e11, 9e10, 1, _PLANES),
-        Chip("v5p", int(95.73 * GIB), 459e12, 2.765e12, 1.8e11, 2, _CUBES),
-        Chip("v6e", int(31.24 * GIB), 918e12, 1.64e12, 1.8e11, 1, _PLANES),
+        Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 9e10, 2, _CUBES, ("TPU v4",)),
+        Chip("v5e", int(15.75 * GIB), 197e12, 8.19e11, 9e10, 1, _PLANES, ("TPU v5 lite",)),
+        Chip("v5p", int(95.73 * GIB), 459e12, 2.765e12, 1.8e11, 2, _CUBES, ("TPU v5", "TPU v5p")),
+        Chip("v6e", int(31.24 * GIB), 918e12, 1.64e12, 1.8e11, 1, _PLANES, ("TPU v6 lite",)),
     )
 }
 
@@ -100,3 +102,8 @@ def parse_slice(name: str) -> Slice:
             f"topology {name!r}: {generation} slices have {', '.join(map(str, sizes))} {counts}"
         )
     return Slice(f"{generation}-{number}", chip, number // chip.cores_per_chip)
+
+
+def peak_flops(device_kind: str) -> float:
+    """Dense bfloat16 FLOP/s of one chip by JAX's name for it; 0.0 where it is not known."""
+    return next((c.bf16_flops for c in CHIPS.values() if device_kind in c.device_kinds), 0.0)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from atlas_jax.core.chips import CHIPS, parse_slice, peak_flops
 from atlas_jax.core.errors import UserError
-from atlas_jax.planning.chips import CHIPS, parse_slice
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_every_shape_has_as_many_chips_as_it_says() -> None:
 def test_a_slice_that_is_not_on_offer_is_refused(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse_slice(name)
+
+
+def test_a_chip_is_known_by_the_name_jax_gives_it() -> None:
+    assert peak_flops("TPU v5 lite") == CHIPS["v5e"].bf16_flops
+    assert peak_flops("TPU v5p") == CHIPS["v5p"].bf16_flops
+    assert peak_flops("cpu") == 0.0
