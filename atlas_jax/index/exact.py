@@ -1,7 +1,9 @@
 """Exact maximum inner product search over an index that is spread over all devices.
 
 Usable inside jit. Each device searches its own rows and hands on k candidates, so the
-index itself never moves. This is the reference that every other searcher is held to.
+index itself never moves. This is the reference that every other searcher is held to. With a
+recall target below 1 the selection on each device is approximate: a partial reduction at the
+speed of the matrix product on a TPU (Chern et al. 2022, arXiv:2206.14286).
 """
 
 import functools
@@ -23,8 +25,9 @@ def exact_search(
     k: int,
     excluded_bx: Array | None = None,
     mesh: Mesh | None = None,
+    recall_target: float = 1.0,
 ) -> SearchResult:
-    """Find the k rows with the greatest inner product, exactly.
+    """Find the k rows with the greatest inner product, exactly unless told otherwise.
 
     Gradients do not flow through the result: training scores the retrieved passages
     anew. A bfloat16 index takes the query in bfloat16 too; sums are float32 either way.
@@ -35,6 +38,8 @@ def exact_search(
       k: rows per query (static).
       excluded_bx: int rows that each query may not get; -1 pads.
       mesh: mesh of the index; the active one if not given.
+      recall_target: share of a device's best rows that are to be found (static); below 1 a TPU
+        selects approximately. Other devices select exactly all the same.
 
     Returns:
       The same result on every device. Rows are -1 where exclusion leaves fewer than k.
@@ -50,7 +55,9 @@ def exact_search(
     if excluded_bx is None:
         excluded_bx = jnp.full((query_be.shape[0], 1), NO_ROW, jnp.int32)
     query_be, embeddings_ne = jax.lax.stop_gradient((query_be, index.embeddings_ne))
-    local = functools.partial(_search_rows, k=min(k, n // (mesh.size if mesh else 1)))
+    local = functools.partial(
+        _search_rows, k=min(k, n // (mesh.size if mesh else 1)), recall_target=recall_target
+    )
     if mesh is None:
         rows_bk, scores_bk = local(0, embeddings_ne, index.count, query_be, excluded_bx)
         return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
@@ -194,6 +201,7 @@ def _search_rows(
     query_be: Array,
     excluded_bx: Array,
     k: int,
+    recall_target: float,
 ) -> tuple[Array, Array]:
     """The k best rows of one shard, whose first row is ``first_row`` of the index."""
     n = embeddings_ne.shape[0]
@@ -205,7 +213,12 @@ def _search_rows(
         preferred_element_type=jnp.float32,
     )
     # x rows may fall out, so x more are taken: k are left whenever the shard has them.
-    top_bc, at_bc = top_k_rows(scores_bn, min(k + excluded_bx.shape[1], n), count - first_row)
+    c = min(k + excluded_bx.shape[1], n)
+    if recall_target < 1.0:
+        real_bn = jnp.where(jnp.arange(n) < count - first_row, scores_bn, -jnp.inf)
+        top_bc, at_bc = jax.lax.approx_max_k(real_bn, c, recall_target=recall_target)
+    else:
+        top_bc, at_bc = top_k_rows(scores_bn, c, count - first_row)
     rows_bc = first_row + at_bc
     excluded_bc = (rows_bc[:, :, None] == excluded_bx[:, None, :]).any(axis=-1)
     scores_bk, best_bk = jax.lax.top_k(jnp.where(excluded_bc, -jnp.inf, top_bc), k)

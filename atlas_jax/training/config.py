@@ -95,6 +95,8 @@ class CorpusConfig:
     store: directory of the passage store (built from `passages` when missing).
     index: directory of a saved index, made by build_index; "" embeds the corpus at start.
     searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
+    recall_target: below 1, 'exact' on a TPU selects approximately, and faster: the share of a
+        chip's best rows that it is to find.
     embed_batch_size: passages per call of the passage tower.
     dtype: 'float32' or 'bfloat16', of embeddings made here; a saved index keeps its own.
     """
@@ -103,6 +105,7 @@ class CorpusConfig:
     store: str = ""
     index: str = ""
     searcher: str = "exact"
+    recall_target: float = 1.0
     embed_batch_size: int = 256
     dtype: str = "float32"
 
@@ -112,6 +115,12 @@ class CorpusConfig:
             "CorpusConfig.searcher",
             self.searcher,
             _one_of(SEARCHERS),
+        )
+        _require(
+            0 < self.recall_target <= 1,
+            "CorpusConfig.recall_target",
+            self.recall_target,
+            "more than 0 and at most 1",
         )
         _require(
             self.embed_batch_size > 0,

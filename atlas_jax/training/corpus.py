@@ -167,6 +167,7 @@ class Corpus:
       encoder_hash: of the passage tower that made them; "" once slices differ.
       next_row: where the next slice begins.
       on_host: whether a host searcher serves.
+      recall_target: of the search on the devices, see `exact_search`.
       index: on the devices; None when a host searcher serves.
       searcher: on the host; None when the devices search.
     """
@@ -186,6 +187,7 @@ class Corpus:
         """
         self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
         self.on_host = config.searcher == "scann"
+        self.recall_target = config.recall_target
         self.index: DeviceIndex | None = None
         self.searcher: ScannSearcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh

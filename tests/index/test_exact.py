@@ -1,5 +1,6 @@
 """Exact search: against NumPy, one device against eight, and what the compiled form moves."""
 
+import functools
 import re
 
 import jax
@@ -129,6 +130,27 @@ def test_no_collective_moves_the_index():
     shapes = [shape for line in moved for shape in re.findall(r"\[([\d,]*)\]", line)]
     sizes = [int(np.prod([int(d) for d in shape.split(",") if d] or [1])) for shape in shapes]
     assert sizes and max(sizes) <= 8 * b * k * 5  # eight shards' candidates, or b*k*l tokens
+
+
+@pytest.mark.parametrize("config", [None, MESHES[0]])
+def test_approximate_selection_keeps_what_the_exact_one_promises(config):
+    """Off a TPU it selects exactly, so all of it can be compared: padding, exclusion, shards."""
+    mesh = config and make_mesh(config)
+    index, query_be = make_index(count=1000), queries()
+    excluded_bx = reference(index, query_be, 2)[0]
+    placed = place(index, mesh) if mesh else index
+    search = jax.jit(functools.partial(exact_search, k=9, mesh=mesh, recall_target=0.95))
+    found = search(placed, query_be, excluded_bx=excluded_bx)
+    np.testing.assert_array_equal(found.rows_bk, reference(index, query_be, 9, excluded_bx)[0])
+
+
+def test_a_recall_target_below_1_selects_with_the_approximate_primitive():
+    index, query_be = make_index(), queries()
+    for target, used in ((1.0, False), (0.95, True)):
+        traced = jax.make_jaxpr(functools.partial(exact_search, k=9, recall_target=target))(
+            index, query_be
+        )
+        assert ("approx_top_k" in str(traced)) == used
 
 
 def test_padding_rows_are_never_returned():

@@ -129,6 +129,9 @@ REFUSED = {
     ),
     "an index that the run makes itself needs a disk": ("TrainConfig.model_dir=gs://b/run",),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
+    "CorpusConfig.recall_target = 1.5: expected more than 0 and at most 1": (
+        "CorpusConfig.recall_target=1.5",
+    ),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
     "TrainConfig.passages = 'wikipedia': expected one of 'index', 'file', 'none'": (
         "TrainConfig.passages=wikipedia",
