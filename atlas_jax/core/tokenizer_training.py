@@ -42,6 +42,7 @@ def train_tokenizers(
     vocab_size: int = 8192,
     retriever_vocab_size: int | None = None,
     num_sentinels: int = 100,
+    reader_lowercase: bool = False,
     retriever_lowercase: bool = True,
     min_character_count: int = 20,
     fields: Sequence[str] = ("title", "section", "text"),
@@ -57,6 +58,8 @@ def train_tokenizers(
       retriever_vocab_size: the same of the retriever's, which has `[PAD] [UNK] [CLS] [SEP]
         [MASK]` and no sentinels; None takes `vocab_size`.
       num_sentinels: how many spans one text can have masked.
+      reader_lowercase: the reader sees and writes lower-case text; a name that a passage has
+        in capitals and an answer has not is then the same tokens.
       retriever_lowercase: the retriever sees lower-case text without accents.
       min_character_count: a character that the text has less often is spelt in bytes.
       fields: the fields of a record whose text counts, where it has them.
@@ -70,7 +73,9 @@ def train_tokenizers(
     paths = [passages_path] if isinstance(passages_path, str) else list(passages_path)
     texts = read_texts(paths, fields)
     folder = Path(out_dir)
-    reader = train_reader_tokenizer(texts, vocab_size, num_sentinels, min_character_count)
+    reader = train_reader_tokenizer(
+        texts, vocab_size, num_sentinels, reader_lowercase, min_character_count
+    )
     retriever = train_retriever_tokenizer(
         texts, retriever_vocab_size or vocab_size, retriever_lowercase, min_character_count
     )
@@ -99,15 +104,20 @@ def train_reader_tokenizer(
     texts: Sequence[str],
     vocab_size: int,
     num_sentinels: int = 100,
+    lowercase: bool = False,
     min_character_count: int = 20,
 ) -> Tokenizer:
     """A tokenizer in T5's layout; see `train_tokenizers`. Appends `</s>`."""
     if num_sentinels < 1:
         raise UserError(f"num_sentinels is {num_sentinels}, but must be at least 1")
     backend = _train(
-        texts, vocab_size - num_sentinels, READER_SPECIAL, "<unk>", _cleaning(False),
+        texts,
+        vocab_size - num_sentinels,
+        READER_SPECIAL,
+        "<unk>",
+        _cleaning(lowercase, accents=True),
         min_character_count,
-    )  # fmt: skip
+    )
     # A sentinel takes the blanks before it with it; the word after it keeps its own.
     backend.add_special_tokens(
         [
@@ -129,7 +139,12 @@ def train_retriever_tokenizer(
 ) -> Tokenizer:
     """A tokenizer in BERT's manner, `[CLS] text [SEP]`; see `train_tokenizers`."""
     backend = _train(
-        texts, vocab_size, RETRIEVER_SPECIAL, "[UNK]", _cleaning(lowercase), min_character_count
+        texts,
+        vocab_size,
+        RETRIEVER_SPECIAL,
+        "[UNK]",
+        _cleaning(lowercase, accents=not lowercase),
+        min_character_count,
     )
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -203,16 +218,13 @@ def _alphabet(texts: Iterable[str], min_count: int) -> tuple[list[str], dict[int
     return alphabet, rare
 
 
-def _cleaning(lowercase: bool) -> normalizers.Normalizer:
+def _cleaning(lowercase: bool, accents: bool) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = [normalizers.NFC()]
     if lowercase:
-        steps = [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            normalizers.NFD(),
-            normalizers.Replace(tokenizers.Regex(_ACCENTS), ""),
-            normalizers.NFC(),
-        ]
+        steps = [normalizers.NFKC(), normalizers.Lowercase(), normalizers.NFC()]
+    if not accents:
+        bare = normalizers.Replace(tokenizers.Regex(_ACCENTS), "")
+        steps = [*steps[:-1], normalizers.NFD(), bare, normalizers.NFC()]
     return normalizers.Sequence(
         [
             *steps,

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 # A field begins the text or a sentence, has a capital and ends with a colon.
 _FIELD = re.compile(r"(?:^|(?<=[.;] ))([A-Z][^:;.]{1,70}): (?=\S)")
 _PART = re.compile(r"; ")
+# A name in the brackets right behind a value's head, `(PGK)`, or what a word of more than three
+# small letters leads to, `(since 9 January 2025)`; no `(2023 est.)`.
+_REMARK = re.compile(r" \((?:(?P<cue>[a-z]{4,}) (?=[A-Z\d])|(?=[A-Z]))(?P<value>[^(),;]+?)(?=[),])")
 # A full stop that ends something: not that of an initial ("Wesley W. SIMINA", "B.C. ") or a title.
 _STOP = r"\. (?<!\b[A-Z]\. )(?<!\b(?:Dr|Ft|Jr|Lt|Mr|Mt|Sr|St)\. )(?<!\b(?:Col|Gen|Maj|Mrs|Ste)\. )"
 # The value's head ends before a remark, a list's next entry, a percentage or the end.
@@ -37,7 +40,8 @@ def find_facts(text: str) -> tuple[Fact, ...]:
 
     A field may have several parts, `Field: subfield: value; subfield: value`; only the
     head of a value counts, up to a bracket, a comma or a percentage. A colon or semicolon
-    in brackets separates nothing.
+    in brackets separates nothing. A name in the brackets right behind a head is a fact of its own,
+    and so is what a word like `since` leads to; its label ends with that word or the bracket.
     """
     bare = _without_remarks(text)
     fields = list(_FIELD.finditer(bare))
@@ -54,6 +58,10 @@ def find_facts(text: str) -> tuple[Fact, ...]:
             label = f"{text[field.start(1) : field.end(1)]} {subfields}".strip()
             if size and len(label.split()) <= _MAX_LABEL_WORDS:
                 found.append(Fact(label, start, start + size))
+                remark = _REMARK.match(text, start + size)
+                if remark and len(label.split()) < _MAX_LABEL_WORDS:
+                    cue = remark["cue"] or "("
+                    found.append(Fact(f"{label} {cue}", *remark.span("value")))
             at += len(part) + len("; ")
     return tuple(found)
 

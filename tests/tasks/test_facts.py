@@ -42,7 +42,12 @@ TEXTS = {
     ),
     "a bracket that is never closed": (
         "Area: 5 sq km (estimated. Capital: name: Tirana (Tirane).",
-        [("Area", "5 sq km"), ("Capital name", "Tirana")],
+        [("Area", "5 sq km"), ("Capital name", "Tirana"), ("Capital name (", "Tirane")],
+    ),
+    "names in brackets": (
+        "Money: kina (PGK); head: King AMO (since 9 May 2025, of age); seat: Ro (on Tao) (Ru).",
+        [("Money", "kina"), ("Money (", "PGK"), ("Money head", "King AMO"),
+         ("Money head since", "9 May 2025"), ("Money seat", "Ro")],
     ),
     "a bracket that was never opened": ("Ways: 1) vote; second: 2) buy.",
         [("Ways", "1) vote"), ("Ways second", "2) buy")]),
@@ -62,7 +67,8 @@ TEXTS = {
         [("Area", "5 sq km"), ("Flag", "red")]),
     "initials": (
         "Head: President Wesley W. SIMINA (since 2023); deputy: J.M. SQUIRES.",
-        [("Head", "President Wesley W. SIMINA"), ("Head deputy", "J.M. SQUIRES")],
+        [("Head", "President Wesley W. SIMINA"), ("Head since", "2023"),
+         ("Head deputy", "J.M. SQUIRES")],
     ),
     "abbreviations": (
         "Ports: St. John's; peak: Mt. Fogo (2,829 m); ruler: Gen. Dr. MIN; era: 321 B.C. (old).",
