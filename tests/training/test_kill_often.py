@@ -44,7 +44,7 @@ def test_no_kill_loses_a_checkpoint_or_more_than_the_steps_since(
         assert newest >= max(life["complete"], default=0), life
         # One checkpoint may be in the making while the steps to the next are taken.
         assert life["step"] - newest <= 2 * EVERY, life
-    assert told["lives"][-1]["step"] > 2 * KILLS  # they did take steps
+    assert told["lives"][-1]["step"] >= EVERY * (2 * KILLS // 5)  # they did take steps
     # Asked to end, it saves the step that it has just taken.
     assert told["asked"]["code"] == PREEMPTED
     assert told["asked"]["left"][-1] == told["asked"]["step"]
