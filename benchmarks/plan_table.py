@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from atlas_jax.core.chips import GIB
+from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.report import versions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROWS, TABLE = DOCS / "plan_rows.json", DOCS / "plan_table.md"
 PASSAGES = 37_000_000
-GIB = 2**30
 
 # Model, recipe, slice, data,fsdp,model, and the rematerialisation policy of both models where
 # it is not the shipped one. The meshes divide the batch of 64 (mlm_pretrain: 128).
@@ -153,9 +154,8 @@ def _read_rows() -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_text(path) as file:
+        file.write(text)
 
 
 if __name__ == "__main__":

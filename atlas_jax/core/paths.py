@@ -6,6 +6,7 @@ rename, a bucket needs one write.
 
 import atexit
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
@@ -37,6 +38,12 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     except (ImportError, ValueError) as error:
         raise UserError(f"{text}: {error}; gs:// needs the extra [tpu], which has gcsfs") from error
     return cast(Path, epath.Path(text))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_tree(path: Path) -> None:

@@ -1,6 +1,5 @@
 """SHA-256 of published and of prepared files: verified where one is given, noted always."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.paths import file_sha256
 
 CHECKSUMS = "SHA256SUMS"  # beside the published files, as `sha256sum` writes it
 NOTES = "prepared.json"  # beside the prepared files
@@ -41,19 +41,13 @@ def read_checksums(source: Path, given: str | Path = "") -> dict[str, str]:
     return sums
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verified(paths: list[Path], folder: Path, sums: dict[str, str]) -> dict[str, str]:
     """Name below `folder` -> SHA-256 of each file.
 
     Raises:
       UserError: one is not what `sums` says of it.
     """
-    found = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     for name, digest in found.items():
         if sums.get(name, digest) != digest:
             raise UserError(

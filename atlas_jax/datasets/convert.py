@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
-from atlas_jax.datasets.checksums import note, read_checksums, sha256_of, verified
+from atlas_jax.core.paths import file_sha256
+from atlas_jax.datasets.checksums import note, read_checksums, verified
 
 Row = dict[str, Any]
 # One published row after the other, each as the rows it becomes (none, one or several).
@@ -94,7 +95,7 @@ def prepare(
             continue
         sources = verified(paths, folder, sums)
         rows = counts[part.output] = _write(part, paths, target, sample)
-        found = {"rows": rows, "sha256": sha256_of(target), "sources": sources}
+        found = {"rows": rows, "sha256": file_sha256(target), "sources": sources}
         note(target.parent, part.output, found)
     if not counts:
         raise UserError(_absent(dataset, folder))

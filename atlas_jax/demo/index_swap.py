@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from atlas_jax.core.types import Params
 from atlas_jax.demo.factbook_splits import stable_random
 from atlas_jax.demo.report import Swap
 from atlas_jax.index.embed import embed_corpus
@@ -25,6 +24,7 @@ from atlas_jax.index.saved import load_index, save_index
 from atlas_jax.tasks.metrics import best_over_answers, exact_match, normalize_answer
 from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers
 from atlas_jax.training.config import ModelConfig
+from atlas_jax.training.step import passage_tower
 
 _CHANGES_MOST = ("temporal", "slow", "static")
 _EMBED_BATCH = 8
@@ -155,13 +155,8 @@ def swap_index(
     embeddings_ne = np.array(load_index(index_directory, old, fingerprint).embeddings_ne)
     store = old.replace(changed, new_store, tokenizers.reader, tokenizers.retriever)
     rows = [store.row_of(passage["id"]) for passage in changed]
-
-    @jax.jit
-    def embed(params: Params, tokens: jax.Array) -> Any:
-        return retriever.apply({"params": params}, tokens, method="embed_passage")
-
     embeddings_ne[rows] = embed_corpus(
-        functools.partial(embed, params),
+        functools.partial(jax.jit(passage_tower(retriever)), params),
         store.retriever_tokens_nm[rows],
         _EMBED_BATCH,
         progress=False,

@@ -411,6 +411,11 @@ def _check_unique(
             seen[passage_id] = row
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type in which token ids are kept."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
 def _tokenise(
     folder: Path,
     count: int,
@@ -420,7 +425,7 @@ def _tokenise(
     progress: bool,
 ) -> dict[str, Any]:
     """Write one tower's token array; returns its part of the manifest."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    dtype = token_dtype(tokenizer.vocab_size)
     length = getattr(config, f"{tower}_length")
     tokens = create_npy(folder / f"{tower}_tokens.npy", (count, length), dtype)
     greatest = 0

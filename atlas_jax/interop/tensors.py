@@ -90,25 +90,24 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 def viewed(tensor: Tensor, dtype: np.dtype) -> Tensor:
     """The same bits as another type of the same size."""
-    part = tensor.get_slice
-    return dataclasses.replace(
-        tensor,
-        dtype=dtype,
-        get=lambda: tensor.read().view(dtype),
-        get_slice=None if part is None else lambda axis, i: part(axis, i).view(dtype),
-    )
+    return _changed(tensor, dtype, lambda array: array.view(dtype))
 
 
 def cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
     """Rounded to another floating type; integers stay as they are."""
     if tensor.dtype == dtype or tensor.dtype not in FLOATS.values():
         return tensor
+    return _changed(tensor, dtype, lambda array: array.astype(dtype))
+
+
+def _changed(tensor: Tensor, dtype: np.dtype, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    """The tensor with every array that is read of it changed to another type."""
     part = tensor.get_slice
     return dataclasses.replace(
         tensor,
         dtype=dtype,
-        get=lambda: tensor.read().astype(dtype),
-        get_slice=None if part is None else lambda axis, i: part(axis, i).astype(dtype),
+        get=lambda: change(tensor.read()),
+        get_slice=None if part is None else lambda axis, i: change(part(axis, i)),
     )
 
 

@@ -1,10 +1,9 @@
 """What to change when a program does not fit."""
 
+from atlas_jax.core.chips import GIB
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.estimate import Memory
 from atlas_jax.planning.programs import Run
-
-GIB = 2**30
 
 
 def advise(memory: Memory, hbm_bytes: int, run: Run, mesh: MeshConfig, chips: int) -> list[str]:

@@ -13,21 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import PartitionRules, Rule
 from atlas_jax.core.types import Batch, DeviceIndex, Passages
 from atlas_jax.distillation.config import DistillationConfig
-from atlas_jax.index.exact import MAX_BLOCK
-from atlas_jax.index.passages import StoreConfig
+from atlas_jax.index.passages import StoreConfig, token_dtype
+from atlas_jax.index.saved import embeddings_layout
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied
 from atlas_jax.training.answering import Reading, make_answer
+from atlas_jax.training.assembly import batch_parts, batch_sharding
 from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
 from atlas_jax.training.data import DataConfig
 from atlas_jax.training.optimizers import configured_optimizers
@@ -41,16 +42,15 @@ from atlas_jax.training.state import (
 from atlas_jax.training.step import (
     StepConfig,
     compile_train_step,
-    embed,
     embed_query,
     make_device_retrieve,
     make_train_step,
     no_passages,
+    passage_tower,
     retrieved_already,
 )
 
 PROGRAMS = ("train", "embed", "search", "decode")
-_UINT16_ROWS = 2**16  # token ids below fit the passage store's narrow form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,7 @@ def lowered(program: Program, run: Run, mesh: Mesh) -> Any:
 
 
 def _train(run: Run, mesh: Mesh) -> Program:
+    batch = _batch(run, mesh, run.data.batch_size)  # first: it is cheap and may be refused
     training = run.step.retriever_training
     shaping = (run.models, run.optimizers, training, mesh, run.rules)
     shardings = state_shardings(*shaping)
@@ -153,7 +154,6 @@ def _train(run: Run, mesh: Mesh) -> Program:
         lambda p: make_state(run.models, p, run.optimizers, training, 0, mesh, run.rules), params
     )
     state = jax.tree.map(_placed, state, shardings)
-    batch = _batch(run, mesh, run.data.batch_size)
     retrieve, source = _source(run, mesh, run.data.batch_size)
     step = make_train_step(run.models, run.step, run.distillation, run.optimizers, retrieve)
     terms = {"parameters": state.params, "optimiser": state.opt_state} | _index_terms(source)
@@ -169,11 +169,9 @@ def _embed(run: Run, mesh: Mesh) -> Program:
     params = _tower(run, mesh, "passage_encoder")
     rows = _multiple(run.corpus.embed_batch_size, run, mesh)
     tokens = _rows(run, mesh, (rows, run.store.retriever_length), jnp.int32)
-
-    def embed_passages(params: Any, tokens_nm: Any) -> Any:
-        return embed(run.models.retriever, params, "embed_passage", tokens_nm)
-
-    function = jax.jit(embed_passages, out_shardings=partitioning.replicated(mesh))
+    function = jax.jit(
+        passage_tower(run.models.retriever), out_shardings=partitioning.replicated(mesh)
+    )
     return Program("embed", function, (params, tokens), {"parameters": params})
 
 
@@ -217,15 +215,8 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _rows(run: Run, mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    spec = partitioning.logical_to_spec(("batch",), run.rules)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-
-def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
-    """Over how many parts of the mesh the rows of a batch are spread."""
-    axes = partitioning.logical_to_spec(("batch",), rules)[0] or ()
-    axes = (axes,) if isinstance(axes, str) else axes
-    return int(np.prod([mesh.shape[axis] for axis in axes], dtype=int))
+    sharding = batch_sharding("DataConfig.batch_size", shape[0], mesh, run.rules)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def _multiple(rows: int, run: Run, mesh: Mesh) -> int:
@@ -235,12 +226,7 @@ def _multiple(rows: int, run: Run, mesh: Mesh) -> int:
 
 
 def _batch(run: Run, mesh: Mesh, rows: int) -> Batch:
-    data, parts = run.data, batch_parts(mesh, run.rules)
-    if rows % parts:
-        raise UserError(
-            f"DataConfig.batch_size = {rows} does not divide over the {parts} parts of the mesh "
-            f"that hold a batch; use a multiple of {parts}"
-        )
+    data = run.data
 
     def tokens(*shape: int) -> jax.ShapeDtypeStruct:
         return _rows(run, mesh, (rows, *shape), jnp.int32)
@@ -282,17 +268,16 @@ def _source(run: Run, mesh: Mesh, rows: int) -> tuple[Any, Any]:
 
 
 def _index(run: Run, mesh: Mesh) -> DeviceIndex:
-    step = MAX_BLOCK * mesh.size  # as saved.to_device pads it
-    n = -(-run.passages // step) * step
-    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    whole = partitioning.replicated(mesh)
+    models, store, whole = run.models, run.store, partitioning.replicated(mesh)
+    width = models.retriever.config.embedding_dim
+    embeddings = embeddings_layout(run.passages, width, run.corpus.dtype, mesh)
 
     def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((n, width), dtype, sharding=spread)
+        shape = (embeddings.shape[0], width)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=embeddings.sharding)
 
-    models, store = run.models, run.store
     return DeviceIndex(
-        embeddings_ne=rows(models.retriever.config.embedding_dim, jnp.dtype(run.corpus.dtype)),
+        embeddings_ne=embeddings,
         reader_tokens_nl=rows(store.reader_length, _token_type(models.reader.config)),
         retriever_tokens_nm=rows(store.retriever_length, _token_type(models.retriever.config)),
         count=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
@@ -301,8 +286,7 @@ def _index(run: Run, mesh: Mesh) -> DeviceIndex:
 
 
 def _token_type(config: Any) -> np.dtype[Any]:
-    """As the passage store keeps tokens."""
-    return np.dtype(np.uint16 if config.vocab_size <= _UINT16_ROWS else np.int32)
+    return token_dtype(config.vocab_size)
 
 
 def _index_terms(source: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_jax import __version__
+from atlas_jax.core.chips import GIB
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
-
-GIB = 2**30
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -84,11 +83,10 @@ def write_json(plan: Plan, path: str | Path) -> None:
     Raises:
       UserError: it cannot be written there.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(as_json(plan), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
+        Path(path).parent.stat()  # a folder that is not there is a slip, and is not made
+        with atomic_text(path) as file:
+            file.write(json.dumps(as_json(plan), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--json={path}: {error.strerror}") from None
 

@@ -96,15 +96,19 @@ def batch_sharding(
     Raises:
       UserError: the batch size, which `binding` set, does not divide over the data axes.
     """
-    sharding = NamedSharding(mesh, partitioning.logical_to_spec(("batch",), rules))
-    axes = sharding.spec[0] or ()
-    parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    parts = batch_parts(mesh, rules)
     if batch_size % parts:
         raise UserError(
             f"{binding} = {batch_size} does not divide over the {parts} parts of the mesh that "
             f"hold a batch; use a multiple of {parts}"
         )
-    return sharding
+    return NamedSharding(mesh, partitioning.logical_to_spec(("batch",), rules))
+
+
+def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
+    """Over how many parts of the mesh the rows of a batch are spread."""
+    axes = partitioning.logical_to_spec(("batch",), rules)[0] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def load_tokenizers(config: ModelConfig) -> Tokenizers:

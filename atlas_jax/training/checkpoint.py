@@ -9,7 +9,6 @@ Both appear at once or not at all: they are written under a temporary name and r
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,14 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import as_path, copy_files, is_remote, local_folder, remove_tree
+from atlas_jax.core.paths import (
+    as_path,
+    copy_files,
+    file_sha256,
+    is_remote,
+    local_folder,
+    remove_tree,
+)
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.training.config import CheckpointConfig
 
@@ -318,7 +324,7 @@ def write_folder_config(
         "format": FOLDER_FORMAT,
         "models": dict(configs),
         "about": dict(about or {}),
-        "sha256": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
+        "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     }
     (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
@@ -403,7 +409,7 @@ def _verified(folder: Path, name: str, config: dict[str, Any]) -> Path:
     file = folder / name
     if not file.is_file():
         raise UserError(f"model folder {folder} lacks {name}")
-    found, expected = _sha256(file), config["sha256"].get(name)
+    found, expected = file_sha256(file), config["sha256"].get(name)
     if found != expected:
         raise UserError(
             f"{file} is not the file that was saved: its SHA-256 is {found[:12]}, "
@@ -450,11 +456,6 @@ def _flat_host_arrays(params: Any, dtype: str) -> dict[str, np.ndarray]:
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     flat = traverse_util.flatten_dict(multihost.to_host(params), sep="/")
     return {name: np.ascontiguousarray(value, dtype=target) for name, value in flat.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

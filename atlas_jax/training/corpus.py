@@ -39,6 +39,7 @@ from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
 from atlas_jax.training.config import CorpusConfig
+from atlas_jax.training.step import passage_tower
 
 
 def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
@@ -87,18 +88,14 @@ class Embedder:
             "CorpusConfig.embed_batch_size", config.embed_batch_size, mesh, rules
         )
 
-        def embed_passages(params: Params, tokens_nm: jax.Array) -> Any:
-            return retriever.apply({"params": params}, tokens_nm, method="embed_passage")
-
+        tower = passage_tower(retriever)
         self._embed: Callable[[Params, Any], jax.Array] = jax.jit(
-            embed_passages,
+            tower,
             out_shardings=partitioning.replicated(mesh),
             compiler_options=encoder_options(),
         )
         self._refresh: Callable[..., jax.Array] = jax.jit(
-            functools.partial(
-                refresh_rows, embed_passages, batch_size=config.embed_batch_size, mesh=mesh
-            ),
+            functools.partial(refresh_rows, tower, batch_size=config.embed_batch_size, mesh=mesh),
             donate_argnums=1,
             out_shardings=rows_sharding(mesh),
         )

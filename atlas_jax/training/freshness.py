@@ -19,7 +19,7 @@ from atlas_jax.index.staleness import StalenessConfig, measure
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.config import CorpusConfig, TrainConfig
 from atlas_jax.training.corpus import Corpus
-from atlas_jax.training.step import StepConfig, embed
+from atlas_jax.training.step import StepConfig, embed, passage_tower
 
 
 def refreshes_index() -> bool:
@@ -79,10 +79,9 @@ class Freshness:
             self._tokens_pm = corpus.store.retriever_tokens_nm[self._rows_p].astype("int32")
         batch_size, k = CorpusConfig().embed_batch_size, min(self._meter.k, count)
 
-        def probe(params: Params, batch: Batch, tokens_pm: Array, stale_pe: Array) -> Any:
-            def tower(params: Params, tokens_nm: Array) -> Array:
-                return embed(retriever, params, "embed_passage", tokens_nm)
+        tower = passage_tower(retriever)
 
+        def probe(params: Params, batch: Batch, tokens_pm: Array, stale_pe: Array) -> Any:
             fresh_pe = embed_tokens(tower, params, tokens_pm, batch_size).astype(stale_pe.dtype)
             query_be = embed(retriever, params, "embed_query", batch.retriever_tokens_br)
             return measure(query_be, batch.weight_b, stale_pe, fresh_pe, k)

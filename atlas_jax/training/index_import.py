@@ -18,6 +18,7 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers
 from atlas_jax.training.config import CorpusConfig, ModelConfig
 from atlas_jax.training.corpus import open_store
+from atlas_jax.training.step import passage_tower
 
 _COSINE = 0.98  # float16 and another cut of long texts cost far less
 
@@ -109,7 +110,7 @@ def _compare(
     formats = StoreConfig()
     texts = [formats.retriever_format.format(**records[row]) for row in rows]
     tokens = tokenizer.pad_to(tokenizer.encode_batch(texts, True), formats.retriever_length)
-    embed = jax.jit(lambda p, t: retriever.apply({"params": p}, t, method="embed_passage"))
+    embed = jax.jit(passage_tower(retriever))
     fresh, stored = np.asarray(embed(params, tokens)), shards.embeddings(0)[rows]
     lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(stored, axis=1)
     return float(np.median(np.sum(fresh * stored, axis=1) / np.maximum(lengths, 1e-12)))

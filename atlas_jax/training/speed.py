@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import gin
@@ -71,12 +70,7 @@ class Tracer:
     def __enter__(self) -> "Tracer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._running:
             self._stop()
 

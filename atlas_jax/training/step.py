@@ -414,6 +414,11 @@ def distillation_loss(
     return kl.distill_loss(gold_bk, scores_bk, mask_bk, weight_b, config)
 
 
+def passage_tower(retriever: DualEncoder) -> Callable[[Params, Array], Array]:
+    """The function (parameters of the retriever, tokens_nm) -> embeddings_ne, without dropout."""
+    return lambda params, tokens_nm: embed(retriever, params, "embed_passage", tokens_nm)
+
+
 def embed(
     retriever: DualEncoder,
     params: Params,
