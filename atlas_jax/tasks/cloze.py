@@ -22,6 +22,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.tasks import wording
 from atlas_jax.tasks.base import (
     Example,
     PassageText,
@@ -66,7 +67,8 @@ class Corpus:
     Attributes:
       sources: all passages with facts, in the order of the file.
       titles: each once.
-      words: some of the words of the texts.
+      words: some of the words of the texts, as often as they stand there.
+      vocabulary: the words of all texts without figures and signs, each once.
       values: of each label, as often as they stand in the file.
       by_title: places in `sources`.
       by_label: places in `sources`.
@@ -75,6 +77,7 @@ class Corpus:
     sources: tuple[Source, ...]
     titles: tuple[str, ...]
     words: tuple[str, ...]
+    vocabulary: tuple[str, ...]
     values: dict[str, list[str]]
     by_title: dict[str, list[int]]
     by_label: dict[str, list[int]]
@@ -100,7 +103,7 @@ class ClozeTask:
       query_format: the reader's query, of {asked}: title, labels and sentinels.
       ask_format: one of the facts asked for, of {label} and {sentinel}.
       noise: probability with which the asked words are disturbed as a question would: some
-        words of the label missing, other words around, the title last.
+        words of the label missing or elsewhere, other words among them, the title mostly last.
       exchange: probability with which a value of the given passage is exchanged for
         another (one of the same label, or random words); the title with half of it.
       given_passages: how many passages come with the example, the asked one among them at
@@ -192,8 +195,8 @@ class ClozeTask:
         hidden = self.filter_self and step >= self.filter_self_after
         return Example(
             id=own_id,
-            query_text=self._reader_query(corpus, title, chosen, rng),
-            retriever_text=self._retriever_query(corpus, title, asked, rng),
+            query_text=self._reader_query(source, corpus, title, chosen, rng),
+            retriever_text=self._retriever_query(source, corpus, title, asked, rng),
             target_text=" ".join(f"<extra_id_{i}> {value}" for i, value in enumerate(values)),
             answers=(" ".join(values),),
             gold_ids=(own_id,),
@@ -209,29 +212,52 @@ class ClozeTask:
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
 
     def _reader_query(
-        self, corpus: Corpus, title: str, facts: Sequence[Fact], rng: np.random.Generator
+        self,
+        source: Source,
+        corpus: Corpus,
+        title: str,
+        facts: Sequence[Fact],
+        rng: np.random.Generator,
     ) -> str:
         """Title, labels and sentinels, disturbed with probability `noise`."""
         disturbed = rng.random() < self.noise
         asked = []
         for number, fact in enumerate(facts):
-            words = _disturbed_label(corpus, fact, rng) if disturbed else fact.label.split()
-            if disturbed and len(facts) == 1 and rng.random() < 0.6:  # the title last
-                words = [*words, *_noise_words(corpus, rng), title]
+            words = self._label(source, corpus, fact, disturbed, rng)
+            if disturbed and len(facts) == 1:
+                words = wording.around(words, title, rng)
                 title = ""
             sentinel = f"<extra_id_{number}>"
             asked.append(self.ask_format.format(label=" ".join(words), sentinel=sentinel))
         return self.query_format.format(asked=" ".join([title, *asked] if title else asked))
 
     def _retriever_query(
-        self, corpus: Corpus, title: str, fact: Fact, rng: np.random.Generator
+        self,
+        source: Source,
+        corpus: Corpus,
+        title: str,
+        fact: Fact,
+        rng: np.random.Generator,
     ) -> str:
         """Title and label of the first fact, disturbed with probability `noise`."""
         disturbed = rng.random() < self.noise
-        words = _disturbed_label(corpus, fact, rng) if disturbed else fact.label.split()
-        if disturbed and rng.random() < 0.6:
-            return " ".join([*words, *_noise_words(corpus, rng), title])
+        words = self._label(source, corpus, fact, disturbed, rng)
+        if disturbed:
+            return " ".join(wording.around(words, title, rng))
         return " ".join([title, *words] if title else words)
+
+    def _label(
+        self,
+        source: Source,
+        corpus: Corpus,
+        fact: Fact,
+        disturbed: bool,
+        rng: np.random.Generator,
+    ) -> list[str]:
+        if not disturbed:
+            return fact.label.split()
+        others = source.labels - {fact.label}
+        return wording.disturbed(fact.label, others, corpus.words, corpus.vocabulary, rng)
 
     def _exchanged(
         self, source: Source, corpus: Corpus, asked: Fact, rng: np.random.Generator
@@ -308,18 +334,6 @@ def _passage(source: Source, title: str, text: str) -> PassageText:
     return {"id": source.passage.id, "title": title, "section": section, "text": text}
 
 
-def _disturbed_label(corpus: Corpus, fact: Fact, rng: np.random.Generator) -> list[str]:
-    """Some words of the label, behind a few that have nothing to do with it."""
-    words = fact.label.split()
-    words = [word for word in words if rng.random() > 0.25] or words
-    return [*_noise_words(corpus, rng), *words]
-
-
-def _noise_words(corpus: Corpus, rng: np.random.Generator) -> list[str]:
-    words = corpus.words
-    return [words[i] for i in rng.integers(0, len(words), int(rng.integers(0, 4)))]
-
-
 def _other_title(corpus: Corpus, rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return corpus.titles[int(rng.integers(len(corpus.titles)))]
@@ -373,16 +387,20 @@ def _corpus(sources: Sequence[Source]) -> Corpus:
     by_title: dict[str, list[int]] = defaultdict(list)
     by_label: dict[str, list[int]] = defaultdict(list)
     words: list[str] = []
+    vocabulary: dict[str, None] = {}
     for number, source in enumerate(sources):
         by_title[source.title].append(number)
         for fact in source.facts:
             values[fact.label].append(fact.value(source.text))
             by_label[fact.label].append(number)
-        words.extend(source.text.split()[::7])  # one word in seven is enough to draw from
+        in_text = source.text.split()
+        words.extend(in_text[::7])  # one word in seven is enough to draw from
+        vocabulary.update(dict.fromkeys(filter(str.isalpha, in_text)))
     return Corpus(
         sources=tuple(sources),
         titles=tuple(by_title),
         words=tuple(words),
+        vocabulary=tuple(vocabulary),
         values=dict(values),
         by_title=dict(by_title),
         by_label=dict(by_label),

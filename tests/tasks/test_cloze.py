@@ -240,21 +240,21 @@ def test_windows_hold_the_asked_facts_and_few_others(tmp_path: Path) -> None:
 def test_noise_disturbs_the_wording_alone(tmp_path: Path) -> None:
     task = ClozeTask(noise=1.0)
     records = load(tmp_path, task, corpus())
-    words = set(records[0].corpus.words)
+    words = {word for record in records for word in record.source.text.split()}
     quiet = {e.retriever_text for e in draw(ClozeTask(), records)}
     examples = draw(task, records)
     for example in examples:
         source = next(r.source for r in records if r.source.passage.id == example.id)
-        own = {word for fact in source.facts for word in fact.label.split()} | {source.title}
-        assert source.title in example.query_text and source.title in example.retriever_text
-        assert set(example.retriever_text.split()) <= words | own
+        own = {word for fact in source.facts for word in fact.label.split()}
+        signed = {source.title + sign for sign in ("", "?", ".", ",", "'s")}
+        for text in (example.query_text, example.retriever_text):
+            assert len(signed & set(text.split())) == 1
+        assert set(example.retriever_text.split()) <= words | own | signed
         asked = example.query_text.removeprefix("question: ").split()
-        assert set(asked) <= words | own | {"answer:", "<extra_id_0>"}
+        assert set(asked) <= words | own | signed | {"answer:", "<extra_id_0>"}
         assert example.query_text.endswith(" answer: <extra_id_0>")
         assert targets(example)[0] in {fact.value(source.text) for fact in source.facts}
-    last = [e.retriever_text.split()[-1] == e.meta["title"] for e in examples]
-    assert 0.4 < sum(last) / len(last) < 0.8
-    assert sum(e.retriever_text in quiet for e in examples) < 0.4 * len(examples)
+    assert sum(e.retriever_text in quiet for e in examples) < 0.2 * len(examples)
 
 
 def test_the_passage_itself_can_be_kept_out(tmp_path: Path) -> None:

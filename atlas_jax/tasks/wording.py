@@ -1,0 +1,68 @@
+"""How a cloze query is worded: a label as it stands, or disturbed as a question would be.
+
+Who asks uses some of a label's words, in an order of his own and among words that the
+label lacks. A reader that has met such queries in pretraining finds the label that shares
+most words with a question, whatever the rest of the question is.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+_SIGNS = ("?", ".", ",", "'s")
+
+
+def disturbed(
+    label: str,
+    others: Collection[str],
+    words: Sequence[str],
+    vocabulary: Sequence[str],
+    rng: np.random.Generator,
+) -> list[str]:
+    """Some of a label's words in some order, among words that have nothing to do with it.
+
+    Args:
+      label: what is asked for.
+      others: the labels that it must not be taken for.
+      words: of running text, drawn from as often as they stand there.
+      vocabulary: the same, each once: rare words are met too, and known for what they are.
+      rng: where the choice comes from.
+
+    Returns:
+      The words. What is kept of the label stands in none of the others, unless the whole
+      label does.
+    """
+    own = label.split()
+    kept = _kept(own, others, rng)
+    if rng.random() < 0.5:
+        rng.shuffle(kept)
+    asked = [own[i] for i in kept]
+    for _ in range(int(rng.integers(0, 6))):
+        asked.insert(int(rng.integers(len(asked) + 1)), _noise_word(words, vocabulary, rng))
+    return asked
+
+
+def around(words: Sequence[str], title: str, rng: np.random.Generator) -> list[str]:
+    """The words with the title among them: mostly last, as in a question, sometimes with a sign."""
+    asked = list(words)
+    place = len(asked) if rng.random() < 0.6 else int(rng.integers(len(asked) + 1))
+    asked.insert(place, title)
+    if rng.random() < 0.5:
+        asked[place] += _SIGNS[int(rng.integers(len(_SIGNS)))]
+    return asked
+
+
+def _kept(own: Sequence[str], others: Collection[str], rng: np.random.Generator) -> list[int]:
+    """Places of the kept words: a random part of them, enlarged until no other label has all."""
+    order = [int(i) for i in rng.permutation(len(own))]
+    rival = [set(other.lower().split()) for other in others]
+    for count in range(int(rng.integers(1, len(own) + 1)), len(own) + 1):
+        asked = {own[i].lower() for i in order[:count]}
+        if not any(asked <= words for words in rival):
+            return sorted(order[:count])
+    return list(range(len(own)))
+
+
+def _noise_word(words: Sequence[str], vocabulary: Sequence[str], rng: np.random.Generator) -> str:
+    pool = words if rng.random() < 0.5 else vocabulary
+    return pool[int(rng.integers(len(pool)))]
