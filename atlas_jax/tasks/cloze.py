@@ -41,11 +41,11 @@ _WORD_CHARACTERS = 6.5  # of a word, blank included
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """A passage, the facts to ask for, and the labels of all of its facts."""
+    """A passage, the facts to ask for, and the labels of all of its facts in their order."""
 
     passage: Record
     facts: tuple[Fact, ...]
-    labels: frozenset[str]
+    labels: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -68,6 +68,7 @@ class Corpus:
       sources: all passages with facts, in the order of the file.
       titles: each once.
       words: some of the words of the texts, as often as they stand there.
+      small_words: those of them in small letters, without figures and signs.
       vocabulary: the words of all texts without figures and signs, each once.
       values: of each label, as often as they stand in the file.
       by_title: places in `sources`.
@@ -77,6 +78,7 @@ class Corpus:
     sources: tuple[Source, ...]
     titles: tuple[str, ...]
     words: tuple[str, ...]
+    small_words: tuple[str, ...]
     vocabulary: tuple[str, ...]
     values: dict[str, list[str]]
     by_title: dict[str, list[int]]
@@ -256,8 +258,8 @@ class ClozeTask:
     ) -> list[str]:
         if not disturbed:
             return fact.label.split()
-        others = source.labels - {fact.label}
-        return wording.disturbed(fact.label, others, corpus.words, corpus.vocabulary, rng)
+        before = source.labels[: source.labels.index(fact.label)]
+        return wording.disturbed(fact.label, before, corpus.small_words, corpus.vocabulary, rng)
 
     def _exchanged(
         self, source: Source, corpus: Corpus, asked: Fact, rng: np.random.Generator
@@ -379,7 +381,7 @@ def _window(
 def _source(passage: Record, max_words: int) -> Source:
     text = passage.fields["text"]
     facts = find_facts(text)
-    return Source(passage, askable(facts, text, max_words), frozenset(f.label for f in facts))
+    return Source(passage, askable(facts, text, max_words), tuple(f.label for f in facts))
 
 
 def _corpus(sources: Sequence[Source]) -> Corpus:
@@ -400,7 +402,8 @@ def _corpus(sources: Sequence[Source]) -> Corpus:
         sources=tuple(sources),
         titles=tuple(by_title),
         words=tuple(words),
-        vocabulary=tuple(vocabulary),
+        small_words=tuple(w for w in words if w.isalpha() and w.islower()) or tuple(words),
+        vocabulary=tuple(vocabulary) or tuple(words),
         values=dict(values),
         by_title=dict(by_title),
         by_label=dict(by_label),

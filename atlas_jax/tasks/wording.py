@@ -2,7 +2,8 @@
 
 Who asks uses some of a label's words, in an order of his own and among words that the
 label lacks. A reader that has met such queries in pretraining finds the label that shares
-most words with a question, whatever the rest of the question is.
+most words with a question, whatever the rest of the question is; where several do, the first
+of them, which says what its field is about (`Capital: name: ..; time difference: ..`).
 """
 
 from collections.abc import Collection, Sequence
@@ -14,7 +15,7 @@ _SIGNS = ("?", ".", ",", "'s")
 
 def disturbed(
     label: str,
-    others: Collection[str],
+    before: Collection[str],
     words: Sequence[str],
     vocabulary: Sequence[str],
     rng: np.random.Generator,
@@ -23,21 +24,21 @@ def disturbed(
 
     Args:
       label: what is asked for.
-      others: the labels that it must not be taken for.
-      words: of running text, drawn from as often as they stand there.
+      before: the labels that stand before it in its passage; it must not be taken for them.
+      words: of running text, drawn from as often as they stand there: mostly small ones.
       vocabulary: the same, each once: rare words are met too, and known for what they are.
       rng: where the choice comes from.
 
     Returns:
-      The words. What is kept of the label stands in none of the others, unless the whole
+      The words. What is kept of the label stands in none of those before it, unless the whole
       label does.
     """
     own = label.split()
-    kept = _kept(own, others, rng)
+    kept = _kept(own, before, rng)
     if rng.random() < 0.5:
         rng.shuffle(kept)
     asked = [own[i] for i in kept]
-    for _ in range(int(rng.integers(0, 6))):
+    for _ in range(int(rng.integers(0, 8))):
         asked.insert(int(rng.integers(len(asked) + 1)), _noise_word(words, vocabulary, rng))
     return asked
 
@@ -52,10 +53,10 @@ def around(words: Sequence[str], title: str, rng: np.random.Generator) -> list[s
     return asked
 
 
-def _kept(own: Sequence[str], others: Collection[str], rng: np.random.Generator) -> list[int]:
-    """Places of the kept words: a random part of them, enlarged until no other label has all."""
+def _kept(own: Sequence[str], before: Collection[str], rng: np.random.Generator) -> list[int]:
+    """Places of the kept words: a random part of them, enlarged until none before has all."""
     order = [int(i) for i in rng.permutation(len(own))]
-    rival = [set(other.lower().split()) for other in others]
+    rival = [set(other.lower().split()) for other in before]
     for count in range(int(rng.integers(1, len(own) + 1)), len(own) + 1):
         asked = {own[i].lower() for i in order[:count]}
         if not any(asked <= words for words in rival):

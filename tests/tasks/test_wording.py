@@ -9,12 +9,12 @@ from atlas_jax.tasks import wording
 WORDS = ("wine", "wine", "wine", "stone")
 VOCABULARY = ("wine", "stone", "lamp", "kettle")
 LABEL = "Executive branch chief of state"
-OTHERS = {"Executive branch head of government", "Legislative branch chief note", "Capital"}
+BEFORE = {"Executive branch head of government", "Legislative branch chief note", "Capital"}
 
 
-def draw(label: str = LABEL, others: set[str] = OTHERS, times: int = 600) -> list[list[str]]:
+def draw(label: str = LABEL, before: set[str] = BEFORE, times: int = 600) -> list[list[str]]:
     return [
-        wording.disturbed(label, others, WORDS, VOCABULARY, np.random.default_rng(seed))
+        wording.disturbed(label, before, WORDS, VOCABULARY, np.random.default_rng(seed))
         for seed in range(times)
     ]
 
@@ -23,17 +23,17 @@ def kept(asked: list[str]) -> list[str]:
     return [word for word in asked if word not in VOCABULARY]
 
 
-def test_what_is_kept_is_of_the_label_and_of_no_other() -> None:
+def test_what_is_kept_is_of_the_label_and_of_none_before_it() -> None:
     for asked in draw():
         own = Counter(kept(asked))
         assert own and not own - Counter(LABEL.split())
-        assert not any(set(own) <= set(other.split()) for other in OTHERS)
+        assert not any(set(own) <= set(other.split()) for other in BEFORE)
     # "state" tells it from the others by itself; "chief", "branch" and "of" do not
     singles = {tuple(kept(asked)) for asked in draw() if len(kept(asked)) == 1}
     assert singles == {("state",)}
 
 
-def test_a_label_that_another_holds_whole_stays_whole() -> None:
+def test_a_label_that_one_before_it_holds_whole_stays_whole() -> None:
     for asked in draw("Area total", {"Area total land"}):
         assert sorted(kept(asked)) == ["Area", "total"]
 
@@ -44,9 +44,9 @@ def test_every_part_every_order_and_every_noise_is_met() -> None:
     in_order = [words == [w for w in LABEL.split() if w in words] for words in found]
     assert 0.5 < sum(in_order) / len(in_order) < 0.9
     noise = [[word for word in asked if word in VOCABULARY] for asked in draw()]
-    assert {len(words) for words in noise} == set(range(6))
+    assert {len(words) for words in noise} == set(range(8))
     often = Counter(word for words in noise for word in words)
-    assert often["wine"] > 2 * often["stone"] > 0 < often["kettle"]
+    assert often["wine"] > 1.5 * often["stone"] > 0 < often["kettle"]
 
 
 def test_the_title_is_mostly_last_and_sometimes_signed() -> None:
