@@ -126,13 +126,6 @@ class Tokenizer:
             )
         return int(token)
 
-    def sentinel_ids(self) -> list[int]:
-        """Ids of all its sentinels, that of `<extra_id_0>` first; empty if it has none."""
-        ids: list[int] = []
-        while (token := self._backend.token_to_id(f"<extra_id_{len(ids)}>")) is not None:
-            ids.append(token)
-        return ids
-
     def pad_to(
         self, rows: Sequence[Sequence[int]], length: int, truncate: Side = "right"
     ) -> np.ndarray:

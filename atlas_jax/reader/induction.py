@@ -67,8 +67,10 @@ def wire_induction(
                 f"reader needs {expected}"
             )
     params = jax.tree.map(np.array, params)
+    gaussian = np.random.default_rng(seed).normal(size=(config.emb_dim, config.emb_dim))
+    directions, _ = np.linalg.qr(gaussian)
     # Where the encoder's heads 0 and 3 write: [head_dim, emb_dim] each, at right angles.
-    before, two_before = code_directions(config, seed)[: 2 * config.head_dim].reshape(
+    before, two_before = directions.astype(np.float32)[: 2 * config.head_dim].reshape(
         2, config.head_dim, config.emb_dim
     )
     _wire_encoder(params["encoder"], config, before, two_before)
@@ -78,16 +80,7 @@ def wire_induction(
     return params
 
 
-def code_directions(config: ReaderConfig, seed: int) -> np.ndarray:
-    """Unit vectors of the residual stream at right angles, float32 [emb_dim, emb_dim].
-
-    The first ``2 * head_dim`` carry the codes of the two tokens before.
-    """
-    gaussian = np.random.default_rng(seed).normal(size=(config.emb_dim, config.emb_dim))
-    return np.linalg.qr(gaussian)[0].astype(np.float32)
-
-
-def head_columns(config: ReaderConfig, number: int) -> slice:
+def _head(config: ReaderConfig, number: int) -> slice:
     """Where a head's columns stand among those of all heads."""
     return slice(number * config.head_dim, (number + 1) * config.head_dim)
 
@@ -109,11 +102,11 @@ def _wire_encoder(
         layer["attention"]["out"]["kernel"] *= _MURMUR
         layer["mlp"]["wo"]["kernel"] *= _MLP["encoder"]
         for by_position in (0, 3):
-            query[:, head_columns(config, by_position)] *= _QUIET
+            query[:, _head(config, by_position)] *= _QUIET
         if i < 2:  # the same token elsewhere: queries look like keys
-            query[:, head_columns(config, 1)] = 0.15 * key[:, head_columns(config, 1)]
+            query[:, _head(config, 1)] = 0.15 * key[:, _head(config, 1)]
     out = encoder["layers_0"]["attention"]["out"]["kernel"]
-    out[head_columns(config, 0)], out[head_columns(config, 3)] = before, two_before
+    out[_head(config, 0)], out[_head(config, 3)] = before, two_before
 
 
 def _wire_lookup(
@@ -134,12 +127,12 @@ def _wire_lookup(
     table[:] = 0
     table[0, 0] = table[1, 1] = _SHARP  # the present token, and the one before it
     attention = decoder["layers_0"]["self_attention"]
-    attention["query"]["kernel"][:, head_columns(config, 1)] *= _QUIET
-    attention["value"]["kernel"][:, head_columns(config, 1)] = codes[:, head_columns(config, 3)]
+    attention["query"]["kernel"][:, _head(config, 1)] *= _QUIET
+    attention["value"]["kernel"][:, _head(config, 1)] = codes[:, _head(config, 3)]
     for i in range(config.num_decoder_layers):
         decoder[f"layers_{i}"]["self_attention"]["out"]["kernel"] *= _MURMUR
-    attention["out"]["kernel"][head_columns(config, 1)] = two_before
-    cross, head = decoder["layers_0"]["encoder_decoder_attention"], head_columns(config, 0)
+    attention["out"]["kernel"][_head(config, 1)] = two_before
+    cross, head = decoder["layers_0"]["encoder_decoder_attention"], _head(config, 0)
     cross["query"]["kernel"][:, head] = match * (codes[:, head] + two_before.T)
     cross["key"]["kernel"][:, head] = before.T + two_before.T
 
@@ -152,7 +145,5 @@ def _wire_output(decoder: Any, config: ReaderConfig, copy: float) -> None:
         cross["out"]["kernel"][:] = cross["value"]["kernel"].T * (copy if i == 0 else copy / 2)
         cross["out"]["kernel"][config.head_dim :] *= _MURMUR  # all heads but the first
     last = decoder[f"layers_{config.num_decoder_layers - 1}"]["self_attention"]
-    last["out"]["kernel"][head_columns(config, 0)] = (
-        -2 * last["value"]["kernel"][:, head_columns(config, 0)].T
-    )
-    last["query"]["kernel"][:, head_columns(config, 0)] *= _QUIET
+    last["out"]["kernel"][_head(config, 0)] = -2 * last["value"]["kernel"][:, _head(config, 0)].T
+    last["query"]["kernel"][:, _head(config, 0)] *= _QUIET

@@ -28,7 +28,6 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.induction import wire_induction
-from atlas_jax.reader.matching import wire_matching
 from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
@@ -316,9 +315,7 @@ def _initial_params(
         params = init_params(models, seed, mesh, rules)
         if config.reader_init == "induction" and reader.params is None:
             drawn = multihost.to_host(params["reader"])
-            copying = wire_induction(drawn, reader.config, seed)
-            sentinels = reader.tokenizer.sentinel_ids()
-            wired = wire_matching(copying, reader.config, sentinels, seed)
+            wired = wire_induction(drawn, reader.config, seed)
             params["reader"] = multihost.place(wired, shardings["reader"])
     for name, part in parts.items():
         if part.params is not None:
