@@ -1,34 +1,40 @@
 """How much memory a conversion takes: a T5 of a given size, each direction in its own process.
 
-    python -m benchmarks.conversion_memory --folder=somewhere --gigabytes=3
+    python -m benchmarks.conversion_memory --folder=somewhere --model=xl
 
-Makes a random T5 1.1 in bfloat16 as a sharded folder of Hugging Face (twice the size is
-needed on disk, and is freed again), converts it hf -> atlas-jax -> hf and hf -> t5x ->
-atlas-jax, and prints by how much the memory of the process grew over what a tiny conversion
-takes. The limit is twice the largest tensor and one shard; exit code 1 where it is passed.
+Makes a random T5 1.1 as a sharded folder of Hugging Face, converts it along a route that
+takes every direction between hf, t5x and atlas-jax once, and prints by how much the memory
+of the process grew over what a tiny conversion takes. Each input is removed when it has been
+converted, so twice the size of the model is needed on disk. The limit is twice the largest
+tensor and one shard; exit code 1 where it is passed.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import gin
 import numpy as np
 
 from atlas_jax.interop import huggingface, t5_names
 from atlas_jax.interop.safetensors_files import write_sharded
-from atlas_jax.interop.tensors import BFLOAT16, Part, Tensor
+from atlas_jax.interop.tensors import FLOATS, Part, Tensor
+from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.training.conversion import expected_shapes, settle_config
 
 NANO = Path(__file__).parents[1] / "atlas_jax" / "checkpoints" / "nano"
-LEGS = (("hf", "atlas-jax"), ("atlas-jax", "hf"), ("hf", "t5x"), ("t5x", "atlas-jax"))
+MODELS = Path(__file__).parents[1] / "gin" / "models"
+ROUTE = ("hf", "atlas-jax", "t5x", "hf", "t5x", "atlas-jax", "hf")  # each direction once
 _CHILD = """
 import resource, sys
+from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.training.conversion import Conversion, convert
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -61,18 +67,16 @@ class Measured:
     seconds: float
 
 
-def make_model(folder: Path, layers: int, width: int, vocab: int, shard_bytes: int) -> Made:
-    """Write a random T5 1.1 of `layers` encoder and as many decoder layers, in bfloat16."""
-    fields = {
-        "vocab_size": vocab, "emb_dim": width, "num_heads": width // 64, "head_dim": 64,
-        "mlp_dim": width * 5 // 2, "num_encoder_layers": layers, "num_decoder_layers": layers,
-    }  # fmt: skip
-    part = Part("reader", dict(fields), {})
+def make_model(
+    folder: Path, config: ReaderConfig, shard_bytes: int, dtype: str = "bfloat16"
+) -> Made:
+    """Write a random T5 as Hugging Face has it, in shards of at most `shard_bytes`."""
+    part = Part("reader", dataclasses.asdict(config), {})
     settle_config(part)
-    noise = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(BFLOAT16)
+    noise = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(FLOATS[dtype])
 
     def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-        return Tensor(shape, BFLOAT16, lambda: np.resize(noise, shape), name, (name,))
+        return Tensor(shape, FLOATS[dtype], lambda: np.resize(noise, shape), name, (name,))
 
     names = t5_names.huggingface_names(part.config)
     shapes = expected_shapes(part)
@@ -88,44 +92,41 @@ def make_model(folder: Path, layers: int, width: int, vocab: int, shard_bytes: i
     return Made(folder, sum(sizes), max(sizes), shard)
 
 
-def measure(made: Made) -> Iterator[Measured]:
-    """Convert in every direction; what is not needed any more is removed."""
-    places = {"hf": made.folder}
-    for source, target in LEGS:
-        output = made.folder.parent / f"{source}_to_{target}"
+def measure(made: Made, route: Sequence[str] = ROUTE) -> Iterator[Measured]:
+    """Convert from each format of the route to the next; each input is removed afterwards."""
+    here = made.folder
+    for i, (source, target) in enumerate(itertools.pairwise(route)):
+        output = made.folder.parent / f"{i}_{target}"
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(NANO), source, target, str(places[source]),
-             str(output), str(made.shard)],
+            [sys.executable, "-c", _CHILD, str(NANO), source, target, str(here), str(output),
+             str(made.shard)],
             check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         grew = int(done.stdout.split("GREW")[1])
         yield Measured(f"{source} -> {target}", grew, time.monotonic() - start)
         shutil.rmtree(f"{output}_tiny")
-        if source != "hf":
-            shutil.rmtree(places.pop(source))
-            shutil.rmtree(output)
-        else:
-            places[target] = output
+        shutil.rmtree(here)
+        here = output
 
 
 def main() -> int:
     """Make, measure, print; 1 where the limit was passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="made, and removed again")
-    parser.add_argument("--gigabytes", type=float, default=3.0, help="of the model")
+    parser.add_argument("--model", default="xl", help="of gin/models")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--shard_megabytes", type=int, default=500)
+    parser.add_argument("--legs", type=int, default=len(ROUTE) - 1, help="of the route")
     flags = parser.parse_args()
-    width, vocab = 2048, 32128
-    a_pair = 2 * width * width * (4 + 8 + 2 * 3 * 5 / 2)  # bytes of an encoder and a decoder layer
-    layers = max(1, round((flags.gigabytes * 1e9 - 4 * vocab * width) / a_pair))
+    gin.parse_config_file(str(MODELS / f"{flags.model}.gin"))
     shard_bytes = flags.shard_megabytes * 10**6
-    made = make_model(flags.folder / "model", layers, width, vocab, shard_bytes)
+    made = make_model(flags.folder / "model", ReaderConfig(), shard_bytes, flags.dtype)
     limit = 2 * made.largest + made.shard
     print(f"{made.total / 1e9:.2f} GB; largest tensor {made.largest / 1e6:.0f} MB, shard "
           f"{made.shard / 1e6:.0f} MB; limit {limit / 1e6:.0f} MB", flush=True)  # fmt: skip
     worst = 0
-    for found in measure(made):
+    for found in measure(made, ROUTE[: flags.legs + 1]):
         print(f"{found.leg}: {found.grew / 1e6:.0f} MB, {found.seconds:.0f} s", flush=True)
         worst = max(worst, found.grew)
     shutil.rmtree(flags.folder)

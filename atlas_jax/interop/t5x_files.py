@@ -4,8 +4,18 @@
     checkpoint_<step>/target.<name>/.zarray    one array, with its chunks 0.0, 0.1, ...
 
 A leaf of the index is an array written inline (a msgpack extension), a reference to a zarr
-folder, `nil`, or an empty map. Version 2 keeps bfloat16 as the bits of uint16. What T5X
-saved through Orbax has no index; `t5x_orbax` reads it.
+folder, `nil`, or an empty map. Version 2 keeps bfloat16 as the bits of uint16.
+
+Orbax, which T5X could be told to save through since November 2022, wrote such an index until
+it described its trees in `_METADATA` (November 2023; `t5x_orbax` reads those). There a leaf
+is the name of its folder:
+
+    checkpoint_<step>/checkpoint            "PLACEHOLDER://optimizer.target.<name>" (2022)
+    checkpoint_<step>/state/checkpoint      "PLACEHOLDER://target.<name>", without version
+                                            and 'optimizer' (since May 2023)
+
+In November 2022 'AGGREGATED://' or nothing stood before the name; from January to May 2023
+T5X wrote its own references instead.
 """
 
 import os
@@ -27,6 +37,7 @@ _INDEX = "checkpoint"
 _CHUNK_BYTES = 64 << 20  # an array is cut above it
 _NDARRAY, _SCALAR = 1, 3  # msgpack extension types of flax
 _CHUNKED = "__msgpack_chunked_array__"
+_PLACEHOLDER = re.compile(r"(PLACEHOLDER|AGGREGATED)://")
 _FOLDER = re.compile(r"checkpoint_(\d+)$")
 Leaves = dict[str, Any]  # path -> Tensor, or 'nil', or 'map' (an empty one)
 
@@ -52,7 +63,14 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / _INDEX).is_file() or t5x_orbax.find_state(folder) is not None
+    state = t5x_orbax.find_state(folder)
+    return state is not None or _index_of(folder).is_file()
+
+
+def _index_of(folder: Path) -> Path:
+    """The index of a folder, or of its folder `state`, where Orbax put it."""
+    inner = folder / t5x_orbax.STATE / _INDEX
+    return inner if inner.is_file() else folder / _INDEX
 
 
 def read_leaves(folder: Path) -> Leaves:
@@ -68,14 +86,16 @@ def read_leaves(folder: Path) -> Leaves:
     state = t5x_orbax.find_state(folder)
     if state is not None:
         return t5x_orbax.read_leaves(state, _unpack)
-    path = folder / _INDEX
+    path = _index_of(folder)
     tree = _unpack(path)
+    if isinstance(tree, dict) and "target" in tree and "optimizer" not in tree:
+        return dict(_leaves(tree, "", path.parent, 3))  # by Orbax
     if not isinstance(tree, dict) or not isinstance(tree.get("optimizer"), dict):
-        raise UserError(f"{path}: no T5X index: it has no 'optimizer'")
+        raise UserError(f"{path}: no T5X index: it has neither 'optimizer' nor 'target'")
     version = tree.get("version", 0)
     if version not in (2, 3):
         raise UserError(f"{path}: version {version!r}; this reads 2 and 3")
-    return dict(_leaves(tree["optimizer"], "", folder, int(version)))
+    return dict(_leaves(tree["optimizer"], "", path.parent, int(version)))
 
 
 def _unpack(path: Path) -> Any:
@@ -101,6 +121,8 @@ def _leaves(node: Any, name: str, folder: Path, version: int) -> Iterator[tuple[
         yield name, "nil"
     elif isinstance(node, np.ndarray):
         yield name, of_array(node, f"{folder / _INDEX}: {name}", (name,))
+    elif isinstance(node, str):
+        yield name, _named(node, name, folder)
     else:
         if not isinstance(node, (int, float)):
             raise UserError(f"{folder / _INDEX}: {name} is a {type(node).__name__}, not an array")
@@ -139,6 +161,18 @@ def _zarr(node: dict[str, Any], name: str, folder: Path, version: int) -> Tensor
     announced = metadata.get("shape")
     tensor = read_array(Folder(folder), path.strip("/"), where, name, announced=announced)
     return viewed(tensor, BFLOAT16) if version == 2 and tensor.dtype == np.uint16 else tensor
+
+
+def _named(text: str, name: str, folder: Path) -> Tensor:
+    """An array that Orbax wrote: the index has the name of its folder alone.
+
+    Orbax left out chunks of zeros then; see `t5x_orbax` for where that is accepted.
+    """
+    where = f"{folder}: {name}"
+    path, own = _PLACEHOLDER.sub("", text, count=1), name.replace("/", ".")
+    if path not in (own, f"optimizer.{own}"):
+        raise UserError(f"{where}: the index refers to {text!r}, which is not its name")
+    return read_array(Folder(folder), path, where, name, not name.startswith("target/"))
 
 
 # --- writing ---------------------------------------------------------------------------

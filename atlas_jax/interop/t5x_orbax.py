@@ -1,5 +1,7 @@
 """Checkpoints that T5X saved through Orbax, which it does by default since February 2024.
 
+Those from before November 2023 have no `_METADATA`: `t5x_files` reads them.
+
     checkpoint_<step>/state/_METADATA        the tree: a key and a kind for every leaf
     checkpoint_<step>/state/manifest.ocdbt   the arrays, in an OCDBT database (with d/, ...)
     checkpoint_<step>/state/<name>/.zarray   the arrays, as folders (until July 2024)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,57 @@ def test_wikipedia_passages(tmp_path, zipped):
         {"id": "1", "title": "Aaron", "text": 'Aaron is a "prophet", they say'},
         {"id": "2", "title": "B", "text": "plain"},
     ]
+
+
+def squad_article(title, *questions):
+    """One paragraph and its questions, each with its accepted answers, as SQuAD has them."""
+    qas = [{"id": name, "question": f"{name}? ", "answers": [{"text": a, "answer_start": 0}
+            for a in answers]} for name, answers in questions]  # fmt: skip
+    return {"title": title, "paragraphs": [{"context": f" About {title}.\n", "qas": qas}]}
+
+
+def write_squad(path, *articles):
+    path.write_text(json.dumps({"data": articles, "version": "1.1"}), encoding="utf-8")
+
+
+def test_squad_open_splits_by_article(tmp_path):
+    articles = [squad_article(f"A_{n}", (f"q{n}", ["x", "y", "x"])) for n in range(41)]
+    write_squad(tmp_path / "train-v1.1.json", *articles)
+    write_squad(tmp_path / "dev-v1.1.json", squad_article("Beyonc%C3%A9_K.", ("t", ["z"])))
+    counts = {"passages.jsonl": 42, "train.jsonl": 39, "dev.jsonl": 2, "test.jsonl": 1}
+    assert made("squad", tmp_path) == counts
+    passages = lines(tmp_path / "out" / "passages.jsonl")
+    assert passages[-1] == {"id": "squad-dev-0-0", "title": "Beyonc\u00e9 K.",
+                            "text": "About Beyonc%C3%A9_K.."}  # fmt: skip
+    assert len({passage["id"] for passage in passages}) == len(passages)
+    dev = lines(tmp_path / "out" / "dev.jsonl")
+    assert dev[0] == {"id": "q19", "question": "q19?", "answers": ["x", "y"], "title": "A 19",
+                      "gold": ["squad-train-19-0"]}  # fmt: skip
+    assert dev[1]["id"] == "q39"
+    train = QATask().load(tmp_path / "out" / "train.jsonl")
+    assert not {"q19", "q39"} & {record.id for record in train}
+    with pytest.raises(UserError, match="42 rows, but the published files have 490"):
+        prepare(DATASETS["squad"], tmp_path, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("no object", r"data\[1\]: expected an object, found a str"),
+        ({"title": "x"}, r"data\[1\]: field 'paragraphs' is missing"),
+        (
+            squad_article("x", ("q", [3])),
+            r"data\[1\].paragraphs\[0\].qas\[0\].answers: field 'text' must",
+        ),
+    ],
+)
+def test_a_broken_article_of_squad_is_told_by_its_place(broken, message, tmp_path, capsys):
+    write_squad(tmp_path / "dev-v1.1.json", squad_article("a", ("q", ["x"])), broken)
+    command = ["squad", f"--source={tmp_path}", f"--out={tmp_path}/out", "--sample"]
+    assert entry.main(command) == 2
+    assert re.search(rf"dev-v1.1.json: {message}", capsys.readouterr().err)
+    assert entry.main([*command, "--gin.RowsConfig.skip_broken=True"]) == 0
+    assert [row["id"] for row in lines(tmp_path / "out" / "test.jsonl")] == ["q"]
 
 
 def test_templama_has_both_years(tmp_path):

@@ -1,4 +1,4 @@
-"""T5X checkpoints saved through Orbax: as T5X does today, and as it did in 2024."""
+"""T5X checkpoints saved through Orbax: as T5X does today, and as it did since 2022."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from flax import traverse_util
 
 from atlas_jax.core.errors import UserError
@@ -173,6 +174,75 @@ def test_as_orbax_wrote_it_in_2024(folders: Path, golden: Part, tmp_path: Path) 
     (folder / "state" / KERNEL.replace("/", ".") / "0.0").unlink()
     with pytest.raises(UserError, match=f"{KERNEL}: the chunk .* is missing"):
         read_checkpoint(folder)
+
+
+# --- 2022 and 2023 ---------------------------------------------------------------------
+
+# What T5X at these times wrote with use_orbax=True: where the index lies, what it is wrapped
+# in, what stands before the name of an array, and what the name begins with.
+WITHOUT_METADATA = {
+    "November 2022": ("checkpoint", True, "AGGREGATED://", "optimizer."),
+    "the first of November 2022": ("checkpoint", True, "", "optimizer."),
+    "December 2022": ("checkpoint", True, "PLACEHOLDER://", "optimizer."),
+    "May to November 2023": ("state/checkpoint", False, "PLACEHOLDER://", ""),
+}
+
+
+def without_metadata(folder: Path, golden: Part, index: str, inside: bool, mark: str,
+                     prefix: str) -> Path:  # fmt: skip
+    """Write a checkpoint with an index instead of `_METADATA`; returns the index."""
+    path = folder / "checkpoint_7" / index
+    path.parent.mkdir(parents=True)
+    tree: dict[str, Any] = {}
+    for name, leaf in traverse_util.flatten_dict(train_state(golden), sep="/").items():
+        array = np.asarray(leaf)
+        if isinstance(leaf, np.ndarray) or not array.shape:  # what has no logical axes
+            packed = msgpack.packb((array.shape, array.dtype.name, array.tobytes()))
+            tree[name] = msgpack.ExtType(1 if array.shape else 3, packed)
+            continue
+        place = prefix + name.replace("/", ".")
+        tree[name] = mark + place
+        spec = {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": f"{path.parent / place}/"},
+            "metadata": {"shape": array.shape, "chunks": array.shape, "dtype": array.dtype.str,
+                         "compressor": {"id": "gzip"}},
+            "create": True,
+        }  # fmt: skip
+        tensorstore.open(spec).result().write(array).result()
+    nested = traverse_util.unflatten_dict(tree, sep="/")
+    nested["state"]["flax_mutables"] = {}
+    wrapped = {"version": 3, "optimizer": nested} if inside else nested
+    path.write_bytes(msgpack.packb(wrapped, strict_types=True))
+    return path
+
+
+@pytest.mark.parametrize("when", WITHOUT_METADATA)
+def test_as_orbax_wrote_it_without_metadata(when: str, golden: Part, tmp_path: Path) -> None:
+    index = without_metadata(tmp_path, golden, *WITHOUT_METADATA[when])
+    for path in (tmp_path, tmp_path / "checkpoint_7", index.parent):
+        part = read_checkpoint(path)
+        assert_is_the_golden(part, golden)
+        assert part.empty == {"flax_mutables": "map"}
+
+
+def test_an_index_of_orbax_is_not_believed_blindly(golden: Part, tmp_path: Path) -> None:
+    index = without_metadata(tmp_path, golden, *WITHOUT_METADATA["May to November 2023"])
+    tree = msgpack.unpackb(index.read_bytes(), raw=False)
+    kernels = tree["target"]["encoder"]["layers_1"]["mlp"]["wo"]
+    for text in ("PLACEHOLDER://target.encoder.layers_0.mlp.wo.kernel", "../../x", "no name"):
+        kernels["kernel"] = text
+        index.write_bytes(msgpack.packb(tree, strict_types=True))
+        assert f"{KERNEL}: the index refers to {text!r}, which is not its name" in refusal(
+            tmp_path, tmp_path
+        )
+    kernels["kernel"] = f"PLACEHOLDER://{KERNEL.replace('/', '.')}"
+    index.write_bytes(msgpack.packb(tree, strict_types=True))
+    (index.parent / KERNEL.replace("/", ".") / "0.0").unlink()
+    assert f"{KERNEL}: the chunk" in refusal(tmp_path, tmp_path)
+    del tree["target"]
+    index.write_bytes(msgpack.packb(tree, strict_types=True))
+    assert "no T5X index: it has neither 'optimizer' nor 'target'" in refusal(tmp_path, tmp_path)
 
 
 # --- damage ----------------------------------------------------------------------------
