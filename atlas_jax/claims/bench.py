@@ -83,7 +83,6 @@ class Bench:
         """A trained model asked again, in its own configuration but for `bindings`."""
         start: Bindings = {
             "INITIAL_CHECKPOINT_PATH": Made(FINAL, trained),
-            "MODEL_DIR": Made(".", trained),
             "EvalConfig.predictions": Made("predictions.jsonl"),
         }
         return trained.again("evaluate", {**start, **bindings})

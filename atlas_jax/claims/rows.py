@@ -6,7 +6,7 @@ To add a row, write it here; `Bench` makes its steps.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from atlas_jax.claims.bench import CLOSED_BOOK, FACTBOOK, SQUAD, Bench, MakeStep
+from atlas_jax.claims.bench import CLOSED_BOOK, FACTBOOK, SQUAD, Bench, Bindings, MakeStep
 from atlas_jax.claims.steps import Step
 from atlas_jax.claims.verdict import Expects
 from atlas_jax.core.errors import UserError, nearest
@@ -74,7 +74,7 @@ def _questions(bench: Bench, seed: int) -> Step:
 
 
 def _loss(name: str, gold_temperature: float) -> Row:
-    temperatures = {
+    temperatures: Bindings = {
         "DistillationConfig.gold_temperature": gold_temperature,
         "DistillationConfig.score_temperature": 0.0625,  # as in runs/demo_64shot.gin
     }

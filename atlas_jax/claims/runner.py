@@ -87,11 +87,14 @@ class Runner:
             self.failed[key] = f"needs {names}, which failed"
             return
         folder, start = self.folder(step), time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             scores = self._run(step, folder)
         except UserError as error:
             self.failed[key] = str(error)
             return
+        except Stopped:
+            raise
         except Exception as error:  # a bug in one row must not cost the others
             with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
@@ -111,7 +114,6 @@ class Runner:
         flags = arguments(step, self.folder)
         files = [f.removeprefix("--gin_file=") for f in flags if f.startswith("--gin_file=")]
         load_gin(files, [f.removeprefix("--gin.") for f in flags if f.startswith("--gin.")])
-        folder.mkdir(parents=True, exist_ok=True)
         dump_config(folder / CONFIG_FILE)
         log = folder / LOG_FILE
         with log.open("w", encoding="utf-8") as said, contextlib.ExitStack() as stack:
@@ -135,7 +137,7 @@ def _last_evaluation(folder: Path, lines: Sequence[str]) -> dict[str, float]:
 
 def _printed(folder: Path, lines: Sequence[str]) -> dict[str, float]:
     """The numbers of the JSON object that a command ended with."""
-    found = json.loads(lines[-1])
+    found = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 

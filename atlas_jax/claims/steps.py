@@ -36,7 +36,12 @@ class Step:
 
     def again(self, command: str, bindings: Mapping[str, "Value"]) -> "Step":
         """Another entry point with this configuration and what differs."""
-        return Step(command, self.files, {**self.bindings, **bindings})
+        own = {
+            name: Made(value.name, self)
+            for name, value in self.bindings.items()
+            if isinstance(value, Made) and value.step is None
+        }
+        return Step(command, self.files, {**self.bindings, **own, **bindings})
 
     def needs(self) -> list["Step"]:
         """The steps whose work this one reads."""
@@ -60,6 +65,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._steps: dict[Step, str] = {}
+        self._configured: dict[tuple[object, ...], str] = {}  # equal steps are read once
         self._files: dict[Path, str] = {}
 
     def of(self, step: Step) -> str:
@@ -69,10 +75,15 @@ class Keys:
           UserError: the configuration is at fault.
         """
         if step not in self._steps:
-            load_gin(step.files, _bindings(step, self._content))
-            text = f"{step.command}\n{gin.config_str()}"
-            gin.clear_config()
-            self._steps[step] = hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+            bindings = _bindings(step, self._content)
+            same = (step.command, step.files, *bindings)
+            if same not in self._configured:
+                load_gin(step.files, bindings)
+                text = f"{step.command}\n{gin.config_str()}"
+                gin.clear_config()
+                found = hashlib.sha256(text.encode()).hexdigest()
+                self._configured[same] = found[:KEY_LENGTH]
+            self._steps[step] = self._configured[same]
         return self._steps[step]
 
     def of_path(self, path: Path) -> str:
