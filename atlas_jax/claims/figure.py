@@ -13,7 +13,7 @@ from atlas_jax.demo.plot import INK, STYLE, save_png
 from atlas_jax.demo.report import HEADINGS
 
 _BAR, _BASELINE, _DOT, _PALE = "#3a87c0", "#b8bfc7", "#0b3c5d", "#6b7280"
-_WIDE = 44  # characters of a title's line
+_WIDE = 38  # characters of a title's line
 
 
 def write_figure(path: str | os.PathLike[str], groups: Sequence[Group], results: Results) -> None:
@@ -36,33 +36,38 @@ def write_figure(path: str | os.PathLike[str], groups: Sequence[Group], results:
                 axis.set_visible(True)
                 _panel(axis, group, results)
         figure.suptitle(
-            "The paper's claims at nano scale", x=0.012, ha="left", fontsize=14, fontweight="bold"
+            "The paper's claims at nano scale",
+            x=0.012,
+            y=0.995,
+            ha="left",
+            fontsize=14,
+            fontweight="bold",
         )
         figure.text(
-            0.988,
-            0.994,
-            f"bar: mean, line: ± standard deviation, dots: seeds; grey: compared with · "
-            f"{results.questions} questions",
-            ha="right",
+            0.012,
+            0.974,
+            f"bar: mean, line: ± standard deviation, dots: seeds; blue: what the paper makes a "
+            f"claim of, grey: what it is compared with · {results.questions} questions",
+            ha="left",
             va="top",
             fontsize=9,
             color=_PALE,
         )
-        figure.tight_layout(rect=(0, 0, 1, 0.985), h_pad=1.6, w_pad=2.0)
+        figure.tight_layout(rect=(0, 0, 1, 0.968), h_pad=1.6, w_pad=2.0)
         save_png(figure, path)
 
 
 def _panel(axis: Any, group: Group, results: Results) -> None:
     """One group's rows, by its first metric."""
     metric = group.metrics[0]
-    baselines = {claim.against for claim in group.claims} - {claim.row for claim in group.claims}
+    subjects = {claim.row for claim in group.claims}
     top = 1.0
     for place, row in enumerate(group.rows):
         found = results.summary(group, row, metric)
         if found is None:
             axis.text(0, place, "  not run", va="center", fontsize=8, color=_PALE)
             continue
-        colour = _BASELINE if row.name in baselines else _BAR
+        colour = _BAR if row.name in subjects else _BASELINE
         axis.barh(place, found.mean, 0.66, color=colour, zorder=2)
         end = max([found.mean + (found.spread or 0.0), *_values(group, row, metric, results)])
         if found.spread is not None:
@@ -82,7 +87,7 @@ def _panel(axis: Any, group: Group, results: Results) -> None:
     axis.grid(axis="x", color="#e5e8eb", linewidth=0.8)
     heading = HEADINGS.get(metric, metric.replace("_", " "))
     axis.set_xlabel(f"{heading}, %", fontsize=8, color=_PALE)
-    axis.set_title(_broken(group.title), loc="left", fontsize=10, fontweight="bold", pad=6)
+    axis.set_title(_broken(group.title), loc="left", fontsize=9.5, fontweight="bold", pad=6)
 
 
 def _values(group: Group, row: Row, metric: str, results: Results) -> list[float]:

@@ -16,11 +16,11 @@ SHOWN, NOT_SHOWN, OPPOSITE, ONE_SEED, NOT_RUN = (
     "not run",
 )
 RULE = """\
-A difference of two means counts when it is greater than the pooled spread of the two rows (the
-root of the mean of their variances over the seeds) and than one question of the sample. "More" is
-*shown* by a difference that counts, *opposite* if it counts the other way, else *not shown*.
-"Alike" is *shown* by a difference that does not count, else *not shown*. Less than two seeds have
-no spread and give no verdict."""
+A difference of two means counts when it is greater than the pooled spread of the two rows
+(the root of the mean of their variances over the seeds) and than one question of the sample. "More
+than" is *shown* by a difference that counts, *opposite* if it counts the other way, else *not
+shown*. "Like" is *shown* by a difference that does not count between rows that answer more than one
+question rightly, else *not shown*. Less than two seeds have no spread and give no verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ def judge(row: Summary | None, against: Summary | None, expects: Expects, floor:
     pooled = math.sqrt((row.spread**2 + against.spread**2) / 2)
     threshold = max(pooled, floor)
     if expects == "alike":
-        found = SHOWN if abs(difference) <= threshold else NOT_SHOWN
+        something = max(row.mean, against.mean) > floor
+        found = SHOWN if something and abs(difference) <= threshold else NOT_SHOWN
     elif abs(difference) <= threshold:
         found = NOT_SHOWN
     else:

@@ -32,6 +32,9 @@ def test_alike_is_a_difference_that_does_not_count():
     assert _judge(high, low, "alike").verdict == NOT_SHOWN
     assert _judge(low, high, "alike").verdict == NOT_SHOWN
     assert _judge([v - 0.1 for v in high], low, "alike").verdict == SHOWN
+    # Two rows that answer nothing are alike, and show nothing.
+    assert _judge([0.4, 0.4], [0.0, 0.0], "alike", floor=0.5).verdict == NOT_SHOWN
+    assert _judge([0.6, 0.6], [0.3, 0.3], "alike", floor=0.5).verdict == SHOWN
 
 
 def test_one_question_is_no_difference_even_without_spread():
