@@ -23,11 +23,12 @@ SQUAD_READING: Bindings = {
     "RETRIEVER_LENGTH": 128,
     "StoreConfig.retriever_format": "{title} {text}",
 }
+PRETEXT_STEPS = 40
 # The recipe table's rates; batch and length are cut to what a laptop does in a minute.
 PRETRAINING: Bindings = {
     "RETRIEVER_TRAINING": "joint",
-    "REFRESH": "20",
-    "TRAIN_STEPS": 40,
+    "REFRESH": str(PRETEXT_STEPS // 2),
+    "TRAIN_STEPS": PRETEXT_STEPS,
     "WARMUP_STEPS": 4,
     "READER_LEARNING_RATE": 1e-4,
     "RETRIEVER_LEARNING_RATE": 1e-5,

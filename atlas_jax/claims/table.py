@@ -64,6 +64,7 @@ def page(groups: Sequence[Group], results: Results, figure: str) -> str:
     lines += ["", f"![Scores of every row, a panel a group]({figure})"]
     for group in groups:
         lines += ["", f"## {group.title}", "", f"{group.source}. `--only {group.name}`", ""]
+        lines += [group.note, ""] if group.note else []
         lines += [*_scores(group, results), "", *_claims(group, results)]
     return "\n".join(lines) + "\n"
 

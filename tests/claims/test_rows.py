@@ -7,10 +7,19 @@ import pytest
 from atlas_jax.claims.bench import Bench
 from atlas_jax.claims.data import Data
 from atlas_jax.claims.rows import GROUPS, selected
-from atlas_jax.claims.steps import Keys
+from atlas_jax.claims.runner import Runner
+from atlas_jax.claims.steps import Keys, arguments
+from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.tasks.registry import get_task
+from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
+from atlas_jax.training.data import DataConfig
+from atlas_jax.training.leaks import LeakConfig
+from atlas_jax.training.step import StepConfig
+from atlas_jax.training.trainer import _check
 
 ALL = [(group, row) for group in GROUPS for row in group.rows]
 
@@ -117,3 +126,32 @@ def test_draws_are_as_large_as_asked_and_repeat_themselves(data, tmp_path):
     assert len(found) == 64 and all(row["bm25_rank"] <= 5 for row in found)
     with pytest.raises(UserError, match="nothing.jsonl"):
         data.of("factbook/nothing.jsonl")
+
+
+def test_every_configuration_is_one_that_its_entry_point_takes(data, tmp_path):
+    """What contradicts itself would show only once its turn comes, after an hour of others."""
+    bench, runner = Bench(data, tmp_path), Runner(tmp_path / "runs")
+    steps = {}
+    for _, row in ALL:
+        for step in runner.missing([row.step(bench, 0)]):
+            steps[runner.keys.of(step)] = step
+    for step in steps.values():
+        flags = arguments(step, runner.folder)
+        files = [flag.removeprefix("--gin_file=") for flag in flags if "gin_file" in flag]
+        load_gin(files, [f.removeprefix("--gin.") for f in flags if f.startswith("--gin.")])
+        if step.command == "remove_leaks":
+            assert LeakConfig().ngram in (4, 8)
+            continue
+        assert CorpusConfig().store and CorpusConfig().index
+        if step.command == "build_index":
+            assert CorpusConfig().passages
+            continue
+        _check(TrainConfig(), StepConfig())
+        asked = TrainConfig().passages, EvalConfig().passages
+        assert asked in (("index", "index"), ("none", "none"))
+        assert {get_task(name).name for name in (TrainConfig().task, EvalConfig().task)} == {
+            TrainConfig().task
+        }
+        assert DataConfig().query_length < StepConfig().reader_length
+        distillation = DistillationConfig()
+        assert (distillation.loss, distillation.score_temperature) != ("pdist", 0.01)
