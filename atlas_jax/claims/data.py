@@ -44,12 +44,12 @@ class Data:
         raise UserError(f"--data {self.given}: there is neither {name} nor {name}.gz")
 
     def factbook(self, name: str) -> Path:
-        """A file of the demo's preparation of the Factbook."""
+        """A file of the demo's preparation of the Factbook, made anew by each process."""
         folder = self._folder / "factbook"
-        path = folder / name
-        if not path.is_file():
+        if folder not in self._made:
             factbook.prepare(folder)
-        return path
+            self._made.add(folder)
+        return folder / name
 
     def sample(self, path: Path, **fields: object) -> Path:
         """So many rows of an evaluation file, drawn at random but always the same ones.
