@@ -25,6 +25,7 @@ COMMANDS = {
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),
     "doctor": ("doctor", "whether the hosts of a run fit together"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),
+    "claims": ("claims.run", "the paper's claims at nano scale, as a table and a figure"),
 }
 
 USAGE_ERROR = 2

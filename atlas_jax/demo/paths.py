@@ -1,5 +1,7 @@
-"""Where the demo finds what is shipped with the package."""
+"""Where the demo finds what is shipped with the package, and how a command is told a path."""
 
+import json
+import re
 from pathlib import Path
 
 import atlas_jax
@@ -19,3 +21,10 @@ def nano_checkpoint() -> Path:
             "or name a model folder with --checkpoint"
         )
     return folder
+
+
+def bind(name: str, path: Path) -> str:
+    """A path as a binding, quoted where gin would not take it as a bare string."""
+    text = path.as_posix()
+    plain = "/" in text and re.fullmatch(r"[\w./-]+", text)
+    return f"--gin.{name}={text if plain else json.dumps(text)}"

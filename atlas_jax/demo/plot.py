@@ -15,14 +15,14 @@ from matplotlib import pyplot as plt
 
 # Okabe and Ito's colour-blind safe hues: baselines in grey and pale, the full method in front.
 _COLOURS = ("#b8bfc7", "#9ecae8", "#e6b34a", "#3a87c0", "#0b3c5d")
-_INK = "#24292f"
-_STYLE: dict[str, Any] = {
+INK = "#24292f"
+STYLE: dict[str, Any] = {
     "font.size": 10.5,
     "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": "#b7bdc4",
-    "xtick.color": _INK,
+    "xtick.color": INK,
     "ytick.color": "#6b7280",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,7 +37,7 @@ def _bars(axis: Any, rows: Sequence[Row], metrics: Sequence[str], colours: dict[
         places = [n + (position - (len(shown) - 1) / 2) * width for n in range(len(metrics))]
         heights = [row.scores[metric] for metric in metrics]
         bars = axis.bar(places, heights, width * 0.92, color=colours[row.name])
-        axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8.5, color=_INK)
+        axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8.5, color=INK)
     axis.set_xticks(range(len(metrics)), [HEADINGS[metric] for metric in metrics])
     axis.tick_params(length=0)
     axis.set_axisbelow(True)
@@ -49,10 +49,7 @@ def _bars(axis: Any, rows: Sequence[Row], metrics: Sequence[str], colours: dict[
 def write_plot(path: str | os.PathLike[str], rows: Sequence[Row], subtitle: str) -> None:
     """Write answers (EM, F1) and retrieval (recall at 1, 5, 20) as a PNG, atomically."""
     palette = {row.name: _COLOURS[n % len(_COLOURS)] for n, row in enumerate(rows)}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, 2, figsize=(10.4, 4.8), gridspec_kw={"width_ratios": [1, 1.5]}
         )
@@ -75,9 +72,17 @@ def write_plot(path: str | os.PathLike[str], rows: Sequence[Row], subtitle: str)
             columnspacing=1.8,
         )
         figure.tight_layout(rect=(0, 0.07, 1, 0.9), w_pad=2.5)
-        try:
-            figure.savefig(temporary, dpi=160, format="png")
-            os.replace(temporary, target)
-        finally:
-            plt.close(figure)
-            temporary.unlink(missing_ok=True)
+        save_png(figure, path)
+
+
+def save_png(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure as a PNG, atomically, and close it."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        figure.savefig(temporary, dpi=160, format="png")
+        os.replace(temporary, target)
+    finally:
+        plt.close(figure)
+        temporary.unlink(missing_ok=True)

@@ -8,8 +8,6 @@ Everything runs through the same entry points that users run; each command is sh
 
 import argparse
 import dataclasses
-import json
-import re
 import shutil
 import sys
 import time
@@ -25,7 +23,7 @@ from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
 from atlas_jax.demo.bm25 import RECALL_AT, bm25_recall
 from atlas_jax.demo.index_swap import choose, judge, swap_index
-from atlas_jax.demo.paths import nano_checkpoint
+from atlas_jax.demo.paths import bind, nano_checkpoint
 from atlas_jax.demo.plot import write_plot
 from atlas_jax.demo.report import Results, Row, Swap, show, write_results
 from atlas_jax.demo.results import samples, scores
@@ -221,10 +219,10 @@ def _untrained(place: Place, stages: Stages) -> dict[str, float]:
     found = place.out / "before" / "retrieved.jsonl"
     arguments = [
         "--gin_file=runs/evaluate.gin",
-        _bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
+        bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
         *_corpus_arguments(place),
-        _bind("EVAL_FILE", place.data / "test.jsonl"),
-        _bind("PREDICTIONS", found),
+        bind("EVAL_FILE", place.data / "test.jsonl"),
+        bind("PREDICTIONS", found),
         "--gin.EvalConfig.generate=False",
         f"--gin.EvalConfig.recall_at={RECALL_AT}",
     ]
@@ -236,8 +234,8 @@ def _index_arguments(place: Place) -> list[str]:
     return [
         "--gin_file=runs/build_index.gin",
         "--gin_file=corpora/factbook.gin",
-        _bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
-        _bind("PASSAGES", place.data / "passages.jsonl"),
+        bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
+        bind("PASSAGES", place.data / "passages.jsonl"),
         *_corpus_arguments(place),
     ]
 
@@ -245,11 +243,11 @@ def _index_arguments(place: Place) -> list[str]:
 def _train_arguments(place: Place, mode: str, seed: int, bindings: Sequence[str]) -> list[str]:
     return [
         "--gin_file=runs/demo_64shot.gin",
-        _bind("MODEL_DIR", place.model_dir(mode)),
-        _bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
+        bind("MODEL_DIR", place.model_dir(mode)),
+        bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
         *_corpus_arguments(place),
-        _bind("TRAIN_FILE", place.data / factbook.few_shot_name(seed)),
-        _bind("EVAL_FILE", place.data / "test.jsonl"),
+        bind("TRAIN_FILE", place.data / factbook.few_shot_name(seed)),
+        bind("EVAL_FILE", place.data / "test.jsonl"),
         f"--gin.EvalConfig.recall_at={RECALL_AT}",
         f"--gin.TrainConfig.seed={seed}",
         *MODES[mode],
@@ -263,10 +261,10 @@ def _ask_again_arguments(
     """The trained model, reading as it was trained to."""
     return [
         "--gin_file=runs/evaluate.gin",
-        _bind("INITIAL_CHECKPOINT_PATH", place.model_dir(JOINT) / FINAL),
+        bind("INITIAL_CHECKPOINT_PATH", place.model_dir(JOINT) / FINAL),
         *_corpus_arguments(place),
-        _bind("EVAL_FILE", questions),
-        _bind("PREDICTIONS", answers),
+        bind("EVAL_FILE", questions),
+        bind("PREDICTIONS", answers),
         f"--gin.K={reading.step.k}",
         f"--gin.TEXT_LENGTH={reading.step.reader_length}",
         f"--gin.QUERY_LENGTH={reading.data.query_length}",
@@ -274,14 +272,7 @@ def _ask_again_arguments(
 
 
 def _corpus_arguments(place: Place) -> list[str]:
-    return [_bind("STORE", place.store), _bind("INDEX", place.index)]
-
-
-def _bind(name: str, path: Path) -> str:
-    """A path as a binding, quoted where gin would not take it as a bare string."""
-    text = path.as_posix()
-    plain = "/" in text and re.fullmatch(r"[\w./-]+", text)
-    return f"--gin.{name}={text if plain else json.dumps(text)}"
+    return [bind("STORE", place.store), bind("INDEX", place.index)]
 
 
 def _read(path: Path) -> list[Record]:

@@ -2,7 +2,6 @@
 
 import json
 
-import gin
 import pytest
 
 from atlas_jax import build_index, evaluate, train
@@ -10,42 +9,12 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook, run
 from atlas_jax.demo.paths import nano_checkpoint
-
-COUNTRIES = ("Arvo", "Bera", "Coro", "Deva")
-
-
-def _passage(number, name):
-    text = f"Capital: {name} City. Population: {number + 1},000. Languages: {name}ic."
-    return {"id": f"p{number}", "title": name, "section": "Government", "text": text}
-
-
-def _question(number, name):
-    return {
-        "id": f"q{number}",
-        "question": f"What is the capital of {name}?",
-        "answers": [f"{name} City"],
-        "gold": [f"p{number}"],
-        "title": name,
-        "entity": name.lower(),
-        "relation": "capital",
-        "group": "static",
-    }
-
-
-PASSAGES = [_passage(n, name) for n, name in enumerate(COUNTRIES)] + [
-    {**_passage(n, f"Extra {n}"), "id": f"x{n}"} for n in range(30)
-]
-QUESTIONS = [_question(n, name) for n, name in enumerate(COUNTRIES)]
+from tests.demo.small import PASSAGES, QUESTIONS, prepare_small, tiny_checkpoint
 
 
 @pytest.fixture
 def small_factbook(monkeypatch):
-    def prepare(directory, progress=True):
-        rows = {"passages.jsonl": PASSAGES, "test.jsonl": QUESTIONS}
-        rows[factbook.few_shot_name(0)] = QUESTIONS[:2]
-        return {"relations": 1} | {n: write_jsonl(directory / n, r) for n, r in rows.items()}
-
-    monkeypatch.setattr(factbook, "prepare", prepare)
+    monkeypatch.setattr(factbook, "prepare", prepare_small)
 
 
 def _value(arguments, name):
@@ -154,26 +123,10 @@ def test_a_missing_nano_model_is_named(monkeypatch, tmp_path):
 def test_the_demo_runs_through_the_real_entry_points(
     small_factbook, reader_tokenizer_file, retriever_tokenizer_file, tmp_path
 ):
-    from atlas_jax.training.assembly import active_mesh, assemble, export_model
-    from atlas_jax.training.config import ModelConfig
-
-    for name, value in {
-        "ReaderConfig.vocab_size": 512, "ReaderConfig.emb_dim": 16, "ReaderConfig.num_heads": 2,
-        "ReaderConfig.head_dim": 8, "ReaderConfig.mlp_dim": 32,
-        "ReaderConfig.num_encoder_layers": 1, "ReaderConfig.num_decoder_layers": 1,
-        "RetrieverConfig.vocab_size": 512, "RetrieverConfig.hidden_dim": 16,
-        "RetrieverConfig.num_layers": 1, "RetrieverConfig.num_heads": 2,
-        "RetrieverConfig.mlp_dim": 32, "RetrieverConfig.max_positions": 256,
-    }.items():  # fmt: skip
-        gin.bind_parameter(name, value)
-    config = ModelConfig(
-        reader_tokenizer=str(reader_tokenizer_file),
-        retriever_tokenizer=str(retriever_tokenizer_file),
+    checkpoint = tiny_checkpoint(
+        tmp_path / "model", reader_tokenizer_file, retriever_tokenizer_file
     )
-    checkpoint, out = tmp_path / "model", tmp_path / "out"
-    with active_mesh() as (mesh, rules):
-        made = assemble(config, mesh, rules)
-        export_model(checkpoint, made.models, made.params, made.tokenizers, "float32", {})
+    out = tmp_path / "out"
     code = run.main([
         "--out", str(out), "--checkpoint", str(checkpoint), "--gin.TRAIN_STEPS=2",
         "--gin.WARMUP_STEPS=0", "--gin.K=2", "--gin.TEXT_LENGTH=64",

@@ -1,0 +1,210 @@
+"""How the rows' steps are made: corpora, 64-shot training, and reading on with a trained model."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from atlas_jax.claims.data import Data
+from atlas_jax.claims.steps import Made, Step, Value
+from atlas_jax.demo import factbook
+from atlas_jax.training.config import FINAL, FINAL_INDEX
+
+FACTBOOK, SQUAD = "factbook", "squad_open"  # folders of --data
+Bindings = dict[str, Value]
+
+CLOSED_BOOK: Bindings = {
+    "TrainConfig.passages": "none",
+    "EvalConfig.passages": "none",
+    "RETRIEVER_TRAINING": "fixed",
+}
+# Prose, not lists of fields: the retriever reads the text itself.
+SQUAD_READING: Bindings = {
+    "PASSAGE_LENGTH": 192,
+    "RETRIEVER_LENGTH": 128,
+    "StoreConfig.retriever_format": "{title} {text}",
+}
+PRETEXT_STEPS = 40
+# The recipe table's rates; batch and length are cut to what a laptop does in a minute.
+PRETRAINING: Bindings = {
+    "RETRIEVER_TRAINING": "joint",
+    "REFRESH": str(PRETEXT_STEPS // 2),
+    "TRAIN_STEPS": PRETEXT_STEPS,
+    "WARMUP_STEPS": 4,
+    "READER_LEARNING_RATE": 1e-4,
+    "RETRIEVER_LEARNING_RATE": 1e-5,
+    "EVAL_FILE": "",
+}
+# A passage in and a passage out would take minutes.
+PRETEXT_LENGTHS: dict[str, Bindings] = {
+    "mlm": {"QUERY_LENGTH": 128, "TARGET_LENGTH": 48},
+    "lm": {"QUERY_LENGTH": 96, "TARGET_LENGTH": 48},
+    "section": {"QUERY_LENGTH": 64, "TARGET_LENGTH": 48},
+    "cloze": {"QUERY_LENGTH": 64},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Makes the steps of rows.
+
+    Attributes:
+      data: the files.
+      checkpoint: the model folder that every row begins with.
+    """
+
+    data: Data
+    checkpoint: Path
+
+    def corpus(self, passages: Path | Made, reading: Bindings | None = None) -> Bindings:
+        """Bindings STORE and INDEX of a corpus, indexed with the checkpoint's retriever."""
+        step = Step(
+            "build_index",
+            ("runs/build_index.gin", "corpora/factbook.gin"),
+            {
+                "INITIAL_CHECKPOINT_PATH": self.checkpoint,
+                "PASSAGES": passages,
+                "STORE": Made("store"),
+                "INDEX": Made("index"),
+                **(reading or {}),
+            },
+        )
+        return {"STORE": Made("store", step), "INDEX": Made("index", step), **(reading or {})}
+
+    def train(self, seed: int, bindings: Bindings, *files: str) -> Step:
+        """Training as in runs/demo_64shot.gin, from the checkpoint if `bindings` say no other."""
+        start: Bindings = {
+            "MODEL_DIR": Made("."),
+            "INITIAL_CHECKPOINT_PATH": self.checkpoint,
+            "TrainConfig.seed": seed,
+            "EvalConfig.recall_at": (1, 5, 20),
+        }
+        return Step("train", ("runs/demo_64shot.gin", *files), {**start, **bindings})
+
+    def evaluate(self, trained: Step, bindings: Bindings) -> Step:
+        """A trained model asked again, in its own configuration but for `bindings`."""
+        start: Bindings = {
+            "INITIAL_CHECKPOINT_PATH": Made(FINAL, trained),
+            "EvalConfig.predictions": Made("predictions.jsonl"),
+        }
+        return trained.again("evaluate", {**start, **bindings})
+
+    def questions(self, seed: int, bindings: Bindings | None = None, *files: str) -> Step:
+        """64 questions about the Factbook that the package brings."""
+        return self.train(
+            seed,
+            {
+                **self.corpus(self.data.factbook("passages.jsonl")),
+                "TRAIN_FILE": self.data.factbook(factbook.few_shot_name(seed)),
+                "EVAL_FILE": self.data.sample(self.data.factbook("test.jsonl")),
+                **(bindings or {}),
+            },
+            *files,
+        )
+
+    def squad(self, seed: int, bindings: Bindings | None = None) -> Step:
+        """64 questions about SQuAD's paragraphs."""
+        return self.train(
+            seed,
+            {
+                **self.corpus(self.data.of(f"{SQUAD}/passages.jsonl"), SQUAD_READING),
+                "TRAIN_FILE": self.data.findable(self.data.of(f"{SQUAD}/train.jsonl"), seed),
+                "EVAL_FILE": self.data.sample(self.data.of(f"{SQUAD}/test.jsonl")),
+                **(bindings or {}),
+            },
+        )
+
+    def pretrained(self, seed: int, task: str) -> Step:
+        """64 questions after a short joint pretraining with a pretext task."""
+        passages = self.data.factbook("passages.jsonl")
+        pretext = self.train(
+            seed,
+            {
+                **self.corpus(passages),
+                "TRAIN_FILE": self.data.factbook("passages_pretraining.jsonl"),
+                **PRETRAINING,
+                **PRETEXT_LENGTHS[task],
+            },
+            f"tasks/{task}.gin",
+        )
+        bindings: Bindings = {
+            "INITIAL_CHECKPOINT_PATH": Made(FINAL, pretext),
+            "INDEX": Made(FINAL_INDEX, pretext),
+        }
+        return self.questions(seed, bindings)
+
+    def without_leaks(self, trained: Step, passages: Path, ngram: int) -> Step:
+        """A trained model asked again without the passages that share words with the questions."""
+        clean = Step(
+            "remove_leaks",
+            ("runs/remove_leaks.gin",),
+            {
+                "PASSAGES": passages,
+                "EVAL_FILE": trained.bindings["EVAL_FILE"],
+                "OUTPUT": Made("clean.jsonl"),
+                "REPORT": Made("leaks.jsonl"),
+                "NGRAM": ngram,
+            },
+        )
+        reading = {
+            name: trained.bindings[name] for name in SQUAD_READING if name in trained.bindings
+        }
+        return self.evaluate(trained, self.corpus(Made("clean.jsonl", clean), reading))
+
+    def edition(
+        self, seed: int, edition: str, other: str, bindings: Bindings | None = None
+    ) -> Step:
+        """64 questions answered as one edition of the Factbook has it, over its index."""
+        drawn = self.data.few_shot(self.data.of(f"{FACTBOOK}/temporal_train.jsonl"), seed)
+        test = self.data.sample(self.data.of(f"{FACTBOOK}/temporal_test.jsonl"), changed=True)
+        return self.train(
+            seed,
+            {
+                **self._edition(edition, other),
+                "TRAIN_FILE": drawn,
+                "EVAL_FILE": test,
+                **(bindings or {}),
+            },
+            "tasks/temporal.gin",
+        )
+
+    def swapped(self, trained: Step, edition: str, other: str) -> Step:
+        """A trained model asked again over another edition's index."""
+        return self.evaluate(trained, self._edition(edition, other))
+
+    def _edition(self, edition: str, other: str) -> Bindings:
+        passages = self.data.of(f"{FACTBOOK}/passages_{edition}.jsonl")
+        return {**self.corpus(passages), "EDITION": edition, "OTHER_EDITION": other}
+
+    def claims(self, seed: int, count: int, bindings: Bindings | None = None) -> Step:
+        """So many claims about the Factbook, their words scored by likelihood."""
+        train = self.data.of(f"{FACTBOOK}/claims_train.jsonl")
+        return self.train(
+            seed,
+            {
+                **self.corpus(self.data.of(f"{FACTBOOK}/passages_2026.jsonl")),
+                "TRAIN_FILE": self.data.labelled(train, count, seed),
+                "EVAL_FILE": self.data.sample(self.data.of(f"{FACTBOOK}/claims_test.jsonl")),
+                "FeverTask.answer_by": "likelihood",
+                **(bindings or {}),
+            },
+            "tasks/fever.gin",
+        )
+
+    def choice(self, seed: int, bindings: Bindings | None = None) -> Step:
+        """64 questions with four options, asked in all rotations of them."""
+        train = self.data.of(f"{FACTBOOK}/choice_train.jsonl")
+        return self.train(
+            seed,
+            {
+                **self.corpus(self.data.of(f"{FACTBOOK}/passages_2026.jsonl")),
+                "TRAIN_FILE": self.data.few_shot(train, seed),
+                "EVAL_FILE": self.data.sample(self.data.of(f"{FACTBOOK}/choice_test.jsonl")),
+                "ORDERS": "cyclic",
+                "QUERY_LENGTH": 96,
+                **(bindings or {}),
+            },
+            "tasks/multiple_choice.gin",
+        )
+
+
+MakeStep = Callable[[Bench, int], Step]

@@ -1,0 +1,128 @@
+"""The files that the rows read: prepared, sampled and drawn, each once."""
+
+import collections
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.demo import factbook
+from atlas_jax.demo.factbook_splits import draw_few_shot, stable_random
+
+Record = dict[str, Any]
+
+
+class Data:
+    """Where the files are.
+
+    Attributes:
+      given: the folder of --data, None without; see docs/claims.md for what it holds.
+      questions: how many rows of an evaluation file are asked.
+    """
+
+    def __init__(self, folder: Path, given: Path | None, questions: int) -> None:
+        """Files are made below `folder` when they are first asked for."""
+        self.given, self.questions, self._folder = given, questions, folder
+        self._made: set[Path] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether `name` can be had: '' is what the package brings, else a folder of --data."""
+        return not name or (self.given is not None and (self.given / name).is_dir())
+
+    def of(self, name: str) -> Path:
+        """A file of --data, `name` below it; gzip'd or not.
+
+        Raises:
+          UserError: it is not there.
+        """
+        if self.given is None:
+            raise UserError(f"{name} is a file of --data, which is not given")
+        for path in (self.given / name, self.given / f"{name}.gz"):
+            if path.is_file():
+                return path
+        raise UserError(f"--data {self.given}: there is neither {name} nor {name}.gz")
+
+    def factbook(self, name: str) -> Path:
+        """A file of the demo's preparation of the Factbook, made anew by each process."""
+        folder = self._folder / "factbook"
+        if folder not in self._made:
+            factbook.prepare(folder)
+            self._made.add(folder)
+        return folder / name
+
+    def sample(self, path: Path, **fields: object) -> Path:
+        """So many rows of an evaluation file, drawn at random but always the same ones.
+
+        Args:
+          fields: only rows with these values are drawn.
+        """
+
+        def draw() -> list[Record]:
+            rows = [r for r in _read(path) if all(r.get(n) == v for n, v in fields.items())]
+            count = min(self.questions, len(rows))
+            places = stable_random("claims", _name(path)).sample(range(len(rows)), count)
+            return [rows[place] for place in sorted(places)]
+
+        return self._write(f"{_name(path)}_{self.questions}", draw)
+
+    def few_shot(self, path: Path, seed: int) -> Path:
+        """64 questions that cover every relation, as the demo draws them."""
+        count = factbook.FEW_SHOT
+        return self._write(
+            f"{_name(path)}_{count}shot_seed{seed}",
+            lambda: draw_few_shot(_read(path), count, seed),
+        )
+
+    def labelled(self, path: Path, count: int, seed: int) -> Path:
+        """So many rows, every `label` as often as any other; a longer draw begins with a shorter.
+
+        Raises:
+          UserError: a label has too few rows.
+        """
+
+        def draw() -> list[Record]:
+            by_label: dict[str, list[Record]] = collections.defaultdict(list)
+            for row in _read(path):
+                by_label[row["label"]].append(row)
+            for label, rows in by_label.items():
+                stable_random("claims", seed, label).shuffle(rows)
+            labels = sorted(by_label)
+            turns = [labels[n % len(labels)] for n in range(count)]
+            if any(len(by_label[label]) < turns.count(label) for label in labels):
+                raise UserError(f"{path}: too few rows of a label to draw {count}")
+            return [by_label[label][n // len(labels)] for n, label in enumerate(turns)]
+
+        return self._write(f"{_name(path)}_{count}shot_seed{seed}", draw)
+
+    def findable(self, path: Path, seed: int) -> Path:
+        """64 questions whose gold passage word matching finds among the first five.
+
+        Others may make no sense without their passage.
+        """
+        count = factbook.FEW_SHOT
+
+        def draw() -> list[Record]:
+            rows = [row for row in _read(path) if 0 < (row.get("bm25_rank") or 0) <= 5]
+            if len(rows) < count:
+                raise UserError(f"{path}: {len(rows)} questions have a bm25_rank of 5 or less")
+            return stable_random("claims", seed).sample(rows, count)
+
+        return self._write(f"{_name(path)}_{count}shot_seed{seed}", draw)
+
+    def _write(self, name: str, draw: Callable[[], list[Record]]) -> Path:
+        """Draw and write a file, once in a process."""
+        path = self._folder / f"{name}.jsonl"
+        if path not in self._made:
+            write_jsonl(path, draw())
+            self._made.add(path)
+        return path
+
+
+def _read(path: Path) -> list[Record]:
+    return [record for _, record in read_jsonl(path)]
+
+
+def _name(path: Path) -> str:
+    """Of a file with its folder, without endings."""
+    return f"{path.parent.name}_{path.name.removesuffix('.gz').removesuffix('.jsonl')}"

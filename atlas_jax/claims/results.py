@@ -1,0 +1,112 @@
+"""What has been measured: scores of row and seed, kept in claims.json from call to call."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atlas_jax import __version__
+from atlas_jax.claims.rows import Group, Row
+from atlas_jax.claims.verdict import Summary, summarise
+from atlas_jax.core.jsonl import atomic_text
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One row with one seed: the key of the step that gave it, and its scores from 0 to 1."""
+
+    run: str
+    scores: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that the table and the figure show.
+
+    Attributes:
+      checkpoint: hash of the model folder that every row began with.
+      questions: of each evaluation file, at most.
+      measured: 'group/row' -> seed -> what it gave.
+      versions: of what computed it.
+    """
+
+    checkpoint: str
+    questions: int
+    measured: Mapping[str, Mapping[int, Measured]]
+    versions: Mapping[str, str]
+
+    def summary(self, group: Group, row: Row, metric: str) -> Summary | None:
+        """A row's score in percent over its seeds; None where it has none."""
+        name = row.reads.get(metric, metric)
+        seeds = self.measured.get(row_name(group, row), {})
+        values = [100.0 * one.scores[name] for one in seeds.values() if name in one.scores]
+        return summarise(values)
+
+
+def row_name(group: Group, row: Row) -> str:
+    """What a row is called on the command line and in claims.json."""
+    return f"{group.name}/{row.name}"
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the figures beside the data."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"atlas-jax": __version__, **found, "python": platform.python_version()}
+
+
+def write(path: Path, results: Results) -> None:
+    """Write claims.json, atomically."""
+    with atomic_text(path) as file:
+        json.dump(dataclasses.asdict(results), file, ensure_ascii=False, indent=1, sort_keys=True)
+        file.write("\n")
+
+
+def read(path: Path) -> Results | None:
+    """What an earlier call wrote; None where there is nothing."""
+    if not path.is_file():
+        return None
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    measured = {
+        name: {int(seed): Measured(**one) for seed, one in seeds.items()}
+        for name, seeds in stored["measured"].items()
+    }
+    return Results(**{**stored, "measured": measured})
+
+
+def merged(
+    earlier: Results | None, present: Results, keys: Mapping[str, Mapping[int, str]]
+) -> Results:
+    """The present results, and those earlier ones that are still of the same runs.
+
+    Args:
+      earlier: as `read` gives it.
+      present: of this call.
+      keys: 'group/row' -> seed -> the key that it has now; rows whose data is not given now
+        have none, and are kept while checkpoint and number of questions are the same.
+    """
+    same = (earlier and (earlier.checkpoint, earlier.questions)) == (
+        present.checkpoint,
+        present.questions,
+    )
+    if earlier is None or not same:
+        return present
+    measured: dict[str, dict[int, Measured]] = {}
+    for name in _names(earlier, present):
+        now = keys.get(name, {})
+        kept = {
+            seed: one
+            for seed, one in earlier.measured.get(name, {}).items()
+            if now.get(seed, one.run) == one.run
+        }
+        seeds = {**kept, **present.measured.get(name, {})}
+        measured[name] = dict(sorted(seeds.items()))
+    return dataclasses.replace(present, measured=measured)
+
+
+def _names(*results: Results) -> Sequence[str]:
+    return sorted({name for one in results for name in one.measured})
