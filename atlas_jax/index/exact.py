@@ -7,6 +7,7 @@ speed of the matrix product on a TPU (Chern et al. 2022, arXiv:2206.14286).
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core.partitioning import active_mesh
 from atlas_jax.core.types import NO_ROW, Array, DeviceIndex, Passages
+from atlas_jax.index.int8 import as_floats, inner_products
 from atlas_jax.index.search import SearchResult, check_k
 
 MAX_BLOCK = 128  # rows per block of the two-stage selection; a power of two
@@ -30,7 +32,7 @@ def exact_search(
     """Find the k rows with the greatest inner product, exactly unless told otherwise.
 
     Gradients do not flow through the result: training scores the retrieved passages
-    anew. A bfloat16 index takes the query in bfloat16 too; sums are float32 either way.
+    anew. A bfloat16 or int8 index takes the query in bfloat16 too; sums are float32 either way.
 
     Args:
       index: its arrays sharded on axis n over every axis of the mesh.
@@ -116,12 +118,12 @@ def gather_rows(
     answer on every device.
 
     Args:
-      arrays: each [n, x], sharded on axis n over every axis of the mesh.
+      arrays: each [n, x] or `Int8Rows`, sharded on axis n over every axis of the mesh.
       rows_bk: int32 rows to fetch; row -1 gives zeros.
       mesh: mesh of the arrays; the active one if not given.
 
     Returns:
-      One [b, k, x] for each array; integers as int32.
+      One [b, k, x] for each array; integers as int32, `Int8Rows` as float32.
 
     Raises:
       ValueError: the mesh does not divide the rows.
@@ -205,13 +207,7 @@ def _search_rows(
 ) -> tuple[Array, Array]:
     """The k best rows of one shard, whose first row is ``first_row`` of the index."""
     n = embeddings_ne.shape[0]
-    scores_bn = jax.lax.dot_general(
-        query_be.astype(embeddings_ne.dtype),
-        embeddings_ne,
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    scores_bn = inner_products(query_be, embeddings_ne)
     # x rows may fall out, so x more are taken: k are left whenever the shard has them.
     c = min(k + excluded_bx.shape[1], n)
     if recall_target < 1.0:
@@ -229,14 +225,14 @@ def _search_rows(
 def _take_rows(
     arrays: tuple[Array, ...], rows_bk: Array, first_row: Array | int
 ) -> tuple[Array, ...]:
-    """Entries of the rows that a shard holds, zeros for all others; small integers as int32."""
+    """Entries of the rows that a shard holds, zeros for all others."""
     n = arrays[0].shape[0]
     local_bk = rows_bk - first_row
     held_bk1 = ((rows_bk != NO_ROW) & (local_bk >= 0) & (local_bk < n))[:, :, None]
     local_bk = jnp.clip(local_bk, 0, n - 1)
 
-    def take(array: Array) -> Array:
-        found = jnp.asarray(array)[local_bk]
+    def take(array: Any) -> Array:
+        found = as_floats(jax.tree.map(lambda leaf: jnp.asarray(leaf)[local_bk], array))
         if jnp.issubdtype(found.dtype, jnp.integer):
             found = found.astype(jnp.int32)  # the sum over devices has no 16 bit form everywhere
         return jnp.where(held_bk1, found, 0)
