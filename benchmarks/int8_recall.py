@@ -106,7 +106,8 @@ def _embedded(flags: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
     def embedded(texts: list[str], tower: str) -> np.ndarray:
         encoded = tokenizer.encode_batch(texts, True)
-        tokens = tokenizer.pad_to(encoded, formats.retriever_length)
+        length = min(formats.retriever_length, model.config.max_positions)
+        tokens = tokenizer.pad_to(encoded, length)
         function = jax.jit(lambda tokens_nm: embed(model, params, tower, tokens_nm))
         return embed_corpus(function, tokens, 64)
 

@@ -92,7 +92,7 @@ class Batch:
 
 @flax.struct.dataclass
 class DeviceIndex:
-    """The index as it lies on the devices: every array sharded on axis n.
+    """The index as it lies on the devices: every array sharded on axis n, on each slice.
 
     Attributes:
       embeddings_ne: float32 or bfloat16 passage embeddings, or in 8 bits (`index.int8.Int8Rows`).

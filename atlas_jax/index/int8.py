@@ -35,7 +35,7 @@ class Int8Rows:
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and width."""
-        return self.values_ne.shape  # type: ignore[no-any-return]
+        return self.values_ne.shape
 
     def __setitem__(self, at: Any, floats: Array) -> None:
         """Write rows of numbers, rounded, as into any numpy array."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from atlas_jax.core.partitioning import index_axes
 from atlas_jax.core.types import Array, Params
 from atlas_jax.index.exact import first_row, gather_rows, mesh_for
 from atlas_jax.index.int8 import dtype_of, stored_as
@@ -35,7 +36,7 @@ def refresh_rows(
     Args:
       embed: the passage tower, without dropout.
       params: its parameters.
-      embeddings_ne: float32, bfloat16 or `Int8Rows`, sharded on axis n over every axis of the mesh.
+      embeddings_ne: float32, bfloat16 or `Int8Rows`, sharded as `saved.rows_sharding` says.
       retriever_tokens_nm: tokens of every row, sharded likewise.
       rows_r: int32 rows to embed, none twice.
       batch_size: see ``embed_tokens``.
@@ -65,7 +66,7 @@ def replace_rows(array_nx: Any, rows_r: Array, values_rx: Any, mesh: Mesh | None
     """Write rows of an array that is sharded on axis n; each device writes those it holds.
 
     Args:
-      array_nx: an array or `Int8Rows`, sharded on axis n over every axis of the mesh.
+      array_nx: an array or `Int8Rows`, sharded as `saved.rows_sharding` says.
       rows_r: int32 rows, none twice.
       values_rx: what to write, of the same type, the same on every device.
       mesh: mesh of the array; the active one if not given.
@@ -84,7 +85,7 @@ def replace_rows(array_nx: Any, rows_r: Array, values_rx: Any, mesh: Mesh | None
             lambda old, new: old.at[at_r].set(new, mode="drop"), array_nx, values_rx
         )
 
-    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    every, whole = PartitionSpec(index_axes(mesh)), PartitionSpec()
     return jax.shard_map(write_shard, mesh=mesh, in_specs=(every, whole, whole), out_specs=every)(
         array_nx, rows_r, values_rx
     )

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
-from atlas_jax.core.partitioning import active_mesh
+from atlas_jax.core.partitioning import active_mesh, index_axes, index_parts
 from atlas_jax.core.types import DeviceIndex
 from atlas_jax.index.exact import MAX_BLOCK
 from atlas_jax.index.files import create_npy, unwritten
@@ -222,7 +222,7 @@ def _open(folder: Path, manifest: dict[str, Any], mode: Literal["r", "r+"]) -> A
         array = np.load(folder / name, mmap_mode=mode)
         if array.shape != shape or array.dtype != stored_type:
             raise ValueError(f"{array.dtype} {array.shape} instead of {dtype} {shape}")
-        return array  # type: ignore[no-any-return]
+        return array
 
     rows_ne = opened(name, (count, manifest["width"]), _STORED[dtype])
     if dtype != INT8:
@@ -314,15 +314,15 @@ def load_index(
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """How arrays [n, x] of an index lie: their rows spread over every axis of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    """How arrays [n, x] of an index lie: rows spread over all devices, of each slice alike."""
+    return NamedSharding(mesh, PartitionSpec(index_axes(mesh)))
 
 
 def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> Any:
     """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows_sharding(mesh)),
-        abstract_rows(_padded(count, mesh.size), width, dtype),
+        abstract_rows(_padded(count, index_parts(mesh)), width, dtype),
     )
 
 
@@ -332,7 +332,7 @@ def to_device(
     mesh: Mesh | None = None,
     version: int = 0,
 ) -> DeviceIndex:
-    """Spread embeddings and tokens over all devices of a mesh.
+    """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
 
     Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
     the rows of its own devices, in chunks, so that no second copy is ever in memory.
@@ -355,7 +355,7 @@ def to_device(
     whole, shards = every, 1
     if mesh is not None:
         every, whole = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-        shards = mesh.size
+        shards = index_parts(mesh)
     padded = _padded(store.count, shards)
 
     def spread(array_nx: np.ndarray) -> jax.Array:

@@ -131,7 +131,8 @@ class Evaluator:
         """
         found: list[Found] = []
         starts = range(0, len(examples), self.batch_size)
-        bar = tqdm(total=len(examples), desc=progress, unit="", disable=None if progress else True)
+        shown = bool(progress) and multihost.is_first()
+        bar = tqdm(total=len(examples), desc=progress, unit="", disable=None if shown else True)
         with bar:
             waiting: tuple[Sequence[Example], Any] | None = None
             for start in starts:

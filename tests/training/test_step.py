@@ -105,6 +105,13 @@ def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None
     assert_close(single_state.opt_state, sharded_state.opt_state)
 
 
+def test_two_slices_take_the_step_of_a_single_device() -> None:
+    single_state, single = Run(SINGLE, 1)()
+    sliced_state, sliced = Run(MeshConfig(data=2, model=2, dcn=2), 8)()
+    assert_close(single, sliced)
+    assert_close(single_state.params, sliced_state.params)
+
+
 def test_the_host_form_takes_the_step_of_the_device_form() -> None:
     device = Run(SINGLE, 1)
     index, batch = random_index(device.mesh), random_batch()
