@@ -114,6 +114,7 @@ def test_a_mesh_is_recommended_among_those_that_divide_the_run() -> None:
         ("parameters", [], "MeshConfig.fsdp = 8"),
         ("optimiser", [], "adafactor"),
         ("index embeddings", [], "CorpusConfig.dtype = 'bfloat16'"),
+        ("index embeddings", ["CorpusConfig.dtype=bfloat16"], "CorpusConfig.dtype = 'int8'"),
         ("temporaries", [], "RetrieverConfig.remat_policy = 'full'"),
         ("temporaries", ["BATCH_SIZE=16"], "StepConfig.accumulate = 2"),
     ],
