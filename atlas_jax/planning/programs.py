@@ -267,7 +267,8 @@ def _source(run: Run, mesh: Mesh, rows: int) -> tuple[Any, Any]:
         return (lambda source, query_be, batch: no_passages(batch)), None
     if not run.on_devices:
         return retrieved_already, _given(run, mesh, rows)
-    return make_device_retrieve(run.step, mesh, run.corpus.recall_target), _index(run, mesh)
+    retrieve = make_device_retrieve(run.step.searched, mesh, run.corpus.recall_target)
+    return retrieve, _index(run, mesh)
 
 
 def _index(run: Run, mesh: Mesh) -> DeviceIndex:

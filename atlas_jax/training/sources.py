@@ -48,7 +48,7 @@ class DeviceSource:
     def __init__(self, corpus: Corpus, k: int, mesh: Mesh) -> None:
         """Search for k passages."""
         self._corpus = corpus
-        self._retrieve = make_device_retrieve(StepConfig(k=k), mesh, corpus.recall_target)
+        self._retrieve = make_device_retrieve(k, mesh, corpus.recall_target)
 
     def of_batch(self, params: Params, batch: Batch) -> DeviceIndex:
         """The index, whatever the batch."""

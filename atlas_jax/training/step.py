@@ -91,15 +91,15 @@ class StepConfig:
         return self.rerank or self.k
 
 
-def make_device_retrieve(config: StepConfig, mesh: Mesh, recall_target: float = 1.0) -> Retrieve:
-    """Search and gather inside the compiled step; the source is a ``DeviceIndex``.
+def make_device_retrieve(k: int, mesh: Mesh, recall_target: float = 1.0) -> Retrieve:
+    """Search and gather k passages inside the compiled step; the source is a ``DeviceIndex``.
 
     ``recall_target``: see `exact_search`.
     """
 
     def retrieve(index: DeviceIndex, query_be: Array, batch: Batch) -> Passages:
         excluded_bx = batch.excluded_rows_bx
-        found = exact_search(index, query_be, config.searched, excluded_bx, mesh, recall_target)
+        found = exact_search(index, query_be, k, excluded_bx, mesh, recall_target)
         return gather_passages(index, found, mesh=mesh)
 
     return retrieve

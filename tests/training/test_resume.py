@@ -35,6 +35,7 @@ for path, leaf in jax.tree_util.tree_leaves_with_path(state):
 FULL = {"RefreshPolicy.schedule": "'4'"}
 ROLLING = {
     "CorpusConfig.dtype": "'int8'",  # FULL has float32
+    "StepConfig.rerank": 4,
     "RefreshPolicy.rolling_rows": 3,
     "RefreshPolicy.rolling_every": 1,
     "StalenessConfig.every": 3,

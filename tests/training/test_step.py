@@ -59,7 +59,7 @@ class Run:
                 self.models, params, self.optimizers, training, 0, self.mesh, STANDARD_RULES
             )
         self.shardings = train_state.state_shardings(self.models, *args)
-        self.retrieve = make_device_retrieve(self.config, self.mesh)
+        self.retrieve = make_device_retrieve(self.config.searched, self.mesh)
         self.step = self.compile(self.retrieve, loss)
 
     def active(self) -> Any:
