@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--passages", help="jsonl {title, section?, text}, may be .gz")
     parser.add_argument("--questions", help="jsonl {question}, may be .gz")
     parser.add_argument("--model", default=str(nano_checkpoint()))
-    parser.add_argument("--rows", type=int, default=100_000, help="of the random index")
+    parser.add_argument("--rows", type=int, default=50_000, help="of the random index")
     parser.add_argument("--queries", type=int, default=500)
     flags = parser.parse_args(argv)
     print(f"| rows | index | recall@{K} | re-ranked, L={K + K // 2} | L={2 * K} | L={4 * K} |")
