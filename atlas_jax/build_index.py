@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import CorpusConfig
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     config = CorpusConfig()
     count, built = build_index(config)
-    print(f"{config.index}: {'' if built else 'already there, '}{count} passages")
+    if multihost.is_first():
+        print(f"{config.index}: {'' if built else 'already there, '}{count} passages")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import EvalConfig
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     config = EvalConfig()
     found, scores = evaluate(config)
-    print(json.dumps({"file": config.file, "rows": len(found), **scores}))
+    if multihost.is_first():
+        print(json.dumps({"file": config.file, "rows": len(found), **scores}))
 
 
 if __name__ == "__main__":

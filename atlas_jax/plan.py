@@ -18,7 +18,7 @@ from rich.console import Console
 from atlas_jax.core.chips import parse_slice
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
+from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
 from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.programs import PROGRAMS, run_from_gin
 from atlas_jax.planning.report import show, write_json
@@ -65,6 +65,11 @@ def _run(flags: argparse.Namespace) -> int:
     for name in ("passages", "try_meshes"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} = {getattr(flags, name)}: expected 1 or more")
+    if MeshConfig().dcn != 1:
+        raise UserError(
+            f"MeshConfig.dcn = {MeshConfig().dcn}: a plan is for one slice; each of several holds "
+            "the same parameters and index, so plan one with its share of the batch"
+        )
     meshes = [_mesh(text) for text in flags.mesh]
     run = run_from_gin(flags.passages)
     progress = Console(stderr=True)
@@ -82,9 +87,9 @@ def _mesh(text: str) -> MeshConfig:
         sizes = [int(size) for size in text.split(",")]
     except ValueError:
         sizes = []
-    if len(sizes) != len(MESH_AXES):
+    if len(sizes) != len(SLICE_AXES):
         raise UserError(f"--mesh={text}: expected three numbers, data,fsdp,model, as 1,64,4")
-    return dataclasses.replace(MeshConfig(), **dict(zip(MESH_AXES, sizes, strict=True)))
+    return dataclasses.replace(MeshConfig(), **dict(zip(SLICE_AXES, sizes, strict=True)))
 
 
 if __name__ == "__main__":

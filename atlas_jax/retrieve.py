@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import RetrieveConfig
@@ -30,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     config = RetrieveConfig()
-    print(json.dumps({"output": config.output, **retrieve(config)}))
+    scores = retrieve(config)
+    if multihost.is_first():
+        print(json.dumps({"output": config.output, **scores}))
 
 
 if __name__ == "__main__":

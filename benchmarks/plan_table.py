@@ -26,8 +26,9 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROWS, TABLE = DOCS / "plan_rows.json", DOCS / "plan_table.md"
 PASSAGES = 37_000_000
 
-# Model, recipe, slice, data,fsdp,model, and the rematerialisation policy of both models where
-# it is not the shipped one. The meshes divide the batch of 64 (mlm_pretrain: 128).
+# Model, recipe, slice, data,fsdp,model; then, where they are not the shipped ones, the
+# rematerialisation policy of both models, or int8, the type of the index (else bfloat16). The
+# meshes divide the batch of 64 (mlm_pretrain: 128).
 SPECS: tuple[tuple[str, ...], ...] = (
     ("base", "nq_64shot", "v5e-16", "1,16,1"),
     ("base", "nq_64shot", "v5e-16", "1,16,1", "full"),
@@ -45,6 +46,8 @@ SPECS: tuple[tuple[str, ...], ...] = (
     ("xxl", "nq_full", "v5p-128", "1,64,1"),
     ("xxl", "nq_full", "v6e-64", "1,64,1"),
     ("xxl", "mlm_pretrain", "v5e-256", "1,128,2"),
+    ("base", "nq_64shot", "v5e-16", "1,16,1", "full", "int8"),
+    ("xxl", "nq_full", "v5e-128", "1,32,4", "int8"),
 )
 # base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
 BINDINGS = (
@@ -87,8 +90,16 @@ def row_name(spec: Sequence[str]) -> str:
 
 def bindings(spec: Sequence[str]) -> list[str]:
     """The gin bindings of a row."""
-    names = ("ReaderConfig", "RetrieverConfig")
-    return [*BINDINGS, *(f"{name}.remat_policy={spec[4]}" for name in names if len(spec) > 4)]
+    names, remat = ("ReaderConfig", "RetrieverConfig"), _remat(spec)
+    made = list(BINDINGS)
+    if "int8" in spec[4:]:
+        made[0] = "CorpusConfig.dtype=int8"
+    return [*made, *(f"{name}.remat_policy={remat}" for name in names if remat)]
+
+
+def _remat(spec: Sequence[str]) -> str:
+    """The rematerialisation policy that a row sets, if any."""
+    return next((one for one in spec[4:] if one != "int8"), "")
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -97,16 +108,18 @@ def table(rows: dict[str, Any]) -> str:
         "# What fits where",
         "",
         "Written by `make plan-table` from `plan_rows.json`; [plan.md](plan.md) says what the",
-        f"columns mean. Train step, {PASSAGES:,} passages, embeddings in bfloat16; GiB per chip.",
+        f"columns mean. Train step, {PASSAGES:,} passages, embeddings in bfloat16 or, where the",
+        "slice says so, int8; GiB per chip.",
         "",
         "| model | recipe | slice | remat | mesh | fits | peak | of | parameters, optimiser "
         "| index | temporaries | least s/step | bound by | MFU | largest index |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for spec in SPECS:
-        made, remat = rows.get(row_name(spec)), spec[4] if len(spec) > 4 else "shipped"
+        made, remat = rows.get(row_name(spec)), _remat(spec) or "shipped"
+        where = f"{spec[2]}, int8" if "int8" in spec[4:] else spec[2]
         cells = _cells(made["plan"]) if made else [spec[3], "not compiled yet", *[""] * 9]
-        lines.append("| " + " | ".join((*spec[:3], remat, *cells)) + " |")
+        lines.append("| " + " | ".join((*spec[:2], where, remat, *cells)) + " |")
     found = next(iter(rows.values()))["plan"]["versions"] if rows else {}
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     return "\n".join(lines) + "\n"

@@ -73,7 +73,7 @@ class Array:
     def row(self) -> str:
         """As a line of the table."""
         spec = [*self.sharding.spec, *[None] * (len(self.shape) - len(self.sharding.spec))]
-        split = [_axes(axes) for axes in spec]
+        split = [_axes(axes, self.sharding.mesh) for axes in spec]
         parts = len(self.holders())
         return f"| {self.name} | {', '.join(split)} | 1/{parts} |"
 
@@ -182,10 +182,12 @@ def _color(devices: list[int]) -> Any:
     return tuple(part + (1 - part) * pale for part in (red, green, blue))
 
 
-def _axes(axes: Any) -> str:
+def _axes(axes: Any, mesh: Any) -> str:
+    """The mesh axes that split an axis; those of size 1 split nothing."""
     if axes is None:
         return "whole"
-    return " x ".join((axes,) if isinstance(axes, str) else axes)
+    names = (axes,) if isinstance(axes, str) else axes
+    return " x ".join(name for name in names if mesh.shape[name] > 1)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

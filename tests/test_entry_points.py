@@ -90,6 +90,35 @@ def test_index_retrieve_evaluate(work: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
+def test_an_int8_index_with_reranking_finds_what_a_float32_one_does(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = (*trained(work), f"CorpusConfig.index='{work}/small'")
+    asked = (f"RetrieveConfig.file='{work}/test.jsonl'", "RetrieveConfig.k=5")
+    found, scores = {}, {}
+    for dtype, reranked in (("float32", 0), ("int8", 16)):
+        built = (*index, f"CorpusConfig.dtype={dtype}")
+        assert run(build_index.main, work, *built) == 0
+        # The other type is not "already there".
+        assert capsys.readouterr().out == f"{work}/small: 16 passages\n"
+        output = f"RetrieveConfig.output='{work}/{dtype}.jsonl'"
+        rerank = f"RetrieveConfig.rerank={reranked}"
+        assert run(retrieve.main, work, *index, *asked, output, rerank) == 0
+        rows = read_lines(work / f"{dtype}.jsonl")
+        found[dtype] = [[p["id"] for p in row["passages"]] for row in rows]
+        scores[dtype] = [p["score"] for row in rows for p in row["passages"]]
+    assert found["int8"] == found["float32"]
+    assert scores["int8"] == pytest.approx(scores["float32"], rel=1e-4)
+    retrieved = json.loads(capsys.readouterr().out.splitlines()[-1])
+    only = ("EvalConfig.generate=False", "StepConfig.rerank=16")
+    assert run(evaluate.main, work, *index, *only) == 0
+    assert json.loads(capsys.readouterr().out)["recall@5"] == retrieved["recall@5"]
+    host = "CorpusConfig.searcher=scann"
+    assert run(evaluate.main, work, *index, *only, host) == 2
+    assert f"CorpusConfig.index = '{work}/small' is in int8" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_an_index_of_another_encoder_is_refused(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,8 @@ def launch(
     arguments = list(sys.argv[1:] if argv is None else argv)
     bindings = [argument for argument in arguments if argument.startswith("--gin.")]
     try:
+        if parser.get_default("multihost") is None:  # not given by the entry point either
+            multihost.refuse_flags(parser.prog, arguments)
         flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
         extra = [path for path in flags.gin_search_paths.split(",") if path]
         load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)

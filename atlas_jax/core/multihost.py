@@ -13,7 +13,7 @@ where all processes see it. Each process reads only its own rows of a training b
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator_address", metavar="HOST:PORT")
     group.add_argument("--process_count", type=int, metavar="N")
     group.add_argument("--process_index", type=int, metavar="I")
+
+
+def refuse_flags(command: str, arguments: Sequence[str]) -> None:
+    """Refuse this module's flags to a command that works in one process.
+
+    Raises:
+      UserError: one of them is given; says which commands take it.
+    """
+    names = ("--multihost", "--coordinator_address", "--process_count", "--process_index")
+    given = next((name for name in names for a in arguments if a.split("=")[0] == name), None)
+    if given:
+        raise UserError(
+            f"{given}: {command} works in one process, with the devices of its own host; train, "
+            "train_retriever, build_index, retrieve, evaluate and doctor run on several"
+        )
 
 
 def start(flags: argparse.Namespace) -> None:

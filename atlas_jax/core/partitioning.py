@@ -3,7 +3,7 @@
 Modules name the axes of their arrays (``batch``, ``embed``, ``heads``...). Rules map
 those names to mesh axes, first match wins and a mesh axis is used once per array, as
 in T5X. Nothing else in the project mentions a mesh axis, except the index, which is
-spread over all of them.
+spread over all devices of a slice and repeated on each slice.
 """
 
 import contextlib
@@ -17,11 +17,13 @@ import gin
 import jax
 import numpy as np
 from flax.core import meta
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "model")
+SLICE_AXES = ("data", "fsdp", "model")
+MESH_AXES = ("dcn", *SLICE_AXES)
 
 LOGICAL_AXES = frozenset(
     {
@@ -35,8 +37,8 @@ LOGICAL_AXES = frozenset(
 Rule = tuple[str, str | tuple[str, ...] | None]
 
 STANDARD_RULES: tuple[Rule, ...] = (
-    ("batch", ("data", "fsdp")),
-    ("index", ("data", "fsdp", "model")),
+    ("batch", ("dcn", "data", "fsdp")),
+    ("index", SLICE_AXES),
     ("vocab", "model"),
     ("mlp", "model"),
     ("heads", "model"),
@@ -48,11 +50,15 @@ STANDARD_RULES: tuple[Rule, ...] = (
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, "all remaining devices"."""
+    """Sizes of the mesh axes; one of them may be -1, "all remaining devices".
+
+    dcn: slices, which the data-centre network joins; each has data x fsdp x model devices.
+    """
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    dcn: int = 1
 
 
 @gin.configurable
@@ -79,10 +85,11 @@ class PartitionRules:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange the devices as data x fsdp x model.
+    """Arrange the devices as dcn x data x fsdp x model, where they are TPU slices by slice.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or dcn is not the number
+        of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
@@ -94,10 +101,47 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         shape = " x ".join(f"{axis}={s}" for axis, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(
             f"MeshConfig: {shape} does not use the {len(devices)} devices exactly; "
-            "the product of data, fsdp and model has to equal their number"
+            "the product of dcn, data, fsdp and model has to equal their number"
         )
     # Auto axes: the Explicit default of jax.make_mesh refuses linen's constraints.
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = _slices(devices)
+    if slices == 1:  # or devices that simulate some
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    if sizes[0] != slices:
+        raise UserError(
+            f"MeshConfig.dcn = {sizes[0]}, but the {len(devices)} devices lie on {slices} slices: "
+            f"bind MeshConfig.dcn = {slices}, and data x fsdp x model to the devices of one"
+        )
+    arranged = create_hybrid_device_mesh((1, *sizes[1:]), (slices, 1, 1, 1), devices)
+    return Mesh(arranged, MESH_AXES, axis_types=types)
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    """On how many TPU slices the devices lie; 1 for other devices."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})  # one slice has none
+
+
+def index_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Axes over which the rows of an index are spread: all but that between the slices.
+
+    Each slice has the whole index and searches it for its own queries, so that a search sends
+    nothing over the data-centre network.
+    """
+    return tuple(axis for axis in mesh.axis_names if axis != "dcn")
+
+
+def index_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of an index are split."""
+    return math.prod(mesh.shape[axis] for axis in index_axes(mesh))
+
+
+def over_slices(mesh: Mesh, rows: int) -> PartitionSpec:
+    """How so many queries lie where an index is searched: split over the slices if they divide."""
+    slices = mesh.shape.get("dcn", 1)
+    return PartitionSpec("dcn") if slices > 1 and rows % slices == 0 else PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Passages:
       retriever_tokens_bkm: int32 retriever tokens with their special tokens.
       mask_bk: bool, True for a real passage. Decides every later mask.
       embeddings_bke: the passages' embeddings as they lie in the index. Used for the
-        retriever's scores when the passage tower is not trained; None re-embeds them.
+        retriever's scores when the passage tower is not trained; None re-embeds them. Those
+        of an int8 index come as float32; re-ranked ones are fresh.
     """
 
     rows_bk: Array
@@ -91,10 +92,10 @@ class Batch:
 
 @flax.struct.dataclass
 class DeviceIndex:
-    """The index as it lies on the devices: every array sharded on axis n.
+    """The index as it lies on the devices: every array sharded on axis n, on each slice.
 
     Attributes:
-      embeddings_ne: float32 or bfloat16 passage embeddings.
+      embeddings_ne: float32 or bfloat16 passage embeddings, or in 8 bits (`index.int8.Int8Rows`).
       reader_tokens_nl: unsigned or int32 reader tokens of each passage.
       retriever_tokens_nm: unsigned or int32 retriever tokens of each passage.
       count: int32 scalar, number of real rows; rows at or above it are padding.

@@ -1,6 +1,7 @@
 """From a corpus of tokens to its embeddings, without wasting time on padding."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,11 +18,11 @@ def embed_corpus(
     embed_fn: EmbedFn,
     retriever_tokens_nm: np.ndarray,
     batch_size: int = 64,
-    out: np.ndarray | None = None,
+    out: Any = None,
     progress: bool = True,
     first: int = 0,
     stored: Callable[[int], None] = lambda rows: None,
-) -> np.ndarray:
+) -> Any:
     """Embed every passage, batching passages of like length.
 
     Attention costs grow with the padded length, so rows are sorted by their real length
@@ -32,8 +33,8 @@ def embed_corpus(
       embed_fn: jitted; int32 tokens [batch_size, length] to embeddings [batch_size, e].
         Compiles once per length, at most m / LENGTH_STEP times.
       retriever_tokens_nm: tokens padded with 0, an array or a memory map (streamed).
-      out: array [n, e] to write to, such as the memory map of ``saved.new_index``;
-        without it a new float32 array.
+      out: array [n, e] or ``Int8Rows`` to write to, such as the memory map of
+        ``saved.new_index``; without it a new float32 array.
       progress: show a bar.
       first: rows that ``out`` has already, a multiple of ``WINDOW`` or all of them.
       stored: called after each window with the number of rows that ``out`` has by then.
@@ -56,7 +57,7 @@ def embed_corpus(
         if window > begun:
             stored(window)
             begun = window
-        out[rows] = np.asarray(embedded)[: len(rows)].astype(out.dtype)
+        out[rows] = np.asarray(embedded)[: len(rows)]
     assert out is not None
     stored(n)
     return out

@@ -1,19 +1,22 @@
-"""Exact maximum inner product search over an index that is spread over all devices.
+"""Exact maximum inner product search over an index that is spread over all devices of a slice.
 
 Usable inside jit. Each device searches its own rows and hands on k candidates, so the
-index itself never moves. This is the reference that every other searcher is held to. With a
-recall target below 1 the selection on each device is approximate: a partial reduction at the
-speed of the matrix product on a TPU (Chern et al. 2022, arXiv:2206.14286).
+index itself never moves. Of several slices each searches its own copy for its own queries.
+This is the reference that every other searcher is held to. With a recall target below 1 the
+selection on each device is approximate: a partial reduction at the speed of the matrix product
+on a TPU (Chern et al. 2022, arXiv:2206.14286).
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from atlas_jax.core.partitioning import active_mesh
+from atlas_jax.core.partitioning import active_mesh, index_axes, index_parts, over_slices
 from atlas_jax.core.types import NO_ROW, Array, DeviceIndex, Passages
+from atlas_jax.index.int8 import as_floats, inner_products
 from atlas_jax.index.search import SearchResult, check_k
 
 MAX_BLOCK = 128  # rows per block of the two-stage selection; a power of two
@@ -30,10 +33,10 @@ def exact_search(
     """Find the k rows with the greatest inner product, exactly unless told otherwise.
 
     Gradients do not flow through the result: training scores the retrieved passages
-    anew. A bfloat16 index takes the query in bfloat16 too; sums are float32 either way.
+    anew. A bfloat16 or int8 index takes the query in bfloat16 too; sums are float32 either way.
 
     Args:
-      index: its arrays sharded on axis n over every axis of the mesh.
+      index: its arrays sharded as `saved.rows_sharding` says.
       query_be: query embeddings.
       k: rows per query (static).
       excluded_bx: int rows that each query may not get; -1 pads.
@@ -42,7 +45,7 @@ def exact_search(
         selects approximately. Other devices select exactly all the same.
 
     Returns:
-      The same result on every device. Rows are -1 where exclusion leaves fewer than k.
+      The same result on every device of a slice. Rows are -1 where exclusion leaves fewer than k.
 
     Raises:
       UserError: k is below 1 or above the number of rows (of passages, where
@@ -56,29 +59,29 @@ def exact_search(
         excluded_bx = jnp.full((query_be.shape[0], 1), NO_ROW, jnp.int32)
     query_be, embeddings_ne = jax.lax.stop_gradient((query_be, index.embeddings_ne))
     local = functools.partial(
-        _search_rows, k=min(k, n // (mesh.size if mesh else 1)), recall_target=recall_target
+        _search_rows, k=min(k, n // (index_parts(mesh) if mesh else 1)), recall_target=recall_target
     )
     if mesh is None:
         rows_bk, scores_bk = local(0, embeddings_ne, index.count, query_be, excluded_bx)
         return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
 
-    def search_shard(embeddings_ne: Array, *args: Array) -> tuple[Array, Array]:
-        return local(first_row(mesh, embeddings_ne.shape[0]), embeddings_ne, *args)
+    axes, queries = index_axes(mesh), over_slices(mesh, query_be.shape[0])
 
-    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-    columns = PartitionSpec(None, mesh.axis_names)  # candidates of all shards, side by side
-    rows_bc, scores_bc = jax.shard_map(
+    def search_shard(embeddings_ne: Array, *args: Array) -> tuple[Array, Array]:
+        found = local(first_row(mesh, embeddings_ne.shape[0]), embeddings_ne, *args)
+        # Candidates of all shards side by side, in row order: a tie still goes to the lower row.
+        rows_bc, scores_bc = jax.lax.all_gather(found, axes, axis=1, tiled=True)
+        scores_bk, best_bk = jax.lax.top_k(scores_bc, k)
+        return jnp.take_along_axis(rows_bc, best_bk, axis=1), scores_bk
+
+    rows_bk, scores_bk = jax.shard_map(
         search_shard,
         mesh=mesh,
-        in_specs=(every, whole, whole, whole),
-        out_specs=(columns, columns),
+        in_specs=(PartitionSpec(axes), PartitionSpec(), queries, queries),
+        out_specs=(queries, queries),
+        check_vma=False,  # it does not see that all devices of a slice come to the same
     )(embeddings_ne, index.count, query_be, excluded_bx)
-    rows_bc, scores_bc = jax.lax.with_sharding_constraint(
-        (rows_bc, scores_bc), NamedSharding(mesh, whole)
-    )
-    # Shards stand in row order, so a tie still goes to the lower row.
-    scores_bk, best_bk = jax.lax.top_k(scores_bc, k)
-    return SearchResult(rows_bk=jnp.take_along_axis(rows_bc, best_bk, axis=1), scores_bk=scores_bk)
+    return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
 
 
 def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None = None) -> Passages:
@@ -87,7 +90,7 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
     Only the b x k passages move, see ``gather_rows``.
 
     Args:
-      index: its arrays sharded on axis n over every axis of the mesh.
+      index: its arrays sharded as `saved.rows_sharding` says.
       result: rows to fetch; row -1 gives padding tokens and a False mask.
       mesh: mesh of the index; the active one if not given.
 
@@ -113,15 +116,15 @@ def gather_rows(
     """Fetch rows of arrays that are sharded on axis n.
 
     Each device gives the rows that it holds and zeros for the others; their sum is the
-    answer on every device.
+    answer on every device of a slice.
 
     Args:
-      arrays: each [n, x], sharded on axis n over every axis of the mesh.
+      arrays: each [n, x] or `Int8Rows`, sharded as `saved.rows_sharding` says.
       rows_bk: int32 rows to fetch; row -1 gives zeros.
       mesh: mesh of the arrays; the active one if not given.
 
     Returns:
-      One [b, k, x] for each array; integers as int32.
+      One [b, k, x] for each array; integers as int32, `Int8Rows` as float32.
 
     Raises:
       ValueError: the mesh does not divide the rows.
@@ -132,12 +135,11 @@ def gather_rows(
 
     def take_shard(arrays: tuple[Array, ...], rows_bk: Array) -> tuple[Array, ...]:
         mine = _take_rows(arrays, rows_bk, first_row(mesh, arrays[0].shape[0]))
-        return jax.lax.psum(mine, mesh.axis_names)
+        return jax.lax.psum(mine, axes)
 
-    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-    return jax.shard_map(take_shard, mesh=mesh, in_specs=(every, whole), out_specs=whole)(
-        arrays, rows_bk
-    )
+    axes, queries = index_axes(mesh), over_slices(mesh, rows_bk.shape[0])
+    specs = (PartitionSpec(axes), queries)
+    return jax.shard_map(take_shard, mesh=mesh, in_specs=specs, out_specs=queries)(arrays, rows_bk)
 
 
 class ExactSearcher:
@@ -205,13 +207,7 @@ def _search_rows(
 ) -> tuple[Array, Array]:
     """The k best rows of one shard, whose first row is ``first_row`` of the index."""
     n = embeddings_ne.shape[0]
-    scores_bn = jax.lax.dot_general(
-        query_be.astype(embeddings_ne.dtype),
-        embeddings_ne,
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    scores_bn = inner_products(query_be, embeddings_ne)
     # x rows may fall out, so x more are taken: k are left whenever the shard has them.
     c = min(k + excluded_bx.shape[1], n)
     if recall_target < 1.0:
@@ -229,14 +225,14 @@ def _search_rows(
 def _take_rows(
     arrays: tuple[Array, ...], rows_bk: Array, first_row: Array | int
 ) -> tuple[Array, ...]:
-    """Entries of the rows that a shard holds, zeros for all others; small integers as int32."""
+    """Entries of the rows that a shard holds, zeros for all others."""
     n = arrays[0].shape[0]
     local_bk = rows_bk - first_row
     held_bk1 = ((rows_bk != NO_ROW) & (local_bk >= 0) & (local_bk < n))[:, :, None]
     local_bk = jnp.clip(local_bk, 0, n - 1)
 
-    def take(array: Array) -> Array:
-        found = jnp.asarray(array)[local_bk]
+    def take(array: Any) -> Array:
+        found = as_floats(jax.tree.map(lambda leaf: jnp.asarray(leaf)[local_bk], array))
         if jnp.issubdtype(found.dtype, jnp.integer):
             found = found.astype(jnp.int32)  # the sum over devices has no 16 bit form everywhere
         return jnp.where(held_bk1, found, 0)
@@ -246,7 +242,7 @@ def _take_rows(
 
 def first_row(mesh: Mesh, shard_rows: int) -> Array:
     """Index row at which this device's shard begins (inside shard_map)."""
-    return jax.lax.axis_index(mesh.axis_names) * shard_rows
+    return jax.lax.axis_index(index_axes(mesh)) * shard_rows
 
 
 def mesh_for(mesh: Mesh | None, n: int) -> Mesh | None:
@@ -258,9 +254,9 @@ def mesh_for(mesh: Mesh | None, n: int) -> Mesh | None:
     mesh = mesh or active_mesh()
     if mesh is None or mesh.size == 1:
         return None
-    if n % mesh.size:
+    if n % index_parts(mesh):
         raise ValueError(
-            f"{n} index rows do not divide over the {mesh.size} devices of the mesh "
+            f"{n} index rows do not divide over the {index_parts(mesh)} devices of the mesh "
             f"{dict(mesh.shape)}; place the index with saved.to_device, which pads it"
         )
     return mesh

@@ -5,13 +5,16 @@ refreshes the same rows.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from atlas_jax.core.partitioning import index_axes
 from atlas_jax.core.types import Array, Params
 from atlas_jax.index.exact import first_row, gather_rows, mesh_for
+from atlas_jax.index.int8 import dtype_of, stored_as
 
 EmbedTokens = Callable[[Params, Array], Array]  # (parameters, tokens_nm) -> embeddings_ne
 
@@ -19,12 +22,12 @@ EmbedTokens = Callable[[Params, Array], Array]  # (parameters, tokens_nm) -> emb
 def refresh_rows(
     embed: EmbedTokens,
     params: Params,
-    embeddings_ne: Array,
+    embeddings_ne: Any,
     retriever_tokens_nm: Array,
     rows_r: Array,
     batch_size: int,
     mesh: Mesh | None = None,
-) -> Array:
+) -> Any:
     """Embed some rows of an index with the present passage tower.
 
     To be jitted with ``embeddings_ne`` donated. What moves between devices is the tokens
@@ -33,7 +36,7 @@ def refresh_rows(
     Args:
       embed: the passage tower, without dropout.
       params: its parameters.
-      embeddings_ne: float32 or bfloat16, sharded on axis n over every axis of the mesh.
+      embeddings_ne: float32, bfloat16 or `Int8Rows`, sharded as `saved.rows_sharding` says.
       retriever_tokens_nm: tokens of every row, sharded likewise.
       rows_r: int32 rows to embed, none twice.
       batch_size: see ``embed_tokens``.
@@ -44,7 +47,7 @@ def refresh_rows(
     """
     (tokens_1rm,) = gather_rows((retriever_tokens_nm,), rows_r[None], mesh)
     fresh_re = embed_tokens(embed, params, tokens_1rm[0], batch_size)
-    return replace_rows(embeddings_ne, rows_r, fresh_re.astype(embeddings_ne.dtype), mesh)
+    return replace_rows(embeddings_ne, rows_r, stored_as(fresh_re, dtype_of(embeddings_ne)), mesh)
 
 
 def embed_tokens(embed: EmbedTokens, params: Params, tokens_nm: Array, batch_size: int) -> Array:
@@ -59,29 +62,30 @@ def embed_tokens(embed: EmbedTokens, params: Params, tokens_nm: Array, batch_siz
     return embedded_pbe.reshape(parts * batch_size, -1)[:n]
 
 
-def replace_rows(
-    array_nx: Array, rows_r: Array, values_rx: Array, mesh: Mesh | None = None
-) -> Array:
+def replace_rows(array_nx: Any, rows_r: Array, values_rx: Any, mesh: Mesh | None = None) -> Any:
     """Write rows of an array that is sharded on axis n; each device writes those it holds.
 
     Args:
-      array_nx: sharded on axis n over every axis of the mesh.
+      array_nx: an array or `Int8Rows`, sharded as `saved.rows_sharding` says.
       rows_r: int32 rows, none twice.
-      values_rx: what to write, the same on every device.
+      values_rx: what to write, of the same type, the same on every device.
       mesh: mesh of the array; the active one if not given.
     """
     mesh = mesh_for(mesh, array_nx.shape[0])
     if mesh is None:
-        return array_nx.at[rows_r].set(values_rx)
+        return jax.tree.map(lambda old, new: old.at[rows_r].set(new), array_nx, values_rx)
 
-    def write_shard(array_nx: Array, rows_r: Array, values_rx: Array) -> Array:
+    def write_shard(array_nx: Any, rows_r: Array, values_rx: Any) -> Any:
         n = array_nx.shape[0]
         local_r = rows_r - first_row(mesh, n)
         held_r = (local_r >= 0) & (local_r < n)
         # A row of another device goes past the end, where nothing is written.
-        return array_nx.at[jnp.where(held_r, local_r, n)].set(values_rx, mode="drop")
+        at_r = jnp.where(held_r, local_r, n)
+        return jax.tree.map(
+            lambda old, new: old.at[at_r].set(new, mode="drop"), array_nx, values_rx
+        )
 
-    every, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    every, whole = PartitionSpec(index_axes(mesh)), PartitionSpec()
     return jax.shard_map(write_shard, mesh=mesh, in_specs=(every, whole, whole), out_specs=every)(
         array_nx, rows_r, values_rx
     )

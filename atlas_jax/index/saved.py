@@ -1,17 +1,18 @@
 """The embeddings of a store on disk, and from there (or from memory) onto the devices.
 
-A saved index is a folder with `index.json` and the array that it names. The array of a
-new version is written beside the old one; then `index.json` is replaced in one step. So
-an error or a kill at any time leaves the previous version usable.
+A saved index is a folder with `index.json` and the array that it names, and for 8 bits the
+scales beside it. The array of a new version is written beside the old one; then `index.json` is
+replaced in one step. So an error or a kill at any time leaves the previous version usable.
 """
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
-from atlas_jax.core.partitioning import active_mesh
+from atlas_jax.core.partitioning import active_mesh, index_axes, index_parts
 from atlas_jax.core.types import DeviceIndex
 from atlas_jax.index.exact import MAX_BLOCK
 from atlas_jax.index.files import create_npy, unwritten
+from atlas_jax.index.int8 import INT8, Int8Rows, abstract_rows, dtype_of
 from atlas_jax.index.passages import PassageStore
 
 INDEX_FORMAT = 1
@@ -37,6 +39,7 @@ _ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
 _STORED: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
+    INT8: np.dtype(np.int8),
 }
 
 
@@ -45,12 +48,13 @@ class SavedIndex:
     """A loaded index.
 
     Attributes:
-      embeddings_ne: memory-mapped float32 or bfloat16 embeddings, one row per passage.
+      embeddings_ne: memory-mapped float32 or bfloat16 embeddings, or ``Int8Rows``, one row
+        per passage.
       version: how often the embeddings had been refreshed.
       encoder_hash: hash of the passage encoder that made them.
     """
 
-    embeddings_ne: np.ndarray
+    embeddings_ne: Any
     version: int
     encoder_hash: str
 
@@ -63,16 +67,17 @@ def new_index(
     width: int,
     dtype: str = "float32",
     version: int = 0,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Any]:
     """Give a memory-mapped array [n, width] to fill; it becomes the index when the block ends well.
 
-    An index that is there already is replaced then, not before.
+    An index that is there already is replaced then, not before. Numbers that are written to an
+    array in 8 bits (``Int8Rows``) are rounded.
 
     Args:
       store: the passages that are embedded.
       encoder_hash: identifies the passage encoder and its parameters.
       width: of the embeddings.
-      dtype: "float32" or "bfloat16".
+      dtype: "float32", "bfloat16" or "int8".
       version: how often the embeddings have been refreshed.
 
     Raises:
@@ -83,11 +88,9 @@ def new_index(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            embeddings_ne = create_npy(
-                folder / manifest["embeddings"], (store.count, width), _STORED[dtype]
-            )
-            yield embeddings_ne.view(jnp.dtype(dtype))
-            embeddings_ne.flush()
+            embeddings_ne = _create(folder, manifest)
+            yield embeddings_ne
+            _flush(embeddings_ne)
             _write_json(folder / _MANIFEST, manifest)
         finally:
             _remove_unnamed(folder)
@@ -106,7 +109,7 @@ class Unfinished:
         them.
     """
 
-    embeddings_ne: np.ndarray
+    embeddings_ne: Any
     first: int
     stored: Callable[[int], None]
 
@@ -137,20 +140,18 @@ def resumable_index(
             found = _progress(folder, manifest)
             if found is not None:
                 manifest["embeddings"], first = found
-                embeddings_ne = np.lib.format.open_memmap(folder / manifest["embeddings"], "r+")
+                embeddings_ne = _open(folder, manifest, "r+")
             else:
                 progress.unlink(missing_ok=True)
                 _remove_unnamed(folder)
-                embeddings_ne = create_npy(
-                    folder / manifest["embeddings"], (store.count, width), _STORED[dtype]
-                )
+                embeddings_ne = _create(folder, manifest)
 
             def stored(rows: int) -> None:
-                embeddings_ne.flush()
+                _flush(embeddings_ne)
                 _write_json(progress, {**manifest, "rows": rows})
 
-            yield Unfinished(embeddings_ne.view(jnp.dtype(dtype)), first, stored)
-            embeddings_ne.flush()
+            yield Unfinished(embeddings_ne, first, stored)
+            _flush(embeddings_ne)
             _write_json(folder / _MANIFEST, manifest)
             progress.unlink(missing_ok=True)
             _remove_unnamed(folder)
@@ -172,7 +173,7 @@ def _begin(
 ) -> tuple[Path, dict[str, Any]]:
     """The folder, which may be written, and what its manifest will be."""
     if dtype not in _STORED:
-        raise UserError(f"index dtype {dtype!r}; it can be {' or '.join(_STORED)}")
+        raise UserError(f"index dtype {dtype!r}; it can be {', '.join(_STORED)}")
     folder = Path(directory)
     if folder.exists() and not (folder.is_dir() and _is_index_folder(folder)):
         raise UserError(f"{directory} exists and is no index; choose another directory")
@@ -193,11 +194,50 @@ def _progress(folder: Path, manifest: dict[str, Any]) -> tuple[str, int] | None:
     try:
         found = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         rows, name = found.pop("rows"), found["embeddings"]
-        shape = np.load(folder / name, mmap_mode="r").shape
+        _open(folder, found, "r")
     except (OSError, ValueError, KeyError):
         return None
     same = {**found, "embeddings": ""} == {**manifest, "embeddings": ""}
-    return (name, rows) if same and shape == (found["count"], found["width"]) else None
+    return (name, rows) if same else None
+
+
+def _create(folder: Path, manifest: dict[str, Any]) -> Any:
+    """The arrays that a manifest names, memory-mapped, to be filled."""
+    name, count, dtype = manifest["embeddings"], manifest["count"], manifest["dtype"]
+    rows_ne = create_npy(folder / name, (count, manifest["width"]), _STORED[dtype])
+    if dtype != INT8:
+        return rows_ne.view(jnp.dtype(dtype))
+    return Int8Rows(rows_ne, create_npy(folder / _scales(name), (count,), np.dtype(np.float32)))
+
+
+def _open(folder: Path, manifest: dict[str, Any], mode: Literal["r", "r+"]) -> Any:
+    """The arrays that a manifest names, memory-mapped.
+
+    Raises:
+      OSError, ValueError: they are not there, or not as the manifest says.
+    """
+    name, count, dtype = manifest["embeddings"], manifest["count"], manifest["dtype"]
+
+    def opened(name: str, shape: tuple[int, ...], stored_type: np.dtype) -> np.ndarray:
+        array = np.load(folder / name, mmap_mode=mode)
+        if array.shape != shape or array.dtype != stored_type:
+            raise ValueError(f"{array.dtype} {array.shape} instead of {dtype} {shape}")
+        return array
+
+    rows_ne = opened(name, (count, manifest["width"]), _STORED[dtype])
+    if dtype != INT8:
+        return rows_ne.view(jnp.dtype(dtype))
+    return Int8Rows(rows_ne, opened(_scales(name), (count,), np.dtype(np.float32)))
+
+
+def _scales(name: str) -> str:
+    """The file with the scales of the rows in 8 bits in the file `name`."""
+    return name.replace(".npy", ".scales.npy")
+
+
+def _flush(embeddings_ne: Any) -> None:
+    for array in jax.tree.leaves(embeddings_ne):
+        array.flush()
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -215,8 +255,8 @@ def save_index(
     """Save embeddings that are in memory, in their own type; see ``new_index``.
 
     Args:
-      embeddings_ne: float32 or bfloat16, at least one row per passage; the rows of a
-        ``DeviceIndex`` beyond them are padding and left out.
+      embeddings_ne: float32, bfloat16 or ``Int8Rows``, at least one row per passage; the rows
+        of a ``DeviceIndex`` beyond them are padding and left out.
 
     Raises:
       UserError: as ``new_index``.
@@ -225,12 +265,13 @@ def save_index(
     rows, width = embeddings_ne.shape
     if rows < store.count:
         raise ValueError(f"{rows} embeddings for {store.count} passages of {store.directory}")
-    dtype = jnp.dtype(embeddings_ne.dtype).name
-    with new_index(directory, store, encoder_hash, width, dtype, version) as out_ne:
-        step = max(1, _CHUNK_BYTES // (width * out_ne.itemsize))
-        for start in range(0, store.count, step):
-            end = min(start + step, store.count)
-            out_ne[start:end] = np.asarray(embeddings_ne[start:end])
+    dtype = dtype_of(embeddings_ne)
+    with new_index(directory, store, encoder_hash, width, dtype, version) as made:
+        step = max(1, _CHUNK_BYTES // (4 * width))
+        for out, array in zip(jax.tree.leaves(made), jax.tree.leaves(embeddings_ne), strict=True):
+            for start in range(0, store.count, step):
+                end = min(start + step, store.count)
+                out[start:end] = np.asarray(array[start:end])
 
 
 def load_index(
@@ -264,42 +305,41 @@ def load_index(
             f"than this model's ({encoder_hash[:12]}); build the index anew with {REBUILD}, or "
             "load the model that it was made with"
         )
-    array = Path(directory) / manifest["embeddings"]
-    shape, dtype = (manifest["count"], manifest["width"]), manifest["dtype"]
     try:
-        stored = np.load(array, mmap_mode="r")
-        if stored.shape != shape or stored.dtype != _STORED[dtype]:
-            raise ValueError(f"{stored.dtype} {stored.shape} instead of {dtype} {shape}")
+        embeddings_ne = _open(path.parent, manifest, "r")
     except (OSError, ValueError) as error:
+        array = path.parent / manifest["embeddings"]
         raise UserError(f"{array} is damaged ({error}); build it anew with {REBUILD}") from error
-    return SavedIndex(stored.view(jnp.dtype(dtype)), manifest["version"], encoder_hash)
+    return SavedIndex(embeddings_ne, manifest["version"], encoder_hash)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """How arrays [n, x] of an index lie: their rows spread over every axis of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    """How arrays [n, x] of an index lie: rows spread over all devices, of each slice alike."""
+    return NamedSharding(mesh, PartitionSpec(index_axes(mesh)))
 
 
-def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
+def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> Any:
     """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
-    shape = (_padded(count, mesh.size), width)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows_sharding(mesh)),
+        abstract_rows(_padded(count, index_parts(mesh)), width, dtype),
+    )
 
 
 def to_device(
-    embeddings_ne: np.ndarray | jax.Array,
+    embeddings_ne: Any,
     store: PassageStore,
     mesh: Mesh | None = None,
     version: int = 0,
 ) -> DeviceIndex:
-    """Spread embeddings and tokens over all devices of a mesh.
+    """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
 
     Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
     the rows of its own devices, in chunks, so that no second copy is ever in memory.
 
     Args:
-      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``); or
-        an array that lies on the devices already, as ``embeddings_layout`` has it.
+      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``), or
+        lying on the devices already, as ``embeddings_layout`` has it.
       store: the passages; its token arrays go along.
       mesh: the active one if not given; without any, one device holds everything.
       version: how often the embeddings have been refreshed.
@@ -307,29 +347,28 @@ def to_device(
     Raises:
       ValueError: the numbers of embeddings and passages differ.
     """
-    if isinstance(embeddings_ne, np.ndarray) and len(embeddings_ne) != store.count:
-        raise ValueError(f"{len(embeddings_ne)} embeddings for {store.count} passages")
+    on_host = isinstance(jax.tree.leaves(embeddings_ne)[0], np.ndarray)
+    if on_host and embeddings_ne.shape[0] != store.count:
+        raise ValueError(f"{embeddings_ne.shape[0]} embeddings for {store.count} passages")
     mesh = mesh or active_mesh()
     every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
     whole, shards = every, 1
     if mesh is not None:
         every, whole = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-        shards = mesh.size
+        shards = index_parts(mesh)
     padded = _padded(store.count, shards)
 
     def spread(array_nx: np.ndarray) -> jax.Array:
         def shard(at: tuple[slice, ...] | None) -> np.ndarray:
             return _read_rows(array_nx, at[0] if at else slice(None), padded)
 
-        return jax.make_array_from_callback((padded, array_nx.shape[1]), every, shard)
+        return jax.make_array_from_callback((padded, *array_nx.shape[1:]), every, shard)
 
     def scalar(value: int) -> jax.Array:
         return multihost.place(np.int32(value), whole)
 
     return DeviceIndex(
-        embeddings_ne=spread(embeddings_ne)
-        if isinstance(embeddings_ne, np.ndarray)
-        else embeddings_ne,
+        embeddings_ne=jax.tree.map(spread, embeddings_ne) if on_host else embeddings_ne,
         reader_tokens_nl=spread(store.reader_tokens_nl),
         retriever_tokens_nm=spread(store.retriever_tokens_nm),
         count=scalar(store.count),
@@ -346,11 +385,11 @@ def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
     """A copy of some rows in aligned memory, with zeros beyond the last one."""
     start, stop, _ = rows.indices(padded)
     real = max(start, min(stop, len(array_nx)))
-    row_bytes = array_nx.shape[1] * array_nx.itemsize
+    row_bytes = math.prod(array_nx.shape[1:]) * array_nx.itemsize
     raw = np.empty((stop - start) * row_bytes + _ALIGNMENT, np.uint8)
     skip = -raw.ctypes.data % _ALIGNMENT
     raw = raw[skip : skip + (stop - start) * row_bytes]
-    shard = raw.view(array_nx.dtype).reshape(stop - start, array_nx.shape[1])
+    shard = raw.view(array_nx.dtype).reshape(stop - start, *array_nx.shape[1:])
     shard[real - start :] = 0
     file_name = _mapped_file(array_nx)
     if file_name is not None and isinstance(array_nx, np.memmap):
@@ -386,5 +425,5 @@ def _remove_unnamed(folder: Path) -> None:
     except (OSError, ValueError, KeyError):  # no index yet, or a damaged one
         named = ""
     for path in folder.glob("embeddings-*.npy"):
-        if path.name != named:
+        if path.name not in (named, _scales(named)):
             path.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """What to change when a program does not fit."""
 
+import jax.numpy as jnp
+
 from atlas_jax.core.chips import GIB
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.estimate import Memory
@@ -40,8 +42,10 @@ def _index_advice(run: Run, mesh: MeshConfig, chips: int) -> list[str]:
     found = []
     width = run.models.retriever.config.embedding_dim
     per_chip = run.passages * width // chips / GIB
-    if run.corpus.dtype == "float32":
-        found.append(f"CorpusConfig.dtype = 'bfloat16' saves {2 * per_chip:.2f} GiB a chip")
+    for dtype, rows in (("bfloat16", ("float32",)), ("int8", ("float32", "bfloat16"))):
+        if run.corpus.dtype in rows and run.corpus.searcher == "exact":
+            saved = jnp.dtype(run.corpus.dtype).itemsize - jnp.dtype(dtype).itemsize
+            found.append(f"CorpusConfig.dtype = {dtype!r} saves {saved * per_chip:.2f} GiB a chip")
     store = run.store
     longest = max(store.reader_length, store.retriever_length)
     if longest > 256:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from atlas_jax.core import partitioning
 from atlas_jax.core.chips import Chip, Slice
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
+from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
 from atlas_jax.planning import flops
 from atlas_jax.planning.advice import advise
 from atlas_jax.planning.estimate import (
@@ -151,7 +151,7 @@ def plan_program(
 ) -> ProgramPlan:
     """Lower and compile one program on one mesh and take its figures."""
     mesh = partitioning.make_mesh(config, devices)
-    config = MeshConfig(**{axis: mesh.shape[axis] for axis in MESH_AXES})
+    config = MeshConfig(**{axis: mesh.shape[axis] for axis in SLICE_AXES})
     report(f"{name} on {mesh_name(config)}: compiling")
     program, started = make_program(name, run, mesh), time.monotonic()
     total, once, plain = _count_flops(program, run, mesh)
@@ -193,7 +193,7 @@ def plan_program(
 
 def mesh_name(config: MeshConfig) -> str:
     """`data=1 fsdp=64 model=4`."""
-    return " ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
+    return " ".join(f"{axis}={getattr(config, axis)}" for axis in SLICE_AXES)
 
 
 def _count_flops(program: Program, run: Run, mesh: Mesh) -> tuple[float, float, float]:

@@ -20,8 +20,9 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import PartitionRules, Rule
 from atlas_jax.core.types import Batch, DeviceIndex, Passages
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.int8 import abstract_rows, as_floats
 from atlas_jax.index.passages import StoreConfig, token_dtype
-from atlas_jax.index.saved import embeddings_layout
+from atlas_jax.index.saved import embeddings_layout, rows_sharding
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
@@ -79,8 +80,9 @@ class Run:
     def row_bytes(self) -> int:
         """Bytes of one passage in the index: embedding and tokens for both models."""
         width = self.models.retriever.config.embedding_dim
+        embedding = jax.tree.leaves(abstract_rows(1, width, self.corpus.dtype))
         return (
-            width * jnp.dtype(self.corpus.dtype).itemsize
+            sum(leaf.size * leaf.dtype.itemsize for leaf in embedding)
             + self.store.reader_length * _token_type(self.models.reader.config).itemsize
             + self.store.retriever_length * _token_type(self.models.retriever.config).itemsize
         )
@@ -244,6 +246,7 @@ def _batch(run: Run, mesh: Mesh, rows: int) -> Batch:
 def _given(run: Run, mesh: Mesh, rows: int) -> Passages:
     """Passages that the host found, or that were found by another program."""
     k, width = run.step.k, run.models.retriever.config.embedding_dim
+    found = jax.eval_shape(as_floats, abstract_rows(1, width, run.corpus.dtype))
 
     def row(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return _rows(run, mesh, (rows, k, *shape), dtype)
@@ -254,7 +257,7 @@ def _given(run: Run, mesh: Mesh, rows: int) -> Passages:
         reader_tokens_bkl=row(run.store.reader_length),
         retriever_tokens_bkm=row(run.store.retriever_length),
         mask_bk=row(dtype=jnp.bool_),
-        embeddings_bke=row(width, dtype=jnp.dtype(run.corpus.dtype)),
+        embeddings_bke=row(width, dtype=found.dtype),
     )
 
 
@@ -264,7 +267,8 @@ def _source(run: Run, mesh: Mesh, rows: int) -> tuple[Any, Any]:
         return (lambda source, query_be, batch: no_passages(batch)), None
     if not run.on_devices:
         return retrieved_already, _given(run, mesh, rows)
-    return make_device_retrieve(run.step, mesh, run.corpus.recall_target), _index(run, mesh)
+    retrieve = make_device_retrieve(run.step.searched, mesh, run.corpus.recall_target)
+    return retrieve, _index(run, mesh)
 
 
 def _index(run: Run, mesh: Mesh) -> DeviceIndex:
@@ -274,7 +278,7 @@ def _index(run: Run, mesh: Mesh) -> DeviceIndex:
 
     def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
         shape = (embeddings.shape[0], width)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=embeddings.sharding)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh))
 
     return DeviceIndex(
         embeddings_ne=embeddings,

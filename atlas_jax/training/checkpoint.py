@@ -117,9 +117,7 @@ class Checkpointer:
         except Exception as error:  # Orbax lets errors of several libraries through.
             raise self._unwritten(step, error) from error
 
-    def save(
-        self, step: int, state: Any, notes: Mapping[str, Any], index: jax.Array | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, notes: Mapping[str, Any], index: Any = None) -> None:
         """Begin to write a checkpoint; older ones beyond `keep` go once it is complete.
 
         Waits for the one before. The arrays may be donated or changed as soon as this returns.
@@ -184,7 +182,7 @@ class Checkpointer:
             raise self._unreadable(step, error) from error
         return Restored(step=step, state=state, notes=saved["notes"])
 
-    def restore_index(self, step: int, template: jax.ShapeDtypeStruct) -> jax.Array:
+    def restore_index(self, step: int, template: Any) -> Any:
         """The embeddings of one checkpoint, laid out as `template` says.
 
         Rows of the template beyond those saved are zero, and such rows that are saved are left

@@ -24,6 +24,7 @@ PREDICTIONS = "predictions"
 SEARCHERS = ("exact", "scann")
 READER_INITS = ("random", "induction")
 DTYPES = ("float32", "bfloat16")
+INDEX_DTYPES = (*DTYPES, "int8")
 PASSAGE_SOURCES = ("index", "file", "none")
 
 
@@ -98,7 +99,8 @@ class CorpusConfig:
     recall_target: below 1, 'exact' on a TPU selects approximately, and faster: the share of a
         chip's best rows that it is to find.
     embed_batch_size: passages per call of the passage tower.
-    dtype: 'float32' or 'bfloat16', of embeddings made here; a saved index keeps its own.
+    dtype: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md), of embeddings made here; a
+        saved index keeps its own.
     """
 
     passages: str = ""
@@ -128,7 +130,16 @@ class CorpusConfig:
             self.embed_batch_size,
             "a positive number",
         )
-        _require(self.dtype in DTYPES, "CorpusConfig.dtype", self.dtype, _one_of(DTYPES))
+        _require(
+            self.dtype in INDEX_DTYPES, "CorpusConfig.dtype", self.dtype, _one_of(INDEX_DTYPES)
+        )
+        _require(
+            self.dtype != "int8" or self.searcher == "exact",
+            "CorpusConfig.dtype",
+            self.dtype,
+            "'float32' or 'bfloat16' with CorpusConfig.searcher = 'scann', which compresses by "
+            "itself",
+        )
 
 
 @gin.configurable
@@ -288,6 +299,8 @@ class RetrieveConfig:
     file, task: questions; queries are formed as the task does it for the retriever.
     output: jsonl file, one row per question with its passages and scores.
     k: passages per question.
+    rerank: 0, or more than k: search so many and keep the k best by their fresh embeddings, for
+        an int8 index.
     negatives: up to so many of the found passages that are not gold and have no accepted
         answer in them become the row's `negatives`, best first, to train a retriever against.
     batch_size: questions per compiled call.
@@ -297,6 +310,7 @@ class RetrieveConfig:
     output: str
     task: str = "qa"
     k: int = 20
+    rerank: int = 0
     negatives: int = 0
     batch_size: int = 64
 
@@ -305,6 +319,12 @@ class RetrieveConfig:
         _require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
         _require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
         _require(self.k > 0, "RetrieveConfig.k", self.k, "1 or more")
+        _require(
+            self.rerank == 0 or self.rerank > self.k,
+            "RetrieveConfig.rerank",
+            self.rerank,
+            f"0, or more than RetrieveConfig.k = {self.k}",
+        )
         _require(
             0 <= self.negatives <= self.k, "RetrieveConfig.negatives", self.negatives, "from 0 to k"
         )

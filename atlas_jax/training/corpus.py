@@ -25,6 +25,7 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
 from atlas_jax.index.exact import gather_rows
+from atlas_jax.index.int8 import INT8, abstract_rows, dtype_of
 from atlas_jax.index.passages import PassageStore, StoreConfig
 from atlas_jax.index.rolling import refresh_rows
 from atlas_jax.index.saved import (
@@ -94,13 +95,13 @@ class Embedder:
             out_shardings=partitioning.replicated(mesh),
             compiler_options=encoder_options(),
         )
-        self._refresh: Callable[..., jax.Array] = jax.jit(
+        self._refresh: Callable[..., Any] = jax.jit(
             functools.partial(refresh_rows, tower, batch_size=config.embed_batch_size, mesh=mesh),
             donate_argnums=1,
             out_shardings=rows_sharding(mesh),
         )
 
-    def refresh(self, params: Params, index: DeviceIndex, rows_r: np.ndarray) -> jax.Array:
+    def refresh(self, params: Params, index: DeviceIndex, rows_r: np.ndarray) -> Any:
         """The embeddings of an index, those of some rows made anew; the old ones are given up.
 
         Compiles once per number of rows.
@@ -116,22 +117,31 @@ class Embedder:
         """Of an embedding."""
         return self._retriever.config.embedding_dim
 
-    def to_memory(self, params: Params, store: PassageStore) -> np.ndarray:
-        """Embed a store into an array [n, e]."""
-        out_ne = np.empty((store.count, self.width), jax.numpy.dtype(self._config.dtype))
+    def to_memory(self, params: Params, store: PassageStore) -> Any:
+        """Embed a store into an array [n, e], or `Int8Rows`."""
+        shapes = abstract_rows(store.count, self.width, self._config.dtype)
+        out_ne = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         self._fill(params, store, Unfinished(out_ne, 0, lambda rows: None))
         return out_ne
 
     def to_directory(
-        self, params: Params, store: PassageStore, directory: str | Path, version: int = 0
+        self,
+        params: Params,
+        store: PassageStore,
+        directory: str | Path,
+        version: int = 0,
+        dtype: str = "",
     ) -> str:
         """Embed a store into a saved index, replacing one that is there; gives its encoder hash.
+
+        Args:
+          dtype: of the index; "" = CorpusConfig.dtype.
 
         Raises:
           UserError: it could not be written; an earlier index is still there then.
         """
         found = self.hash(params)
-        dtype = self._config.dtype
+        dtype = dtype or self._config.dtype
         with contextlib.ExitStack() as stack:
             made = None  # the other processes take part in the computation alone
             if multihost.is_first():
@@ -163,6 +173,7 @@ class Corpus:
       version: how often all of the embeddings have been refreshed, at once or in slices.
       encoder_hash: of the passage tower that made them; "" once slices differ.
       next_row: where the next slice begins.
+      dtype: of the embeddings that are searched, as in CorpusConfig.
       on_host: whether a host searcher serves.
       recall_target: of the search on the devices, see `exact_search`.
       index: on the devices; None when a host searcher serves.
@@ -183,7 +194,7 @@ class Corpus:
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
         self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
-        self.on_host = config.searcher == "scann"
+        self.dtype, self.on_host = config.dtype, config.searcher == "scann"
         self.recall_target = config.recall_target
         self.index: DeviceIndex | None = None
         self.searcher: ScannSearcher | None = None
@@ -225,6 +236,8 @@ class Corpus:
     def refresh(self, params: Params, folder: Path | None = None) -> None:
         """Embed all passages anew with the present passage tower; the version counts up.
 
+        The index keeps its type.
+
         Args:
           folder: where the new index is kept; None = with the run's other versions.
 
@@ -250,7 +263,7 @@ class Corpus:
         self.index = self.index.replace(embeddings_ne=embeddings_ne, version=version)  # type: ignore[attr-defined]
 
     def embeddings_of(self, rows_r: np.ndarray) -> Any:
-        """Embeddings [r, e] as they are searched, of some rows."""
+        """Embeddings [r, e] as they are searched, of some rows; float32 for an int8 index."""
         if self.index is not None:
             return self._gather(self.index.embeddings_ne, rows_r)
         assert self._host_ne is not None
@@ -262,20 +275,18 @@ class Corpus:
         if self.own_embeddings is not None:
             notes["rolling"] = {
                 "next_row": self.next_row,
-                "dtype": self.own_embeddings.dtype.name,
+                "dtype": self.dtype,
                 "store_hash": self.store.retriever_hash,
             }
         return notes
 
     @property
-    def own_embeddings(self) -> jax.Array | None:
+    def own_embeddings(self) -> Any:
         """What a checkpoint has to hold itself: embeddings that no version on disk has."""
         rolled = self.index is not None and not self.encoder_hash
         return self.index.embeddings_ne if rolled else None  # type: ignore[union-attr]
 
-    def load_noted(
-        self, notes: Mapping[str, Any], read: Callable[[jax.ShapeDtypeStruct], jax.Array]
-    ) -> None:
+    def load_noted(self, notes: Mapping[str, Any], read: Callable[[Any], Any]) -> None:
         """What a checkpoint was searching, by its `notes`.
 
         Args:
@@ -303,6 +314,7 @@ class Corpus:
             self.store.count, self._embedder.width, rolling["dtype"], self._mesh
         )
         self.version, self.encoder_hash, self.next_row = notes["version"], "", rolling["next_row"]
+        self.dtype = rolling["dtype"]
         self.index = to_device(read(layout), self.store, self._mesh, self.version)
 
     def keep_versions(self, needed: Collection[int]) -> None:
@@ -314,16 +326,23 @@ class Corpus:
                 shutil.rmtree(folder)
 
     def _make(self, params: Params, version: int, folder: Path) -> None:
-        made_by = self._embedder.to_directory(params, self.store, folder, version)
+        made_by = self._embedder.to_directory(params, self.store, folder, version, self.dtype)
         self._place(load_index(folder, self.store, made_by).embeddings_ne, version, made_by)
 
     def _folder(self, version: int) -> Path:
         assert self._versions is not None
         return self._versions / f"{version:06d}"
 
-    def _place(self, embeddings_ne: np.ndarray, version: int, made_by: str) -> None:
+    def _place(self, embeddings_ne: Any, version: int, made_by: str) -> None:
         self.version, self.encoder_hash, self.next_row = version, made_by, 0
+        self.dtype = dtype_of(embeddings_ne)
         if self.on_host:
+            if self.dtype == INT8:
+                raise UserError(
+                    f"CorpusConfig.index = {self._config.index!r} is in int8, which "
+                    "CorpusConfig.searcher = 'scann' would compress once more; build it with "
+                    "CorpusConfig.dtype = 'bfloat16', or use 'exact'"
+                )
             self.searcher = ScannSearcher(embeddings_ne)
             # Without versions they lie in memory, where the searcher has a copy of its own.
             self._host_ne = embeddings_ne if self._versions is not None else None

@@ -29,7 +29,7 @@ from atlas_jax.training.corpus import Corpus
 from atlas_jax.training.data import Batcher, DataConfig, most_choices
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import Models
-from atlas_jax.training.step import StepConfig, embed_query
+from atlas_jax.training.step import StepConfig, embed_query, rerank
 
 Find = Callable[[Params, Any, Batch], Passages]
 
@@ -76,13 +76,21 @@ class Found:
         }
 
 
-def make_find(retriever: DualEncoder, source: Source, mesh: Mesh) -> Find:
-    """Build the jitted `find(params, from_source, batch) -> passages`."""
+def make_find(retriever: DualEncoder, source: Source, mesh: Mesh, rerank_to: int = 0) -> Find:
+    """Build the jitted `find(params, from_source, batch) -> passages`.
+
+    Args:
+      rerank_to: 0, or how many of the passages found are kept, the best by their fresh
+        embeddings (`step.rerank`).
+    """
 
     def find(params: Params, from_source: Any, batch: Batch) -> Passages:
         # Where nothing is searched, the embedding is unused and drops out of the program.
         query_be = embed_query(retriever, params, batch)
-        return source.retrieve(from_source, query_be, batch)
+        passages = source.retrieve(from_source, query_be, batch)
+        if rerank_to:
+            return rerank(retriever, params["retriever"], query_be, passages, rerank_to)
+        return passages
 
     return jax.jit(find, out_shardings=partitioning.replicated(mesh))
 
@@ -123,7 +131,8 @@ class Evaluator:
         """
         found: list[Found] = []
         starts = range(0, len(examples), self.batch_size)
-        bar = tqdm(total=len(examples), desc=progress, unit="", disable=None if progress else True)
+        shown = bool(progress) and multihost.is_first()
+        bar = tqdm(total=len(examples), desc=progress, unit="", disable=None if shown else True)
         with bar:
             waiting: tuple[Sequence[Example], Any] | None = None
             for start in starts:
@@ -264,9 +273,13 @@ def make_evaluation(
     if config.max_rows:
         records = records[: config.max_rows]
     depth = max([*config.recall_at, step.k])
-    binding = "StepConfig.k" if depth == step.k else "EvalConfig.recall_at"
     searched = corpus if config.passages == "index" else None
-    source = make_source(config.passages, searched, depth, binding, models.retriever, mesh)
+    reranks = searched is not None and step.rerank > 0
+    widest = max(depth, step.rerank) if reranks else depth
+    binding = "StepConfig.k" if widest == step.k else "EvalConfig.recall_at"
+    if widest > depth:
+        binding = "StepConfig.rerank"
+    source = make_source(config.passages, searched, widest, binding, models.retriever, mesh)
     examples = evaluation_examples(task, records)
     choices = most_choices(examples) if config.generate else 0
     answer = None
@@ -284,7 +297,7 @@ def make_evaluation(
         batch_size=config.batch_size,
         rows=batch_sharding("EvalConfig.batch_size", config.batch_size, mesh, rules),
         source=source,
-        find=make_find(models.retriever, source, mesh),
+        find=make_find(models.retriever, source, mesh, depth if reranks else 0),
         answer=answer,
         tokenizer=tokenizers.reader,
         store=searched.store if searched else None,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array, Batch, Params
+from atlas_jax.index.int8 import as_floats, stored_as
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.rolling import embed_tokens
 from atlas_jax.index.staleness import StalenessConfig, measure
@@ -81,12 +82,17 @@ class Freshness:
 
         tower = passage_tower(retriever)
 
-        def probe(params: Params, batch: Batch, tokens_pm: Array, stale_pe: Array) -> Any:
-            fresh_pe = embed_tokens(tower, params, tokens_pm, batch_size).astype(stale_pe.dtype)
+        def probe(
+            params: Params, batch: Batch, tokens_pm: Array, stale_pe: Array, dtype: str
+        ) -> Any:
+            fresh_pe = embed_tokens(tower, params, tokens_pm, batch_size)
+            fresh_pe = as_floats(stored_as(fresh_pe, dtype))
             query_be = embed(retriever, params, "embed_query", batch.retriever_tokens_br)
             return measure(query_be, batch.weight_b, stale_pe, fresh_pe, k)
 
-        self._probe = jax.jit(probe, out_shardings=partitioning.replicated(mesh))
+        self._probe = jax.jit(
+            probe, static_argnames="dtype", out_shardings=partitioning.replicated(mesh)
+        )
 
     def before_step(self, done: int, params: Params, batch: Batch) -> dict[str, float]:
         """Refresh and measure what is due once `done` steps are done.
@@ -109,7 +115,8 @@ class Freshness:
         if not self._meter.due(done):
             return {}
         stale_pe = self._corpus.embeddings_of(self._rows_p)
-        found = jax.device_get(self._probe(params, batch, self._tokens_pm, stale_pe))
+        measured = self._probe(params, batch, self._tokens_pm, stale_pe, dtype=self._corpus.dtype)
+        found = jax.device_get(measured)
         recall, oldest = float(found["stale_recall"]), done - self._oldest(done)
         refreshed = recall < self._meter.refresh_below
         if refreshed:

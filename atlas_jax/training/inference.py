@@ -10,6 +10,7 @@ from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Params
+from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
 from atlas_jax.reader.generate import GenerationConfig
@@ -54,7 +55,7 @@ def build_index(config: CorpusConfig) -> tuple[int, bool]:
 
     Returns:
       How many passages it holds, and whether anything was embedded: an index that the
-      same passage tower made of the same passages stays as it is.
+      same passage tower made of the same passages, in the same type, stays as it is.
 
     Raises:
       UserError: a setting or file at fault; what was there before is untouched then.
@@ -67,18 +68,18 @@ def build_index(config: CorpusConfig) -> tuple[int, bool]:
         params = multihost.place(params, partitioning.replicated(mesh))
         store = open_store(config, load_tokenizers(model_config))
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
-        if multihost.of_first(_is_there(config.index, store, embedder.hash(params))):
+        if multihost.of_first(_is_there(config, store, embedder.hash(params))):
             return store.count, False
         embedder.to_directory(params, store, config.index)
         return store.count, True
 
 
-def _is_there(index: str, store: PassageStore, encoder_hash: str) -> bool:
+def _is_there(config: CorpusConfig, store: PassageStore, encoder_hash: str) -> bool:
     try:
-        load_index(index, store, encoder_hash)
+        found = load_index(config.index, store, encoder_hash)
     except UserError:
         return False
-    return True
+    return dtype_of(found.embeddings_ne) == config.dtype
 
 
 def retrieve(config: RetrieveConfig) -> dict[str, float]:
@@ -97,13 +98,15 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         params = multihost.place(params, partitioning.replicated(mesh))
         tokenizers = load_tokenizers(model_config)
         corpus = _load_corpus(corpus_config, retriever, params, tokenizers, mesh, rules)
-        source = make_source("index", corpus, config.k, "RetrieveConfig.k", retriever, mesh)
+        wide = max(config.k, config.rerank)
+        binding = "RetrieveConfig.rerank" if config.rerank else "RetrieveConfig.k"
+        source = make_source("index", corpus, wide, binding, retriever, mesh)
         evaluator = Evaluator(
             batcher=Batcher(tokenizers, DataConfig(), corpus.store),
             batch_size=config.batch_size,
             rows=batch_sharding("RetrieveConfig.batch_size", config.batch_size, mesh, rules),
             source=source,
-            find=make_find(retriever, source, mesh),
+            find=make_find(retriever, source, mesh, config.k if config.rerank else 0),
             answer=None,
             tokenizer=tokenizers.reader,
             store=corpus.store,
@@ -176,9 +179,9 @@ def asker(config: EvalConfig) -> Iterator[Asker]:
     step = StepConfig()
     with _ready(config.passages) as (made, corpus):
         models, mesh = made.models, made.mesh
-        source = make_source(
-            config.passages, corpus, step.k, "StepConfig.k", models.retriever, mesh
-        )
+        reranks = corpus is not None and step.rerank > 0
+        wide, binding = (step.rerank, "StepConfig.rerank") if reranks else (step.k, "StepConfig.k")
+        source = make_source(config.passages, corpus, wide, binding, models.retriever, mesh)
         reading = Reading(step.k, step.reader_length, explains=config.explain)
         rows = batch_sharding("", mesh.size, mesh, made.rules)  # one row for each device
         evaluator = Evaluator(
@@ -186,7 +189,7 @@ def asker(config: EvalConfig) -> Iterator[Asker]:
             batch_size=mesh.size,
             rows=rows,
             source=source,
-            find=make_find(models.retriever, source, mesh),
+            find=make_find(models.retriever, source, mesh, step.k if reranks else 0),
             answer=make_answer(models.reader, GenerationConfig(), reading, mesh),
             tokenizer=made.tokenizers.reader,
             store=corpus.store if corpus else None,

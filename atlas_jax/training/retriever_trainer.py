@@ -129,7 +129,7 @@ def _make(
     state = make_contrastive_state(model, params, contrastive, optimizer, config.seed)
     everywhere = partitioning.replicated(mesh)
     shardings = jax.tree.map(lambda _: everywhere, state)
-    if contrastive.queue_size and contrastive.queue_size % mesh.size == 0:
+    if contrastive.queue_size and contrastive.queue_size % partitioning.index_parts(mesh) == 0:
         over_all = NamedSharding(mesh, partitioning.logical_to_spec(("index", None), rules))
         shardings = dataclasses.replace(
             shardings, queue=dataclasses.replace(shardings.queue, keys_me=over_all)

@@ -51,8 +51,9 @@ class StepConfig:
     Attributes:
       k: passages per query that are read.
       rerank: 0, or L > k: search L passages with the index's embeddings, embed these anew
-        with the present passage tower, and read the k best of them. For ``joint`` training,
-        whose index is stale between its refreshes.
+        with the present passage tower, and read the k best of them, in training and in
+        evaluation. For an int8 index, whose rows are rounded, and for ``joint`` training, whose
+        index is stale between its refreshes.
       reader_length: tokens of one reader input, query + passage + end token.
       retriever_training: ``joint`` trains both towers, ``query_side`` the query tower
         alone (the index never goes stale), ``fixed`` neither.
@@ -79,11 +80,9 @@ class StepConfig:
         for field in ("k", "reader_length", "accumulate"):
             if getattr(self, field) < 1:
                 raise UserError(f"StepConfig.{field} = {getattr(self, field)} must be at least 1")
-        if self.rerank and (self.rerank <= self.k or self.retriever_training != "joint"):
+        if self.rerank and self.rerank <= self.k:
             raise UserError(
-                f"StepConfig.rerank = {self.rerank} must be 0, or more than StepConfig.k = "
-                f"{self.k} and with StepConfig.retriever_training = 'joint': only then is the "
-                "index stale"
+                f"StepConfig.rerank = {self.rerank} must be 0, or more than StepConfig.k = {self.k}"
             )
 
     @property
@@ -92,15 +91,15 @@ class StepConfig:
         return self.rerank or self.k
 
 
-def make_device_retrieve(config: StepConfig, mesh: Mesh, recall_target: float = 1.0) -> Retrieve:
-    """Search and gather inside the compiled step; the source is a ``DeviceIndex``.
+def make_device_retrieve(k: int, mesh: Mesh, recall_target: float = 1.0) -> Retrieve:
+    """Search and gather k passages inside the compiled step; the source is a ``DeviceIndex``.
 
     ``recall_target``: see `exact_search`.
     """
 
     def retrieve(index: DeviceIndex, query_be: Array, batch: Batch) -> Passages:
         excluded_bx = batch.excluded_rows_bx
-        found = exact_search(index, query_be, config.searched, excluded_bx, mesh, recall_target)
+        found = exact_search(index, query_be, k, excluded_bx, mesh, recall_target)
         return gather_passages(index, found, mesh=mesh)
 
     return retrieve
@@ -340,7 +339,7 @@ def _retriever_scores(
     else:
         passage_key = None
     if config.retriever_training == "query_side" and passages.embeddings_bke is not None:
-        # The passage tower does not move, so what lies in the index is still exact.
+        # The passage tower does not move: these are exact, but for the rounding of the index.
         passage_bke = passages.embeddings_bke.astype(query_be.dtype)
     else:
         b, k, m = passages.retriever_tokens_bkm.shape
@@ -378,6 +377,7 @@ def rerank(
         reader_tokens_bkl=take(passages.reader_tokens_bkl),
         retriever_tokens_bkm=take(passages.retriever_tokens_bkm),
         mask_bk=take(passages.mask_bk),
+        embeddings_bke=take(fresh_bke),
     )
 
 

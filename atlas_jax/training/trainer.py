@@ -55,7 +55,7 @@ from atlas_jax.training.freshness import Freshness, check_freshness, refreshes_i
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import configured_optimizers
-from atlas_jax.training.sources import Source, make_source
+from atlas_jax.training.sources import Source, check_rerank, make_source
 from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, Tracer
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
 from atlas_jax.training.step import Metrics, StepConfig, compile_train_step, make_train_step
@@ -178,6 +178,7 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
         run.batches.set_state(found.notes["data"])
     if run.corpus is not None:
         _load_index(run, state.params, found)
+        check_rerank(StepConfig(), run.corpus.dtype)
     return state
 
 

@@ -1,5 +1,7 @@
 """Meshes, logical rules and the strict constraint."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,44 @@ from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 
 def test_mesh_takes_the_remaining_devices() -> None:
     mesh = partitioning.make_mesh(MeshConfig(data=-1, fsdp=2, model=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
+    assert dict(mesh.shape) == {"dcn": 1, "data": 2, "fsdp": 2, "model": 2}
+
+
+def test_devices_that_simulate_slices_are_taken_in_order() -> None:
+    mesh = partitioning.make_mesh(MeshConfig(data=-1, model=2, dcn=2))
+    assert dict(mesh.shape) == {"dcn": 2, "data": 2, "fsdp": 1, "model": 2}
+    ids = [[device.id for device in one.flat] for one in mesh.devices]
+    assert ids == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert partitioning.index_axes(mesh) == ("data", "fsdp", "model")
+    assert partitioning.index_parts(mesh) == 4
+    assert partitioning.over_slices(mesh, 6) == PartitionSpec("dcn")
+    assert partitioning.over_slices(mesh, 3) == PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What of a TPU device decides its place in a mesh."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+    @property
+    def coords(self) -> tuple[int, int, int]:
+        """Four chips of a slice stand in a square."""
+        return (self.id // 2 % 2, self.id // 4, 0)
+
+
+def test_tpu_slices_are_told_apart() -> None:
+    chips = [Chip(id, slice_index=id % 2) for id in range(8)]  # in no order
+    mesh = partitioning.make_mesh(MeshConfig(fsdp=2, dcn=2), chips)  # type: ignore[arg-type]
+    assert dict(mesh.shape) == {"dcn": 2, "data": 2, "fsdp": 2, "model": 1}
+    assert [{chip.slice_index for chip in one.flat} for one in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="on 2 slices: bind MeshConfig.dcn = 2"):
+        partitioning.make_mesh(MeshConfig(), chips)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (-1, 3, 1)])
@@ -25,7 +64,7 @@ def test_mesh_refuses_sizes_that_do_not_fit(sizes: tuple[int, int, int]) -> None
 
 def test_rules_use_each_mesh_axis_once() -> None:
     spec = partitioning.logical_to_spec
-    assert spec(("batch", "length", "embed")) == PartitionSpec(("data", "fsdp"), None, None)
+    assert spec(("batch", "length", "embed")) == PartitionSpec(("dcn", "data", "fsdp"), None, None)
     assert spec(("embed", "joined_kv")) == PartitionSpec("fsdp", "model")
     assert spec(("vocab", "embed")) == PartitionSpec("model", "fsdp")
     assert spec(("index", None)) == PartitionSpec(("data", "fsdp", "model"), None)

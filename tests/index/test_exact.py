@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.types import NO_ROW, DeviceIndex
 from atlas_jax.index.exact import ExactSearcher, exact_search, gather_passages, top_k_rows
+from atlas_jax.index.saved import rows_sharding
 from atlas_jax.index.search import SearchResult
 
-MESHES = [MeshConfig(data=4, model=2), MeshConfig(data=2, fsdp=2, model=2), MeshConfig(data=8)]
+SLICES = MeshConfig(data=2, model=2, dcn=2)
+MESHES = [MeshConfig(data=4, model=2), MeshConfig(2, 2, 2), MeshConfig(data=8), SLICES]
 
 
 def make_index(n=1024, e=16, count=None, seed=0, dtype=np.float32, integers=False):
@@ -33,8 +36,7 @@ def make_index(n=1024, e=16, count=None, seed=0, dtype=np.float32, integers=Fals
 
 
 def place(index, mesh):
-    every = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    every, whole = rows_sharding(mesh), jax.sharding.NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.device_put(x, every if x.ndim else whole), index)
 
 
@@ -130,6 +132,38 @@ def test_no_collective_moves_the_index():
     shapes = [shape for line in moved for shape in re.findall(r"\[([\d,]*)\]", line)]
     sizes = [int(np.prod([int(d) for d in shape.split(",") if d] or [1])) for shape in shapes]
     assert sizes and max(sizes) <= 8 * b * k * 5  # eight shards' candidates, or b*k*l tokens
+
+
+def test_a_search_stays_on_its_slice():
+    """Of two slices each has the whole index, and asks it for its own half of the queries."""
+    mesh = make_mesh(SLICES)
+    index, query_be = place(make_index(), mesh), queries(8)
+    assert {shard.data.shape for shard in index.embeddings_ne.addressable_shards} == {(256, 16)}
+    rows = NamedSharding(mesh, PartitionSpec(("dcn", "data")))
+
+    def retrieve(index, query_be):
+        return gather_passages(index, exact_search(index, query_be, 6, mesh=mesh), mesh)
+
+    compiled = jax.jit(retrieve, in_shardings=(None, rows)).lower(index, query_be).compile()
+    text = compiled.as_text()
+    scored = re.findall(r"f32\[(\d+),256\]\S* dot\(", text)
+    assert scored and set(scored) == {"4"}
+    found = re.findall(r"replica_groups=(.*?), [a-z_]+=", text)
+    assert found and "collective-permute" not in text
+    for groups in map(replica_groups, found):
+        assert all({device // 4 for device in group} in ({0}, {1}) for group in groups), groups
+
+
+def replica_groups(text):
+    """Of a collective: {{0,1},{2,3}}, or [groups,size]<=[dims]T(permutation)."""
+    numbers = lambda part: [int(n) for n in part.split(",")]  # noqa: E731
+    short = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if short is None:
+        return [numbers(group) for group in re.findall(r"\{([\d,]+)\}", text)]
+    dims = numbers(short[2])
+    order = numbers(short[3]) if short[3] else range(len(dims))
+    devices = np.arange(np.prod(dims)).reshape(dims).transpose(order)
+    return devices.reshape(numbers(short[1])).tolist()
 
 
 @pytest.mark.parametrize("config", [None, MESHES[0]])

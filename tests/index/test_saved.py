@@ -116,7 +116,7 @@ def test_an_index_of_something_else_is_refused(make_store, tmp_path):
         save_index(tmp_path / "index", embeddings(29), store, "a" * 64)
     with pytest.raises(ValueError, match="29 embeddings for 30"):
         to_device(embeddings(29), store)
-    with pytest.raises(UserError, match="float16.*can be float32 or bfloat16"):
+    with pytest.raises(UserError, match="float16.*can be float32, bfloat16, int8"):
         save_index(tmp_path / "index", embeddings(30).astype(np.float16), store, "a" * 64)
 
 

@@ -37,7 +37,7 @@ def test_a_second_call_makes_only_what_is_missing(
 ) -> None:
     monkeypatch.setattr(plan_table, "ROWS", tmp_path / "rows.json")
     monkeypatch.setattr(plan_table, "TABLE", tmp_path / "table.md")
-    asked, times = [], iter([1.25, None, 2.5, 5.0])
+    asked, times = [], iter([1.25, None, 2.5, 0.5, 5.0])
 
     def made(spec: tuple[str, ...], seconds: float) -> dict[str, Any] | None:
         asked.append(plan_table.row_name(spec))
@@ -47,17 +47,28 @@ def test_a_second_call_makes_only_what_is_missing(
     monkeypatch.setattr(plan_table, "_plan", made)
     plan_table.main(["--only", "base/"])
     first = ["base/nq_64shot/v5e-16", "base/nq_64shot/v5e-16/full", "base/nq_full/v5e-16/full"]
+    first.append("base/nq_64shot/v5e-16/full/int8")
     assert asked == first
     plan_table.main(["--only", "base/", "--minutes", "-1"])  # no time for the one without result
-    assert len(asked) == 3
+    assert len(asked) == 4
     plan_table.main(["--only", "base/"])
-    assert asked[3:] == [first[1]]
+    assert asked[4:] == [first[1]]
     assert set(json.loads((tmp_path / "rows.json").read_text())) == set(asked)
     lines = (tmp_path / "table.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| base | nq_full | v5e-16 | full"))
     for cell in ("| yes | 8.00 | 16.00 | 3.00 | 0.50 |", "| 2.50 | compute | 50% | 41M |"):
         assert cell in row
     assert "not compiled yet" in next(line for line in lines if line.startswith("| xxl"))
+    assert any(line.startswith("| base | nq_64shot | v5e-16, int8 | full | ") for line in lines)
+
+
+def test_what_a_row_sets_is_bound() -> None:
+    spec = ("xxl", "nq_full", "v5e-128", "1,32,4")
+    assert "CorpusConfig.dtype=bfloat16" in plan_table.bindings(spec)
+    assert not any("remat" in binding for binding in plan_table.bindings((*spec, "int8")))
+    both = plan_table.bindings((*spec, "full", "int8"))
+    assert "CorpusConfig.dtype=int8" in both and "CorpusConfig.dtype=bfloat16" not in both
+    assert "ReaderConfig.remat_policy=full" in both
 
 
 def test_the_committed_page_is_what_the_committed_rows_give() -> None:

@@ -16,12 +16,12 @@ from atlas_jax import plan as entry_point
 from atlas_jax.core.chips import CHIPS, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MeshConfig
+from atlas_jax.core.partitioning import MeshConfig, make_mesh
 from atlas_jax.planning.advice import advise
-from atlas_jax.planning.estimate import Memory
+from atlas_jax.planning.estimate import Memory, shard_bytes
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import Plan, make_plan
-from atlas_jax.planning.programs import Run, run_from_gin
+from atlas_jax.planning.programs import Run, make_program, run_from_gin
 from atlas_jax.planning.report import as_json, show, write_json
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
@@ -66,6 +66,13 @@ def test_a_plan_has_all_four_programs_with_their_terms(plan: Plan) -> None:
     assert train.largest_index > 10**6
     assert decode.largest_index is None
     assert embed.memory.terms["parameters"] < search.memory.peak < train.memory.peak
+
+
+def test_an_int8_index_counts_its_scales() -> None:
+    run = tiny_run("CorpusConfig.dtype=int8")
+    terms = make_program("search", run, make_mesh(MeshConfig(2, 2, 2))).terms
+    assert shard_bytes(terms["index embeddings"]) == 5 * 1024 // 8 * (16 + 4)
+    assert run.row_bytes == 16 + 4 + 2 * 16 * 2
 
 
 def test_the_step_sends_gradients_and_counts_its_scans(plan: Plan) -> None:
@@ -114,6 +121,7 @@ def test_a_mesh_is_recommended_among_those_that_divide_the_run() -> None:
         ("parameters", [], "MeshConfig.fsdp = 8"),
         ("optimiser", [], "adafactor"),
         ("index embeddings", [], "CorpusConfig.dtype = 'bfloat16'"),
+        ("index embeddings", ["CorpusConfig.dtype=bfloat16"], "CorpusConfig.dtype = 'int8'"),
         ("temporaries", [], "RetrieverConfig.remat_policy = 'full'"),
         ("temporaries", ["BATCH_SIZE=16"], "StepConfig.accumulate = 2"),
     ],
@@ -174,6 +182,7 @@ def test_without_libtpu_the_command_says_how_to_get_it(
         (["--topology=v5e-8", "--passages=0"], "--passages = 0"),
         (["--topology=v5e-8", "--passages=9", "--mesh=8,1"], "--mesh=8,1: expected three"),
         (["--topology=v5e-8", "--passages=9", "--programs=fly"], "no program is called fly"),
+        (["--topology=v5e-8", "--passages=9", "--gin.MeshConfig.dcn=2"], "a plan is for one slice"),
     ],
 )
 def test_slips_are_named(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core.types import Batch, DeviceIndex
+from atlas_jax.index.saved import rows_sharding
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
@@ -41,7 +42,7 @@ def tiny_models(dropout: float = 0.0, tied: bool = False, **reader: object) -> M
 def random_index(mesh: Mesh, seed: int = 0, rows: int = ROWS) -> DeviceIndex:
     """Random embeddings and tokens, rows spread over the mesh, the last three padding."""
     rng = np.random.default_rng(seed)
-    every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    every = rows_sharding(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     embeddings = rng.standard_normal((rows, 16), np.float32)
     reader = rng.integers(3, READER_VOCAB, (rows, 9))

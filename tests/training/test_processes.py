@@ -1,4 +1,4 @@
-"""Several local processes train as one does, stop together, and go on from each other's work."""
+"""Several local processes do what one does: train, stop together, go on, index and evaluate."""
 
 import os
 import signal
@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atlas_jax import ask, build_index, evaluate
+from atlas_jax.core.config import load_gin
 from atlas_jax.core.preemption import PREEMPTED
+from atlas_jax.training.assembly import active_mesh, assemble, export_model
+from atlas_jax.training.config import ModelConfig
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import read_lines, write_run
 
@@ -21,29 +25,33 @@ DEVICES, STEPS = 4, 10
 # A machine that stops its jobs for minutes shall not look like a dead process. The first argument
 # makes the steps so slow (seconds) that a signal comes before the last one.
 CHILD = """
-import functools, sys, time
+import functools, importlib, sys, time
 import jax
 patient = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=3600)
 jax.distributed.initialize = patient
-from atlas_jax.train import main
 from atlas_jax.training.metrics import RunLog
 advance = RunLog.advance
 RunLog.advance = lambda log: (time.sleep(float(sys.argv[1])), advance(log))
-sys.exit(main(sys.argv[2:]))
+sys.exit(importlib.import_module(f"atlas_jax.{sys.argv[2]}").main(sys.argv[3:]))
 """
 
 Processes = list[subprocess.Popen[str]]
 
 
 def start(
-    gin_file: Path, model_dir: Path, count: int, *bindings: str, pause: float = 0
+    gin_file: Path,
+    model_dir: Path,
+    count: int,
+    *bindings: str,
+    pause: float = 0,
+    command: str = "train",
 ) -> Processes:
-    """Begin `train` in so many processes, which share the four devices."""
+    """Begin a command in so many processes, which share the four devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-c", CHILD, str(pause), f"--gin_file={gin_file}"),
+    arguments = [
+        *(sys.executable, "-c", CHILD, str(pause), command, f"--gin_file={gin_file}"),
         f"--gin.TrainConfig.model_dir={model_dir}",
         f"--gin.TrainConfig.total_steps={STEPS}",
         "--gin.StepConfig.retriever_training='joint'",
@@ -58,7 +66,7 @@ def start(
     hosts = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={count}"]
     return [
         subprocess.Popen(
-            [*command, *([*hosts, f"--process_index={index}"] if count > 1 else [])],
+            [*arguments, *([*hosts, f"--process_index={index}"] if count > 1 else [])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -117,3 +125,51 @@ def test_two_and_four_processes_do_what_one_does(
     assert found[0] == found[1]
     answers = [[row["prediction"] for row in rows] for rows in predictions]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_two_processes_index_and_evaluate_as_one_does(
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    load_gin([str(gin_file)])
+    with active_mesh() as (mesh, rules):
+        made = assemble(ModelConfig(), mesh, rules)
+        parts = (made.models, made.params, made.tokenizers)
+        export_model(tmp_path / "model", *parts, dtype="float32", about={})
+
+    def bindings(folder: Path) -> list[str]:
+        return [
+            *(f"ModelConfig.{part}={tmp_path}/model" for part in ("reader", "retriever")),
+            *(f"ModelConfig.{part}_tokenizer=''" for part in ("reader", "retriever")),
+            f"CorpusConfig.index={folder}/index",
+            "CorpusConfig.dtype=int8",
+            f"EvalConfig.predictions={folder}/predictions.jsonl",
+            "StepConfig.rerank=8",
+        ]
+
+    alone, together, printed = tmp_path / "alone", tmp_path / "together", {}
+    for main in (build_index.main, evaluate.main):
+        assert main([f"--gin_file={gin_file}", *(f"--gin.{b}" for b in bindings(alone))]) == 0
+        printed[main.__module__.rpartition(".")[2]] = capsys.readouterr().out
+    for command in printed:
+        first, second = finish(start(gin_file, together, 2, *bindings(together), command=command))
+        said = printed[command].replace(str(alone), str(together))
+        assert said in first and said not in second  # one of them reports
+    names = [next((run / "index").glob("*.scales.npy")) for run in (alone, together)]
+    np.testing.assert_allclose(*map(np.load, names), rtol=1e-4)
+    rows = [read_lines(run / "predictions.jsonl") for run in (alone, together)]
+    for one, other in zip(*rows, strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert [p["id"] for p in one["passages"]] == [p["id"] for p in other["passages"]]
+
+
+@pytest.mark.parametrize("flag", ["--multihost=on", "--coordinator_address=host:1"])
+def test_a_command_for_one_process_says_so(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask.main(["Why?", flag]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {flag.partition('=')[0]}: atlas-jax ask works in one process" in error
+    assert "evaluate" in error

@@ -34,6 +34,8 @@ for path, leaf in jax.tree_util.tree_leaves_with_path(state):
 # How the index is kept fresh.
 FULL = {"RefreshPolicy.schedule": "'4'"}
 ROLLING = {
+    "CorpusConfig.dtype": "'int8'",  # FULL has float32
+    "StepConfig.rerank": 4,
     "RefreshPolicy.rolling_rows": 3,
     "RefreshPolicy.rolling_every": 1,
     "StalenessConfig.every": 3,
@@ -102,8 +104,15 @@ def test_a_killed_run_repeats_the_uninterrupted_one(
     for name in ("final/reader.safetensors", "final/retriever.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     for folder in ("index/000005", "final_index") if fresh is FULL else ("final_index",):
-        arrays = [next((run / folder).glob("*.npy")).read_bytes() for run in (whole, killed)]
+        arrays = [
+            {
+                path.name.partition(".")[2]: path.read_bytes()
+                for path in (run / folder).glob("*.npy")
+            }
+            for run in (whole, killed)
+        ]
         assert arrays[0] == arrays[1]
+        assert set(arrays[0]) == ({"npy"} if fresh is FULL else {"npy", "scales.npy"})
     for step in (10, 20, 24):
         name = f"predictions/step_{step:07d}.jsonl"
         assert read_lines(whole / name) == read_lines(killed / name)

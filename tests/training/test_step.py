@@ -13,8 +13,10 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.exact import exact_search
+from atlas_jax.index.int8 import quantized
 from atlas_jax.training import state as train_state
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.sources import check_rerank
 from atlas_jax.training.step import (
     StepConfig,
     compile_train_step,
@@ -57,7 +59,7 @@ class Run:
                 self.models, params, self.optimizers, training, 0, self.mesh, STANDARD_RULES
             )
         self.shardings = train_state.state_shardings(self.models, *args)
-        self.retrieve = make_device_retrieve(self.config, self.mesh)
+        self.retrieve = make_device_retrieve(self.config.searched, self.mesh)
         self.step = self.compile(self.retrieve, loss)
 
     def active(self) -> Any:
@@ -101,6 +103,13 @@ def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None
     # Moments and not parameters: a key's bias has no gradient but rounding, which Adafactor
     # scales to full steps of either sign; neither loss nor any other parameter feels it.
     assert_close(single_state.opt_state, sharded_state.opt_state)
+
+
+def test_two_slices_take_the_step_of_a_single_device() -> None:
+    single_state, single = Run(SINGLE, 1)()
+    sliced_state, sliced = Run(MeshConfig(data=2, model=2, dcn=2), 8)()
+    assert_close(single, sliced)
+    assert_close(single_state.params, sliced_state.params)
 
 
 def test_the_host_form_takes_the_step_of_the_device_form() -> None:
@@ -233,7 +242,45 @@ def test_reranking_reads_what_a_fresh_index_would_give_first() -> None:
     assert_close(rerank_state.params, plain_state.params)
 
 
-@pytest.mark.parametrize("settings", [{"rerank": 4}, {"retriever_training": "query_side"}])
-def test_reranking_that_could_change_nothing_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="StepConfig.rerank = "):
-        StepConfig(**{"k": 4, "rerank": 8, "retriever_training": "joint", **settings})
+@pytest.mark.parametrize("config", [SINGLE, MeshConfig(2, 2, 2)], ids=["one", "eight"])
+def test_reranking_makes_an_int8_index_exact(config: MeshConfig) -> None:
+    """Query-side training from 8 bits, with all rows searched, is that from float32 rows."""
+    devices = 1 if config is SINGLE else 8
+    run = Run(config, devices, training="query_side", rerank=ROWS - 3)
+    plain = Run(config, devices, training="query_side")
+    index, batch = random_index(run.mesh), random_batch()
+    with run.active():
+        params = {"params": run.state.params["retriever"]}
+        exact_ne = run.models.retriever.apply(
+            params, index.retriever_tokens_nm, method="embed_passage"
+        )
+        rounded = index.replace(embeddings_ne=quantized(exact_ne))
+        state, metrics = run.step(run.state, rounded, batch)
+        want_state, want = plain.step(plain.state, index.replace(embeddings_ne=exact_ne), batch)
+    assert_close(metrics, want)
+    assert_close(state.params, want_state.params)
+
+
+@pytest.mark.parametrize("rerank", [3, 4])
+def test_reranking_fewer_than_are_read_is_refused(rerank: int) -> None:
+    with pytest.raises(UserError, match=f"StepConfig.rerank = {rerank} must be 0, or more than"):
+        StepConfig(k=4, rerank=rerank)
+
+
+@pytest.mark.parametrize(
+    ("training", "dtype", "fine"),
+    [
+        ("joint", "float32", True),
+        ("query_side", "int8", True),
+        ("query_side", "bfloat16", False),
+        ("fixed", "float32", False),
+    ],
+)
+def test_reranking_that_could_change_nothing_is_refused(
+    training: Any, dtype: str, fine: bool
+) -> None:
+    step = StepConfig(k=4, rerank=8, retriever_training=training)
+    if fine:
+        return check_rerank(step, dtype)
+    with pytest.raises(UserError, match=f"StepConfig.rerank = 8 changes nothing: .* in {dtype}"):
+        check_rerank(step, dtype)

@@ -132,6 +132,10 @@ REFUSED = {
     "CorpusConfig.recall_target = 1.5: expected more than 0 and at most 1": (
         "CorpusConfig.recall_target=1.5",
     ),
+    "CorpusConfig.dtype = 'int8': expected 'float32' or 'bfloat16' with CorpusConfig.searcher": (
+        "CorpusConfig.dtype=int8",
+        "CorpusConfig.searcher=scann",
+    ),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
     "TrainConfig.passages = 'wikipedia': expected one of 'index', 'file', 'none'": (
         "TrainConfig.passages=wikipedia",
