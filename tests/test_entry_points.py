@@ -104,12 +104,12 @@ def test_an_int8_index_with_reranking_finds_what_a_float32_one_does(
         output = f"RetrieveConfig.output='{work}/{dtype}.jsonl'"
         rerank = f"RetrieveConfig.rerank={reranked}"
         assert run(retrieve.main, work, *index, *asked, output, rerank) == 0
+        retrieved = json.loads(capsys.readouterr().out)
         rows = read_lines(work / f"{dtype}.jsonl")
         found[dtype] = [[p["id"] for p in row["passages"]] for row in rows]
         scores[dtype] = [p["score"] for row in rows for p in row["passages"]]
     assert found["int8"] == found["float32"]
     assert scores["int8"] == pytest.approx(scores["float32"], rel=1e-4)
-    retrieved = json.loads(capsys.readouterr().out.splitlines()[-1])
     only = ("EvalConfig.generate=False", "StepConfig.rerank=16")
     assert run(evaluate.main, work, *index, *only) == 0
     assert json.loads(capsys.readouterr().out)["recall@5"] == retrieved["recall@5"]
