@@ -30,7 +30,8 @@ _UNREAD = {
     name: "(not read)"
     for name in (
         "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "READER_CHECKPOINT_PATH",
-        "RETRIEVER_CHECKPOINT_PATH", "TRAIN_FILE", "STORE", "PASSAGES", "INDEX",
+        "RETRIEVER_CHECKPOINT_PATH", "READER_TOKENIZER", "RETRIEVER_TOKENIZER", "TRAIN_FILE",
+        "STORE", "PASSAGES", "INDEX",
     )
 } | {"TRAIN_STEPS": 10**6}  # fmt: skip
 
