@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import FINAL, TrainConfig
+from atlas_jax.training.speed import PROFILE_FLAG, add_profile_flag
 from atlas_jax.training.trainer import train
 
 
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return launch(_run, parser, argv, on_devices=True)
+    add_profile_flag(parser)
+    return launch(_run, parser, argv, on_devices=True, tuple_flags=PROFILE_FLAG)
 
 
 def _run(flags: argparse.Namespace) -> None:

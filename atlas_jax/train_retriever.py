@@ -18,6 +18,7 @@ from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.retriever_trainer import train_retriever
+from atlas_jax.training.speed import PROFILE_FLAG, add_profile_flag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return launch(_run, parser, argv, on_devices=True)
+    add_profile_flag(parser)
+    return launch(_run, parser, argv, on_devices=True, tuple_flags=PROFILE_FLAG)
 
 
 def _run(flags: argparse.Namespace) -> None:

@@ -103,6 +103,7 @@ def launch(
     argv: Sequence[str] | None = None,
     on_devices: bool = False,
     unread: Mapping[str, Any] | None = None,
+    tuple_flags: Mapping[str, str] | None = None,
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
@@ -116,6 +117,9 @@ def launch(
       on_devices: whether it computes on all devices; then it takes the flags of `multihost`,
         and has joined the other processes when `main` is called.
       unread: see `load_gin`.
+      tuple_flags: flags of the parser's that are short for binding a field to a tuple:
+        {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
+        `--gin.ProfileConfig.steps='(10, 12)'`.
     """
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
@@ -129,6 +133,9 @@ def launch(
         if parser.get_default("multihost") is None:  # not given by the entry point either
             multihost.refuse_flags(parser.prog, arguments)
         flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
+        for flag, field in (tuple_flags or {}).items():
+            if getattr(flags, flag) is not None:
+                bindings.append(f"--gin.{field}=({getattr(flags, flag)})")
         extra = [path for path in flags.gin_search_paths.split(",") if path]
         load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)
         if on_devices:

@@ -8,12 +8,13 @@ make a query that is close to a question, and the value is its answer. Two uses:
 * with given passages, values and titles can be exchanged in passage and target alike
   (`exchange`), so that nothing can be remembered and the only way to the target is to
   read. That teaches a reader to look up and copy, quickly.
+
+A few questions (`question_file`) lend the queries their words: see `tasks.asking`.
 """
 
 import dataclasses
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,74 +24,39 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks import wording
+from atlas_jax.tasks.asking import Pattern, load_patterns
 from atlas_jax.tasks.base import (
     Example,
     PassageText,
     Prediction,
-    Record,
     check_format,
     load_records,
     score_answers,
     score_retrieval,
 )
-from atlas_jax.tasks.facts import Fact, askable, find_facts
+from atlas_jax.tasks.fact_corpus import (
+    Corpus,
+    Source,
+    make_corpus,
+    make_source,
+    other_title,
+    random_words,
+)
+from atlas_jax.tasks.facts import Fact
 
 _TRIES = 20  # draws before a kind of distractor is given up
 _WORD_CHARACTERS = 6.5  # of a word, blank included
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Source:
-    """A passage, the facts to ask for, and the labels of all of its facts in their order."""
-
-    passage: Record
-    facts: tuple[Fact, ...]
-    labels: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        """Of the passage, as the file has it."""
-        title: str = self.passage.fields["title"]
-        return title
-
-    @property
-    def text(self) -> str:
-        """Of the passage, as the file has it."""
-        text: str = self.passage.fields["text"]
-        return text
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Corpus:
-    """What the records of one file share, to draw exchanged values and distractors from.
-
-    Attributes:
-      sources: all passages with facts, in the order of the file.
-      titles: each once.
-      words: some of the words of the texts, as often as they stand there.
-      small_words: those of them in small letters, without figures and signs.
-      vocabulary: the words of all texts without figures and signs, each once.
-      values: of each label, as often as they stand in the file.
-      by_title: places in `sources`.
-      by_label: places in `sources`.
-    """
-
-    sources: tuple[Source, ...]
-    titles: tuple[str, ...]
-    words: tuple[str, ...]
-    small_words: tuple[str, ...]
-    vocabulary: tuple[str, ...]
-    values: dict[str, list[str]]
-    by_title: dict[str, list[int]]
-    by_label: dict[str, list[int]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class ClozeRecord:
-    """A passage to ask about, and the file that it comes from."""
+    """A passage to ask about, the file that it comes from, and questions to ask by label."""
 
     source: Source
     corpus: Corpus = dataclasses.field(repr=False, compare=False)
+    patterns: Mapping[str, tuple[Pattern, ...]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
 
 @gin.configurable
@@ -106,6 +72,11 @@ class ClozeTask:
       ask_format: one of the facts asked for, of {label} and {sentinel}.
       noise: probability with which the asked words are disturbed as a question would: some
         words of the label missing or elsewhere, other words among them, the title mostly last.
+      question_file: lines `{question, answers, gold}` about passages of the file; the labels
+        that they ask for are asked for in their words, of all titles. Passages without such a
+        label are left out.
+      question_share: probability with which an example is asked in a question's words, and for
+        one fact; else by a label, as without `question_file`.
       exchange: probability with which a value of the given passage is exchanged for
         another (one of the same label, or random words); the title with half of it.
       given_passages: how many passages come with the example, the asked one among them at
@@ -122,6 +93,8 @@ class ClozeTask:
     query_format: str = "question: {asked}"
     ask_format: str = "{label} answer: {sentinel}"
     noise: float = 0.0
+    question_file: str = ""
+    question_share: float = 1.0
     exchange: float = 0.0
     given_passages: int = 0
     window_words: int = 0
@@ -138,7 +111,7 @@ class ClozeTask:
         """
         check_format("ClozeTask.query_format", self.query_format, ["asked"])
         check_format("ClozeTask.ask_format", self.ask_format, ["label", "sentinel"])
-        for name in ("noise", "exchange"):
+        for name in ("noise", "question_share", "exchange"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"ClozeTask.{name} = {getattr(self, name)}: expected 0 to 1")
         for name, least in (
@@ -158,7 +131,7 @@ class ClozeTask:
         """See `Task.load`; passages without facts are left out."""
         required: FieldTypes = {"id": (str, int), "title": str, "text": str}
         passages = load_records(path, required, {"section": str}, not_empty=["id", "text"])
-        sources = [_source(passage, self.max_value_words) for passage in passages]
+        sources = [make_source(passage, self.max_value_words) for passage in passages]
         sources = [source for source in sources if source.facts]
         if not sources:
             raise UserError(
@@ -166,8 +139,15 @@ class ClozeTask:
                 f"with a value of at most {self.max_value_words} words "
                 "(ClozeTask.max_value_words)"
             )
-        corpus = _corpus(sources)
-        return [ClozeRecord(source, corpus) for source in sources]
+        corpus = make_corpus(sources)
+        if not self.question_file:
+            return [ClozeRecord(source, corpus) for source in sources]
+        patterns = load_patterns(self.question_file, {s.passage.id: s for s in sources})
+        return [
+            ClozeRecord(source, corpus, patterns)
+            for source in sources
+            if any(fact.label in patterns for fact in source.facts)
+        ]
 
     def example(
         self, record: ClozeRecord, rng: np.random.Generator | None = None, step: int = 0
@@ -178,14 +158,20 @@ class ClozeTask:
         if rng is None:
             rng = np.random.default_rng(zlib.crc32(own_id.encode("utf-8")))
         count = int(rng.integers(1, self.max_facts + 1))
-        asked = source.facts[int(rng.integers(len(source.facts)))]
+        asked, pattern = self._asked(record, rng)
         title, text, facts = source.title, source.text, source.facts
         if self.given_passages:
             if rng.random() < self.exchange / 2:
-                title = _other_title(corpus, rng)
+                title = other_title(corpus, rng)
             text, asked, facts = self._exchanged(source, corpus, asked, rng)
-        others = [facts[i] for i in rng.permutation(len(facts)) if facts[i] != asked]
-        chosen = (asked, *others[: count - 1])
+        answer = pattern.answer(asked.value(text)) if pattern else None
+        if pattern and answer:
+            chosen: tuple[Fact, ...] = (asked,)
+            values = [answer]
+        else:
+            others = [facts[i] for i in rng.permutation(len(facts)) if facts[i] != asked]
+            chosen = (asked, *others[: count - 1])
+            values = [fact.value(text) for fact in chosen]
         given: tuple[PassageText, ...] | None = None
         if self.given_passages:
             shown = [_passage(source, title, text)]
@@ -193,12 +179,18 @@ class ClozeTask:
             place = int(rng.integers(len(shown)))
             shown[0], shown[place] = shown[place], shown[0]
             given = tuple(shown)
-        values = [fact.value(text) for fact in chosen]
+        if pattern and answer:
+            question = pattern.question(title)
+            sentinel = self.ask_format.format(label=question, sentinel="<extra_id_0>")
+            reader_query, retriever_query = self.query_format.format(asked=sentinel), question
+        else:
+            reader_query = self._reader_query(source, corpus, title, chosen, rng)
+            retriever_query = self._retriever_query(source, corpus, title, asked, rng)
         hidden = self.filter_self and step >= self.filter_self_after
         return Example(
             id=own_id,
-            query_text=self._reader_query(source, corpus, title, chosen, rng),
-            retriever_text=self._retriever_query(source, corpus, title, asked, rng),
+            query_text=reader_query,
+            retriever_text=retriever_query,
             target_text=" ".join(f"<extra_id_{i}> {value}" for i, value in enumerate(values)),
             answers=(" ".join(values),),
             gold_ids=(own_id,),
@@ -212,6 +204,16 @@ class ClozeTask:
     ) -> dict[str, float]:
         """Exact match and F1 of the values joined by blanks; recall as in `tasks.base`."""
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
+
+    def _asked(self, record: ClozeRecord, rng: np.random.Generator) -> tuple[Fact, Pattern | None]:
+        """The fact to ask for, and the question that does."""
+        facts = record.source.facts
+        if not record.patterns or rng.random() >= self.question_share:
+            return facts[int(rng.integers(len(facts)))], None
+        facts = tuple(fact for fact in facts if fact.label in record.patterns)
+        fact = facts[int(rng.integers(len(facts)))]
+        patterns = record.patterns[fact.label]
+        return fact, patterns[int(rng.integers(len(patterns)))]
 
     def _reader_query(
         self,
@@ -287,7 +289,7 @@ class ClozeTask:
         if rng.random() < 0.5:
             values = corpus.values[fact.label]
             return values[int(rng.integers(len(values)))]
-        return _random_words(corpus, rng)
+        return random_words(corpus, rng)
 
     def _distractors(
         self, record: ClozeRecord, title: str, labels: Sequence[str], rng: np.random.Generator
@@ -336,18 +338,6 @@ def _passage(source: Source, title: str, text: str) -> PassageText:
     return {"id": source.passage.id, "title": title, "section": section, "text": text}
 
 
-def _other_title(corpus: Corpus, rng: np.random.Generator) -> str:
-    if rng.random() < 0.5:
-        return corpus.titles[int(rng.integers(len(corpus.titles)))]
-    return _random_words(corpus, rng)
-
-
-def _random_words(corpus: Corpus, rng: np.random.Generator) -> str:
-    """One to three words."""
-    words = corpus.words
-    return " ".join(words[i] for i in rng.integers(0, len(words), int(rng.integers(1, 4))))
-
-
 def _window(
     text: str, facts: tuple[Fact, ...], asked: Fact, words: int, rng: np.random.Generator
 ) -> tuple[int, int, list[Fact]]:
@@ -376,35 +366,3 @@ def _window(
     while left < facts[first].start and not text[left].isalpha():
         left += 1  # punctuation and figures of a remark
     return left, facts[last].end, list(facts[first : last + 1])
-
-
-def _source(passage: Record, max_words: int) -> Source:
-    text = passage.fields["text"]
-    facts = find_facts(text)
-    return Source(passage, askable(facts, text, max_words), tuple(f.label for f in facts))
-
-
-def _corpus(sources: Sequence[Source]) -> Corpus:
-    values: dict[str, list[str]] = defaultdict(list)
-    by_title: dict[str, list[int]] = defaultdict(list)
-    by_label: dict[str, list[int]] = defaultdict(list)
-    words: list[str] = []
-    vocabulary: dict[str, None] = {}
-    for number, source in enumerate(sources):
-        by_title[source.title].append(number)
-        for fact in source.facts:
-            values[fact.label].append(fact.value(source.text))
-            by_label[fact.label].append(number)
-        in_text = source.text.split()
-        words.extend(in_text[::7])  # one word in seven is enough to draw from
-        vocabulary.update(dict.fromkeys(filter(str.isalpha, in_text)))
-    return Corpus(
-        sources=tuple(sources),
-        titles=tuple(by_title),
-        words=tuple(words),
-        small_words=tuple(w for w in words if w.isalpha() and w.islower()) or tuple(words),
-        vocabulary=tuple(vocabulary) or tuple(words),
-        values=dict(values),
-        by_title=dict(by_title),
-        by_label=dict(by_label),
-    )

@@ -1,5 +1,6 @@
 """How fast a run is, measured against what its devices could do, and traces of single steps."""
 
+import argparse
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,16 @@ from atlas_jax.core.types import Batch, Params
 from atlas_jax.training.step import StepConfig
 
 TRACES = "profile"  # in model_dir
+PROFILE_FLAG = {"profile_steps": "ProfileConfig.steps"}  # for `core.config.launch`
+
+
+def add_profile_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--profile_steps`, short for ``ProfileConfig.steps``."""
+    parser.add_argument(
+        "--profile_steps",
+        metavar="FIRST,LAST",
+        help="trace these steps, both included, into MODEL_DIR/profile (ProfileConfig.steps)",
+    )
 
 
 @gin.configurable

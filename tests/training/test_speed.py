@@ -1,5 +1,6 @@
 """Rates, utilisation and traces."""
 
+import argparse
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.training.speed import ProfileConfig, Speed, Tracer, step_flops
+from atlas_jax.training.speed import (
+    PROFILE_FLAG,
+    ProfileConfig,
+    Speed,
+    Tracer,
+    add_profile_flag,
+    step_flops,
+)
 from atlas_jax.training.step import StepConfig
 
 # 4 queries of 6 tokens for the retriever, targets of 5; k = 3 passages of 7, inputs of 10.
@@ -75,6 +84,22 @@ def test_rates_follow_from_the_time_of_a_step() -> None:
 def test_what_is_no_range_of_steps_is_refused(steps: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="ProfileConfig.steps = .*first, last"):
         ProfileConfig(steps=steps)
+
+
+def test_a_flag_binds_the_steps() -> None:
+    def launched(value: str) -> tuple[int, list[ProfileConfig]]:
+        parser, seen = argparse.ArgumentParser(prog="atlas-jax train"), list[ProfileConfig]()
+        add_profile_flag(parser)
+        arguments = [f"--profile_steps={value}"]
+
+        def main(flags: argparse.Namespace) -> None:
+            seen.append(ProfileConfig())
+
+        return launch(main, parser, arguments, tuple_flags=PROFILE_FLAG), seen
+
+    assert launched("10,12") == (0, [ProfileConfig(steps=(10, 12))])
+    for wrong in ("12,10", "7,", "soon"):
+        assert launched(wrong) == (2, [])
 
 
 def test_the_steps_asked_for_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,149 @@
+"""Questions as patterns: what is asked about one title is asked about another.
+
+A question's answer stands in its passage behind a label (`Which city is the capital of Peru?`,
+`Capital name: Lima`). Wherever another passage has that label, the same words ask for the value
+there. So a handful of questions becomes as many as the corpus has values, and no more wordings
+than the handful has.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.tasks.base import Record, load_records
+from atlas_jax.tasks.facts import Fact
+from atlas_jax.tasks.metrics import normalize_answer
+
+_DIGITS = re.compile(r"\d[\d.,]*")
+
+
+class FactSource(Protocol):
+    """A passage and its facts."""
+
+    @property
+    def title(self) -> str:
+        """Of the passage."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Of the passage."""
+        ...
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts to ask for."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pattern:
+    """A question without its title, and which part of a label's value answers it.
+
+    Attributes:
+      before, after: what stands around the title.
+      left, right: words that the value has on either side of the answer, a number as `#`
+        (`1,050 m` behind a mountain's name is `#`, `m`). Empty: the whole value answers.
+    """
+
+    before: str
+    after: str
+    left: frozenset[str] = frozenset()
+    right: frozenset[str] = frozenset()
+
+    def question(self, title: str) -> str:
+        """The question about this title."""
+        return f"{self.before}{title}{self.after}"
+
+    def answer(self, value: str) -> str | None:
+        """The part of a value that answers; None if the value has another form."""
+        words = value.split()
+        first, last = 0, len(words)
+        while first < last and _form(words[first]) in self.left:
+            first += 1
+        while last > first and _form(words[last - 1]) in self.right:
+            last -= 1
+        cut = (not self.left or first > 0) and (not self.right or last < len(words))
+        return " ".join(words[first:last]) if cut and first < last else None
+
+
+def load_patterns(path: str, sources: Mapping[str, FactSource]) -> dict[str, tuple[Pattern, ...]]:
+    """The patterns of a file of questions, by the label that each asks for.
+
+    Questions are left out that do not name the title of their passage, or whose answer is not
+    (the beginning, the end or the middle of) one value of it.
+
+    Args:
+      path: lines `{question, answers, gold}`.
+      sources: passages with facts, by id.
+
+    Raises:
+      UserError: a bad line; no question of the file can be asked of other titles.
+    """
+    optional: FieldTypes = {"answers": list}
+    records = load_records(path, {"question": str}, optional, ["question"])
+    found: dict[str, list[Pattern]] = {}
+    for record in records:
+        for gold in record.gold_ids:
+            made = _pattern(record, sources[gold]) if gold in sources else None
+            if made is not None:
+                label, pattern = made
+                found.setdefault(label, []).append(pattern)
+                break
+    if not found:
+        raise UserError(
+            f"{path}: no question can be asked of other titles. One can that names the title of "
+            "its passage (field 'gold', an id of the passages) and is answered by a value of it"
+        )
+    return {label: tuple(dict.fromkeys(patterns)) for label, patterns in found.items()}
+
+
+def _pattern(record: Record, source: FactSource) -> tuple[str, Pattern] | None:
+    """Label and pattern; of several labels whose value has the answer, the likeliest.
+
+    That is the one with the fewest words beside the answer, then the one with most words of the
+    question. Of a value that is not the answer as a whole, the label has to have one of them.
+    """
+    question = record.fields["question"]
+    before, title, after = question.partition(source.title)
+    if not title:
+        return None
+    found: list[tuple[tuple[int, int], str, Pattern]] = []
+    for answer in record.fields.get("answers") or ():
+        for fact in source.facts:
+            sides = _sides(str(answer), fact.value(source.text))
+            if sides is None:
+                continue
+            beside = len(sides[0]) + len(sides[1])
+            shared = len(_stems(before + after) & _stems(fact.label))
+            if beside == 0 or shared:
+                left, right = (frozenset(map(_form, words)) for words in sides)
+                pattern = Pattern(before, after, left, right)
+                found.append(((beside, -shared), fact.label, pattern))
+    if not found:
+        return None
+    _, label, pattern = min(found, key=lambda one: one[0])
+    return label, pattern
+
+
+def _sides(answer: str, value: str) -> tuple[Sequence[str], Sequence[str]] | None:
+    """The words of the value before and behind the answer; None if it does not hold it."""
+    words, wanted = value.split(), normalize_answer(answer)
+    for size in range(len(words), 0, -1):
+        for first in range(len(words) - size + 1):
+            if normalize_answer(" ".join(words[first : first + size])) == wanted:
+                return words[:first], words[first + size :]
+    return None
+
+
+def _stems(text: str) -> set[str]:
+    """The first five letters of the words of four and more."""
+    return {word[:5] for word in re.findall(r"[a-z]{4,}", text.lower())}
+
+
+def _form(word: str) -> str:
+    """A word as the sides of a pattern have it."""
+    return _DIGITS.sub("#", word.lower())
