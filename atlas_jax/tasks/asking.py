@@ -18,6 +18,7 @@ from atlas_jax.tasks.facts import Fact
 from atlas_jax.tasks.metrics import normalize_answer
 
 _DIGITS = re.compile(r"\d[\d.,]*")
+_QUOTES = "\"'“”‘’«»"
 
 
 class FactSource(Protocol):
@@ -43,31 +44,46 @@ class FactSource(Protocol):
 class Pattern:
     """A question without its title, and which part of a label's value answers it.
 
+    Words are compared by their form: in small letters, a number as `#`.
+
     Attributes:
       before, after: what stands around the title.
-      left, right: words that the value has on either side of the answer, a number as `#`
-        (`1,050 m` behind a mountain's name is `#`, `m`). Empty: the whole value answers.
+      left, right: forms of the words that the value has on either side of the answer (behind a
+        mountain's name `1,050 m`: `#`, `m`). Both empty: the whole value answers.
+      measure: forms of the answer, where it is a part with a number (`1,050 m` behind the name).
     """
 
     before: str
     after: str
     left: frozenset[str] = frozenset()
     right: frozenset[str] = frozenset()
+    measure: tuple[str, ...] = ()
 
     def question(self, title: str) -> str:
         """The question about this title."""
         return f"{self.before}{title}{self.after}"
 
     def answer(self, value: str) -> str | None:
-        """The part of a value that answers; None if the value has another form."""
+        """The part of a value that answers, without quotes; None if the value has another form."""
         words = value.split()
+        part = self._measured(words) if self.measure else self._between(words)
+        return " ".join(words[part]).strip(_QUOTES) or None
+
+    def _between(self, words: Sequence[str]) -> slice:
         first, last = 0, len(words)
         while first < last and _form(words[first]) in self.left:
             first += 1
         while last > first and _form(words[last - 1]) in self.right:
             last -= 1
         cut = (not self.left or first > 0) and (not self.right or last < len(words))
-        return " ".join(words[first:last]) if cut and first < last else None
+        return slice(first, last if cut else first)
+
+    def _measured(self, words: Sequence[str]) -> slice:
+        forms, size = tuple(map(_form, words)), len(self.measure)
+        for first in range(len(words) - size + 1):
+            if forms[first : first + size] == self.measure:
+                return slice(first, first + size)
+        return slice(0, 0)
 
 
 def load_patterns(path: str, sources: Mapping[str, FactSource]) -> dict[str, tuple[Pattern, ...]]:
@@ -114,14 +130,15 @@ def _pattern(record: Record, source: FactSource) -> tuple[str, Pattern] | None:
     found: list[tuple[tuple[int, int], str, Pattern]] = []
     for answer in record.fields.get("answers") or ():
         for fact in source.facts:
-            sides = _sides(str(answer), fact.value(source.text))
-            if sides is None:
+            parts = _parts(str(answer), fact.value(source.text))
+            if parts is None:
                 continue
-            beside = len(sides[0]) + len(sides[1])
+            left, own, right = (tuple(map(_form, words)) for words in parts)
+            beside = len(left) + len(right)
             shared = len(_stems(before + after) & _stems(fact.label))
             if beside == 0 or shared:
-                left, right = (frozenset(map(_form, words)) for words in sides)
-                pattern = Pattern(before, after, left, right)
+                measure = own if beside and "#" in own else ()
+                pattern = Pattern(before, after, frozenset(left), frozenset(right), measure)
                 found.append(((beside, -shared), fact.label, pattern))
     if not found:
         return None
@@ -129,13 +146,14 @@ def _pattern(record: Record, source: FactSource) -> tuple[str, Pattern] | None:
     return label, pattern
 
 
-def _sides(answer: str, value: str) -> tuple[Sequence[str], Sequence[str]] | None:
-    """The words of the value before and behind the answer; None if it does not hold it."""
+def _parts(answer: str, value: str) -> tuple[Sequence[str], Sequence[str], Sequence[str]] | None:
+    """The value's words before the answer, in it and behind it; None if it does not hold it."""
     words, wanted = value.split(), normalize_answer(answer)
     for size in range(len(words), 0, -1):
         for first in range(len(words) - size + 1):
-            if normalize_answer(" ".join(words[first : first + size])) == wanted:
-                return words[:first], words[first + size :]
+            last = first + size
+            if normalize_answer(" ".join(words[first:last])) == wanted:
+                return words[:first], words[first:last], words[last:]
     return None
 
 

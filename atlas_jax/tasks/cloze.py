@@ -50,13 +50,19 @@ _WORD_CHARACTERS = 6.5  # of a word, blank included
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClozeRecord:
-    """A passage to ask about, the file that it comes from, and questions to ask by label."""
+    """A passage to ask about, and the file that it comes from.
+
+    Attributes:
+      source: the passage.
+      corpus: what its file has in common.
+      fact: the one that questions ask for.
+      patterns: the questions; () = a fact is asked for by its label.
+    """
 
     source: Source
     corpus: Corpus = dataclasses.field(repr=False, compare=False)
-    patterns: Mapping[str, tuple[Pattern, ...]] = dataclasses.field(
-        default_factory=dict, repr=False, compare=False
-    )
+    fact: Fact | None = None
+    patterns: tuple[Pattern, ...] = ()
 
 
 @gin.configurable
@@ -73,8 +79,8 @@ class ClozeTask:
       noise: probability with which the asked words are disturbed as a question would: some
         words of the label missing or elsewhere, other words among them, the title mostly last.
       question_file: lines `{question, answers, gold}` about passages of the file; the labels
-        that they ask for are asked for in their words, of all titles. Passages without such a
-        label are left out.
+        that they ask for are asked for in their words, of all titles, each as often. Passages
+        without such a label are left out.
       question_share: probability with which an example is asked in a question's words, and for
         one fact; else by a label, as without `question_file`.
       exchange: probability with which a value of the given passage is exchanged for
@@ -143,11 +149,7 @@ class ClozeTask:
         if not self.question_file:
             return [ClozeRecord(source, corpus) for source in sources]
         patterns = load_patterns(self.question_file, {s.passage.id: s for s in sources})
-        return [
-            ClozeRecord(source, corpus, patterns)
-            for source in sources
-            if any(fact.label in patterns for fact in source.facts)
-        ]
+        return _asked_records(sources, corpus, patterns)
 
     def example(
         self, record: ClozeRecord, rng: np.random.Generator | None = None, step: int = 0
@@ -158,16 +160,17 @@ class ClozeTask:
         if rng is None:
             rng = np.random.default_rng(zlib.crc32(own_id.encode("utf-8")))
         count = int(rng.integers(1, self.max_facts + 1))
-        asked, pattern = self._asked(record, rng)
+        pattern, asked = self._pattern(record, rng), record.fact
+        if pattern is None or asked is None:
+            asked = source.facts[int(rng.integers(len(source.facts)))]
         title, text, facts = source.title, source.text, source.facts
         if self.given_passages:
             if rng.random() < self.exchange / 2:
                 title = other_title(corpus, rng)
-            text, asked, facts = self._exchanged(source, corpus, asked, rng)
-        answer = pattern.answer(asked.value(text)) if pattern else None
-        if pattern and answer:
+            text, asked, facts = self._exchanged(source, corpus, asked, rng, pattern)
+        if pattern:
             chosen: tuple[Fact, ...] = (asked,)
-            values = [answer]
+            values = [pattern.answer(asked.value(text)) or ""]
         else:
             others = [facts[i] for i in rng.permutation(len(facts)) if facts[i] != asked]
             chosen = (asked, *others[: count - 1])
@@ -179,7 +182,7 @@ class ClozeTask:
             place = int(rng.integers(len(shown)))
             shown[0], shown[place] = shown[place], shown[0]
             given = tuple(shown)
-        if pattern and answer:
+        if pattern:
             question = pattern.question(title)
             sentinel = self.ask_format.format(label=question, sentinel="<extra_id_0>")
             reader_query, retriever_query = self.query_format.format(asked=sentinel), question
@@ -205,15 +208,11 @@ class ClozeTask:
         """Exact match and F1 of the values joined by blanks; recall as in `tasks.base`."""
         return score_answers(predictions) | score_retrieval(predictions, recall_at)
 
-    def _asked(self, record: ClozeRecord, rng: np.random.Generator) -> tuple[Fact, Pattern | None]:
-        """The fact to ask for, and the question that does."""
-        facts = record.source.facts
+    def _pattern(self, record: ClozeRecord, rng: np.random.Generator) -> Pattern | None:
+        """The question to ask, if any."""
         if not record.patterns or rng.random() >= self.question_share:
-            return facts[int(rng.integers(len(facts)))], None
-        facts = tuple(fact for fact in facts if fact.label in record.patterns)
-        fact = facts[int(rng.integers(len(facts)))]
-        patterns = record.patterns[fact.label]
-        return fact, patterns[int(rng.integers(len(patterns)))]
+            return None
+        return record.patterns[int(rng.integers(len(record.patterns)))]
 
     def _reader_query(
         self,
@@ -264,9 +263,17 @@ class ClozeTask:
         return wording.disturbed(fact.label, before, corpus.small_words, corpus.vocabulary, rng)
 
     def _exchanged(
-        self, source: Source, corpus: Corpus, asked: Fact, rng: np.random.Generator
+        self,
+        source: Source,
+        corpus: Corpus,
+        asked: Fact,
+        rng: np.random.Generator,
+        pattern: Pattern | None = None,
     ) -> tuple[str, Fact, tuple[Fact, ...]]:
-        """A window of the text with values exchanged, the asked fact in it, and all facts in it."""
+        """A window of the text with values exchanged, the asked fact in it, and all facts in it.
+
+        The new value of the asked fact has the form that the pattern asks for.
+        """
         text = source.text
         left, right, kept = _window(text, source.facts, asked, self.window_words, rng)
         pieces: list[str] = []
@@ -274,7 +281,9 @@ class ClozeTask:
         at, length = left, 0
         for fact in kept:
             pieces.append(text[at : fact.start])
-            value = self._new_value(corpus, fact, rng) or fact.value(text)
+            value = self._new_value(corpus, fact, rng)
+            if value is None or (pattern and fact == asked and not pattern.answer(value)):
+                value = fact.value(text)
             start = length + len(pieces[-1])
             pieces.append(value)
             length = start + len(value)
@@ -331,6 +340,20 @@ class ClozeTask:
             text, _, _ = self._exchanged(other, corpus, about, rng)
             shown.append(_passage(other, title_of(other), text))
         return shown
+
+
+def _asked_records(
+    sources: Sequence[Source], corpus: Corpus, patterns: Mapping[str, tuple[Pattern, ...]]
+) -> list[ClozeRecord]:
+    """A record for each fact that questions ask for, so that rare labels are asked for as often."""
+    records = []
+    for source in sources:
+        for fact in source.facts:
+            value = fact.value(source.text)
+            asking = tuple(p for p in patterns.get(fact.label, ()) if p.answer(value))
+            if asking:
+                records.append(ClozeRecord(source, corpus, fact, asking))
+    return records
 
 
 def _passage(source: Source, title: str, text: str) -> PassageText:

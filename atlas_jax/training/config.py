@@ -202,6 +202,7 @@ class EvalConfig:
 
     file: data file; "" = no evaluation during training (evaluate requires it).
     task, passages: as in TrainConfig.
+    k: passages that the reader reads; 0 = as many as in training, StepConfig.k.
     batch_size: rows per compiled call; the last batch is padded to it.
     generate: False = retrieve only (no answers are written, only retrieval is scored).
     recall_at: the k of recall@k; the largest one decides how many passages are searched.
@@ -215,6 +216,7 @@ class EvalConfig:
     file: str = ""
     task: str = "qa"
     passages: str = "index"
+    k: int = 0
     batch_size: int = 16
     generate: bool = True
     recall_at: tuple[int, ...] = (1, 5, 20)
@@ -229,6 +231,7 @@ class EvalConfig:
             self.explain,
             "False where nothing is read (EvalConfig.generate, EvalConfig.passages)",
         )
+        _require(self.k >= 0, "EvalConfig.k", self.k, "0 or more")
         _require(self.batch_size > 0, "EvalConfig.batch_size", self.batch_size, "1 or more")
         _require(self.max_rows >= 0, "EvalConfig.max_rows", self.max_rows, "0 or more")
         _require(

@@ -272,11 +272,14 @@ def make_evaluation(
     records = task.load(config.file, need_targets=False)
     if config.max_rows:
         records = records[: config.max_rows]
-    depth = max([*config.recall_at, step.k])
+    k = config.k or step.k
+    depth = max([*config.recall_at, k])
     searched = corpus if config.passages == "index" else None
     reranks = searched is not None and step.rerank > 0
     widest = max(depth, step.rerank) if reranks else depth
-    binding = "StepConfig.k" if widest == step.k else "EvalConfig.recall_at"
+    binding = "EvalConfig.recall_at"
+    if widest == k:
+        binding = "EvalConfig.k" if config.k else "StepConfig.k"
     if widest > depth:
         binding = "StepConfig.rerank"
     source = make_source(config.passages, searched, widest, binding, models.retriever, mesh)
@@ -284,7 +287,7 @@ def make_evaluation(
     choices = most_choices(examples) if config.generate else 0
     answer = None
     if config.generate:
-        reading = Reading(step.k, step.reader_length, choices > 0, config.explain)
+        reading = Reading(k, step.reader_length, choices > 0, config.explain)
         answer = make_answer(models.reader, GenerationConfig(), reading, mesh)
     evaluator = Evaluator(
         batcher=Batcher(

@@ -39,6 +39,7 @@ QUESTIONS = [_question(n, name) for n, name in enumerate(COUNTRIES)]
 def prepare_small(directory: Path, progress: bool = True) -> dict[str, int]:
     """What `factbook.prepare` does, with the passages and questions above."""
     rows = {"passages.jsonl": PASSAGES, "test.jsonl": QUESTIONS}
+    rows["passages_pretraining.jsonl"] = PASSAGES
     rows |= {factbook.few_shot_name(seed): QUESTIONS[:2] for seed in factbook.FEW_SHOT_SEEDS}
     return {"relations": 1} | {n: write_jsonl(directory / n, r) for n, r in rows.items()}
 

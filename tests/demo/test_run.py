@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from atlas_jax import build_index, evaluate, train
+from atlas_jax import build_index, evaluate, train, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook, run
@@ -52,6 +52,7 @@ def calls(monkeypatch, tmp_path):
 
     monkeypatch.setattr(build_index, "main", lambda a: made.append(("build_index", a)) or 0)
     monkeypatch.setattr(train, "main", train_main)
+    monkeypatch.setattr(train_retriever, "main", lambda a: made.append(("train_retriever", a)) or 0)
     monkeypatch.setattr(evaluate, "main", evaluate_main)
     monkeypatch.setattr(run, "swap_index", lambda *a: made.append(("swap_index", a)))
     return made
@@ -63,15 +64,27 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
     out = tmp_path / "out"
     assert run.main(["--out", str(out), "--checkpoint", "nano/x", "--gin.TRAIN_STEPS=3"]) == 0
     assert [name for name, _ in calls] == [
-        "build_index", "evaluate", "train", "train", "train", "swap_index", "evaluate",
+        "build_index", "evaluate", "train", "train_retriever", "build_index",
+        "train", "train", "train", "swap_index", "evaluate",
     ]  # fmt: skip
     trained = [arguments for name, arguments in calls if name == "train"]
+    [find] = [arguments for name, arguments in calls if name == "train_retriever"]
+    read, *trained = trained
+    for teaching in (read, find):
+        assert _value(teaching, "QUESTION_FILE") == _value(trained[0], "TRAIN_FILE")
+        assert _value(teaching, "TRAIN_FILE").endswith("passages_pretraining.jsonl")
+    assert all(_value(a, "TRAIN_STEPS") == "3" for a in trained)
     assert [_value(a, "MODEL_DIR").rsplit("/", 1)[1] for a in trained] == [
         "closed_book", "fixed_retriever", "jointly_trained",
     ]  # fmt: skip
     assert [_value(a, "RETRIEVER_TRAINING") for a in trained] == ["fixed", "fixed", None]
-    assert all(_value(a, "TRAIN_STEPS") == "3" for a in trained)
-    shared = {"TRAIN_FILE", "EVAL_FILE", "STORE", "INDEX", "TrainConfig.seed"}
+    can_read, can_find = (_value(a, "MODEL_DIR") + "/final" for a in (read, find))
+    readers = [_value(a, "INITIAL_CHECKPOINT_PATH") for a in trained]
+    assert readers == ["nano/x", can_read, can_read]
+    assert [_value(a, "ModelConfig.retriever") for a in trained] == ["nano/x", "nano/x", can_find]
+    indices = [_value(a, "INDEX") for name, a in calls if name == "build_index"]
+    assert [_value(a, "INDEX") for a in trained] == [indices[0], *indices]
+    shared = {"TRAIN_FILE", "EVAL_FILE", "STORE", "TrainConfig.seed"}
     for name in shared:
         assert len({_value(a, name) for a in trained}) == 1, name
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
@@ -85,11 +98,13 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
         run.PREPARE,
         run.INDEX,
         run.BEFORE,
+        run.READ,
+        run.FIND,
         run.SWAP,
         "all",
     }
     printed = capsys.readouterr().out
-    for part in ("7/7", "$ atlas-jax train", "index swap", "jointly trained", "results.json"):
+    for part in ("9/9", "$ atlas-jax train", "index swap", "jointly trained", "results.json"):
         assert part in printed
 
 
@@ -133,7 +148,7 @@ def test_the_demo_runs_through_the_real_entry_points(
     ])  # fmt: skip
     assert code == 0
     rows = {r["name"]: r["scores"] for r in json.loads((out / "results.json").read_text())["rows"]}
-    # The passage tower is never trained: its recall before and after is one and the same.
+    # This retriever is never trained: its recall before and after is one and the same.
     fixed = {k: v for k, v in rows["fixed retriever"].items() if k.startswith("recall")}
     assert fixed == rows["untrained retriever"]
     assert set(rows["closed book"]) == {"exact_match", "f1"}

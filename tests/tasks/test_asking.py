@@ -24,6 +24,7 @@ QUESTIONS = (
     ("Name the capital of Arvo!", ["lindel"], "Arvo"),
     ("which city governs Bera", ["The Tomund"], "Bera"),
     ("What is Arvo's highest point?", ["Mount Ara"], "Arvo"),
+    ("How many metres is the highest point of Arvo?", ["1,050 m"], "Arvo"),
     ("Who heads the government of Coro?", ["Ada Vol"], "Coro"),
     ("Who is chief of state in Coro?", ["Ada Vol", "Vol"], "Coro"),
 )
@@ -55,6 +56,7 @@ def test_questions_are_asked_of_every_title_with_their_label(tmp_path: Path) -> 
         ("Name the capital of Bera!", "Tomund", ("Bera",)),
         ("which city governs Arvo", "Lindel", ("Arvo",)),
         ("What is Bera's highest point?", "Bel", ("Bera",)),
+        ("How many metres is the highest point of Bera?", "880 m", ("Bera",)),
         ("Who is chief of state in Emin?", "Tor HALL", ("Emin",)),
     }
     # of two labels with the answer, that counts which has more words of the question
@@ -70,11 +72,22 @@ def test_reader_reads_the_question_as_a_qa_task_would_ask_it(tmp_path: Path) -> 
     }
 
 
-def test_a_value_of_another_form_is_asked_for_by_its_label(tmp_path: Path) -> None:
-    task, records = load(tmp_path, QUESTIONS[4:])
-    assert [record.source.title for record in records] == ["Coro", "Dela", "Emin"]
-    of_dela = {(e.retriever_text, e.answers[0]) for e in draw(task, records[1:2])}
-    assert of_dela == {("Dela Chief of state", "King Otto")}
+def test_a_value_of_another_form_is_not_asked_for(tmp_path: Path) -> None:
+    _, records = load(tmp_path, QUESTIONS[5:])
+    assert [record.source.title for record in records] == ["Coro", "Emin"]
+
+
+def test_an_exchanged_value_has_the_form_asked_for(tmp_path: Path) -> None:
+    task, records = load(tmp_path, QUESTIONS[5:], given_passages=1, exchange=1.0)
+    assert {e.answers[0] for e in draw(task, records)} == {"Ada VOL", "Tor HALL"}
+
+
+def test_every_fact_with_a_question_is_a_record(tmp_path: Path) -> None:
+    _, records = load(tmp_path)
+    asked = [(record.source.title, record.fact and record.fact.label) for record in records]
+    assert asked[:4] == [
+        (title, label) for title in ("Arvo", "Bera") for label in ("Capital name", "Highest point")
+    ]
 
 
 def test_the_share_of_questions_holds(tmp_path: Path) -> None:
@@ -105,6 +118,9 @@ def test_exchanged_values_answer_the_question(tmp_path: Path) -> None:
         (Pattern("", "", right=frozenset({"#", "m"})), "Mount Ara", None),
         (Pattern("", "", right=frozenset({"#", "m"})), "1,050 m", None),
         (Pattern("", "", left=frozenset({"#", "million"})), "441,000 BERN", "BERN"),
+        (Pattern("", "", measure=("#", "m")), "Mount Ara 1,050 m", "1,050 m"),
+        (Pattern("", "", measure=("#", "m")), "Mount Ara", None),
+        (Pattern("", ""), '"Old Song"', "Old Song"),
     ],
 )
 def test_the_answer_is_a_part_of_the_value(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from atlas_jax.core.config import load_gin
-from atlas_jax.training import assembly, configurables  # noqa: F401 (for gin)
+from atlas_jax.training import assembly, configurables, evaluator  # noqa: F401 (for gin)
 from atlas_jax.training.config import EvalConfig, ModelConfig
 from atlas_jax.training.evaluator import make_evaluation
 from atlas_jax.training.step import StepConfig
@@ -37,3 +37,26 @@ def test_answers_do_not_depend_on_the_batch_size(
     assert small.evaluator.answer is not None
     assert small.evaluator.answer._cache_size() == 1  # type: ignore[attr-defined]
     assert small.evaluator.find._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("k", "read"), [(0, 3), (1, 1), (5, 5)])
+def test_an_evaluation_reads_as_many_passages_as_it_says(
+    k: int,
+    read: int,
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "What?"}\n')
+    bindings = [f"EvalConfig.file='{questions}'", "EvalConfig.passages='file'", f"EvalConfig.k={k}"]
+    load_gin([str(gin_file)], bindings)
+    seen: list[int] = []
+    monkeypatch.setattr(evaluator, "make_answer", lambda *a: seen.append(a[2].k))
+    with assembly.active_mesh() as (mesh, rules):
+        made = assembly.assemble(ModelConfig(), mesh, rules)
+        rest = (made.models, made.tokenizers, None, mesh, rules)
+        make_evaluation(EvalConfig(), StepConfig(), *rest)
+    assert seen == [read]

@@ -89,6 +89,11 @@ def test_steps_that_are_not_finite_are_counted_and_told(
 
 REFUSED = {
     "StepConfig.k asks for 17 passages, but the corpus has 16": ("StepConfig.k=17",),
+    "EvalConfig.k asks for 20 passages, but the corpus has 16": (
+        "EvalConfig.k=20",
+        "TrainConfig.passages='none'",
+        "StepConfig.retriever_training=fixed",
+    ),
     "EvalConfig.recall_at asks for 20 passages, but the corpus has 16": (
         "EvalConfig.recall_at=(1, 20)",
         "TrainConfig.passages='none'",

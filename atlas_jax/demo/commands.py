@@ -1,0 +1,169 @@
+"""The demo's folders, and the command line of each of its runs."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from atlas_jax.demo import factbook
+from atlas_jax.demo.bm25 import RECALL_AT
+from atlas_jax.demo.paths import bind
+from atlas_jax.training.config import FINAL, EvalConfig
+from atlas_jax.training.data import DataConfig
+from atlas_jax.training.step import StepConfig
+
+READ = "64 questions teach the reader to read"
+FIND = "64 questions teach the retriever to find"
+CLOSED = "64 questions, closed book"
+FIXED = "64 questions, fixed retriever"
+JOINT = "64 questions, retriever trained along"
+
+# What distinguishes the three runs; everything else is runs/demo_task.gin for all.
+MODES = {
+    CLOSED: (
+        '--gin.TrainConfig.passages="none"',
+        '--gin.EvalConfig.passages="none"',
+        "--gin.RETRIEVER_TRAINING=fixed",
+        "--gin.TRAIN_STEPS=60",  # nothing has taught this reader before
+        "--gin.READER_LEARNING_RATE=5e-4",
+    ),
+    FIXED: ("--gin.RETRIEVER_TRAINING=fixed",),
+    JOINT: (),
+}
+ROW_NAMES = {CLOSED: "closed book", FIXED: "fixed retriever", JOINT: "jointly trained"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The folders of one demo run.
+
+    Attributes:
+      out: everything that the run makes.
+      checkpoint: the model folder it begins with.
+      store: the passage store.
+      index: the index over it, of the shipped retriever; in `taught_index`, of the taught one.
+    """
+
+    out: Path
+    checkpoint: Path
+    store: Path
+    index: Path
+    taught_index: Path
+
+    @classmethod
+    def under(cls, out: Path, checkpoint: Path) -> "Place":
+        """The usual folders of a run in `out`."""
+        return cls(out, checkpoint, out / "store", out / "index", out / "taught_index")
+
+    @property
+    def data(self) -> Path:
+        """Passages and questions."""
+        return self.out / "data"
+
+    def model_dir(self, mode: str) -> Path:
+        """The folder of one training run."""
+        names = {**ROW_NAMES, READ: "read", FIND: "find"}
+        return self.out / names[mode].replace(" ", "_")
+
+    def reader(self, mode: str) -> Path:
+        """The model folder with the reader that a run begins with: untaught where none reads."""
+        return self.checkpoint if mode == CLOSED else self.model_dir(READ) / FINAL
+
+    def retriever(self, mode: str) -> Path:
+        """Likewise with the retriever."""
+        return self.model_dir(FIND) / FINAL if mode == JOINT else self.checkpoint
+
+    def index_of(self, mode: str) -> Path:
+        """The index of that retriever."""
+        return self.taught_index if mode == JOINT else self.index
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How many passages an answer is read from, and at what lengths in tokens."""
+
+    k: int
+    text_length: int
+    query_length: int
+
+    @classmethod
+    def of_last_run(cls) -> "Reading":
+        """That of the run whose configuration gin still holds."""
+        step = StepConfig()
+        return cls(EvalConfig().k or step.k, step.reader_length, DataConfig().query_length)
+
+
+def index(place: Place, mode: str) -> list[str]:
+    """Index the corpus with the retriever that this run begins with."""
+    return [
+        "--gin_file=runs/build_index.gin",
+        "--gin_file=corpora/factbook.gin",
+        bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
+        bind("ModelConfig.retriever", place.retriever(mode)),
+        bind("PASSAGES", place.data / "passages.jsonl"),
+        *_corpus(place, mode),
+    ]
+
+
+def teach(place: Place, stage: str, seed: int) -> list[str]:
+    """Teach the reader (READ) or the retriever (FIND) what the questions mean."""
+    file, config = {
+        READ: ("demo_read", "TrainConfig"),
+        FIND: ("demo_find", "RetrieverTrainConfig"),
+    }[stage]
+    return [
+        f"--gin_file=runs/{file}.gin",
+        bind("MODEL_DIR", place.model_dir(stage)),
+        bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
+        bind("STORE", place.store),
+        bind("QUESTION_FILE", place.data / factbook.few_shot_name(seed)),
+        bind("TRAIN_FILE", place.data / "passages_pretraining.jsonl"),
+        f"--gin.{config}.seed={seed}",
+    ]
+
+
+def train_task(place: Place, mode: str, seed: int, bindings: Sequence[str]) -> list[str]:
+    """Train and evaluate the whole task in one of the three ways."""
+    return [
+        "--gin_file=runs/demo_task.gin",
+        bind("MODEL_DIR", place.model_dir(mode)),
+        bind("INITIAL_CHECKPOINT_PATH", place.reader(mode)),
+        bind("ModelConfig.retriever", place.retriever(mode)),
+        *_corpus(place, mode),
+        bind("TRAIN_FILE", place.data / factbook.few_shot_name(seed)),
+        bind("EVAL_FILE", place.data / "test.jsonl"),
+        f"--gin.EvalConfig.recall_at={RECALL_AT}",
+        f"--gin.TrainConfig.seed={seed}",
+        *MODES[mode],
+        *bindings,
+    ]
+
+
+def untrained(place: Place, predictions: Path) -> list[str]:
+    """Evaluate what the shipped retriever finds."""
+    return [
+        "--gin_file=runs/evaluate.gin",
+        bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
+        *_corpus(place, FIXED),
+        bind("EVAL_FILE", place.data / "test.jsonl"),
+        bind("PREDICTIONS", predictions),
+        "--gin.EvalConfig.generate=False",
+        f"--gin.EvalConfig.recall_at={RECALL_AT}",
+    ]
+
+
+def ask_again(place: Place, reading: Reading, questions: Path, answers: Path) -> list[str]:
+    """The trained model, reading as it was trained to."""
+    return [
+        "--gin_file=runs/evaluate.gin",
+        bind("INITIAL_CHECKPOINT_PATH", place.model_dir(JOINT) / FINAL),
+        *_corpus(place, JOINT),
+        bind("EVAL_FILE", questions),
+        bind("PREDICTIONS", answers),
+        f"--gin.K={reading.k}",
+        f"--gin.TEXT_LENGTH={reading.text_length}",
+        f"--gin.QUERY_LENGTH={reading.query_length}",
+    ]
+
+
+def _corpus(place: Place, mode: str) -> list[str]:
+    return [bind("STORE", place.store), bind("INDEX", place.index_of(mode))]
