@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 import gin
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import as_path, is_remote
+from atlas_jax.core.paths import as_path, is_remote, open_to_all
 
 FieldTypes = Mapping[str, type | tuple[type, ...]]
 Check = Callable[[int, dict[str, Any]], None]
@@ -160,7 +160,7 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
                 yield text
             raw.flush()
             os.fsync(raw.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        open_to_all(temporary)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -239,9 +239,3 @@ def _check_type(value: Any, kind: type | tuple[type, ...], name: str, where: str
 
 def _describe(value: Any) -> str:
     return _JSON_NAMES.get(type(value), type(value).__name__)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -46,6 +46,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_to_all(path: Path) -> None:
+    """Give a file that was made for its owner alone the permissions that others have."""
+    current = os.umask(0)
+    os.umask(current)
+    path.chmod(0o666 & ~current)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder with all that it holds, if it is there."""
     if is_remote(path):

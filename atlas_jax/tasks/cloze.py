@@ -78,6 +78,7 @@ class ClozeTask:
       ask_format: one of the facts asked for, of {label} and {sentinel}.
       noise: probability with which the asked words are disturbed as a question would: some
         words of the label missing or elsewhere, other words among them, the title mostly last.
+        Of a question (`question_file`) some words are missing and others among them.
       question_file: lines `{question, answers, gold}` about passages of the file; the labels
         that they ask for are asked for in their words, of all titles, each as often. Passages
         without such a label are left out.
@@ -183,7 +184,7 @@ class ClozeTask:
             shown[0], shown[place] = shown[place], shown[0]
             given = tuple(shown)
         if pattern:
-            question = pattern.question(title)
+            question = self._question(corpus, pattern, title, rng)
             sentinel = self.ask_format.format(label=question, sentinel="<extra_id_0>")
             reader_query, retriever_query = self.query_format.format(asked=sentinel), question
         else:
@@ -213,6 +214,19 @@ class ClozeTask:
         if not record.patterns or rng.random() >= self.question_share:
             return None
         return record.patterns[int(rng.integers(len(record.patterns)))]
+
+    def _question(
+        self, corpus: Corpus, pattern: Pattern, title: str, rng: np.random.Generator
+    ) -> str:
+        """A question about the title, reworded with probability `noise`."""
+        if rng.random() >= self.noise:
+            return pattern.question(title)
+        parts = (
+            wording.reworded(part.split(), corpus.small_words, corpus.vocabulary, rng)
+            for part in (pattern.before, pattern.after)
+        )
+        before, after = (" ".join(part) for part in parts)
+        return f"{before} {title} {after}".strip()
 
     def _reader_query(
         self,

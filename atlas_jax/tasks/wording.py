@@ -43,6 +43,29 @@ def disturbed(
     return asked
 
 
+def reworded(
+    words: Sequence[str],
+    common: Sequence[str],
+    vocabulary: Sequence[str],
+    rng: np.random.Generator,
+) -> list[str]:
+    """The words of a question, up to half of them missing, with up to two others among them.
+
+    A question asked in other words mostly shares some with this one; who has met this one with
+    gaps goes by the words that are left.
+
+    Args:
+      words: those of the question, without its title.
+      common, vocabulary: of running text, as in `disturbed`.
+      rng: where the choice comes from.
+    """
+    lost = rng.random() * 0.5
+    kept = [word for word in words if rng.random() >= lost] or list(words)
+    for _ in range(int(rng.integers(0, 3))):
+        kept.insert(int(rng.integers(len(kept) + 1)), _noise_word(common, vocabulary, rng))
+    return kept
+
+
 def around(words: Sequence[str], title: str, rng: np.random.Generator) -> list[str]:
     """The words with the title among them: mostly last, as in a question, sometimes with a sign."""
     asked = list(words)

@@ -33,6 +33,7 @@ from atlas_jax.core.paths import (
     file_sha256,
     is_remote,
     local_folder,
+    open_to_all,
     remove_tree,
 )
 from atlas_jax.core.tokenizer import Tokenizer
@@ -288,7 +289,9 @@ def _write_model(
     try:
         with _new_folder(directory) as folder:
             for name, part in parts.items():
-                save_file(arrays[name], folder / f"{name}.safetensors")
+                weights = folder / f"{name}.safetensors"
+                save_file(arrays[name], weights)
+                open_to_all(weights)
                 part.tokenizer.save(folder / f"{name}_tokenizer.json")
             write_folder_config(folder, {n: part.config for n, part in parts.items()}, about)
     except (OSError, SafetensorError) as error:

@@ -90,6 +90,17 @@ def test_every_fact_with_a_question_is_a_record(tmp_path: Path) -> None:
     ]
 
 
+def test_noise_rewords_the_question_and_leaves_title_and_answer(tmp_path: Path) -> None:
+    task, records = load(tmp_path, QUESTIONS[:2], noise=1.0)
+    examples = draw(task, records)
+    assert len({example.retriever_text for example in examples}) > 20
+    for example in examples:
+        [title] = example.gold_ids
+        assert title in example.retriever_text
+        assert example.query_text == f"question: {example.retriever_text} answer: <extra_id_0>"
+        assert example.answers == ({"Arvo": "Lindel", "Bera": "Tomund"}[title],)
+
+
 def test_the_share_of_questions_holds(tmp_path: Path) -> None:
     task, records = load(tmp_path, QUESTIONS[:1], question_share=0.5)
     examples = draw(task, records, 200)

@@ -55,3 +55,21 @@ def test_the_title_is_mostly_last_and_sometimes_signed() -> None:
     assert set(places) == {0, 1, 2} and 0.6 < places.count(2) / 400 < 0.85
     titles = {words[place] for words, place in zip(asked, places, strict=True)}
     assert titles == {"Chad", "Chad?", "Chad.", "Chad,", "Chad's"}
+
+
+def test_a_reworded_question_keeps_words_in_their_order() -> None:
+    words = "what is the name of the capital city of".split()
+    lost, added = [], []
+    for seed in range(300):
+        found = wording.reworded(words, ["noise"], ["rare"], np.random.default_rng(seed))
+        own = [word for word in found if word not in ("noise", "rare")]
+        rest = iter(words)
+        assert own and all(word in rest for word in own)  # a part of the words, in their order
+        lost.append(len(words) - len(own))
+        added.append(len(found) - len(own))
+    assert set(added) == {0, 1, 2} and 0 in lost and 1 < np.mean(lost) < 3.5
+
+
+def test_a_question_of_one_word_keeps_it() -> None:
+    for seed in range(50):
+        assert "capital" in wording.reworded(["capital"], ["a"], ["b"], np.random.default_rng(seed))

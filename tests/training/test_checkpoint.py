@@ -173,6 +173,9 @@ def test_a_model_folder_comes_back(tmp_path: Path, parts: dict[str, ModelPart]) 
         assert found[name].tokenizer.content_hash == part.tokenizer.content_hash
     assert list(load_model(tmp_path / "model", ("retriever",))) == ["retriever"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+    (tmp_path / "other").touch()
+    usual = (tmp_path / "other").stat().st_mode  # others may read a model as any file
+    assert {file.stat().st_mode for file in (tmp_path / "model").iterdir()} == {usual}
 
 
 def test_a_bfloat16_folder_is_half_the_size_and_rounded(
