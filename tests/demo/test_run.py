@@ -7,7 +7,7 @@ import pytest
 from atlas_jax import build_index, evaluate, train, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
-from atlas_jax.demo import factbook, run
+from atlas_jax.demo import commands, factbook, run
 from atlas_jax.demo.paths import nano_checkpoint
 from tests.demo.small import PASSAGES, QUESTIONS, prepare_small, tiny_checkpoint
 
@@ -136,8 +136,12 @@ def test_a_missing_nano_model_is_named(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_runs_through_the_real_entry_points(
-    small_factbook, reader_tokenizer_file, retriever_tokenizer_file, tmp_path
+    small_factbook, reader_tokenizer_file, retriever_tokenizer_file, tmp_path, monkeypatch
 ):
+    teach, few = commands.teach, ["TRAIN_STEPS=2", "WARMUP_STEPS=0", "BATCH_SIZE=8"]
+    monkeypatch.setattr(
+        commands, "teach", lambda *which: [*teach(*which), *(f"--gin.{one}" for one in few)]
+    )
     checkpoint = tiny_checkpoint(
         tmp_path / "model", reader_tokenizer_file, retriever_tokenizer_file
     )
