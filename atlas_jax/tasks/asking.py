@@ -9,35 +9,15 @@ than the handful has.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks.base import Record, load_records
-from atlas_jax.tasks.facts import Fact
+from atlas_jax.tasks.fact_corpus import Source
 from atlas_jax.tasks.metrics import normalize_answer
 
 _DIGITS = re.compile(r"\d[\d.,]*")
 _QUOTES = "\"'“”‘’«»"
-
-
-class FactSource(Protocol):
-    """A passage and its facts."""
-
-    @property
-    def title(self) -> str:
-        """Of the passage."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """Of the passage."""
-        ...
-
-    @property
-    def facts(self) -> tuple[Fact, ...]:
-        """The facts to ask for."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +66,7 @@ class Pattern:
         return slice(0, 0)
 
 
-def load_patterns(path: str, sources: Mapping[str, FactSource]) -> dict[str, tuple[Pattern, ...]]:
+def load_patterns(path: str, sources: Mapping[str, Source]) -> dict[str, tuple[Pattern, ...]]:
     """The patterns of a file of questions, by the label that each asks for.
 
     Questions are left out that do not name the title of their passage, or whose answer is not
@@ -117,7 +97,7 @@ def load_patterns(path: str, sources: Mapping[str, FactSource]) -> dict[str, tup
     return {label: tuple(dict.fromkeys(patterns)) for label, patterns in found.items()}
 
 
-def _pattern(record: Record, source: FactSource) -> tuple[str, Pattern] | None:
+def _pattern(record: Record, source: Source) -> tuple[str, Pattern] | None:
     """Label and pattern; of several labels whose value has the answer, the likeliest.
 
     That is the one with the fewest words beside the answer, then the one with most words of the

@@ -185,8 +185,8 @@ class ClozeTask:
             given = tuple(shown)
         if pattern:
             question = self._question(corpus, pattern, title, rng)
-            sentinel = self.ask_format.format(label=question, sentinel="<extra_id_0>")
-            reader_query, retriever_query = self.query_format.format(asked=sentinel), question
+            asking = self.ask_format.format(label=question, sentinel="<extra_id_0>")
+            reader_query, retriever_query = self.query_format.format(asked=asking), question
         else:
             reader_query = self._reader_query(source, corpus, title, chosen, rng)
             retriever_query = self._retriever_query(source, corpus, title, asked, rng)
