@@ -2,11 +2,11 @@
 
     python -m benchmarks.conversion_memory --folder=somewhere --model=xl
 
-Makes a random T5 1.1 as a sharded folder of Hugging Face, converts it along a route that
-takes every direction between hf, t5x and atlas-jax once, and prints by how much the memory
-of the process grew over what a tiny conversion takes. Each input is removed when it has been
-converted, so twice the size of the model is needed on disk. The limit is twice the largest
-tensor and one shard; exit code 1 where it is passed.
+Makes a random T5 1.1 as a sharded folder of Hugging Face, converts it along a route (by
+default one that takes every direction between hf, t5x and atlas-jax once), and prints by how
+much the memory of the process grew over what a tiny conversion takes. Each input is removed
+when it has been converted, so twice the size of the model is needed on disk. The limit is
+twice the largest tensor and one shard; exit code 1 where it is passed.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from atlas_jax.training.conversion import expected_shapes, settle_config
 NANO = Path(__file__).parents[1] / "atlas_jax" / "checkpoints" / "nano"
 MODELS = Path(__file__).parents[1] / "gin" / "models"
 ROUTE = ("hf", "atlas-jax", "t5x", "hf", "t5x", "atlas-jax", "hf")  # each direction once
+LEGS = frozenset(itertools.pairwise(ROUTE))
 _CHILD = """
 import resource, sys
 from atlas_jax.reader.config import ReaderConfig
@@ -110,6 +111,14 @@ def measure(made: Made, route: Sequence[str] = ROUTE) -> Iterator[Measured]:
         here = output
 
 
+def _route(text: str) -> tuple[str, ...]:
+    route = tuple(text.split(","))
+    if len(route) < 2 or route[0] != "hf" or not set(itertools.pairwise(route)) <= LEGS:
+        raise argparse.ArgumentTypeError(f"{text}: expected two or more of {', '.join(ROUTE[:3])}, "
+                                         "hf first, none twice in a row")  # fmt: skip
+    return route
+
+
 def main() -> int:
     """Make, measure, print; 1 where the limit was passed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,7 +126,7 @@ def main() -> int:
     parser.add_argument("--model", default="xl", help="of gin/models")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--shard_megabytes", type=int, default=500)
-    parser.add_argument("--legs", type=int, default=len(ROUTE) - 1, help="of the route")
+    parser.add_argument("--route", type=_route, default=ROUTE, help="formats, from hf; commas")
     flags = parser.parse_args()
     gin.parse_config_file(str(MODELS / f"{flags.model}.gin"))
     shard_bytes = flags.shard_megabytes * 10**6
@@ -126,7 +135,7 @@ def main() -> int:
     print(f"{made.total / 1e9:.2f} GB; largest tensor {made.largest / 1e6:.0f} MB, shard "
           f"{made.shard / 1e6:.0f} MB; limit {limit / 1e6:.0f} MB", flush=True)  # fmt: skip
     worst = 0
-    for found in measure(made, ROUTE[: flags.legs + 1]):
+    for found in measure(made, flags.route):
         print(f"{found.leg}: {found.grew / 1e6:.0f} MB, {found.seconds:.0f} s", flush=True)
         worst = max(worst, found.grew)
     shutil.rmtree(flags.folder)

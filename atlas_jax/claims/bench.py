@@ -1,4 +1,4 @@
-"""How the rows' steps are made: corpora, 64-shot training, and reading on with a trained model."""
+"""How the rows' steps are made: corpora, lessons, 64-shot training, and asking a trained model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,6 +17,11 @@ CLOSED_BOOK: Bindings = {
     "EvalConfig.passages": "none",
     "RETRIEVER_TRAINING": "fixed",
 }
+# Half of the demo's lesson: twenty readers are taught, one for each seed and what comes before.
+LESSON_STEPS = 180
+# As runs/demo_task.gin goes on from a lesson, but with all of the retriever's training: small steps
+# of the reader, and one passage to answer from (`k` has more).
+TAUGHT: Bindings = {"READER_LEARNING_RATE": 1e-4, "EvalConfig.k": 1}
 # Prose, not lists of fields: the retriever reads the text itself.
 SQUAD_READING: Bindings = {
     "PASSAGE_LENGTH": 192,
@@ -80,6 +85,28 @@ class Bench:
         }
         return Step("train", ("runs/demo_64shot.gin", *files), {**start, **bindings})
 
+    def taught(
+        self, seed: int, questions: Path, passages: Path, bindings: Bindings | None = None
+    ) -> Bindings:
+        """What a task binds to begin with a reader that its questions have taught before.
+
+        The lesson is runs/demo_read.gin; the retriever stays as it is.
+        """
+        lesson = Step(
+            "train",
+            ("runs/demo_read.gin",),
+            {
+                "MODEL_DIR": Made("."),
+                "INITIAL_CHECKPOINT_PATH": self.checkpoint,
+                "QUESTION_FILE": questions,
+                "TRAIN_FILE": passages,
+                "TRAIN_STEPS": LESSON_STEPS,
+                "TrainConfig.seed": seed,
+                **(bindings or {}),
+            },
+        )
+        return {"INITIAL_CHECKPOINT_PATH": Made(FINAL, lesson), **TAUGHT}
+
     def evaluate(self, trained: Step, bindings: Bindings) -> Step:
         """A trained model asked again, in its own configuration but for `bindings`."""
         start: Bindings = {
@@ -88,13 +115,26 @@ class Bench:
         }
         return trained.again("evaluate", {**start, **bindings})
 
-    def questions(self, seed: int, bindings: Bindings | None = None, *files: str) -> Step:
-        """64 questions about the Factbook that the package brings."""
+    def questions(
+        self,
+        seed: int,
+        bindings: Bindings | None = None,
+        *files: str,
+        before: Bindings | None = None,
+    ) -> Step:
+        """64 questions about the Factbook that the package brings, the lesson first.
+
+        Args:
+          before: what the lesson binds otherwise, as the checkpoint it begins with.
+        """
+        questions = self.data.factbook(factbook.few_shot_name(seed))
+        passages = self.data.factbook("passages_pretraining.jsonl")
         return self.train(
             seed,
             {
                 **self.corpus(self.data.factbook("passages.jsonl")),
-                "TRAIN_FILE": self.data.factbook(factbook.few_shot_name(seed)),
+                **self.taught(seed, questions, passages, before),
+                "TRAIN_FILE": questions,
                 "EVAL_FILE": self.data.sample(self.data.factbook("test.jsonl")),
                 **(bindings or {}),
             },
@@ -126,11 +166,11 @@ class Bench:
             },
             f"tasks/{task}.gin",
         )
-        bindings: Bindings = {
-            "INITIAL_CHECKPOINT_PATH": Made(FINAL, pretext),
-            "INDEX": Made(FINAL_INDEX, pretext),
-        }
-        return self.questions(seed, bindings)
+        return self.questions(
+            seed,
+            {"INDEX": Made(FINAL_INDEX, pretext)},
+            before={"INITIAL_CHECKPOINT_PATH": Made(FINAL, pretext)},
+        )
 
     def without_leaks(self, trained: Step, passages: Path, ngram: int) -> Step:
         """A trained model asked again without the passages that share words with the questions."""
@@ -154,12 +194,18 @@ class Bench:
         self, seed: int, edition: str, other: str, bindings: Bindings | None = None
     ) -> Step:
         """64 questions answered as one edition of the Factbook has it, over its index."""
-        drawn = self.data.few_shot(self.data.of(f"{FACTBOOK}/temporal_train.jsonl"), seed)
+        train = self.data.of(f"{FACTBOOK}/temporal_train.jsonl")
+        drawn = self.data.few_shot(train, seed)
         test = self.data.sample(self.data.of(f"{FACTBOOK}/temporal_test.jsonl"), changed=True)
         return self.train(
             seed,
             {
                 **self._edition(edition, other),
+                **self.taught(
+                    seed,
+                    self.data.of_edition(drawn, edition),
+                    self.data.about(self._passages(edition), train),
+                ),
                 "TRAIN_FILE": drawn,
                 "EVAL_FILE": test,
                 **(bindings or {}),
@@ -172,8 +218,11 @@ class Bench:
         return self.evaluate(trained, self._edition(edition, other))
 
     def _edition(self, edition: str, other: str) -> Bindings:
-        passages = self.data.of(f"{FACTBOOK}/passages_{edition}.jsonl")
-        return {**self.corpus(passages), "EDITION": edition, "OTHER_EDITION": other}
+        corpus = self.corpus(self._passages(edition))
+        return {**corpus, "EDITION": edition, "OTHER_EDITION": other}
+
+    def _passages(self, edition: str) -> Path:
+        return self.data.of(f"{FACTBOOK}/passages_{edition}.jsonl")
 
     def claims(self, seed: int, count: int, bindings: Bindings | None = None) -> Step:
         """So many claims about the Factbook, their words scored by likelihood."""
@@ -181,7 +230,7 @@ class Bench:
         return self.train(
             seed,
             {
-                **self.corpus(self.data.of(f"{FACTBOOK}/passages_2026.jsonl")),
+                **self.corpus(self._passages("2026")),
                 "TRAIN_FILE": self.data.labelled(train, count, seed),
                 "EVAL_FILE": self.data.sample(self.data.of(f"{FACTBOOK}/claims_test.jsonl")),
                 "FeverTask.answer_by": "likelihood",
@@ -196,7 +245,7 @@ class Bench:
         return self.train(
             seed,
             {
-                **self.corpus(self.data.of(f"{FACTBOOK}/passages_2026.jsonl")),
+                **self.corpus(self._passages("2026")),
                 "TRAIN_FILE": self.data.few_shot(train, seed),
                 "EVAL_FILE": self.data.sample(self.data.of(f"{FACTBOOK}/choice_test.jsonl")),
                 "ORDERS": "cyclic",

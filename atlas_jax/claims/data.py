@@ -74,6 +74,27 @@ class Data:
             lambda: draw_few_shot(_read(path), count, seed),
         )
 
+    def of_edition(self, path: Path, edition: str) -> Path:
+        """Rows of `temporal` as questions with the answers and passages of one edition."""
+
+        def draw() -> list[Record]:
+            own = {"answers": f"answers_{edition}", "gold": f"gold_{edition}"}
+            return [
+                {"question": row["question"], **{ours: row[theirs] for ours, theirs in own.items()}}
+                for row in _read(path)
+            ]
+
+        return self._write(f"{_name(path)}_of_{edition}", draw)
+
+    def about(self, passages: Path, questions: Path) -> Path:
+        """The passages with a title that one of the questions is about."""
+
+        def draw() -> list[Record]:
+            titles = {row["title"] for row in _read(questions)}
+            return [row for row in _read(passages) if row["title"] in titles]
+
+        return self._write(f"{_name(passages)}_about_{_name(questions)}", draw)
+
     def labelled(self, path: Path, count: int, seed: int) -> Path:
         """So many rows, every `label` as often as any other; a longer draw begins with a shorter.
 

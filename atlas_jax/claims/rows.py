@@ -92,7 +92,7 @@ def _loss(name: str, gold_temperature: float) -> Row:
 
 
 def _depth(k: int) -> Row:
-    return Row(f"k = {k}", lambda b, seed: b.evaluate(b.questions(seed), {"K": k}))
+    return Row(f"k = {k}", lambda b, seed: b.evaluate(b.questions(seed), {"EvalConfig.k": k}))
 
 
 def _pretext(task: str) -> Row:
@@ -172,7 +172,7 @@ GROUPS: tuple[Group, ...] = (
         ),
         "The nano model has been pretrained jointly already, on cloze queries; `none` adds "
         "nothing. Batches of eight, targets of at most 48 tokens, both towers trained, the index "
-        "refreshed once on the way and at the end.",
+        "refreshed once on the way and at the end. The lesson comes after it.",
     ),
     Group(
         "losses",
@@ -204,7 +204,8 @@ GROUPS: tuple[Group, ...] = (
             Claim("More passages, better answers", "k = 20", "k = 1"),
             Claim("It goes on where training stopped", "k = 20", "k = 5"),
         ),
-        "One training for all rows; the paper trains with the number that it reads.",
+        "One training for all rows; the paper trains with the number that it reads. The lesson "
+        "before it shows the reader one stretch of one passage at a time.",
     ),
     Group(
         "editions",
@@ -214,7 +215,7 @@ GROUPS: tuple[Group, ...] = (
         _edition_rows(),
         _edition_claims(),
         "Questions about facts whose answer the two editions give differently: the share answered "
-        "as either has it.",
+        "as either has it. The lesson is of the edition that is trained with, too.",
     ),
     Group(
         "leaks",

@@ -14,6 +14,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
 from atlas_jax.training.data import DataConfig
@@ -32,7 +33,10 @@ def _fact(number, **fields):
 def data(tmp_path, monkeypatch):
     """Every file that a row reads, with the fields that drawing needs."""
     given = tmp_path / "given"
-    facts = [_fact(n, changed=n % 2 == 0) for n in range(200)]
+    editions = {f"{field}_{year}": [f"{field} {year}"]
+                for field in ("answers", "gold") for year in (2015, 2026)}  # fmt: skip
+    facts = [_fact(n, changed=n % 2 == 0, question=f"q{n}?", title=f"T{n % 150}", **editions)
+             for n in range(200)]  # fmt: skip
     labels = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")
     claims = [_fact(n, label=labels[n % 3]) for n in range(90)]
     for part in ("train", "test"):
@@ -42,7 +46,8 @@ def data(tmp_path, monkeypatch):
         ranked = [_fact(n, bm25_rank=1 + n % 8) for n in range(200)]
         write_jsonl(given / f"squad_open/{part}.jsonl", ranked)
     for name in ("factbook/passages_2015", "factbook/passages_2026", "squad_open/passages"):
-        write_jsonl(given / f"{name}.jsonl", [{"id": name}])
+        texts = [{"id": f"{name}-{n}", "title": f"T{n}"} for n in (0, 1, 1000)]
+        write_jsonl(given / f"{name}.jsonl", texts)
 
     def prepare(directory, progress=True):
         for name in ("passages", "passages_pretraining", "test"):
@@ -128,6 +133,16 @@ def test_draws_are_as_large_as_asked_and_repeat_themselves(data, tmp_path):
         data.of("factbook/nothing.jsonl")
 
 
+def test_an_editions_lesson_has_its_answers_and_no_passage_of_another_country(data):
+    train = data.of("factbook/temporal_train.jsonl")
+    lesson = _rows(data.of_edition(data.few_shot(train, 0), "2015"))
+    assert len(lesson) == 64
+    assert all(set(row) == {"question", "answers", "gold"} for row in lesson)
+    assert lesson[0]["answers"] == ["answers 2015"] and lesson[0]["gold"] == ["gold 2015"]
+    passages = _rows(data.about(data.of("factbook/passages_2015.jsonl"), train))
+    assert [row["title"] for row in passages] == ["T0", "T1"]
+
+
 def test_every_configuration_is_one_that_its_entry_point_takes(data, tmp_path):
     """What contradicts itself would show only once its turn comes, after an hour of others."""
     bench, runner = Bench(data, tmp_path), Runner(tmp_path / "runs")
@@ -142,11 +157,15 @@ def test_every_configuration_is_one_that_its_entry_point_takes(data, tmp_path):
         if step.command == "remove_leaks":
             assert LeakConfig().ngram in (4, 8)
             continue
-        assert CorpusConfig().store and CorpusConfig().index
         if step.command == "build_index":
-            assert CorpusConfig().passages
+            assert CorpusConfig().store and CorpusConfig().index and CorpusConfig().passages
             continue
         _check(TrainConfig(), StepConfig())
+        if step.files == ("runs/demo_read.gin",):
+            assert (TrainConfig().passages, ClozeTask().question_share) == ("file", 0.85)
+            assert ClozeTask().question_file and StepConfig().k == 1
+            continue
+        assert CorpusConfig().store and CorpusConfig().index
         asked = TrainConfig().passages, EvalConfig().passages
         assert asked in (("index", "index"), ("none", "none"))
         assert {get_task(name).name for name in (TrainConfig().task, EvalConfig().task)} == {

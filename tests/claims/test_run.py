@@ -16,14 +16,15 @@ from atlas_jax.demo import factbook
 from tests.demo.small import prepare_small, tiny_checkpoint
 
 TINY = {"TRAIN_STEPS": 1, "WARMUP_STEPS": 0, "K": 2, "BATCH_SIZE": 8, "TEXT_LENGTH": 64}
+LESSON = {**TINY, "K": 1, "QUERY_LENGTH": 16, "PASSAGE_LENGTH": 32}
 
 
 def _closed(bench, seed):
-    return bench.questions(seed, {**TINY, **CLOSED_BOOK})
+    return bench.questions(seed, {**TINY, **CLOSED_BOOK}, before=LESSON)
 
 
 def _open(bench, seed):
-    return bench.questions(seed, TINY)
+    return bench.questions(seed, TINY, before=LESSON)
 
 
 GROUP = Group(
@@ -86,16 +87,16 @@ def _measured(plan):
 def test_what_is_done_is_not_done_again(plan, calls):
     assert run.run(plan(), [GROUP]) == 0
     names = [name for name, _ in calls]
-    # One index for all, and one training for the two rows that need it.
-    assert sorted(names) == ["build_index"] + 2 * ["evaluate"] + 4 * ["train"]
-    assert names[0] == "build_index"
+    # One index for all, a lesson a seed, and one training for the two rows that need it.
+    assert sorted(names) == ["build_index"] + 2 * ["evaluate"] + 6 * ["train"]
+    assert names[:2] == ["train", "build_index"]
     assert {row: set(seeds) for row, seeds in _measured(plan()).items()} == {
         f"small/{row.name}": {"0", "1"} for row in GROUP.rows
     }
-    assert run.run(plan(), [GROUP]) == 0 and len(calls) == 7
+    assert run.run(plan(), [GROUP]) == 0 and len(calls) == 9
     (plan().bench.checkpoint / "config.json").write_text('{"better": true}')
     assert run.run(plan(only="small/open"), [GROUP]) == 0
-    assert [name for name, _ in calls[7:]] == ["build_index", "train", "train"]
+    assert sorted(name for name, _ in calls[9:]) == ["build_index"] + 4 * ["train"]
     assert set(_measured(plan())) == {"small/open"}  # the others were of another checkpoint
 
 
@@ -104,7 +105,7 @@ def test_a_failed_row_is_reported_and_the_others_go_on(plan, calls, monkeypatch,
 
     def main(arguments):
         text = _configuration(arguments)
-        if "TrainConfig.passages = 'none'" in text:
+        if "TrainConfig.passages = '" in text:  # 'none', or a lesson
             return good(arguments)
         if "TrainConfig.seed = 1" in text:
             raise RuntimeError("a bug")
@@ -130,7 +131,7 @@ def test_the_time_ends_between_runs_and_an_interruption_keeps_what_is_done(
     assert run.run(plan(minutes=1e-9), [GROUP]) == 0 and not calls
     assert _measured(plan()) == {}
     good, outcome = runner.COMMANDS["train"]
-    interrupted = lambda a: 130 if len(calls) == 2 else good(a)  # noqa: E731
+    interrupted = lambda a: 130 if len(calls) == 3 else good(a)  # noqa: E731
     monkeypatch.setitem(runner.COMMANDS, "train", (interrupted, outcome))
     assert run.run(plan(), [GROUP]) == 130
     assert {row: list(seeds) for row, seeds in _measured(plan()).items()} == {"small/closed": ["0"]}
