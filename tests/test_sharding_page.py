@@ -39,7 +39,7 @@ def test_the_picture_of_the_page_is_what_is_drawn_now(
     committed = picture.PICTURE.read_text()
     version = importlib.metadata.version("matplotlib")
     if f"Matplotlib v{version}," not in committed:
-        pytest.skip(f"drawn by another Matplotlib than {version}, which may place its texts otherwise")
+        pytest.skip(f"drawn by another Matplotlib than {version}, whose texts may lie otherwise")
     picture.draw(found, tmp_path / "sharding.svg")
     drawn = (tmp_path / "sharding.svg").read_text()
     # `is`: for a difference between two long texts pytest would look for minutes.
