@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import gin
@@ -140,16 +139,17 @@ class Speed:
         Returns:
           `seconds_per_step`; `tokens_per_second`, of reader inputs and targets, padding
           included; `passages_per_second` where any are read; `hbm_gb` and `hbm_peak_gb`, 10^9
-          bytes of this process's first device, where its backend tells; `mfu`, from 0 to 1,
-          where the device's peak is known.
+          bytes of the fullest of this process's devices, where their backend tells; `mfu`, from
+          0 to 1, where the device's peak is known.
         """
         found = {"seconds_per_step": seconds, "tokens_per_second": self._tokens / seconds}
         if self._passages:
             found["passages_per_second"] = self._passages / seconds
-        memory: Mapping[str, int] = jax.local_devices()[0].memory_stats() or {}
+        memory = [device.memory_stats() or {} for device in jax.local_devices()]
         for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
-            if key in memory:
-                found[name] = memory[key] / 1e9
+            used = [one[key] for one in memory if key in one]
+            if used:
+                found[name] = max(used) / 1e9
         if self._peak:
             found["mfu"] = self._flops / seconds / self._peak
         return found

@@ -80,6 +80,32 @@ def test_rates_follow_from_the_time_of_a_step() -> None:
     assert found["mfu"] == pytest.approx(flops / 0.5 / (1e6 * jax.device_count()))
 
 
+@pytest.mark.parametrize(
+    ("told", "memory"),
+    [
+        (
+            [
+                {"bytes_in_use": 3_000_000_000, "peak_bytes_in_use": 4_500_000_000},
+                {"bytes_in_use": 2_000_000_000, "peak_bytes_in_use": 7_250_000_000},
+            ],
+            {"hbm_gb": 3.0, "hbm_peak_gb": 7.25},
+        ),
+        ([None, {"bytes_in_use": 1_000_000_000}], {"hbm_gb": 1.0}),
+        ([None, None], {}),  # the CPU's backend tells nothing
+    ],
+)
+def test_memory_is_that_of_the_fullest_device(
+    told: list[dict[str, int] | None],
+    memory: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    devices = [SimpleNamespace(memory_stats=lambda one=one: one) for one in told]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    config = StepConfig(k=3, reader_length=10, retriever_training="fixed")
+    found = Speed(PARAMS, BATCH, config, 3, 7).of(0.5)  # type: ignore[arg-type]
+    assert {name: value for name, value in found.items() if name.startswith("hbm")} == memory
+
+
 @pytest.mark.parametrize("steps", [(3,), (0, 2), (4, 3), (1, 2, 3)])
 def test_what_is_no_range_of_steps_is_refused(steps: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="ProfileConfig.steps = .*first, last"):
