@@ -1,4 +1,7 @@
-"""Compiler options: known ones are used, unknown ones are left out."""
+"""Compiler options: known ones are used, unknown ones left out; programs outlive a process."""
+
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -27,3 +30,39 @@ def test_unknown_options_are_left_out(monkeypatch):
 def test_another_backend_gets_none(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert compiler.encoder_options() is None
+
+
+# In a process of its own: JAX opens one cache a process, and the tests share theirs.
+COMPILE = """
+import sys, jax
+from atlas_jax.core.compiler import CompilerConfig
+seen = []
+jax.monitoring.register_event_listener(lambda name, **_: seen.append(name.rpartition("/")[2]))
+CompilerConfig(cache=sys.argv[1], cache_from_seconds=float(sys.argv[2])).apply()
+print(jax.jit(lambda x: x @ x + 1)(jax.numpy.eye(3)).sum(), seen.count("cache_hits"))
+"""
+
+
+def compiled(cache, seconds):
+    """What a fresh process finds in the cache; the numbers have to be right either way."""
+    command = [sys.executable, "-c", COMPILE, str(cache), str(seconds)]
+    total, hits = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert total == "12.0"
+    return int(hits)
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
+    cache = tmp_path / "programs"
+    assert compiled(cache, 3600) == 0
+    assert not list(cache.glob("*-cache"))  # nothing took that long to compile
+    assert compiled(cache, 0) == 0
+    kept = {path.name for path in cache.glob("*-cache")}
+    assert kept
+    assert compiled(cache, 0) == len(kept)
+    assert {path.name for path in cache.glob("*-cache")} == kept
+
+
+def test_without_a_folder_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda name, value: pytest.fail(name))
+    compiler.CompilerConfig().apply()
