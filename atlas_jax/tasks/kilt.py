@@ -14,7 +14,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes, check_fields
-from atlas_jax.tasks import metrics
+from atlas_jax.tasks import kilt_scores, metrics
 from atlas_jax.tasks.base import (
     Example,
     PassageText,
@@ -106,10 +106,11 @@ class KILTTask:
     ) -> dict[str, float]:
         """The scores of KILT's script; `recall_at` has no say, it is recall@5 of pages.
 
-        * `exact_match`, `f1`, `rougeL`: over all rows with answers, the best answer counts;
+        * `accuracy` (to the letter), `exact_match`, `f1`, `rougeL`: over all rows with answers,
+          the best answer counts;
         * `r_precision`, `recall@5`: of pages, over all rows; one without provenance counts 0;
-        * `kilt_exact_match`, `kilt_f1`, `kilt_rougeL`: as the first three, but 0 where
-          R-precision is not 1.
+        * `kilt_accuracy`, `kilt_exact_match`, `kilt_f1`, `kilt_rougeL`: as the first four, but 0
+          where R-precision is not 1.
         """
         answered = [p for p in predictions if p.answer is not None and p.example.answers]
         searched = any(p.passages for p in predictions) and any(map(self._gold_pages, predictions))
@@ -205,15 +206,18 @@ def _check_output(record: Record) -> None:
 
 
 def _answer_scores(answered: Sequence[Prediction]) -> dict[str, list[float]]:
+    """By the name of a score, that of each row; an empty answer scores 0."""
     functions = {
+        "accuracy": kilt_scores.accuracy,
         "exact_match": metrics.exact_match,
-        "f1": metrics.f1,
-        "rougeL": lambda prediction, answer: metrics.rouge("rougeL", prediction, answer),
+        "f1": kilt_scores.f1,
+        "rougeL": kilt_scores.rouge_l,
     }
+    texts = [(p.answer or "").strip() for p in answered]
     return {
         name: [
-            metrics.best_over_answers(score, str(p.answer).strip(), p.example.answers)
-            for p in answered
+            metrics.best_over_answers(score, text, p.example.answers) if text else 0.0
+            for p, text in zip(answered, texts, strict=True)
         ]
         for name, score in functions.items()
         if answered

@@ -29,7 +29,11 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def f1(prediction: str, answer: str) -> float:
-    """F1 of the normalised words as multisets; 1.0 if both have none, 0.0 if one has."""
+    """F1 of the normalised words as multisets; 1.0 if both have none, 0.0 if one has.
+
+    SQuAD 1.1's script gives 0.0 where both have none, against an exact match of 1.0; SQuAD 2.0's
+    gives 1.0. All else is alike.
+    """
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted or not expected:
         return float(predicted == expected)
