@@ -103,9 +103,10 @@ def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None
     assert StepConfig() == StepConfig(7, 96, "joint", 2)
     assert DataConfig().target_length == 12
     assert DistillationConfig() == DistillationConfig("pdist", 0.1, 0.05, "released")
-    assert RefreshPolicy().schedule == "0-10:5,10-100:20"
+    # It accumulates two forward passes: a step of ours is two of its.
+    assert RefreshPolicy().schedule == "0-5:3,5-50:10"
     assert GenerationConfig() == GenerationConfig(
-        max_length=20, method="beam", num_beams=3, length_penalty=0.5
+        max_length=19, method="beam", num_beams=3, length_penalty=0.5
     )
     assert StoreConfig().reader_format == "title: {title} context: {text}"
     assert QATask().query_format == "question: {question} answer: <extra_id_0>"
@@ -120,7 +121,7 @@ def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None
 
 def test_options_without_a_counterpart_stay_as_comments(tmp_path: Path) -> None:
     text = (ours(tmp_path, "atlas_tied") / "options.gin").read_text()
-    assert "#   freeze_retriever_steps = -1\n" in text
+    assert "#   freeze_retriever_steps = -1  (see frozen_steps" in text
     assert "#   passages = ['text.jsonl']  (see CorpusConfig.passages)" in text
     options: dict[str, Any] = torch_files.load(small.GOLDENS / "atlas_tied.pth.tar")["opt"]
     mentioned = text.split("# Options without")[1]
