@@ -6,7 +6,7 @@ hard negatives: supervised fine-tuning.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from atlas_jax.training.assembly import (
     load_tokenizers,
 )
 from atlas_jax.training.checkpoint import Checkpointer, ModelPart, save_model
+from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -56,8 +57,6 @@ from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
-
-Step = Callable[..., tuple[ContrastiveState, dict[str, jax.Array]]]
 
 
 def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
@@ -97,7 +96,7 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
                 queries, passage_rows = next(batches)
                 passages = store.retriever_tokens_nm[passage_rows, :length]
                 pair = multihost.place((queries, passages), rows)
-                state, metrics = step_fn(state, *pair)
+                state, metrics = step_fn(step, state, *pair)
                 log.advance()
                 if step % config.log_every == 0 or step == config.total_steps:
                     log.write(step, "train", jax.device_get(metrics))
@@ -121,7 +120,7 @@ def _make(
     config: RetrieverTrainConfig,
     mesh: Mesh,
     rules: tuple[Rule, ...],
-) -> tuple[ContrastiveState, Step]:
+) -> tuple[ContrastiveState, CompiledOnce]:
     """The state, everywhere but for the queue, which lies over all devices; and its step."""
     contrastive = ContrastiveConfig()
     with gin.config_scope("retriever"):
@@ -148,7 +147,7 @@ def _make(
         donate_argnums=0,
         out_shardings=(shardings, everywhere),
     )
-    return multihost.place(state, shardings), compiled
+    return multihost.place(state, shardings), CompiledOnce(compiled, "state", "queries", "passages")
 
 
 def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:

@@ -35,6 +35,7 @@ from atlas_jax.training.assembly import (
     load_tokenizers,
 )
 from atlas_jax.training.checkpoint import Checkpointer, Restored
+from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -58,7 +59,7 @@ from atlas_jax.training.optimizers import configured_optimizers
 from atlas_jax.training.sources import Source, check_rerank, make_source
 from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, Tracer
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
-from atlas_jax.training.step import Metrics, StepConfig, compile_train_step, make_train_step
+from atlas_jax.training.step import StepConfig, compile_train_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class _Run:
     source: Source
     batches: Any
     place: Callable[[Batch], Batch]
-    step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+    step: CompiledOnce
     schedules: Mapping[str, optax.Schedule]
     evaluation: Evaluation | None
     checkpoints: Checkpointer
@@ -161,7 +162,9 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         source=source,
         batches=_batches(config, step_config, records, tokenizers, store, rows),
         place=functools.partial(place_rows, sharding=rows, rows=DataConfig().batch_size),
-        step=compile_train_step(step, shardings, mesh, rules),
+        step=CompiledOnce(
+            compile_train_step(step, shardings, mesh, rules), "state", "source", "batch"
+        ),
         schedules=schedules,
         evaluation=evaluation,
         checkpoints=Checkpointer(directory / CHECKPOINTS, CheckpointConfig()),
@@ -207,7 +210,7 @@ def _loop(
             measured = run.freshness.before_step(step - 1, state.params["retriever"], batch)
             if measured:
                 log.write(step, "index", measured)
-        state, metrics = run.step(state, run.source.of_batch(state.params, batch), batch)
+        state, metrics = run.step(step, state, run.source.of_batch(state.params, batch), batch)
         tracer.after(step, metrics)
         log.advance()
         last = step == config.total_steps
