@@ -8,6 +8,7 @@ The retriever's layer norm divides by the uncentred second moment (see
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,11 @@ def read_checkpoint(
     absent = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
     if absent:
         raise UserError(f"{file}: no checkpoint of Atlas: it has no {', '.join(absent)}")
-    options, step = content["opt"], int(content["step"])
+    options = content["opt"]
     if not isinstance(options, dict) or not isinstance(content["model"], dict):
         raise UserError(f"{file}: no checkpoint of Atlas: 'opt' or 'model' is of another kind")
-    model = {_unwrapped(name): tensor for name, tensor in content["model"].items()}
+    step = _number(content["step"], f"{file}: step")
+    model = {_unwrapped(str(name)): tensor for name, tensor in content["model"].items()}
     for name, tensor in model.items():
         if not isinstance(tensor, Tensor):
             raise UserError(f"{file}: {name} is a {type(tensor).__name__}, not a tensor")
@@ -114,8 +116,15 @@ def _reader_config(tensors: Tensors, options: Mapping[str, Any], file: Path) -> 
     return {
         **config,
         "logits_via_embedding": not gated,
-        "dropout_rate": float(options.get("dropout", 0.1)),
+        "dropout_rate": _dropout(options, str(file)),
     }
+
+
+def _dropout(options: Mapping[str, Any], where: str) -> float:
+    rate = options.get("dropout", 0.1)
+    if not isinstance(rate, int | float):
+        raise UserError(f"{where}: opt.dropout is {ascii(rate)[:40]}, not a number")
+    return float(rate)
 
 
 def _retriever(
@@ -140,7 +149,7 @@ def _retriever(
         "normalize": False,
         "layer_norm_eps": 1e-12,
         "released_layer_norm": True,
-        "dropout_rate": float(options.get("dropout", 0.1)),
+        "dropout_rate": _dropout(options, where),
         **fields,
     }
     return bert_part(towers, config, where, allow_missing)
@@ -156,16 +165,19 @@ def _adam(part: Part, saved: Mapping[str, Any], where: str) -> Tensors:
     without buffers and second names.
 
     Raises:
-      UserError: a moment that has not the shape of its parameter, or state for more
-        parameters than the model has.
+      UserError: a key that is absent, a moment that has not the shape of its parameter, or
+        state for more parameters than the model has.
     """
     by_source = {tensor.sources[0]: name for name, tensor in part.tensors.items()}
     order = [name for name in part.source if name in by_source]
-    states = saved.get("state")
-    groups = saved.get("param_groups")
-    if not isinstance(states, Mapping) or not isinstance(groups, list):
-        raise UserError(f"{where}: has no 'state' and 'param_groups'")
-    numbers = [number for group in groups for number in group["params"]]
+    states, groups = _of(saved, "state", dict, where), _of(saved, "param_groups", list, where)
+    numbers = [
+        number
+        for i, group in enumerate(groups)
+        for number in _of(group, "params", list, f"{where}.param_groups.{i}")
+    ]
+    if not all(isinstance(number, int) for number in numbers):
+        raise UserError(f"{where}.param_groups: 'params' has something else than numbers")
     if len(numbers) < len(order):
         # The released untied retriever shares one module, whose parameters count once.
         order = [name for name in order if "passage_contriever" not in name]
@@ -178,10 +190,11 @@ def _adam(part: Part, saved: Mapping[str, Any], where: str) -> Tensors:
         entry = states.get(number)
         if entry is None:  # a parameter that never had a gradient
             continue
-        steps.add(_number(entry["step"]))
+        place = f"{where}.state.{number} ({source})"
+        steps.add(_number(_of(entry, "step", object, place), f"{place}.step"))
         for theirs, ours in _MOMENTS.items():
-            moment = entry.get(theirs)
-            if not isinstance(moment, Tensor) or moment.shape != part.source[source].shape:
+            moment = _of(entry, theirs, Tensor, place)
+            if moment.shape != part.source[source].shape:
                 raise UserError(f"{where}: {theirs} of {source} has not its parameter's shape")
             turned = _is_transposed(part, name)
             state[f"param_states/0/{ours}/{name}"] = transposed(moment) if turned else moment
@@ -201,5 +214,24 @@ def _is_transposed(part: Part, name: str) -> bool:
     return names[name.split("/", 1)[1]][1]
 
 
-def _number(step: Any) -> int:
-    return int(step.read()) if isinstance(step, Tensor) else int(step)
+def _of(saved: Any, key: str, kind: type, where: str) -> Any:
+    """One value of a saved dict.
+
+    Raises:
+      UserError: there is none, or it is of another kind.
+    """
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{where}: is a {type(saved).__name__}, not a dict with {key!r}")
+    if key not in saved:
+        raise UserError(f"{where}: has no {key!r}")
+    if not isinstance(saved[key], kind):
+        raise UserError(f"{where}.{key}: is a {type(saved[key]).__name__}, not a {kind.__name__}")
+    return saved[key]
+
+
+def _number(step: Any, where: str) -> int:
+    if isinstance(step, Tensor) and math.prod(step.shape) == 1:
+        step = step.read().item()
+    if not isinstance(step, int | float) or not 0 <= step < 1 << 31:
+        raise UserError(f"{where}: is {ascii(step)[:40]}, not a number of steps")
+    return int(step)

@@ -3,9 +3,11 @@
 A pickle is a program. `interpret` runs it on a stack of plain values and knows a handful
 of names by heart; whatever else the program asks for is refused, by name. No class is
 looked up, no function called, no module imported. `load_plain` is for pickles of plain
-lists and dicts alone, where no name at all may occur.
+lists and dicts alone, where no name at all may occur; they are long, so Python's own
+unpickler reads them once a scan has seen that it will not be asked for more than they hold.
 """
 
+import io
 import pickle
 import pickletools
 from collections.abc import Callable
@@ -14,6 +16,10 @@ from typing import Any, BinaryIO, NoReturn
 from atlas_jax.core.errors import UserError
 
 _MARK = object()
+_BITS = 128  # of a number, more than any checkpoint has
+_GIVEN = 1_000_000  # values in the arguments of calls, of which a tensor has about ten
+_DEPTH = 100  # of lists in lists
+_VALUES = 10_000_000  # of one checkpoint, those of a shared list counted at each place
 
 # What `interpret` gives for a name that the program mentions.
 Maker = Callable[..., Any]
@@ -28,7 +34,7 @@ class Attributes(dict[str, Any]):
 
 
 class _Plain(pickle.Unpickler):
-    """Only literals, lists, tuples and dicts."""
+    """Only literals, lists and dicts."""
 
     def __init__(self, file: BinaryIO, source: str) -> None:
         super().__init__(file)
@@ -42,14 +48,16 @@ class _Plain(pickle.Unpickler):
 
 
 def load_plain(file: BinaryIO, source: str) -> Any:
-    """Read a pickle of literals, lists, tuples and dicts.
+    """Read a pickle of literals, lists and dicts.
 
     Raises:
-      UserError: it mentions any class or function (which is named), is cut off or is no
-        pickle at all.
+      UserError: it mentions any class or function (which is named), holds anything else,
+        asks for more memory than it has values, is cut off or is no pickle at all.
     """
+    program = file.read()
     try:
-        return _Plain(file, source).load()
+        _scan(program, source)
+        return _Plain(io.BytesIO(program), source).load()
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -94,6 +102,72 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+_MEMO = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+# Instructions of plain values, and those that `_Plain` itself refuses, by what they ask for.
+# Tuples are left out: as keys of a dict, a few nested ones take for ever to hash.
+_IN_PLAIN = (_LITERALS - {"LONG4"}) | set(_CONSTANTS) | _MEMO | frozenset(
+    """GET BINGET LONG_BINGET MARK EMPTY_DICT EMPTY_LIST DICT LIST APPEND APPENDS SETITEM
+    SETITEMS POP PROTO FRAME STOP""".split()
+)  # fmt: skip
+_REFUSES = frozenset(("GLOBAL", "STACK_GLOBAL", "INST", "PERSID", "BINPERSID"))
+_CODES = {ord(op.code): op for op in pickletools.opcodes}
+_ARGUMENT = {code: op.arg.n if op.arg else 0 for code, op in _CODES.items() if op.name in _IN_PLAIN}
+_LENGTHS = {  # bytes that say how long an argument is
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_PUTS = frozenset(code for code, op in _CODES.items() if op.name in _MEMO)
+_PUT, _LONG_BINPUT, _STOP = ord("p"), ord("r"), ord(".")
+
+
+def _scan(program: bytes, source: str) -> None:
+    """Go once over a plain pickle, as Python's unpickler will.
+
+    That one makes room for as many entries as the largest index of its memo says; who writes
+    a pickle counts them one by one.
+
+    Raises:
+      UserError: an instruction that plain values do not need, or an index out of line.
+      IndexError, ValueError: it is cut off.
+    """
+    at = puts = 0
+    while True:
+        code = program[at]
+        size = _ARGUMENT.get(code)
+        if size is None:
+            if code not in _CODES:
+                raise ValueError(f"at position {at}, opcode {program[at : at + 1]!r} unknown")
+            if _CODES[code].name in _REFUSES:
+                return
+            raise _instruction(source, _CODES[code].name)
+        start = at = at + 1
+        if size > 0:
+            at += size
+        elif size == pickletools.UP_TO_NEWLINE:
+            at = program.index(b"\n", at) + 1
+        elif size < 0:
+            width = _LENGTHS[size]
+            at += width + int.from_bytes(program[at : at + width], "little")
+        if at > len(program):
+            raise ValueError("cut off")
+        if code in _PUTS:
+            index = puts
+            if code == _PUT:
+                index = int(program[start:at])
+            elif code == _LONG_BINPUT:
+                index = int.from_bytes(program[start:at], "little")
+            puts += 1
+            if index > puts:  # old writers count from 1
+                raise UserError(
+                    f"{source}: refused: value {puts} of the pickle is to be remembered as number "
+                    f"{index}, which would take as much memory as all numbers before"
+                )
+        elif code == _STOP:
+            return
+
+
 class _Machine:
     """The stack and the memo of one program."""
 
@@ -105,11 +179,14 @@ class _Machine:
         self._makers = makers
         self._persistent = persistent
         self._memo: dict[int, Any] = {}
+        self._given = 0  # values that calls were given so far
 
     def step(self, name: str, argument: Any) -> None:
         """Execute one instruction."""
         stack = self.stack
         if name in _LITERALS:
+            if isinstance(argument, int) and argument.bit_length() > _BITS:
+                raise ValueError(f"a number of {argument.bit_length()} bits")
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -151,10 +228,10 @@ class _Machine:
             _expect(stack[-1], list).extend(values)
         elif name == "ADDITEMS":
             values = self._marked()
-            _expect(stack[-1], set).update(values)
+            _expect(stack[-1], set).update(map(plain_key, values))
         elif name == "SETITEM":
             key, value = self._pop(2)
-            _expect(stack[-1], dict)[key] = value
+            _expect(stack[-1], dict)[plain_key(key)] = value
         elif name == "SETITEMS":
             values = self._marked()
             _expect(stack[-1], dict).update(_pairs(values))
@@ -167,11 +244,16 @@ class _Machine:
         if name == "GLOBAL":
             stack.append(self._known(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
-            stack.append(self._known(".".join(map(str, self._pop(2)))))
+            stack.append(self._known(".".join(_expect(part, str) for part in self._pop(2))))
         elif name in ("REDUCE", "NEWOBJ"):
             function, arguments = self._pop(2)
             if not isinstance(function, _Name) or not isinstance(arguments, tuple):
                 raise UserError(f"{self._source}: refused: the pickle calls what is no function")
+            self._given += sum(
+                len(a) for a in arguments if isinstance(a, list | tuple | dict | str)
+            )
+            if self._given > _GIVEN:
+                raise ValueError("its calls are given more values than any checkpoint has")
             stack.append(self._makers[function](*arguments))
         elif name == "BUILD":
             state = stack.pop()
@@ -182,10 +264,7 @@ class _Machine:
         elif name == "BINPERSID" and self._persistent is not None:
             stack.append(self._persistent(stack.pop()))
         else:
-            raise UserError(
-                f"{self._source}: refused: the pickle holds the instruction {name}, which no "
-                "checkpoint needs"
-            )
+            raise _instruction(self._source, name)
 
     def _known(self, name: str) -> _Name:
         if name not in self._makers:
@@ -210,8 +289,58 @@ class _Machine:
         raise ValueError("no mark on the stack")
 
 
+def walked(tree: Any, source: str, leaf: Callable[[Any, str], Any]) -> Any:
+    """The tree of dicts, lists and tuples with `leaf(value, way to it)` for each other value.
+
+    What is shared is walked once, and shared in the result.
+
+    Raises:
+      UserError: names the place that holds itself, lies too deep, or stands for more values
+        than a checkpoint has, because lists in it are shared again and again.
+    """
+    done: dict[int, tuple[Any, int] | None] = {}
+
+    def visit(value: Any, way: str, depth: int) -> tuple[Any, int]:
+        if not isinstance(value, dict | list | tuple):
+            return leaf(value, way), 1
+        known = done.setdefault(id(value), None)
+        if known is not None:
+            return known
+        if depth > _DEPTH:
+            raise UserError(f"{source}: {way[:200]}: lies in more than {_DEPTH} lists or dicts")
+        pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
+        found, count = [], 1
+        for key, item in pairs:
+            place = f"{way}.{key}" if way else str(key)
+            if done.get(id(item), ()) is None:
+                raise UserError(f"{source}: {place[:200]}: holds itself")
+            new, values = visit(item, place, depth + 1)
+            found.append(new)
+            count += values
+            if count > _VALUES:
+                raise UserError(f"{source}: {place[:200]}: stands for more than {_VALUES} values")
+        result: Any = tuple(found) if isinstance(value, tuple) else found
+        if isinstance(value, dict):
+            result = dict(zip(value, found, strict=True))
+        done[id(value)] = result, count
+        return result, count
+
+    return visit(tree, "", 0)[0]
+
+
 def _pairs(values: list[Any]) -> dict[Any, Any]:
-    return dict(zip(values[::2], values[1::2], strict=True))
+    return dict(zip(map(plain_key, values[::2]), values[1::2], strict=True))
+
+
+def plain_key(value: Any) -> Any:
+    """The value, if it is one that is hashed and printed at once, as nested tuples are not.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not isinstance(value, str | bytes | int | float | None):
+        raise ValueError(f"a {type(value).__name__} where a text or number belongs")
+    return value
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -225,6 +354,12 @@ def _refusal(source: str, name: str) -> UserError:
         f"{source}: refused: the pickle asks for {name}, which no checkpoint of weights needs. "
         "Nothing in it was executed. Load it only where you trust its author, with the program "
         "that wrote it, and save the weights as safetensors"
+    )
+
+
+def _instruction(source: str, name: str) -> UserError:
+    return UserError(
+        f"{source}: refused: the pickle holds the instruction {name}, which no checkpoint needs"
     )
 
 

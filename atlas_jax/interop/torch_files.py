@@ -8,23 +8,30 @@ in the file when they are asked for, so that no more than one tensor is in memor
 import dataclasses
 import functools
 import io
+import math
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop.pickles import Attributes, Maker, interpret
+from atlas_jax.interop.pickles import Attributes, Maker, interpret, plain_key, walked
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older form
 _PROTOCOL = 1001
 _LIMIT = 1 << 30  # bytes of a pickle that only describes
+# What the library raises for an archive that is damaged, encrypted or compressed otherwise.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
+    ValueError, OverflowError,
+)  # fmt: skip
+_LARGEST, _AXES = 1 << 40, 16  # of a shape
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
     "DoubleStorage": np.dtype(np.float64),
@@ -67,8 +74,8 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       UserError: the pickle asks for a class or function that no checkpoint of weights
-        needs (it is named, nothing is executed), the file is cut off, or a tensor lies
-        outside of its storage (it is named).
+        needs (it is named, nothing is executed), holds itself or the same lists without
+        end, the file is cut off, or a tensor lies outside of its storage (it is named).
     """
     file_path = Path(path)
     try:
@@ -78,7 +85,11 @@ def load(path: str | os.PathLike[str]) -> Any:
             tree = _load_zip(file, file_path) if is_zip else _load_legacy(file, file_path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    return _with_tensors(tree, file_path, "")
+
+    def leaf(value: Any, name: str) -> Any:
+        return _tensor(value, file_path, name) if isinstance(value, _View) else value
+
+    return walked(tree, str(path), leaf)
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -106,19 +117,19 @@ def _makers() -> dict[str, Maker]:
         return None
 
     makers: dict[str, Maker] = {
-        "collections.OrderedDict": lambda pairs=(): dict(pairs),
+        "collections.OrderedDict": lambda pairs=(): {plain_key(k): v for k, v in pairs},
         "collections.defaultdict": lambda *_: {},
         "argparse.Namespace": lambda: Attributes(),
         "torch._utils._rebuild_tensor_v2": rebuild,
         "torch._utils._rebuild_tensor": rebuild,
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
         "torch.Size": lambda shape=(): tuple(shape),
-        "torch.device": lambda *names: ":".join(map(str, names)),
-        "pathlib.PosixPath": lambda *parts: "/".join(map(str, parts)),
+        "torch.device": lambda *names: ":".join(str(plain_key(n)) for n in names),
+        "pathlib.PosixPath": lambda *parts: "/".join(str(plain_key(p)) for p in parts),
     }
     for module in ("builtins", "__builtin__"):  # its name in Python 3 and 2
         makers[f"{module}.dict"] = unneeded
-        makers[f"{module}.set"] = lambda values=(): set(values)
+        makers[f"{module}.set"] = lambda values=(): set(map(plain_key, values))
     makers.update({f"torch.{name}": unneeded for name in _STORAGES})
     for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32"):
         makers[f"torch.{name}"] = unneeded
@@ -138,7 +149,7 @@ def _storage_type(name: Any, path: Path) -> np.dtype:
 def _load_zip(file: BinaryIO, path: Path) -> Any:
     try:
         archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile as error:
+    except _ZIP_ERRORS as error:
         raise UserError(f"{path}: cut off or damaged: {error}") from None
     entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
@@ -146,7 +157,7 @@ def _load_zip(file: BinaryIO, path: Path) -> Any:
         raise UserError(f"{path}: a zip file, but not one of torch.save: it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{root}byteorder")
-    if order is not None and archive.read(order) != b"little":
+    if order is not None and _content(archive, order, path, 16) != b"little":
         raise UserError(f"{path}: written on a big-endian machine; save it on another one")
     storages: dict[str, _Storage] = {}
 
@@ -164,13 +175,19 @@ def _load_zip(file: BinaryIO, path: Path) -> Any:
             storages[key] = _Storage(key, kind, count, _data_offset(file, entry, path), entry.CRC)
         return storages[key]
 
-    if entries[pickles[0]].file_size > _LIMIT:
-        raise UserError(f"{path}: its data.pkl is larger than any checkpoint's")
-    try:
-        program = archive.read(pickles[0])
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: data.pkl is damaged: {error}") from None
+    program = _content(archive, entries[pickles[0]], path, _LIMIT)
     return interpret(io.BytesIO(program), str(path), _makers(), persistent)
+
+
+def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit: int) -> bytes:
+    """The bytes of a small entry."""
+    name = entry.filename.rpartition("/")[2]
+    if entry.file_size > limit:
+        raise UserError(f"{path}: its {name} is larger than any checkpoint's")
+    try:
+        return archive.read(entry)
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{path}: {name} is damaged: {error}") from None
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
@@ -184,9 +201,10 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
 
 
 def _storage_id(pid: Any, path: Path) -> tuple[np.dtype, str, int]:
-    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+    described = tuple(map(plain_key, pid[1:5])) if isinstance(pid, tuple) else ()
+    if len(described) < 4 or pid[0] != "storage" or not isinstance(pid[4], int) or pid[4] < 0:
         raise UserError(f"{path}: a persistent id that is no storage")
-    return _storage_type(pid[1], path), str(pid[2]), int(pid[4])
+    return _storage_type(pid[1], path), str(pid[2]), pid[4]
 
 
 # --- the older form --------------------------------------------------------------------
@@ -199,7 +217,10 @@ def _load_legacy(file: BinaryIO, path: Path) -> Any:
     not_torch = UserError(f"{path}: neither a zip file nor one of torch.save")
     if read() != _MAGIC or read() != _PROTOCOL:
         raise not_torch
-    if read().get("little_endian") is not True:
+    system = read()
+    if not isinstance(system, dict):
+        raise not_torch
+    if system.get("little_endian") is not True:
         raise UserError(f"{path}: written on a big-endian machine; save it on another one")
     storages: dict[str, _Storage] = {}
 
@@ -211,10 +232,12 @@ def _load_legacy(file: BinaryIO, path: Path) -> Any:
 
     tree = read(persistent)
     keys = read()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UserError(f"{path}: has no list of its storages")
     size = os.fstat(file.fileno()).st_size
     at = buffered.tell()
     for key in keys:
-        storage = storages.get(str(key))
+        storage = storages.get(key)
         if storage is None:
             raise UserError(f"{path}: storage {key} belongs to no tensor")
         buffered.seek(at)
@@ -231,26 +254,20 @@ def _load_legacy(file: BinaryIO, path: Path) -> Any:
 # --- tensors ---------------------------------------------------------------------------
 
 
-def _with_tensors(tree: Any, path: Path, name: str) -> Any:
-    """The tree with a `Tensor` for each view; `name` is the way to it."""
-    if isinstance(tree, Mapping):
-        return {
-            key: _with_tensors(value, path, f"{name}.{key}" if name else str(key))
-            for key, value in tree.items()
-        }
-    if isinstance(tree, list):
-        return [_with_tensors(value, path, f"{name}.{i}") for i, value in enumerate(tree)]
-    return _tensor(tree, path, name) if isinstance(tree, _View) else tree
-
-
 def _tensor(view: _View, path: Path, name: str) -> Tensor:
     storage, where = view.storage, f"{path}: {name}"
     sizes = [*view.shape, *view.strides, view.start]
     last = view.start + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=False))
     empty = 0 in view.shape
-    if len(view.shape) != len(view.strides) or min(sizes) < 0 or storage.offset is None:
+    if (
+        len(view.shape) != len(view.strides)
+        or min(sizes) < 0
+        or max(sizes) > _LARGEST
+        or len(view.shape) > _AXES
+        or storage.offset is None
+    ):
         raise UserError(f"{where}: shape {view.shape} and strides {view.strides} make no tensor")
-    if not empty and last >= storage.count:
+    if not empty and (last >= storage.count or math.prod(view.shape) > storage.count):
         raise UserError(f"{where}: lies outside of its storage of {storage.count} numbers")
 
     def get() -> np.ndarray:
