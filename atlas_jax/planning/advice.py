@@ -1,14 +1,45 @@
-"""What to change when a program does not fit."""
+"""What to change when a program does not fit: what that program has, and what divides the run."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from atlas_jax.core.chips import GIB
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.estimate import Memory
+from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
 from atlas_jax.planning.programs import Run
 
 
-def advise(memory: Memory, hbm_bytes: int, run: Run, mesh: MeshConfig, chips: int) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A program that was compiled.
+
+    Attributes:
+      program: of `programs.PROGRAMS`.
+      devices: of the slice, all of which the mesh takes.
+    """
+
+    program: str
+    run: Run
+    mesh: MeshConfig
+    devices: Any
+
+    @property
+    def chips(self) -> int:
+        """How many the slice has."""
+        return len(self.devices)
+
+    @property
+    def parts(self) -> int:
+        """Parts of the mesh, each with its own rows of a batch."""
+        return self.mesh.data * self.mesh.fsdp
+
+
+def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
     """For a program that is too big: the largest term, then changes with their bindings."""
     if memory.peak <= hbm_bytes:
         return []
@@ -22,26 +53,35 @@ def advise(memory: Memory, hbm_bytes: int, run: Run, mesh: MeshConfig, chips: in
         f"{largest} is the largest term, {sizes[largest] / GIB:.2f} of {memory.peak / GIB:.2f} GiB "
         f"needed; a program may use {hbm_bytes / GIB:.2f}"
     )
-    advice = {
-        "parameters": _state_advice,
-        "optimiser": _state_advice,
-        "index": _index_advice,
-    }.get(largest, _temporaries_advice)
-    return [too_big, *advice(run, mesh, chips), "take a larger slice, or chips with more HBM"]
+    if largest in ("parameters", "optimiser"):
+        changes = _state_advice(case, sizes)
+    elif largest == "index":
+        changes = _index_advice(case)
+    else:
+        changes = _TEMPORARIES[case.program](case)
+    return [too_big, *changes, "take a larger slice, or chips with more HBM"]
 
 
-def _state_advice(run: Run, mesh: MeshConfig, chips: int) -> list[str]:
-    found = []
-    if mesh.fsdp * mesh.model < chips:
-        found.append(f"spread the state further: MeshConfig.fsdp = {chips // mesh.model}, data = 1")
-    found.append("reader/OptimizerConfig.kind = 'adafactor' keeps hardly any moments")
+def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:
+    found, model = [], case.mesh.model
+    groups = case.chips // model
+    for fsdp in reversed([size for size in divisors(groups) if size > case.mesh.fsdp]):
+        wider = MeshConfig(data=groups // fsdp, fsdp=fsdp, model=model)
+        if divides(case.run, wider, case.devices):
+            found.append(
+                f"spread the state further: MeshConfig.fsdp = {fsdp}, data = {groups // fsdp}"
+            )
+            break
+    # An optimiser that is smaller than its parameters has hardly any moments already.
+    if case.program == "train" and sizes.get("optimiser", 0) >= sizes.get("parameters", 0):
+        found.append("reader/OptimizerConfig.kind = 'adafactor' keeps hardly any moments")
     return found
 
 
-def _index_advice(run: Run, mesh: MeshConfig, chips: int) -> list[str]:
-    found = []
+def _index_advice(case: Case) -> list[str]:
+    run, found = case.run, []
     width = run.models.retriever.config.embedding_dim
-    per_chip = run.passages * width // chips / GIB
+    per_chip = run.passages * width // case.chips / GIB
     for dtype, rows in (("bfloat16", ("float32",)), ("int8", ("float32", "bfloat16"))):
         if run.corpus.dtype in rows and run.corpus.searcher == "exact":
             saved = jnp.dtype(run.corpus.dtype).itemsize - jnp.dtype(dtype).itemsize
@@ -57,25 +97,114 @@ def _index_advice(run: Run, mesh: MeshConfig, chips: int) -> list[str]:
     return found
 
 
-def _temporaries_advice(run: Run, mesh: MeshConfig, chips: int) -> list[str]:
-    found = []
+def _train_advice(case: Case) -> list[str]:
+    run, found = case.run, []
     reader, retriever = run.models.reader.config, run.models.retriever.config
     for name, config in (("ReaderConfig", reader), ("RetrieverConfig", retriever)):
         if config.remat_policy != "full":
             found.append(f"{name}.remat_policy = 'full' keeps one activation a layer")
-    rows = run.data.batch_size // run.step.accumulate // (mesh.data * mesh.fsdp)
+    batch, accumulate = run.data.batch_size, run.step.accumulate
+    rows = batch // accumulate // case.parts
+    narrower = _split_further(case)
     if rows > 1:
+        times = divisors(rows)[1]  # microbatches that still divide over the mesh
         found.append(
-            f"StepConfig.accumulate = {2 * run.step.accumulate} halves the rows at once "
-            f"({rows} queries of {run.step.k} passages on each part of the mesh)"
+            f"StepConfig.accumulate = {times * accumulate}: {rows // times} instead of {rows} "
+            f"queries of {run.step.k} passages at once on each part of the mesh"
         )
-    else:
+    elif narrower:
         found.append(
-            f"MeshConfig.model = {2 * mesh.model} splits heads and MLPs further: each part of "
-            "the mesh has one query already"
+            f"{_binding(narrower)}, with StepConfig.accumulate = "
+            f"{batch // (narrower.data * narrower.fsdp)}, splits heads and MLPs further: each "
+            "part of the mesh has one query already"
         )
-    if reader.dtype == "float32":
-        found.append("ReaderConfig.dtype = 'bfloat16' halves the activations")
-    found.append(f"fewer passages (StepConfig.k = {run.step.k}) or shorter inputs "
-                 f"(StepConfig.reader_length = {run.step.reader_length})")  # fmt: skip
+    found += _narrow("ReaderConfig", reader)
+    found.append(
+        f"fewer passages (StepConfig.k = {run.step.k}) or shorter inputs "
+        f"(StepConfig.reader_length = {run.step.reader_length})"
+    )
     return found
+
+
+def _embed_advice(case: Case) -> list[str]:
+    run = case.run
+    return [
+        *_smaller_batch(case, "CorpusConfig.embed_batch_size", run.corpus.embed_batch_size),
+        *_narrow("RetrieverConfig", run.models.retriever.config),
+        f"shorter passages (StoreConfig.retriever_length = {run.store.retriever_length})",
+    ]
+
+
+def _search_advice(case: Case) -> list[str]:
+    step = case.run.step
+    searched = "rerank" if step.rerank else "k"
+    return [
+        *_smaller_batch(case, "EvalConfig.batch_size", case.run.answer_batch),
+        f"fewer passages a query (StepConfig.{searched} = {step.searched})",
+        "CorpusConfig.searcher = 'scann' searches on the hosts",
+    ]
+
+
+def _decode_advice(case: Case) -> list[str]:
+    run, generation = case.run, case.run.generation
+    found = _smaller_batch(case, "EvalConfig.batch_size", run.answer_batch)
+    if generation.method == "beam" and generation.num_beams > 1:
+        found.append(
+            f"GenerationConfig.num_beams = {generation.num_beams // 2} instead of "
+            f"{generation.num_beams}: each beam has its own cache and logits"
+        )
+    found += _narrow("ReaderConfig", run.models.reader.config)
+    found.append(
+        f"shorter answers (GenerationConfig.max_length = {generation.max_length}), fewer passages "
+        f"(EvalConfig.k = {run.answer_k}) or shorter inputs "
+        f"(StepConfig.reader_length = {run.step.reader_length})"
+    )
+    return found
+
+
+# For what is in use while a program runs.
+_TEMPORARIES: dict[str, Callable[[Case], list[str]]] = {
+    "train": _train_advice,
+    "embed": _embed_advice,
+    "search": _search_advice,
+    "decode": _decode_advice,
+}
+
+
+def _smaller_batch(case: Case, binding: str, rows: int) -> list[str]:
+    """Fewer rows on each part of the mesh; where each has one already, fewer parts."""
+    each = -(-rows // case.parts)
+    if each > 1:
+        less = -(-each // 2)
+        return [
+            f"{binding} = {less * case.parts}: {less} instead of {each} rows at once on each part "
+            "of the mesh"
+        ]
+    narrower = _split_further(case)
+    if narrower is None:
+        return []
+    return [
+        f"{_binding(narrower)}, with {binding} = {narrower.data * narrower.fsdp}, splits heads and "
+        "MLPs further: each part of the mesh has one row already"
+    ]
+
+
+def _split_further(case: Case) -> MeshConfig | None:
+    """The mesh with the next larger `model` over which the run divides."""
+    for model in divisors(case.chips):
+        if case.mesh.model < model <= MAX_MODEL:
+            fsdp = math.gcd(case.mesh.fsdp, case.chips // model)
+            found = MeshConfig(data=case.chips // model // fsdp, fsdp=fsdp, model=model)
+            if divides(case.run, found, case.devices):
+                return found
+    return None
+
+
+def _binding(mesh: MeshConfig) -> str:
+    return f"MeshConfig.data = {mesh.data}, fsdp = {mesh.fsdp}, model = {mesh.model}"
+
+
+def _narrow(name: str, config: Any) -> list[str]:
+    if config.dtype != "float32":
+        return []
+    return [f"{name}.dtype = 'bfloat16' halves the activations"]

@@ -46,6 +46,15 @@ def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
     return _spread_first(ordered)
 
 
+def divides(run: Run, config: MeshConfig, devices: Any) -> bool:
+    """Whether batch, heads and parameters divide over a mesh of all these devices."""
+    try:
+        _resident(run, config, devices)
+    except UserError:
+        return False
+    return True
+
+
 def _spread_first(ordered: list[MeshConfig]) -> list[MeshConfig]:
     """The best mesh of each `model` size before the second best of any."""
     ranks: dict[int, int] = {}

@@ -15,7 +15,7 @@ from atlas_jax.core.chips import Chip, Slice
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
 from atlas_jax.planning import flops
-from atlas_jax.planning.advice import advise
+from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import (
     Memory,
     Roofline,
@@ -184,7 +184,7 @@ def plan_program(
         largest_index=largest_index(memory, chip, len(devices), run.row_bytes, rows)
         if has_index
         else None,
-        advice=advise(memory, chip.hbm_bytes, run, config, len(devices)),
+        advice=advise(Case(name, run, config, devices), memory, chip.hbm_bytes),
         compiler_flops=compiler_flops,
         counted_flops=once / len(devices),
         compile_seconds=seconds,

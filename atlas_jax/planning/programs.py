@@ -56,7 +56,11 @@ PROGRAMS = ("train", "embed", "search", "decode")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What gin says of a run, and how many passages it will search."""
+    """What gin says of a run, and how many passages it will search.
+
+    Attributes:
+      answer_batch, answer_k: rows and passages a row when answers are written.
+    """
 
     models: Models
     step: StepConfig
@@ -67,6 +71,7 @@ class Run:
     corpus: CorpusConfig
     generation: GenerationConfig
     answer_batch: int
+    answer_k: int
     passage_source: str
     passages: int
     rules: tuple[Rule, ...]
@@ -96,7 +101,7 @@ def run_from_gin(passages: int) -> Run:
     """
     if "vocab_size" not in gin.get_bindings(ReaderConfig):
         raise UserError("plan reads no checkpoint: give the sizes with --gin_file=models/NAME.gin")
-    step, retriever = StepConfig(), RetrieverConfig()
+    step, retriever, evaluation = StepConfig(), RetrieverConfig(), EvalConfig()
     if step.retriever_training == "query_side" and retriever.tied:
         retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
     return Run(
@@ -108,7 +113,8 @@ def run_from_gin(passages: int) -> Run:
         store=StoreConfig(),
         corpus=CorpusConfig(),
         generation=GenerationConfig(),
-        answer_batch=EvalConfig().batch_size,
+        answer_batch=evaluation.batch_size,
+        answer_k=evaluation.k or step.k,
         passage_source=gin.get_bindings(TrainConfig).get("passages", "index"),
         passages=passages,
         rules=tuple(PartitionRules().rules),
@@ -193,9 +199,9 @@ def _search(run: Run, mesh: Mesh) -> Program:
 def _decode(run: Run, mesh: Mesh) -> Program:
     rows = _multiple(run.answer_batch, run, mesh)
     params = {"reader": _params(run, mesh)["reader"]}
-    reading = Reading(run.step.k, run.step.reader_length)
+    reading = Reading(run.answer_k, run.step.reader_length)
     answer: Any = make_answer(run.models.reader, run.generation, reading, mesh)
-    args = (params, _batch(run, mesh, rows), _given(run, mesh, rows))
+    args = (params, _batch(run, mesh, rows), _given(run, mesh, rows, run.answer_k))
     return Program("decode", answer, args, {"parameters": params}, run.generation.max_length)
 
 
@@ -243,9 +249,9 @@ def _batch(run: Run, mesh: Mesh, rows: int) -> Batch:
     )
 
 
-def _given(run: Run, mesh: Mesh, rows: int) -> Passages:
+def _given(run: Run, mesh: Mesh, rows: int, k: int) -> Passages:
     """Passages that the host found, or that were found by another program."""
-    k, width = run.step.k, run.models.retriever.config.embedding_dim
+    width = run.models.retriever.config.embedding_dim
     found = jax.eval_shape(as_floats, abstract_rows(1, width, run.corpus.dtype))
 
     def row(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -266,7 +272,7 @@ def _source(run: Run, mesh: Mesh, rows: int) -> tuple[Any, Any]:
     if run.passage_source == "none":
         return (lambda source, query_be, batch: no_passages(batch)), None
     if not run.on_devices:
-        return retrieved_already, _given(run, mesh, rows)
+        return retrieved_already, _given(run, mesh, rows, run.step.k)
     retrieve = make_device_retrieve(run.step.searched, mesh, run.corpus.recall_target)
     return retrieve, _index(run, mesh)
 

@@ -7,44 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from rich.console import Console
 
 from atlas_jax import plan as entry_point
-from atlas_jax.core.chips import CHIPS, Slice, parse_slice
+from atlas_jax.core.chips import CHIPS, Chip, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, make_mesh
-from atlas_jax.planning.advice import advise
-from atlas_jax.planning.estimate import Memory, shard_bytes
+from atlas_jax.planning import planner
+from atlas_jax.planning.advice import Case, advise
+from atlas_jax.planning.estimate import Memory, Roofline, Work, shard_bytes
 from atlas_jax.planning.meshes import candidates
-from atlas_jax.planning.planner import Plan, make_plan
-from atlas_jax.planning.programs import Run, make_program, run_from_gin
+from atlas_jax.planning.planner import Plan, ProgramPlan, make_plan
+from atlas_jax.planning.programs import PROGRAMS, Run, make_program, run_from_gin
 from atlas_jax.planning.report import as_json, show, write_json
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
-
-TINY = [
-    "ReaderConfig.vocab_size=64", "ReaderConfig.emb_dim=16", "ReaderConfig.num_heads=2",
-    "ReaderConfig.head_dim=8", "ReaderConfig.mlp_dim=32", "ReaderConfig.num_encoder_layers=2",
-    "ReaderConfig.num_decoder_layers=2", "ReaderConfig.scan_layers=True",
-    "ReaderConfig.remat_policy='full'", "RetrieverConfig.vocab_size=48",
-    "RetrieverConfig.hidden_dim=16", "RetrieverConfig.num_layers=2",
-    "RetrieverConfig.num_heads=2", "RetrieverConfig.mlp_dim=32",
-    "RetrieverConfig.max_positions=32", "RetrieverConfig.scan_layers=True",
-]  # fmt: skip
-RECIPE = [
-    "MODEL_DIR=x", "INITIAL_CHECKPOINT_PATH=x", "TRAIN_FILE=x", "STORE=x", "TRAIN_STEPS=100",
-    "BATCH_SIZE=8", "K=4", "TEXT_LENGTH=24", "PASSAGE_LENGTH=16", "QUERY_LENGTH=8",
-    "TARGET_LENGTH=4", "CorpusConfig.embed_batch_size=8", "EvalConfig.batch_size=8",
-]  # fmt: skip
-SLICE = Slice("v5e-8", CHIPS["v5e"], 8)
-
-
-def tiny_run(*more: str, passages: int = 5000) -> Run:
-    load_gin(["runs/finetune_qa.gin"], [*TINY, *RECIPE, *more])
-    return run_from_gin(passages)
+from tests.planning.small import RECIPE, SLICE, TINY, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +54,14 @@ def test_an_int8_index_counts_its_scales() -> None:
     terms = make_program("search", run, make_mesh(MeshConfig(2, 2, 2))).terms
     assert shard_bytes(terms["index embeddings"]) == 5 * 1024 // 8 * (16 + 4)
     assert run.row_bytes == 16 + 4 + 2 * 16 * 2
+
+
+def test_answers_are_written_from_as_many_passages_as_the_evaluation_says() -> None:
+    mesh = make_mesh(MeshConfig(8, 1, 1))
+    for bindings, k in (([], 4), (["EvalConfig.k=2"], 2)):
+        run = tiny_run(*bindings)
+        assert make_program("decode", run, mesh).args[2].rows_bk.shape == (8, k)
+        assert run.step.k == 4
 
 
 def test_the_step_sends_gradients_and_counts_its_scans(plan: Plan) -> None:
@@ -115,40 +104,65 @@ def test_a_mesh_is_recommended_among_those_that_divide_the_run() -> None:
         candidates(tiny_run("BATCH_SIZE=1"), jax.devices(), SLICE.chip.hbm_bytes)
 
 
-@pytest.mark.parametrize(
-    ("term", "bindings", "said"),
-    [
-        ("parameters", [], "MeshConfig.fsdp = 8"),
-        ("optimiser", [], "adafactor"),
-        ("index embeddings", [], "CorpusConfig.dtype = 'bfloat16'"),
-        ("index embeddings", ["CorpusConfig.dtype=bfloat16"], "CorpusConfig.dtype = 'int8'"),
-        ("temporaries", [], "RetrieverConfig.remat_policy = 'full'"),
-        ("temporaries", ["BATCH_SIZE=16"], "StepConfig.accumulate = 2"),
-    ],
-)
-def test_what_is_too_big_is_named_with_what_to_change(
-    term: str, bindings: list[str], said: str
-) -> None:
-    run = tiny_run(*bindings)
-    memory = Memory({term: 90, "batch": 20}, 110)
-    first, *changes = advise(memory, 100, run, MeshConfig(8, 1, 1), 8)
-    assert first.startswith(("index" if "index" in term else term) + " is the largest term")
-    assert any(said in change for change in changes)
-    assert advise(memory, 110, run, MeshConfig(8, 1, 1), 8) == []
+def test_a_run_that_is_too_big_is_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
 
+    def listened(case: Case, *memory: Any) -> list[str]:
+        asked.append(case.program)
+        return advise(case, *memory)
 
-def test_a_run_that_is_too_big_is_not_recommended() -> None:
+    monkeypatch.setattr(planner, "advise", listened)
     chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=1000)
     found = make_plan(
         tiny_run(),
         Slice("v5e-8", chip, 8),
         jax.devices(),
         [MeshConfig(8, 1, 1)],
-        programs=["train"],
+        programs=["embed"],
     )
     assert found.recommended is None
-    assert not found.programs[0].fits
-    assert found.programs[0].advice
+    assert asked == ["train", "embed"]
+    for one in found.programs:
+        assert not one.fits
+        assert "a program may use 0.00" in one.advice[0]
+
+
+SLOW, QUICK, TOO_BIG = MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen", "recommended"),
+    [
+        ({SLOW: 0.3, QUICK: 0.2}, QUICK, QUICK),
+        ({QUICK: 0.2, SLOW: 0.3}, QUICK, QUICK),  # whichever is tried first
+        ({TOO_BIG: 0.1, SLOW: 0.3}, SLOW, SLOW),  # the shortest step is worth nothing
+        ({TOO_BIG: 0.1, QUICK: 0.2, SLOW: 0.3}, QUICK, QUICK),
+        ({TOO_BIG: 0.1}, TOO_BIG, None),
+    ],
+)
+def test_of_several_meshes_the_quickest_that_fits_is_recommended(
+    seconds: dict[MeshConfig, float],
+    chosen: MeshConfig,
+    recommended: MeshConfig | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compiled(name: str, run: Run, mesh: MeshConfig, chip: Chip, *_: object) -> ProgramPlan:
+        fits = mesh != TOO_BIG
+        size = 10 * chip.hbm_bytes if not fits else 1000
+        roof = Roofline({"compute": seconds[mesh], "memory": 0.01}, 1e9, chip.bf16_flops)
+        nothing = Work(1.0, 1.0, 1.0, {})
+        return ProgramPlan(
+            name, mesh, fits, Memory({}, size), nothing, roof, None, [], None, 1.0, 0.0
+        )
+
+    monkeypatch.setattr(planner, "plan_program", compiled)
+    found = make_plan(tiny_run(), SLICE, jax.devices(), list(seconds))
+    assert [one.mesh for one in found.tried] == list(seconds)
+    assert found.recommended == recommended
+    # The other programs are compiled for that mesh; where none fits, for the best there is.
+    assert [(one.program, one.mesh) for one in found.programs] == [
+        (name, chosen) for name in PROGRAMS
+    ]
 
 
 @pytest.mark.parametrize(
