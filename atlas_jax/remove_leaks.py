@@ -4,8 +4,9 @@
       --gin.LeakConfig.passages=passages.jsonl --gin.LeakConfig.files=test.jsonl \\
       --gin.LeakConfig.output=clean.jsonl --gin.LeakConfig.report=leaks.jsonl
 
-A passage leaks that shares eight words in a row with a question (LeakConfig.ngram); the
-report says which, with which question, and whether an accepted answer stands in it.
+A passage leaks that shares eight words in a row (LeakConfig.ngram) with a question, or with an
+answer, too (LeakConfig.overlap); the report says which, with which question, and whether an
+accepted answer stands in it.
 """
 
 import argparse

@@ -17,7 +17,10 @@ from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task
 
 _WORD = re.compile(r"\w+")
-_OVERLAPS = ("question", "question_and_answer")
+_OVERLAPS = ("question", "question_and_answer", "question_or_answer")
+
+# By length: the runs of words, and of which evaluation examples' `question` or `answer` they are.
+_Grams = Mapping[int, Mapping[str, list[tuple[int, str]]]]
 
 
 @gin.configurable
@@ -32,7 +35,10 @@ class LeakConfig:
     ngram: a passage overlaps a question with so many words in a row (or all words of a
         shorter question), whatever their case and punctuation.
     overlap: 'question' takes out every passage that does; 'question_and_answer' only those
-        in which an accepted answer stands, too.
+        in which an accepted answer stands, too; 'question_or_answer' also every passage that
+        overlaps an accepted answer or an option in the same way.
+    min_answer_words: answers and options of fewer words overlap nothing: a name or a year stands
+        in many passages that give nothing away.
     """
 
     passages: str = ""
@@ -42,14 +48,16 @@ class LeakConfig:
     task: str = "qa"
     ngram: int = 8
     overlap: str = "question"
+    min_answer_words: int = 5
 
     def __post_init__(self) -> None:
         """Refuse missing values and those out of range, naming the binding."""
         for name in ("passages", "files", "output", "report"):
             if not getattr(self, name):
                 raise UserError(f"LeakConfig.{name} is not given: bind it to a jsonl file")
-        if self.ngram < 1:
-            raise UserError(f"LeakConfig.ngram = {self.ngram}: expected 1 or more")
+        for name in ("ngram", "min_answer_words"):
+            if getattr(self, name) < 1:
+                raise UserError(f"LeakConfig.{name} = {getattr(self, name)}: expected 1 or more")
         if self.overlap not in _OVERLAPS:
             raise UserError(
                 f"LeakConfig.overlap = {self.overlap!r}: expected one of "
@@ -70,13 +78,13 @@ class LeakCounts:
 def remove_leaks(config: LeakConfig) -> LeakCounts:
     """Write the corpus without the passages that leak, and the report.
 
-    The corpus is read twice and never held; the questions' n-grams are.
+    The corpus is read twice and never held; the n-grams of the evaluation files are.
 
     Raises:
       UserError: a file at fault, naming file and line.
     """
     asked = _asked(config)
-    grams = _grams(asked, config.ngram)
+    grams = _grams(asked, config)
     leaked: set[tuple[str, str]] = set()
     removed: set[int] = set()
     total = 0
@@ -88,7 +96,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
             found = _leak(passage, asked, grams, config)
             if found is None:
                 continue
-            place, words = found
+            place, side, words = found
             removed.add(line)
             file, example = asked[place]
             leaked.add((file, example.id))
@@ -97,6 +105,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
                 "title": passage["title"],
                 "file": file,
                 "question": example.id,
+                "side": side,
                 "shared": words,
                 "answer_in_passage": _has_answer(passage, example),
             }
@@ -125,33 +134,43 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _grams(asked: list[tuple[str, Example]], size: int) -> dict[int, dict[str, list[int]]]:
-    """By length: the runs of words of the questions, and which questions have them."""
-    found: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+def _grams(asked: list[tuple[str, Example]], config: LeakConfig) -> _Grams:
+    found: dict[int, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
     for place, (_, example) in enumerate(asked):
-        words = _words(example.retriever_text)
-        length = min(size, len(words))
-        for start in range(len(words) - length + 1 if length else 0):
-            found[length][" ".join(words[start : start + length])].append(place)
+        texts = [("question", _words(example.retriever_text))]
+        if config.overlap == "question_or_answer":
+            options = (choice.answer for choice in example.choices)
+            answers = [_words(text) for text in dict.fromkeys((*example.answers, *options))]
+            texts += [("answer", one) for one in answers if len(one) >= config.min_answer_words]
+        for side, words in texts:
+            length = min(config.ngram, len(words))
+            for start in range(len(words) - length + 1 if length else 0):
+                found[length][" ".join(words[start : start + length])].append((place, side))
     return found
 
 
 def _leak(
     passage: Mapping[str, Any],
     asked: list[tuple[str, Example]],
-    grams: Mapping[int, Mapping[str, list[int]]],
+    grams: _Grams,
     config: LeakConfig,
-) -> tuple[int, str] | None:
-    """The first question that the passage gives away, and the words they share."""
-    words = _words(f"{passage['title']} {passage['text']}")
+) -> tuple[int, str, str] | None:
+    """The first question that the passage gives away, on which side, and the words they share."""
+    words = _words(_text(passage))
     for length, known in grams.items():
         for start in range(len(words) - length + 1):
             shared = " ".join(words[start : start + length])
-            for place in known.get(shared, ()):
-                if config.overlap == "question" or _has_answer(passage, asked[place][1]):
-                    return place, shared
+            for place, side in known.get(shared, ()):
+                if config.overlap != "question_and_answer" or _has_answer(passage, asked[place][1]):
+                    return place, side, shared
     return None
 
 
 def _has_answer(passage: Mapping[str, Any], example: Example) -> bool:
-    return answer_in_passage(f"{passage['title']} {passage['text']}", example.answers)
+    return answer_in_passage(_text(passage), example.answers)
+
+
+def _text(passage: Mapping[str, Any]) -> str:
+    """All that a query may find and the reader read of it."""
+    parts = (passage["title"], passage.get("section"), passage["text"])
+    return " ".join(part for part in parts if part)

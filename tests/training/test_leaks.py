@@ -47,7 +47,8 @@ def test_what_shares_eight_words_with_a_question_is_taken_out(tmp_path, capsys):
     first, second, third = read_lines(tmp_path / "leaks.jsonl")
     assert first == {
         "passage": "1", "title": "Quiz", "file": str(tmp_path / "test.jsonl"), "question": "q1",
-        "shared": "which river in the north of arvo is", "answer_in_passage": True,
+        "side": "question", "shared": "which river in the north of arvo is",
+        "answer_in_passage": True,
     }  # fmt: skip
     assert (second["passage"], second["answer_in_passage"]) == ("2", False)
     assert (third["passage"], third["shared"]) == ("4", "who leads arvo")  # across the title
@@ -66,11 +67,60 @@ def test_longer_runs_take_out_less(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["removed"] == 3
 
 
+MOTTO = {"id": "q4", "question": "What is Arvo's motto?",
+         "answers": ["By the long river, in the north", "north"]}  # fmt: skip
+MOTTOES = [
+    {"id": "5", "title": "Seal", "section": "BY the long", "text": "River; in the North, 1907."},
+    {"id": "6", "title": "Seal", "text": "A long river in the north."},
+    {"id": "7", "title": "Trade", "text": "The north."},
+]
+
+
+@pytest.mark.parametrize(
+    ("bindings", "kept"),
+    [
+        ((), ["3", "5", "6", "7"]),
+        (("overlap=question_or_answer",), ["3", "6", "7"]),
+        (("overlap=question_or_answer", "min_answer_words=8"), ["3", "5", "6", "7"]),
+        (("overlap=question_or_answer", "min_answer_words=1"), []),
+        (("overlap=question_or_answer", "ngram=5"), ["3", "7"]),
+    ],
+)
+def test_an_answer_of_some_length_gives_itself_away(tmp_path, monkeypatch, bindings, kept):
+    monkeypatch.setattr(f"{__name__}.PASSAGES", [*PASSAGES, *MOTTOES])
+    monkeypatch.setattr(f"{__name__}.QUESTIONS", [*QUESTIONS, MOTTO])
+    assert run(tmp_path, *(f"LeakConfig.{binding}" for binding in bindings)) == 0
+    assert [p["id"] for p in read_lines(tmp_path / "clean.jsonl")] == kept
+    if len(kept) == 3:
+        *_, last = read_lines(tmp_path / "leaks.jsonl")
+        assert (last["passage"], last["question"], last["side"]) == ("5", "q4", "answer")
+        assert last["shared"] == "by the long river in the north"  # across section and text
+        assert last["answer_in_passage"]
+
+
+def test_options_are_answers_too(tmp_path):
+    options = {"A": "from the hills to the sea", "B": "it does not flow at all"}
+    row = {"id": "m", "question": "What of the Sann?", "options": options, "answer": "B"}
+    passage = {"id": "8", "title": "Sann", "text": "It flows from the hills to the sea at Ost."}
+    write_jsonl(tmp_path / "choices.jsonl", [row])
+    write_jsonl(tmp_path / "sann.jsonl", [passage])
+    bindings = (
+        f"files={tmp_path}/choices.jsonl", f"passages={tmp_path}/sann.jsonl",
+        "task=multiple_choice", "overlap=question_or_answer",
+    )  # fmt: skip
+    assert run(tmp_path, *(f"LeakConfig.{binding}" for binding in bindings)) == 0
+    (line,) = read_lines(tmp_path / "leaks.jsonl")
+    assert (line["question"], line["side"]) == ("m", "answer")
+    assert line["shared"] == "from the hills to the sea"
+    assert not line["answer_in_passage"]  # it is the wrong option
+
+
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
         ("LeakConfig.ngram=0", "LeakConfig.ngram = 0: expected 1 or more"),
         ("LeakConfig.overlap=answer", "LeakConfig.overlap = 'answer': expected one of"),
+        ("LeakConfig.min_answer_words=0", "LeakConfig.min_answer_words = 0: expected 1 or more"),
         ("LeakConfig.report=''", "LeakConfig.report is not given"),
         ("LeakConfig.files=nowhere.jsonl", "nowhere.jsonl: no such file"),
     ],
