@@ -1,6 +1,4 @@
-"""What a compiled program moves and computes, from its optimised HLO text.
-
-HBM bytes, collectives and the FLOPs of its products.
+"""What a compiled program moves, read from its optimised HLO text: HBM bytes and collectives.
 
 XLA's own cost analysis counts the body of a loop once. Here each computation counts as often
 as it runs: the trip count of a `while` is in its `known_trip_count`, or is given.
@@ -11,8 +9,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-
-from atlas_jax.planning.products import product_flops
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -119,18 +115,6 @@ class Program:
             if name not in self._fused:
                 body = self.computations[name]
                 total += runs * sum(self._moved(one, body) for one in body.values())
-        return total
-
-    @property
-    def product_flops(self) -> float:
-        """FLOPs of one chip's products per run, each as often as its loops run."""
-        total = 0.0
-        for name, runs in self._runs.items():
-            body = self.computations[name]
-            for one in body.values():
-                if one.opcode in ("dot", "convolution"):
-                    left, right = (body[operand].type for operand in one.operands[:2])
-                    total += runs * product_flops(one.opcode, one.type, left, right, one.rest)
         return total
 
     def _parse(self, text: str) -> None:
