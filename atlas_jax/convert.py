@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--retriever_tokenizer", default="", help="tokenizer.json, vocab.txt or a folder")
     add("--allow_unused", action="append", default=[], metavar="NAME", help="a pattern: pooler.*")
     add("--allow_missing", action="append", default=[], metavar="NAME", help="a pattern")
+    add("--allow_spare_rows", action="store_true", help="embedding rows that no token has")
     add("--no_optimizer", action="store_true", help="leave optimiser state behind")
     add("--scan_layers", action="store_true", help="T5X's scanned layout (--to=t5x)")
     add("--max_shard_size", default="5GB", help="of one file (--to=hf)")
@@ -65,6 +66,7 @@ def _run(flags: argparse.Namespace) -> None:
             tokenizers={part: path for part, path in tokenizers.items() if path},
             allow_unused=tuple(flags.allow_unused),
             allow_missing=tuple(flags.allow_missing),
+            allow_spare_rows=flags.allow_spare_rows,
             optimizer=not flags.no_optimizer,
             scan_layers=flags.scan_layers,
             max_shard_bytes=_bytes(flags.max_shard_size),

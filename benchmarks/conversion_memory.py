@@ -41,7 +41,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 nano, source, target, input, output, shard = sys.argv[1:]
 tokenizers = {"reader": nano + "/reader_tokenizer.json"}
-shape = dict(part="reader", max_shard_bytes=int(shard), tokenizers=tokenizers)
+shape = dict(
+    part="reader", max_shard_bytes=int(shard), tokenizers=tokenizers, allow_spare_rows=True
+)
 convert(Conversion("atlas-jax", target, (nano,), output + "_tiny", **shape))
 before = peak()
 convert(Conversion(source, target, (input,), output, **shape), lambda line: None)

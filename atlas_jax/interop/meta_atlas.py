@@ -53,6 +53,8 @@ def read_checkpoint(
     Args:
       retriever_fields: fields of a RetrieverConfig that the file does not tell, where they
         are not Contriever's (heads of 64 channels, an epsilon of 1e-12, average pooling).
+      allow_missing: patterns of Hugging Face's names, without `reader.` and the like, that
+        may be absent; a norm's scale is then 1 and everything else 0.
       optimizer: take the moments of both AdamWs along, if they were saved.
 
     Raises:
@@ -76,7 +78,8 @@ def read_checkpoint(
     parts: dict[str, Part] = {}
     reader = _below(model, "reader.")
     if reader:
-        parts["reader"] = t5_part(reader, _reader_config(reader, options, file), str(file))
+        config = _reader_config(reader, options, file)
+        parts["reader"] = t5_part(reader, config, str(file), allow_missing)
     retriever = _below(model, "retriever.")
     if retriever:
         parts["retriever"] = _retriever(

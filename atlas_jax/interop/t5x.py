@@ -5,9 +5,10 @@ The names of an unscanned T5X checkpoint are this project's. A scanned one (T5X'
 apart and has a table of relative positions in every layer.
 """
 
+import fnmatch
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ _ATTENTION = re.compile(r"(attention|self_attention|encoder_decoder_attention)/(
 _EMPTY = "empty_leaves"  # metadata of an optimiser file
 
 
-def read_checkpoint(path: str | Path, optimizer: bool = True) -> Part:
+def read_checkpoint(
+    path: str | Path, optimizer: bool = True, allow_missing: Sequence[str] = ()
+) -> Part:
     """Read a T5 that T5X saved, natively or through Orbax; zarr arrays are not read yet.
 
     What a checkpoint does not say is taken from T5: 128 as the greatest relative distance
@@ -41,6 +44,8 @@ def read_checkpoint(path: str | Path, optimizer: bool = True) -> Part:
 
     Args:
       optimizer: take the optimiser state along, if there is one.
+      allow_missing: patterns of names (as of unscanned layers) that may be absent; a norm's
+        scale is then 1 and everything else 0.
 
     Raises:
       UserError: see `t5x_files.read_leaves`; or it is no T5, or its layers have position
@@ -57,9 +62,11 @@ def read_checkpoint(path: str | Path, optimizer: bool = True) -> Part:
     config = config_of(params, str(folder))
     expected = set(t5_names.huggingface_names(config))
     absent = sorted(expected - set(params))
-    if absent:
-        raise UserError(f"{folder}: missing: {', '.join(absent[:8])} ({len(absent)} tensors)")
-    part = Part("reader", config, {name: params[name] for name in sorted(expected)}, source=tensors)
+    refused = [n for n in absent if not any(fnmatch.fnmatch(n, p) for p in allow_missing)]
+    if refused:
+        raise UserError(f"{folder}: missing: {', '.join(refused[:8])} ({len(refused)} tensors)")
+    mapped = {name: params[name] for name in sorted(expected & set(params))}
+    part = Part("reader", config, mapped, source=tensors, missing=tuple(absent))
     if optimizer:
         part.optimizer = _below(tensors, "state/")
         part.empty = {n[6:]: leaf for n, leaf in leaves.items()

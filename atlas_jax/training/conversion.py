@@ -34,6 +34,7 @@ SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
 TARGETS = ("hf", "t5x", "atlas-jax")
 PARTS = ("reader", "retriever")
 OPTIONS_FILE = "options.gin"
+_SPARE_ROWS = 256  # T5 has 28, and padding to a multiple of 128 adds fewer than that
 _CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 
 
@@ -49,6 +50,7 @@ class Conversion:
       dtype: 'keep', or a type that parameters are rounded to.
       tokenizers: part -> file or folder, where the input brings none or another is wanted.
       allow_unused, allow_missing: patterns of names in the source.
+      allow_spare_rows: an embedding may have far more rows than the tokenizer has ids.
       optimizer: take optimiser state along where both formats have it.
       scan_layers: write T5X's scanned layout.
       max_shard_bytes: of one file of an hf folder.
@@ -64,6 +66,7 @@ class Conversion:
     tokenizers: dict[str, str] = dataclasses.field(default_factory=dict)
     allow_unused: tuple[str, ...] = ()
     allow_missing: tuple[str, ...] = ()
+    allow_spare_rows: bool = False
     optimizer: bool = True
     scan_layers: bool = False
     max_shard_bytes: int = 5 << 30
@@ -122,6 +125,8 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
 def _read(job: Conversion) -> _Read:
     if job.source != "hf" and len(job.inputs) != 1:
         raise UserError(f"--from={job.source} takes one --input, not {len(job.inputs)}")
+    if job.source == "atlas-jax" and job.allow_missing:
+        raise UserError("--allow_missing: a model folder is whole; leave the flag out")
     if job.source == "hf":
         read = _Read({})
         for folder in job.inputs:
@@ -130,7 +135,7 @@ def _read(job: Conversion) -> _Read:
                 raise UserError(f"{folder} is a {part.kind}, too; give one of each kind")
             read.parts[part.kind] = part
     elif job.source == "t5x":
-        part = t5x.read_checkpoint(job.inputs[0], job.optimizer)
+        part = t5x.read_checkpoint(job.inputs[0], job.optimizer, job.allow_missing)
         read = _Read({"reader": part}, step=_step(part))
     elif job.source == "meta-atlas":
         fields = gin.get_bindings(RetrieverConfig)
@@ -183,14 +188,27 @@ def _prepare(part: Part, job: Conversion) -> dict[str, str]:
             )
         if job.dtype != "keep":
             part.tensors[name] = cast(tensor, FLOATS[job.dtype])
-    if part.tokenizer is not None:
-        tokenizer = Tokenizer(part.tokenizer, f"the {part.kind}'s tokenizer")
-        if tokenizer.vocab_size > part.config["vocab_size"]:
-            raise UserError(
-                f"the {part.kind}'s tokenizer has {tokenizer.vocab_size} ids, but its embedding "
-                f"only {part.config['vocab_size']} rows; one of the two is another model's"
-            )
+    _check_vocabulary(part, job.allow_spare_rows)
     return why
+
+
+def _check_vocabulary(part: Part, allow_spare_rows: bool) -> None:
+    """Refuse a tokenizer of another model, as far as its size tells."""
+    if part.tokenizer is None:
+        return
+    ids = Tokenizer(part.tokenizer, f"the {part.kind}'s tokenizer").vocab_size
+    rows = part.config["vocab_size"]
+    if ids > rows:
+        raise UserError(
+            f"the {part.kind}'s tokenizer has {ids} ids, but its embedding only {rows} rows; one "
+            "of the two is another model's"
+        )
+    if rows - ids >= _SPARE_ROWS and not allow_spare_rows:
+        raise UserError(
+            f"the {part.kind}'s tokenizer has {ids} ids, but its embedding {rows} rows: "
+            f"{_SPARE_ROWS} or more to spare, as if one of the two were another model's. Give "
+            f"--{part.kind}_tokenizer=FILE, or --allow_spare_rows if they belong together"
+        )
 
 
 def settle_config(part: Part) -> None:

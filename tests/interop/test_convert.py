@@ -1,6 +1,8 @@
 """The command itself: what it prints, what it asks for, and what it leaves behind."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from atlas_jax import cli
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import certificate
+from atlas_jax.interop.huggingface import read_tensors
 from atlas_jax.interop.safetensors_files import read_file, write_file
 from atlas_jax.interop.tensors import of_array
 from atlas_jax.reader.config import ReaderConfig
@@ -74,8 +77,6 @@ def test_flags_that_do_not_fit(
 
 
 def test_two_of_a_kind_and_two_inputs(tmp_path: Path) -> None:
-    import dataclasses
-
     job = small.job("hf", "hf", small.GOLDENS / "t5_v1_1", tmp_path / "o")
     twice = dataclasses.replace(job, inputs=job.inputs * 2)
     with pytest.raises(UserError, match="is a reader, too; give one of each kind"):
@@ -95,6 +96,69 @@ def test_a_field_that_a_format_does_not_tell_can_be_bound(tmp_path: Path) -> Non
     bound = ["--gin.RetrieverConfig.num_heads=5", "--gin.RetrieverConfig.max_positions=19"]
     assert run(*flags, *bound, f"--output={tmp_path / 'o'}") == 0
     assert load_model(tmp_path / "o")["retriever"].config["num_heads"] == 5
+
+
+def padded_hf(folder: Path, model: str, rows: int) -> Path:
+    """A golden model with another number of embedding rows."""
+    shutil.copytree(small.GOLDENS / model, folder)
+    small.edit_json(folder / "config.json", vocab_size=rows)
+    tensors = read_tensors(small.GOLDENS / model)
+    for path in folder.glob("*.bin"):
+        path.unlink()
+    for name, tensor in tensors.items():
+        if name.endswith(("word_embeddings.weight", "shared.weight", "lm_head.weight",
+                          "embed_tokens.weight")):  # fmt: skip
+            tensors[name] = of_array(np.zeros((rows, tensor.shape[1]), np.float32), name, (name,))
+    write_file(folder / "model.safetensors", tensors, {"format": "pt"})
+    return folder
+
+
+def vocabulary(folder: Path, kind: str, ids: int) -> dict[str, str]:
+    """A tokenizer of so many ids."""
+    if kind == "reader":
+        return {kind: str(small.reader_tokenizer(folder, sentinels=ids - 20))}
+    path = small.wordpiece_file(folder)
+    known = path.read_text().splitlines()
+    path.write_text("\n".join([*known, *(f"word{i}" for i in range(ids - len(known)))]) + "\n")
+    return {kind: str(path)}
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "rows", "ids", "passes"),
+    [
+        ("minilm", "retriever", 30_522, 30_522, True),
+        ("minilm", "retriever", 30_522, 28_996, False),  # cased, for an uncased BERT
+        ("minilm", "retriever", 29_056, 28_996, True),  # padded to a multiple of 128
+        ("t5_v1_1", "reader", 32_128, 32_100, True),
+        ("t5_v1_1", "reader", 250_112, 32_100, False),  # T5's, for mT5
+        ("t5_v1_1", "reader", 32_355, 32_100, True),
+        ("t5_v1_1", "reader", 32_356, 32_100, False),
+    ],
+)
+def test_a_tokenizer_with_too_few_ids_is_refused(
+    model: str, kind: str, rows: int, ids: int, passes: bool, tmp_path: Path
+) -> None:
+    folder = padded_hf(tmp_path / "hf", model, rows)
+    job = small.job("hf", "atlas-jax", folder, tmp_path / "o", allow_unused=("*pooler.*",),
+                    tokenizers=vocabulary(tmp_path, kind, ids))  # fmt: skip
+    if not passes:
+        message = f"the {kind}'s tokenizer has {ids} ids, but its embedding {rows} rows: 256 or"
+        with pytest.raises(UserError, match=message):
+            convert(job, small.quiet)
+        assert not (tmp_path / "o").exists()
+        job = dataclasses.replace(job, allow_spare_rows=True)
+    convert(job, small.quiet)
+    assert (tmp_path / "o" / f"{kind}.safetensors").exists()
+
+
+def test_a_model_folder_may_lack_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = small.to_ours(tmp_path, "hf", small.GOLDENS / "t5_v1_1")
+    flags = ["--from=atlas-jax", "--to=hf", f"--input={ours}", f"--output={tmp_path / 'o'}"]
+    assert run(*flags, "--allow_missing=*") == 2
+    assert "--allow_missing: a model folder is whole" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_certificate_notices_a_writer_that_errs(

@@ -1,5 +1,6 @@
 """Checkpoints in the layout of Meta's Atlas: both retriever layouts, optimisers, options."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,32 @@ def test_what_does_not_fit_is_named(
     change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert message in changed(tmp_path, change, monkeypatch)
+
+
+def test_missing_tensors_may_be_allowed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a folder of Hugging Face, with its names, in the reader as in the retriever."""
+    tree = torch_files.load(small.GOLDENS / "atlas_tied.pth.tar")
+    scale, bias = "encoder.final_layer_norm.weight", "encoder.layer.1.output.dense.bias"
+    del tree["model"][f"reader.module.{scale}"], tree["model"][f"retriever.contriever.{bias}"]
+    monkeypatch.setattr(meta_atlas, "load", lambda path: tree)
+    load_gin([], [HEADS])
+    file = small.GOLDENS / "atlas_tied.pth.tar"
+    changes: dict[str, Any] = {"optimizer": False, "tokenizers": {
+        "reader": str(small.reader_tokenizer(tmp_path)),
+        "retriever": str(small.wordpiece_file(tmp_path)),
+    }}  # fmt: skip
+    for allowed, message in (((), scale), ((scale,), bias)):
+        job = small.job("meta-atlas", "atlas-jax", file, tmp_path / "o", allow_missing=allowed)
+        with pytest.raises(UserError, match=f"missing: {message}"):
+            convert(dataclasses.replace(job, **changes), small.quiet)
+        assert not (tmp_path / "o").exists()
+    job = small.job("meta-atlas", "atlas-jax", file, tmp_path / "o", allow_missing=(scale, bias))
+    done = convert(dataclasses.replace(job, **changes), small.quiet)
+    assert [part.missing for part in done] == [[scale], [bias]]
+    filled = small.parts_of(tmp_path / "o")["reader"].tensors["encoder/encoder_norm/scale"]
+    assert (filled.read() == 1).all()
 
 
 def test_the_retriever_of_atlas_is_not_written_as_a_bert(tmp_path: Path) -> None:

@@ -285,6 +285,35 @@ def test_a_tensor_of_another_shape_is_named(
     assert message in refusal(find_checkpoint(tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_missing_tensors_may_be_allowed_by_name(
+    scan: bool, unscanned: Path, tmp_path: Path
+) -> None:
+    leaves = read_leaves(find_checkpoint(unscanned))
+    gone = ("encoder/encoder_norm/scale", "encoder/layers_1/mlp/wo/kernel")
+    if scan:
+        job = small.job("hf", "t5x", small.GOLDENS / "t5_v1_1", tmp_path / "s", scan_layers=True)
+        convert(job, small.quiet)
+        leaves = read_leaves(find_checkpoint(tmp_path / "s"))
+        gone = ("encoder/encoder_norm/scale",)
+    folder = tmp_path / "checkpoint_0"
+    folder.mkdir()
+    write_leaves(folder, {n: t for n, t in leaves.items() if n[7:] not in gone}, set())
+    assert f"missing: {', '.join(gone)} ({len(gone)} tensors)" in refusal(folder, tmp_path)
+    for allowed in (("*/scale",), gone):
+        job = small.job("t5x", "hf", folder, tmp_path / "filled", allow_missing=allowed)
+        if not scan and allowed != gone:
+            with pytest.raises(UserError, match=rf"missing: {gone[1]} \(1 tensors\)"):
+                convert(job, small.quiet)
+            continue
+        (done,) = convert(job, small.quiet)
+        assert tuple(done.missing) == gone
+        tensors = read_folder(tmp_path / "filled").tensors
+        assert (tensors[gone[0]].read() == 1).all()
+        assert all((tensors[name].read() == 0).all() for name in gone[1:])
+        shutil.rmtree(tmp_path / "filled")
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused(unscanned: Path, tmp_path: Path) -> None:
     large = {"reader": str(small.reader_tokenizer(tmp_path, sentinels=130))}
     job = small.job("t5x", "atlas-jax", unscanned, tmp_path / "out", tokenizers=large)
