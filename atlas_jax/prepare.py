@@ -43,8 +43,11 @@ def _run(flags: argparse.Namespace) -> None:
     dataset = get_dataset(flags.dataset)
     counts = prepare(dataset, flags.source, flags.out, flags.sample, flags.checksums)
     notes = read_notes(Path(flags.out))
+    published = {part.output: part.rows for part in dataset.parts}
     for name, count in counts.items():
         told = "already there" if count < 0 else f"{count:,} rows, sha256 {notes[name]['sha256']}"
+        if count >= 0 and published[name] is None:
+            told += "; not counted: no published number is known"
         print(f"{flags.out}/{name}: {told}")
 
 

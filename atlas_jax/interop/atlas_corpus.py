@@ -26,16 +26,17 @@ _OPTIONAL: FieldTypes = {"title": str, "section": str}
 Record = dict[str, str]
 
 
-def passage(item: Mapping[str, Any], where: str, prefix: str = "") -> Record:
+def passage(item: Mapping[str, Any], where: str) -> Record:
     """One record in this project's form: the section stands in the title, as Atlas reads it.
-
-    Args:
-      prefix: put in front of the id.
 
     Raises:
       UserError: `where` has no id or text, or a field of another type.
     """
     check_fields(item, _REQUIRED, _OPTIONAL, where)
+    return _record(item)
+
+
+def _record(item: Mapping[str, Any], prefix: str = "") -> Record:
     title, section = item.get("title") or "", item.get("section") or ""
     # The records of a saved index have been through this once already.
     if section and not title.endswith(f": {section}"):
@@ -55,12 +56,13 @@ def read_passages(files: Sequence[str | Path], prefix_ids: bool = False) -> Iter
       prefix_ids: put `<name of the file>/` in front of each id, for files that count alike.
 
     Raises:
-      UserError: names file and line of a record that is broken.
+      UserError: names file and line of a record that is broken, unless such are skipped, see
+        `RowsConfig`.
     """
     for file in files:
         prefix = f"{Path(file).name.split('.')[0]}/" if prefix_ids else ""
-        for line, item in read_jsonl(file):
-            yield passage(item, f"{file}:{line}", prefix)
+        for _, item in read_jsonl(file, _REQUIRED, _OPTIONAL):
+            yield _record(item, prefix)
 
 
 class IndexShards:

@@ -216,6 +216,15 @@ def test_templama_has_both_years(tmp_path):
     assert len(TemporalTask("2020", "2017").load(tmp_path / "out" / "test.jsonl")) == 2
 
 
+def test_what_has_no_published_number_says_so(tmp_path, capsys):
+    write(tmp_path / "val.json", json.loads(GOOD["templama"]))
+    write(tmp_path / "nq-dev-kilt.jsonl", json.loads(GOOD["kilt"]))
+    uncounted = "not counted: no published number is known"
+    for name, told in (("templama", True), ("kilt", False)):
+        assert entry.main([name, f"--source={tmp_path}", f"--out={tmp_path}/out", "--sample"]) == 0
+        assert (uncounted in capsys.readouterr().out) == told
+
+
 def test_beir(tmp_path):
     write(
         tmp_path / "corpus.jsonl",
@@ -246,11 +255,20 @@ BROKEN = {
     "wikipedia": ("psgs_w100.tsv", "2\tx", "psgs_w100.tsv:2: 2 columns where id, text and title"),
     "templama": ("val.json", '{"query": "q", "date": "2017", "answer": ["x"]}',
                  "val.json:2: field 'answer' must hold objects with a 'name'"),
+    "triviaqa": ("unfiltered-web-dev.json", '{"Question": "q", "Answer": {"Value": "x"}}]}',
+                 "unfiltered-web-dev.json: Data[1].Answer: field 'Aliases' is missing"),
+    "kilt_wikipedia": ("kilt_knowledgesource.json",
+                       '{"wikipedia_id": "2", "wikipedia_title": "B", "text": [3]}',
+                       "kilt_knowledgesource.json:2: field 'text' must hold texts"),
+    "beir": ("corpus.jsonl", '{"_id": "e", "title": "T"}', "corpus.jsonl:2: field 'text' is"),
 }  # fmt: skip
 GOOD = {
     "fever": '{"id": 1, "claim": "c"}', "kilt": '{"id": 1, "input": "q"}',
     "nq": '{"question": "x", "answer": ["y"]}', "mmlu": "q,a,b,c,d,A", "wikipedia": "1\tx\tt",
     "templama": '{"query": "q", "date": "2017", "answer": [{"name": "x"}]}',
+    "triviaqa": '{"Data": [{"Question": "q", "Answer": {"Value": "x", "Aliases": ["y"]}},',
+    "kilt_wikipedia": '{"wikipedia_id": "1", "wikipedia_title": "A", "text": ["A", "b"]}',
+    "beir": '{"_id": "d", "title": "T", "text": "x"}',
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from atlas_jax import build_index, convert, import_index
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import read_jsonl
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
 from atlas_jax.interop.atlas_corpus import IndexShards, read_passages
@@ -123,6 +124,23 @@ def test_text_and_infobox_files_become_one_corpus(tmp_path: Path) -> None:
     infobox.write_text('{"id": 0, "title": 5, "text": "population: 3"}\n')
     with pytest.raises(UserError, match=r"infobox.jsonl:1: field 'title' must be a string"):
         list(read_passages([infobox]))
+
+
+def test_broken_rows_of_a_corpus_are_skipped_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infobox = tmp_path / "infobox.jsonl"
+    infobox.write_text('{"id": 0, "text": "a"}\n{"id": 1}\n{"id": 2, "text": "b"}\n{"id": 3,\n')
+    corpus = tmp_path / "corpus.jsonl"
+    command = [f"--corpus={infobox}", f"--gin.CorpusConfig.passages={corpus}"]
+    assert import_index.main(command) == 2
+    assert "infobox.jsonl:2: field 'text' is missing" in capsys.readouterr().err
+    assert not corpus.exists()
+    assert import_index.main([*command, "--gin.RowsConfig.skip_broken=True"]) == 0
+    assert [row["id"] for _, row in read_jsonl(corpus)] == ["0", "2"]
+    told = capsys.readouterr().err
+    assert "skipped: " in told and "infobox.jsonl:2: field 'text' is missing" in told
+    assert f"skipped: 2 broken rows of {infobox} in all" in told
 
 
 def refused(folder: Path) -> str:
