@@ -1,5 +1,9 @@
 """Embedding a corpus: order, lengths, streaming."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +85,49 @@ def test_windows_are_told_and_those_that_are_there_left_out(first, monkeypatch):
     assert told[-1] == 50
     assert (out[:first] == -1).all()
     np.testing.assert_array_equal(out[first:], embed_fn(tokens_nm.astype(np.int32))[first:])
+
+
+# Anonymous memory, looked at all the time: the pages of a written map count as the process's
+# too, but the kernel takes them whenever it needs room.
+PEAK_SCRIPT = """
+import re, sys, threading, time, types
+import jax, jax.numpy as jnp, numpy as np
+from atlas_jax.index import embed
+from atlas_jax.index.saved import resumable_index
+width, embed.WINDOW = 1024, 4096
+encode = jax.jit(lambda tokens: tokens[:, :1] * jnp.ones(width))
+def held():
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+def build(rows):
+    store = types.SimpleNamespace(count=rows, retriever_hash="passages")
+    tokens_nm = np.ones((rows, 8), np.uint16)
+    with resumable_index(f"{sys.argv[1]}/{rows}", store, "encoder", width) as made:
+        embed.embed_corpus(
+            encode, tokens_nm, 256, made.embeddings_ne, False, made.first, made.stored
+        )
+build(4096)  # what is needed at any size
+before = peak = held()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, held())
+        time.sleep(0.001)
+threading.Thread(target=watch, daemon=True).start()
+rows = 8 * 4096
+build(rows)
+print((peak - before) / (rows * width * 4))
+"""
+
+
+@pytest.mark.slow
+def test_writing_an_index_takes_a_fraction_of_it_in_memory(tmp_path):
+    """134 MB in eight windows: neither the index nor a part that grows with it is held."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_SCRIPT, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.2

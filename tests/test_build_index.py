@@ -1,0 +1,93 @@
+"""`build_index`, killed on the way and started again, writes the bytes of an undisturbed build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import write_lines, write_run
+
+ROOT, PASSAGES, WINDOW = Path(__file__).parents[1], 600, 16
+# The command as it is, but for the size of a window and a pause before each.
+CHILD = """
+import sys, time
+from atlas_jax import build_index
+from atlas_jax.index import embed
+embed.WINDOW, batches = int(sys.argv[1]), embed._batches
+def slowly(*window):
+    time.sleep(float(sys.argv[2]))
+    yield from batches(*window)
+embed._batches = slowly
+sys.exit(build_index.main(sys.argv[3:]))
+"""
+
+
+def start(folder: Path, index: str, dtype: str, pause: float) -> subprocess.Popen[str]:
+    bindings = [
+        f"CorpusConfig.passages='{folder / 'many.jsonl'}'",
+        f"CorpusConfig.store='{folder / 'many'}'",
+        f"CorpusConfig.index='{folder / index}'",
+        f"CorpusConfig.dtype='{dtype}'",
+    ]
+    flags = [f"--gin_file={folder / 'run.gin'}", *(f"--gin.{binding}" for binding in bindings)]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(WINDOW), str(pause), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it prints on stderr, where its bar is."""
+    told, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert told.endswith(f"{PASSAGES} passages\n")
+    return errors
+
+
+def rows_kept(index: Path) -> int:
+    """Of an unfinished index; 0 where there is none."""
+    try:
+        return json.loads((index / ".index.json.unfinished").read_text())["rows"]
+    except FileNotFoundError:
+        return 0
+
+
+def arrays(index: Path) -> dict[str, bytes]:
+    """The bytes of the index's arrays, without the random part of their names."""
+    return {path.name.partition(".")[2]: path.read_bytes() for path in index.glob("*.npy")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path, dtype: str
+) -> None:
+    write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    texts = [{"id": str(i), "title": "T", "text": "word " * (1 + i % 9)} for i in range(PASSAGES)]
+    write_lines(tmp_path / "many.jsonl", texts)
+    finish(start(tmp_path, "whole", dtype, 0))
+
+    index, kept = tmp_path / "killed", 0
+    for least in (2 * WINDOW, 10 * WINDOW):  # killed twice
+        process = start(tmp_path, "killed", dtype, 0.05)
+        while rows_kept(index) < least and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.communicate()
+        assert kept < least <= (kept := rows_kept(index)) < PASSAGES
+        assert kept % WINDOW == 0
+        assert not (index / "index.json").exists()
+    # The bar of the last build begins with the rows that are kept.
+    assert f"{kept / PASSAGES:.0%}".rjust(4) in finish(start(tmp_path, "killed", dtype, 0))
+    assert rows_kept(index) == 0
+    assert arrays(index) == arrays(tmp_path / "whole")
+    assert set(arrays(index)) == ({"npy", "scales.npy"} if dtype == "int8" else {"npy"})
