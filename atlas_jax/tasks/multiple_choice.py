@@ -48,6 +48,8 @@ class MultipleChoiceTask:
       target_format: the reader's target, of {letter}.
       retriever_format: the retriever's query, of {question} and {options}; these are the
         options in the order of the file, without letters, so that every order finds the same.
+      prompt_format: what the decoder begins with, of {question} and {options} as they are asked;
+        the letter is scored behind it; needs DataConfig.prompt_length.
       max_question_tokens: reader tokens that a question keeps, its last ones; the options
         stay whole.
       train_orders: 'single' = that of the file; 'cyclic' = a rotation of it; 'all' = any
@@ -60,6 +62,7 @@ class MultipleChoiceTask:
     option_format: str = "({letter}) {option}"
     target_format: str = "<extra_id_0> {letter}"
     retriever_format: str = "{question} {options}"
+    prompt_format: str = ""
     max_question_tokens: int = 356
     train_orders: Orders = "single"
     eval_orders: Orders = "single"
@@ -74,8 +77,8 @@ class MultipleChoiceTask:
         """
         name = "MultipleChoiceTask"
         both = ["question", "options"]
-        check_format(f"{name}.query_format", self.query_format, both)
-        check_format(f"{name}.retriever_format", self.retriever_format, both)
+        for field in ("query_format", "retriever_format", "prompt_format"):
+            check_format(f"{name}.{field}", getattr(self, field), both)
         check_format(f"{name}.option_format", self.option_format, ["letter", "option"])
         check_format(f"{name}.target_format", self.target_format, ["letter"])
         if self.query_format.count("{question}") != 1:
@@ -179,6 +182,7 @@ class MultipleChoiceTask:
             gold_ids=record.gold_ids,
             negative_ids=record.negative_ids,
             given_passages=record.passages,
+            prompt_text=self.prompt_format.format(question=question, options=options),
             choices=tuple(
                 Choice(texts[source], self.target_format.format(letter=LETTERS[place]))
                 for place, source in enumerate(order)

@@ -38,6 +38,7 @@ class TemporalTask:
       query_format: the reader's query; {question} stands for the field.
       target_format: the reader's target; {answer} is the edition's first answer.
       retriever_format: the retriever's query; {question}.
+      prompt_format: what the decoder begins with, of {question}; needs DataConfig.prompt_length.
     """
 
     edition: str = ""
@@ -45,6 +46,7 @@ class TemporalTask:
     query_format: str = "question: {question} answer: <extra_id_0>"
     target_format: str = "<extra_id_0> {answer}"
     retriever_format: str = "{question}"
+    prompt_format: str = ""
 
     name: ClassVar[str] = "temporal"
 
@@ -64,9 +66,9 @@ class TemporalTask:
                 f"TemporalTask.other = {self.other!r} is TemporalTask.edition, too; name the "
                 "edition to tell it from"
             )
-        check_format("TemporalTask.query_format", self.query_format, ["question"])
+        for field in ("query_format", "retriever_format", "prompt_format"):
+            check_format(f"TemporalTask.{field}", getattr(self, field), ["question"])
         check_format("TemporalTask.target_format", self.target_format, ["answer"])
-        check_format("TemporalTask.retriever_format", self.retriever_format, ["question"])
 
     def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
         """See `Task.load`; both editions' answers are always needed."""
@@ -103,6 +105,7 @@ class TemporalTask:
             gold_ids=tuple(map(str, record.fields.get(f"gold_{self.edition}") or ())),
             negative_ids=record.negative_ids,
             given_passages=record.passages,
+            prompt_text=self.prompt_format.format(question=question),
             meta={
                 "question": question,
                 "edition": self.edition,

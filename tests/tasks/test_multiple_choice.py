@@ -43,6 +43,17 @@ def test_a_question_becomes_the_prompt(tmp_path):
     assert example.retriever_text == "Find the order of 2 in Z_3. 0 2 1"
 
 
+def test_the_decoders_prompt_has_the_options_as_they_are_asked(tmp_path):
+    task = MultipleChoiceTask(prompt_format="of {options}:", eval_orders="cyclic")
+    asked = task.variants(*records(tmp_path, ROW, task=task))
+    assert [example.prompt_text for example in asked[:2]] == [
+        "of (A) 0 (B) 2 (C) 1:", "of (A) 2 (B) 1 (C) 0:"
+    ]  # fmt: skip
+    assert asked[0].target_text == "<extra_id_0> B"  # behind the prompt, not in it
+    with pytest.raises(UserError, match="MultipleChoiceTask.prompt_format = '{letter}'"):
+        MultipleChoiceTask(prompt_format="{letter}")
+
+
 @pytest.mark.parametrize(
     ("orders", "expected"),
     [

@@ -32,6 +32,14 @@ def test_the_editions_answer_is_learnt(tmp_path):
     assert (example.answers, example.gold_ids) == (("Bob", "B."), ("new",))
 
 
+def test_the_decoder_can_be_given_a_prompt(tmp_path):
+    prompted = TemporalTask("2026", "2015", prompt_format="{question} It is")
+    assert examples(tmp_path, prompted)[0].prompt_text == "Who leads Arvo? It is"
+    assert examples(tmp_path, TemporalTask("2026", "2015"))[0].prompt_text == ""
+    with pytest.raises(UserError, match="TemporalTask.prompt_format = '{edition}'"):
+        TemporalTask("2026", "2015", prompt_format="{edition}")
+
+
 def test_changed_and_unchanged_facts_are_told_apart(tmp_path):
     task = TemporalTask("2026", "2015")
     given = ["b", "Cyd", "nobody", "Lindel"]
