@@ -31,6 +31,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_LONGEST_HEADER = 100_000_000  # bytes, as the library has it
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -58,13 +59,37 @@ def _open(path: Path) -> tuple[Tensors, dict[str, str]]:
                 described[name] = (tuple(part.get_shape()), part.get_dtype())
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+        cut = _what_is_cut(path)
+        raise UserError(f"{path}: {cut}not a whole safetensors file: {error}") from None
     tensors = {}
     for name, (shape, kind) in described.items():
         if kind not in _DTYPES:
             raise UserError(f"{path}: {name} is of type {kind}; known are {', '.join(_DTYPES)}")
         tensors[name] = _lazy(path, name, shape, _DTYPES[kind])
     return tensors, metadata
+
+
+def _what_is_cut(path: Path) -> str:
+    """The first tensor whose bytes the file has not, with a colon; '' if it is not that."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= _LONGEST_HEADER else b""
+        places = {
+            name: tuple(map(int, entry["data_offsets"]))
+            for name, entry in json.loads(text).items()
+            if name != "__metadata__"
+        }
+        beyond = {n: end for n, (_, end) in places.items() if 8 + length + end > size}
+        if not beyond:
+            return ""
+        name = min(beyond, key=lambda name: beyond[name])
+        start, end = places[name]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ""  # the header itself is damaged
+    there = max(size - 8 - length - start, 0)
+    return f"{name} has {there} of {end - start} bytes: "
 
 
 def _lazy(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

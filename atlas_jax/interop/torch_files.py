@@ -31,6 +31,10 @@ _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
     ValueError, OverflowError,
 )  # fmt: skip
+_PICKLE = "data.pkl"  # what a zip file of torch.save begins with
+_LOCAL = b"PK\x03\x04"  # before every entry
+_BETWEEN = 4096  # bytes from an entry's end to the next one, and more
+_PIECE = 1 << 20
 _LARGEST, _AXES = 1 << 40, 16  # of a shape
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -47,6 +51,32 @@ _STORAGES = {
 
 
 @dataclasses.dataclass
+class _Checksum:
+    """What the zip form has of a storage's bytes; 0 is none."""
+
+    offset: int
+    size: int
+    expected: int
+    is_checked: bool = False
+
+    def fits(self, file: BinaryIO, part: np.ndarray) -> bool:
+        """Compare once; where `part` of the bytes is not all, they are read piece by piece."""
+        if self.expected and not self.is_checked:
+            if part.size == self.size:
+                self.is_checked = zlib.crc32(part.data) == self.expected
+                return self.is_checked
+            file.seek(self.offset)
+            found, left = 0, self.size
+            while left > 0 and (piece := file.read(min(left, _PIECE))):
+                found = zlib.crc32(piece, found)
+                left -= len(piece)
+            if left or found != self.expected:
+                return False
+        self.is_checked = True
+        return True
+
+
+@dataclasses.dataclass
 class _Storage:
     """One run of numbers; `offset` is the place of its first byte in the file."""
 
@@ -54,7 +84,11 @@ class _Storage:
     dtype: np.dtype
     count: int
     offset: int | None = None
-    crc: int = 0  # of all its bytes; 0 where the file has none
+    checksum: _Checksum | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     file_path = Path(path)
     try:
         with file_path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
+            is_zip = file.read(4) == _LOCAL
             file.seek(0)
             tree = _load_zip(file, file_path) if is_zip else _load_legacy(file, file_path)
     except OSError as error:
@@ -150,33 +184,94 @@ def _load_zip(file: BinaryIO, path: Path) -> Any:
     try:
         archive = zipfile.ZipFile(file)
     except _ZIP_ERRORS as error:
-        raise UserError(f"{path}: cut off or damaged: {error}") from None
+        raise UserError(f"{path}: {_what_is_cut(file, path)}cut off or damaged: {error}") from None
     entries = {entry.filename: entry for entry in archive.infolist()}
-    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    pickles = [name for name in entries if name.rpartition("/")[2] == _PICKLE]
     if len(pickles) != 1:
-        raise UserError(f"{path}: a zip file, but not one of torch.save: it has no data.pkl")
-    root = pickles[0].removesuffix("data.pkl")
+        raise UserError(f"{path}: a zip file, but not one of torch.save: it has no {_PICKLE}")
+    root = pickles[0].removesuffix(_PICKLE)
     order = entries.get(f"{root}byteorder")
     if order is not None and _content(archive, order, path, 16) != b"little":
         raise UserError(f"{path}: written on a big-endian machine; save it on another one")
-    storages: dict[str, _Storage] = {}
+    program = io.BytesIO(_content(archive, entries[pickles[0]], path, _LIMIT))
+    tree, storages = _described(program, path)
+    for storage in storages:
+        entry = entries.get(f"{root}data/{storage.key}")
+        wrong = ""
+        if entry is None:
+            wrong = "is missing from the archive"
+        elif entry.compress_type != zipfile.ZIP_STORED or entry.file_size < storage.nbytes:
+            wrong = f"has {entry.file_size} bytes where {storage.nbytes} belong"
+        if entry is None or wrong:
+            user = _user_of(storage, tree, path)
+            raise UserError(f"{path}: {user}storage {storage.key} {wrong}")
+        storage.offset = _data_offset(file, entry, path)
+        storage.checksum = _Checksum(storage.offset, entry.file_size, entry.CRC)
+    return tree
+
+
+def _described(program: BinaryIO, path: Path) -> tuple[Any, list[_Storage]]:
+    """What a pickle of the zip form describes, and its storages, whose bytes lie elsewhere."""
+    storages: dict[tuple[str, np.dtype, int], _Storage] = {}
 
     def persistent(pid: Any) -> _Storage:
-        kind, key, count = _storage_id(pid, path)
-        if key not in storages:
-            entry = entries.get(f"{root}data/{key}")
-            if entry is None:
-                raise UserError(f"{path}: storage {key} is missing from the archive")
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < count * kind.itemsize:
-                raise UserError(
-                    f"{path}: storage {key} has {entry.file_size} bytes where "
-                    f"{count * kind.itemsize} belong"
-                )
-            storages[key] = _Storage(key, kind, count, _data_offset(file, entry, path), entry.CRC)
-        return storages[key]
+        kind, key, count = _storage_id(pid, path)  # one may be seen as several types
+        return storages.setdefault((key, kind, count), _Storage(key, kind, count))
 
-    program = _content(archive, entries[pickles[0]], path, _LIMIT)
-    return interpret(io.BytesIO(program), str(path), _makers(), persistent)
+    return interpret(program, str(path), _makers(), persistent), list(storages.values())
+
+
+def _user_of(storage: _Storage, tree: Any, path: Path) -> str:
+    """The name of the first tensor in a storage, with a colon."""
+    found: list[str] = []
+
+    def leaf(value: Any, name: str) -> None:
+        if isinstance(value, _View) and value.storage.key == storage.key:
+            found.append(name)
+
+    walked(tree, str(path), leaf)
+    return f"{found[0]}: " if found else ""
+
+
+def _what_is_cut(file: BinaryIO, path: Path) -> str:
+    """The first tensor that an archive without its directory, which is the end, has not whole.
+
+    The pickle comes first, and says how long every storage is.
+    """
+    size = os.fstat(file.fileno()).st_size
+    name, at = _header(file, 0)
+    if not name.endswith(_PICKLE):
+        return ""
+    file.seek(at)
+    tree, storages = _described(file, path)
+    by_name = {f"{name.removesuffix(_PICKLE)}data/{s.key}": s for s in storages}
+    at = file.tell()
+    while by_name:
+        file.seek(at)
+        ahead = file.read(_BETWEEN).find(_LOCAL)
+        name, at = _header(file, at + ahead) if ahead >= 0 else ("", size)
+        at = at if name else size
+        storage = by_name.pop(name, None)
+        if storage is not None and at + storage.nbytes > size:
+            return (
+                f"{_user_of(storage, tree, path)}storage {storage.key} has {max(size - at, 0)} of "
+                f"{storage.nbytes} bytes: "
+            )
+        at += storage.nbytes if storage is not None else 0
+        if at >= size and by_name:
+            storage = next(iter(by_name.values()))
+            return f"{_user_of(storage, tree, path)}storage {storage.key} is not in it: "
+    return ""
+
+
+def _header(file: BinaryIO, at: int) -> tuple[str, int]:
+    """The name in an entry's local header, and where its bytes begin; ('', at) if there is none."""
+    file.seek(at)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != _LOCAL:
+        return "", at
+    name, extra = struct.unpack("<HH", header[26:30])
+    return file.read(name).decode("utf-8", "replace"), int(at + 30 + name + extra)
 
 
 def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit: int) -> bytes:
@@ -192,12 +287,10 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
     """Where an entry's bytes begin: behind its local header, whose length varies."""
-    file.seek(entry.header_offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+    name, offset = _header(file, entry.header_offset)
+    if not name:
         raise UserError(f"{path}: the entry {entry.filename} is damaged")
-    name, extra = struct.unpack("<HH", header[26:30])
-    return int(entry.header_offset + 30 + name + extra)
+    return offset
 
 
 def _storage_id(pid: Any, path: Path) -> tuple[np.dtype, str, int]:
@@ -228,7 +321,10 @@ def _load_legacy(file: BinaryIO, path: Path) -> Any:
         kind, key, count = _storage_id(pid, path)
         if len(pid) > 5 and pid[5] is not None:
             raise UserError(f"{path}: storage {key} is a view of another; save the file anew")
-        return storages.setdefault(key, _Storage(key, kind, count))
+        storage = storages.setdefault(key, _Storage(key, kind, count))
+        if (storage.dtype, storage.count) != (kind, count):
+            raise UserError(f"{path}: storage {key} is of two types; save the file anew")
+        return storage
 
     tree = read(persistent)
     keys = read()
@@ -243,11 +339,12 @@ def _load_legacy(file: BinaryIO, path: Path) -> Any:
         buffered.seek(at)
         head = buffered.read(8)
         if len(head) < 8 or struct.unpack("<q", head)[0] != storage.count:
-            raise UserError(f"{path}: storage {key} is cut off or of another length")
+            user = _user_of(storage, tree, path)
+            raise UserError(f"{path}: {user}storage {key} is cut off or of another length")
         storage.offset = at + 8
-        at += 8 + storage.count * storage.dtype.itemsize
+        at += 8 + storage.nbytes
         if at > size:
-            raise UserError(f"{path}: cut off in storage {key}")
+            raise UserError(f"{path}: {_user_of(storage, tree, path)}cut off in storage {key}")
     return tree
 
 
@@ -277,10 +374,10 @@ def _tensor(view: _View, path: Path, name: str) -> Tensor:
         with path.open("rb") as file:
             file.seek((storage.offset or 0) + view.start * storage.dtype.itemsize)
             raw = np.fromfile(file, np.uint8, count * storage.dtype.itemsize)
-        if raw.size != count * storage.dtype.itemsize:
-            raise UserError(f"{where}: the file is cut off")
-        if storage.crc and count == storage.count and zlib.crc32(raw.data) != storage.crc:
-            raise UserError(f"{where}: damaged: its checksum is not the one in the file")
+            if raw.size != count * storage.dtype.itemsize:
+                raise UserError(f"{where}: the file is cut off")
+            if storage.checksum is not None and not storage.checksum.fits(file, raw):
+                raise UserError(f"{where}: damaged: its checksum is not the one in the file")
         flat = raw.view(storage.dtype)
         strides = tuple(s * storage.dtype.itemsize for s in view.strides)
         return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)

@@ -249,7 +249,28 @@ def test_a_truncated_safetensors_file_is_refused(keep: float, tmp_path: Path) ->
     path = folder / "model.safetensors"
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep if keep > 1 else keep * len(raw))])
-    assert f"{path}: not a whole safetensors file" in refusal(tmp_path, folder)
+    message = refusal(tmp_path, folder)
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    if keep > 1:  # the header itself
+        assert f"{path}: not a whole safetensors file" in message
+        return
+    kept = int(keep * len(raw)) - begin
+    header = json.loads(raw[8:begin])
+    header.pop("__metadata__")
+    (cut,) = [n for n, e in header.items() if e["data_offsets"][0] <= kept < e["data_offsets"][1]]
+    start, end = header[cut]["data_offsets"]
+    assert f"{path}: {cut} has {kept - start} of {end - start} bytes: not a whole" in message
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": ["x", 9]}}', b'{"a"', b"\xff"]
+)
+def test_a_damaged_safetensors_header_is_refused(header: bytes, tmp_path: Path) -> None:
+    folder = broken(tmp_path, "t5_bf16")
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    expected = "missing: " if header == b"{}" else f"{path}: not a whole safetensors file"
+    assert expected in refusal(tmp_path, folder)
 
 
 def test_copies_of_the_embedding_have_to_be_copies(tmp_path: Path) -> None:

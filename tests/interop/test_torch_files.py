@@ -169,14 +169,79 @@ def test_a_damaged_storage_is_noticed_by_its_checksum(tmp_path: Path) -> None:
         torch_files.load(path)["w"].read()
 
 
+def test_the_checksum_counts_for_parts_of_a_storage_too(tmp_path: Path) -> None:
+    """A view of four of six numbers, and the damage outside of it; read whole, and no longer."""
+    program = tensor_program(shape=(2, 2), strides=(2, 1))
+    numbers = np.arange(6, dtype=np.float32)
+    path = archive(tmp_path / "a.bin", program, **{"0": numbers.tobytes()})
+    tensor = torch_files.load(path)["w"]
+    np.testing.assert_array_equal(tensor.read(), numbers[:4].reshape(2, 2))
+    raw = path.read_bytes()
+    at = raw.index(numbers.tobytes()) + 21
+    path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+    np.testing.assert_array_equal(tensor.read(), numbers[:4].reshape(2, 2))  # checked already
+    with pytest.raises(UserError, match=f"{path}: w: damaged: its checksum"):
+        torch_files.load(path)["w"].read()
+
+
+def test_one_storage_as_two_types(tmp_path: Path) -> None:
+    """Each tensor keeps its own, as torch.Tensor.view(dtype) makes them."""
+    first = tensor_program()
+    second = first[3:].replace(b"w", b"v", 1).replace(b"FloatStorage", b"IntStorage")
+    program = first[:-1] + second
+    numbers = np.arange(6, dtype=np.float32)
+    tree = torch_files.load(archive(tmp_path / "a.bin", program, **{"0": numbers.tobytes()}))
+    np.testing.assert_array_equal(tree["w"].read().ravel(), numbers)
+    np.testing.assert_array_equal(tree["v"].read().ravel(), numbers.view(np.int32))
+
+
 @pytest.mark.parametrize("name", ["t5_v1_0", "bert"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
 def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
-    raw = (small.GOLDENS / name / "pytorch_model.bin").read_bytes()
+    """And the tensor is named that is not whole: the last of those that begin in the file."""
+    whole = small.GOLDENS / name / "pytorch_model.bin"
+    raw = whole.read_bytes()
+    size = int(share * len(raw))
     path = tmp_path / "pytorch_model.bin"
-    path.write_bytes(raw[: int(share * len(raw))])
-    with pytest.raises(UserError, match=f"{path}: "):
+    path.write_bytes(raw[:size])
+    with pytest.raises(UserError, match=f"{path}: ") as caught:
         torch_files.load_state_dict(path)
+    users: dict[int, set[str]] = {}  # place of a tensor's storage -> who has it
+    for label, tensor in torch_files.load_state_dict(whole).items():
+        users.setdefault(raw.index(tensor.read().tobytes()), set()).add(label)
+    begun = [place for place in users if place < size]
+    if share > 0.99:
+        return  # nothing but the directory, or less, is gone
+    if not begun:
+        assert "not a whole pickle" in str(caught.value)
+        return
+    message = str(caught.value).removeprefix(f"{path}: ")
+    at_fault = message.split(": ")[0]
+    last, later = max(begun), [place for place in users if place >= size]
+    assert at_fault in users[last] | (users[min(later)] if later else set()), message
+    assert "storage" in message
+
+
+def test_the_tensor_of_a_cut_storage_is_named(tmp_path: Path) -> None:
+    numbers = np.arange(6, dtype=np.float32).tobytes()
+    path = archive(tmp_path / "a.bin", tensor_program(), **{"0": numbers})
+    raw = path.read_bytes()
+    at = raw.index(numbers)
+    for keep, message in (
+        (at + 10, "w: storage 0 has 10 of 24 bytes: cut off or damaged"),
+        (at, "w: storage 0 has 0 of 24 bytes: cut off"),
+        (at - 20, "w: storage 0 is not in it: cut off"),
+        (at + 24, "a.bin: cut off or damaged"),
+        (60, "a.bin: not a whole pickle"),
+        (20, "a.bin: cut off or damaged"),
+    ):
+        path.write_bytes(raw[:keep])
+        with pytest.raises(UserError) as caught:
+            torch_files.load(path)
+        assert message in str(caught.value)
+    archive(path, tensor_program(), **{"0": numbers[:-4]})
+    with pytest.raises(UserError, match="w: storage 0 has 20 bytes where 24 belong"):
+        torch_files.load(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
