@@ -32,6 +32,9 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.state import Models
 
+# jaxlib cannot read the text of a program whose gathers are left to SparseCores (v5p, v6e), and
+# the collectives are read from it. So they are planned for the TensorCore.
+READABLE = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 INSTALL_HINT = (
     "plan needs libtpu, whose compiler works without any TPU: pip install 'atlas-jax[plan]' "
     "(about 480 MB)"
@@ -157,7 +160,8 @@ def plan_program(
     total, once, plain = _count_flops(program, run, mesh)
     compiled, refusal = None, ""
     try:
-        compiled = lowered(program, run, mesh).compile()
+        options = READABLE if devices[0].platform == "tpu" else None
+        compiled = lowered(program, run, mesh).compile(compiler_options=options)
         memory = compiled_memory(compiled, program.terms)
     except jax.errors.JaxRuntimeError as error:
         refusal = str(error)

@@ -212,8 +212,9 @@ def test_a_run_without_sizes_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]")
-def test_the_tpu_compiler_takes_the_same_step(tmp_path: Path) -> None:
-    flags = ["--topology=v5e-8", "--passages=5000", "--mesh=2,2,2", "--programs=train,search"]
+@pytest.mark.parametrize("chips", ["v5e-8", "v6e-8"])  # v6e: gathers could go to its SparseCores
+def test_the_tpu_compiler_takes_the_same_step(chips: str, tmp_path: Path) -> None:
+    flags = [f"--topology={chips}", "--passages=5000", "--mesh=2,2,2", "--programs=train,search"]
     arguments = ["--gin_file=runs/finetune_qa.gin", *(f"--gin.{b}" for b in (*TINY, *RECIPE[5:]))]
     # A process of its own: libtpu ends one whose XLA_FLAGS it does not know, as those of the tests.
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -222,4 +223,4 @@ def test_the_tpu_compiler_takes_the_same_step(tmp_path: Path) -> None:
     train, search = json.loads((tmp_path / "plan.json").read_text())["programs"]
     assert train["fits"] and search["fits"]
     assert "all-reduce" in train["collectives_per_chip"]
-    assert parse_slice("v5e-8").chip.hbm_bytes > train["peak_bytes_per_chip"]
+    assert parse_slice(chips).chip.hbm_bytes > train["peak_bytes_per_chip"]
