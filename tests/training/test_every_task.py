@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from atlas_jax import train
+from atlas_jax.core import partitioning
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import CAPITALS, COUNTRIES, read_lines, write_lines, write_run
 
@@ -28,6 +29,10 @@ def write_tasks(folder: Path) -> None:
         rows["kilt"].append({"id": str(number), "input": question, "output": output})
         answers = {"answers_old": [other], "answers_new": [capital]}
         rows["temporal"].append({"question": question, **answers, "changed": number < 4})
+        rows["qa"].append({"question": question, "answers": [capital], "gold": gold})
+        rows["base"].append({"query": claim, "target": capital, "choices": [other, capital]})
+        facts = f"Capital: name: {capital}. Languages: Arvic."
+        rows["cloze"].append({"id": gold[0], "title": country, "text": facts})
     for name, lines in rows.items():
         write_lines(folder / f"{name}.jsonl", lines)
     passages = read_lines(folder / "passages.jsonl")
@@ -35,7 +40,7 @@ def write_tasks(folder: Path) -> None:
         write_lines(folder / f"{name}.jsonl", [p for p in passages if p.get("section")])
 
 
-PASSAGES = ("lm", "section")
+PASSAGES = ("mlm", "lm", "section")
 # Bindings, and the scores that the evaluation has to bring.
 TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "fever": (
@@ -44,6 +49,7 @@ TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     ),
     "multiple_choice": (
         ("MultipleChoiceTask.eval_orders=cyclic", "MultipleChoiceTask.train_orders=all",
+         "MultipleChoiceTask.prompt_format=so", "DataConfig.prompt_length=4",
          "DataConfig.query_length=120", "StepConfig.reader_length=168"),
         {"accuracy", "debiased_accuracy", "answer_recall@5"},
     ),
@@ -57,6 +63,10 @@ TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
         ("TemporalTask.edition=new", "TemporalTask.other=old"),
         {"changed_followed", "changed_stayed", "unchanged_right"},
     ),
+    "qa": ((), {"exact_match", "f1", "recall@5", "answer_recall@5"}),
+    "base": (("BaseTask.prompt_format=so", "DataConfig.prompt_length=4"), {"exact_match", "f1"}),
+    "mlm": (("MLMTask.min_words=5",), {"exact_match", "f1"}),
+    "cloze": (("ClozeTask.filter_self=True", "ClozeTask.noise=0.2"), {"exact_match", "f1"}),
     "lm": (("LMTask.min_words=5",), {"rouge1", "rouge2", "rougeL"}),
     "section": (
         ("SectionTask.min_words=5", "SectionTask.filter=section", "DataConfig.max_excluded=2"),
@@ -110,12 +120,22 @@ def test_a_task_learns_and_answers_alike_on_one_device_and_on_eight(
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     write_tasks(tmp_path)
     eight, metrics, predictions = jax.devices(), [], []
+    meshes: list[int] = []  # how many devices each run has computed on
+    make_mesh = partitioning.make_mesh
+
+    def noted(*args: Any) -> Any:
+        mesh = make_mesh(*args)
+        meshes.append(mesh.size)
+        return mesh
+
+    monkeypatch.setattr(partitioning, "make_mesh", noted)
     for devices in (eight, eight[:1]):
         monkeypatch.setattr(jax, "devices", lambda *_, chosen=devices: chosen)
         model_dir = tmp_path / f"on_{len(devices)}"
         assert run(gin_file, task, model_dir) == 0, capsys.readouterr().err
         metrics.append(read_metrics(model_dir))
         predictions.append(read_lines(model_dir / "predictions" / "step_0000001.jsonl"))
+    assert meshes == [8, 1]
     trained, scores = metrics[0]
     assert trained["train/reader_loss"] > 0
     assert {f"eval/{name}" for name in TASKS[task][1]} <= set(scores)
