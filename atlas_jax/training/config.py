@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import gin
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import is_remote
 
 # What lies in a run's model_dir, beside metrics.METRICS_FILE and tensorboard/.
 CHECKPOINTS = "checkpoints"
@@ -93,8 +94,9 @@ class CorpusConfig:
     """Which passages are searched, and how.
 
     passages: jsonl corpus; needed only while the store does not exist yet.
-    store: directory of the passage store (built from `passages` when missing).
-    index: directory of a saved index, made by build_index; "" embeds the corpus at start.
+    store: directory of the passage store (built from `passages` when missing), on a disk.
+    index: directory of a saved index, made by build_index, on a disk; "" embeds the corpus at
+        start.
     searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
     recall_target: below 1, 'exact' on a TPU selects approximately, and faster: the share of a
         chip's best rows that it is to find.
@@ -112,6 +114,15 @@ class CorpusConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        for field in ("store", "index"):
+            path = getattr(self, field)
+            _require(
+                not is_remote(path),
+                f"CorpusConfig.{field}",
+                path,
+                "a folder on a disk, since it is memory-mapped; mount the bucket (as "
+                "tpu_scripts/setup.sh --bucket NAME does at /mnt/NAME) and bind the path there",
+            )
         _require(
             self.searcher in SEARCHERS,
             "CorpusConfig.searcher",

@@ -142,6 +142,12 @@ REFUSED = {
         "CorpusConfig.searcher=scann",
     ),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
+    "CorpusConfig.store = 'gs://b/store': expected a folder on a disk": (
+        "CorpusConfig.store=gs://b/store",
+    ),
+    "CorpusConfig.index = 'gs://b/index': expected a folder on a disk": (
+        "CorpusConfig.index=gs://b/index",
+    ),
     "TrainConfig.passages = 'wikipedia': expected one of 'index', 'file', 'none'": (
         "TrainConfig.passages=wikipedia",
     ),
