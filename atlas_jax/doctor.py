@@ -2,9 +2,10 @@
 
     python -m atlas_jax.doctor --gin_file=runs/nq_64shot.gin --gin.MODEL_DIR=... ...
 
-takes the flags of `train`, on every host, and compiles nothing. It compares code, packages,
-configuration, environment and devices, looks for the run's files, writes to MODEL_DIR, and names
-the host that differs. Exit code 0: they fit; 1: they do not.
+takes the flags of `train`, on every host, and compiles nothing. It meets the other hosts at the
+coordinator's port, compares code, packages, configuration, environment and devices, looks for the
+run's files, writes to MODEL_DIR, and names the host that is missing or differs. Exit code 0: they
+fit; 1: they do not.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
+from atlas_jax.core.roll_call import roll_call
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import TrainConfig
+from atlas_jax.training.config import CorpusConfig, TrainConfig
 from atlas_jax.training.doctor import clear, examine
 
 
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="how long to wait for the other hosts' reports (default 60)",
+        help="how long to wait for the other hosts, and for their reports (default 60)",
     )
     multihost.add_flags(parser)
     return launch(_run, parser, argv)
@@ -38,7 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> int:
     config = TrainConfig()
+    CorpusConfig()  # refuses a slip before anyone is waited for
     clear(config)
+    others = multihost.expected(flags, flags.timeout)
+    absent = roll_call(*others, flags.timeout) if others else []
+    for fault in absent:
+        print(f"doctor: {fault}", file=sys.stderr)
+    if absent:
+        return 1
     multihost.start(flags)
     return examine(config, flags.timeout)
 

@@ -13,19 +13,21 @@ where all processes see it. Each process reads only its own rows of a training b
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # for `joined`: JAX has no other way
+from jax._src import clusters, distributed  # for `expected`, `joined`: JAX has no other way
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from atlas_jax.core.errors import UserError
 
 MODES = ("auto", "on", "off")
+_ADDRESS = re.compile(r".+:\d{1,5}")
 # Where a Cloud TPU VM shows its chips: v2 to v4, and later ones.
 _CHIPS = ("/dev/accel0", "/dev/vfio/0")
 
@@ -62,6 +64,49 @@ def start(flags: argparse.Namespace) -> None:
     Raises:
       UserError: flags that contradict each other, or the others cannot be reached.
     """
+    if not _joins(flags):
+        return
+    try:
+        jax.distributed.initialize(
+            flags.coordinator_address, flags.process_count, flags.process_index
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the processes of this run cannot be joined ({reason}); give --coordinator_address, "
+            "--process_count and --process_index, or --multihost=off for this process alone"
+        ) from error
+
+
+def expected(flags: argparse.Namespace, timeout: float) -> tuple[str, int, int] | None:
+    """What `start` would join: HOST:PORT of process 0, this process's index, and their number.
+
+    None: nothing, or nothing that JAX finds.
+
+    Args:
+      timeout: seconds to wait for the name of process 0's host to be known.
+
+    Raises:
+      UserError: flags that contradict each other.
+    """
+    if not _joins(flags):
+        return None
+    if flags.coordinator_address is not None:
+        return flags.coordinator_address, flags.process_index, flags.process_count
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    try:
+        address, count, index, _ = detect(None, None, None, None, None, int(timeout))
+    except (ValueError, RuntimeError):  # `start` will tell
+        return None
+    return None if address is None or count is None or index is None else (address, index, count)
+
+
+def _joins(flags: argparse.Namespace) -> bool:
+    """Whether there are processes to be joined.
+
+    Raises:
+      UserError: flags that contradict each other.
+    """
     given = {
         name: getattr(flags, name)
         for name in ("coordinator_address", "process_count", "process_index")
@@ -75,22 +120,15 @@ def start(flags: argparse.Namespace) -> None:
             f"--process_index={flags.process_index}: expected 0 to {flags.process_count - 1}, "
             f"for --process_count={flags.process_count}"
         )
+    if told and not _ADDRESS.fullmatch(flags.coordinator_address):
+        raise UserError(
+            f"--coordinator_address={flags.coordinator_address}: expected HOST:PORT of process 0"
+        )
     if told and flags.multihost == "off":
         raise UserError(f"--multihost=off contradicts --{told[0]}")
     if flags.multihost == "off" or jax.distributed.is_initialized():
-        return
-    if not told and flags.multihost == "auto" and not _on_cloud_tpu():
-        return
-    try:
-        jax.distributed.initialize(
-            flags.coordinator_address, flags.process_count, flags.process_index
-        )
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the processes of this run cannot be joined ({reason}); give --coordinator_address, "
-            "--process_count and --process_index, or --multihost=off for this process alone"
-        ) from error
+        return False
+    return bool(told) or flags.multihost == "on" or _on_cloud_tpu()
 
 
 def _on_cloud_tpu() -> bool:

@@ -124,8 +124,7 @@ def odd_ones(reports: Sequence[Report], expected_missing: Sequence[str] = ()) ->
 def examine(config: TrainConfig, timeout: float) -> int:
     """Compare all hosts of the run that gin describes and print what is found; 1 if they differ.
 
-    Call it when the processes have been joined (`multihost.start`), which shows that the
-    coordinator's port can be reached.
+    Call it when the processes have been joined (`multihost.start`).
 
     Args:
       config: of the run.
@@ -139,14 +138,14 @@ def examine(config: TrainConfig, timeout: float) -> int:
     mine = report(process, _inputs(config))
     _write(folder / f"{process}.json", dataclasses.asdict(mine))
     if process == 0:
-        faults = _faults(folder, count, timeout)
-        _write(folder / VERDICT, faults)
+        faults, hosts = _faults(folder, count, timeout)
+        _write(folder / VERDICT, (faults, hosts))
     else:
         verdict = _wait_for(folder / VERDICT, 2 * timeout)
         (folder / f"{process}.json").unlink(missing_ok=True)  # the verdict has been seen
-        faults = [_unseen(0, timeout)] if verdict is None else verdict
+        faults, hosts = verdict or ([_unseen(0, timeout)], [])
     if not faults:
-        faults = _device_faults()
+        faults = device_faults(jax.devices(), hosts)
     if process == 0:
         until = time.monotonic() + min(timeout, _GOODBYE_SECONDS)
         while len(list(folder.glob("*.json"))) > 2 and time.monotonic() < until:
@@ -177,8 +176,8 @@ def _inputs(config: TrainConfig) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def _faults(folder: Path, count: int, timeout: float) -> list[str]:
-    """What is wrong by the reports of all processes."""
+def _faults(folder: Path, count: int, timeout: float) -> tuple[list[str], list[str]]:
+    """What is wrong by the reports of all processes, and the hosts of those who wrote one."""
     until = time.monotonic() + timeout
     reports, silent = [], []
     for process in range(count):
@@ -189,7 +188,7 @@ def _faults(folder: Path, count: int, timeout: float) -> list[str]:
             reports.append(Report(**told))
     corpus = CorpusConfig()
     built = [corpus.store] if corpus.passages else []
-    return silent + odd_ones(reports, built)
+    return silent + odd_ones(reports, built), [one.host for one in reports]
 
 
 def _unseen(process: int, timeout: float) -> str:
@@ -199,18 +198,31 @@ def _unseen(process: int, timeout: float) -> str:
     )
 
 
-def _device_faults() -> list[str]:
-    """What is wrong with the devices, as all processes see them."""
-    held = collections.Counter(device.process_index for device in jax.devices())
-    kinds = {device.device_kind for device in jax.devices()}
-    faults = []
-    usual = collections.Counter(held.values()).most_common(1)[0][0]
-    for process in range(joined()[1]):
-        if held[process] != usual:
-            faults.append(f"process {process} has {held[process]} devices; the others {usual}")
-    if len(kinds) > 1:
-        faults.append(f"devices of several kinds: {', '.join(sorted(kinds))}")
+def device_faults(devices: Iterable[Any], hosts: Sequence[str]) -> list[str]:
+    """What is wrong with the devices, as all processes see them, naming who differs.
+
+    Args:
+      devices: of all processes.
+      hosts: of the processes, in order.
+    """
+    kinds: dict[int, list[str]] = collections.defaultdict(list)
+    for device in devices:
+        kinds[device.process_index].append(device.device_kind)
+    told = [
+        Report(process, host, {"devices": _counted(kinds[process])})
+        for process, host in enumerate(hosts)
+    ]
+    several = sorted(set().union(*kinds.values()))
+    faults = odd_ones(told)
+    if not faults and len(several) > 1:
+        faults.append(f"devices of several kinds on every host: {', '.join(several)}")
     return faults
+
+
+def _counted(kinds: Iterable[str]) -> str:
+    """`4 TPU v4`."""
+    counts = sorted(collections.Counter(kinds).items())
+    return ", ".join(f"{count} {kind}" for kind, count in counts) or "none"
 
 
 def _tell(mine: Report, count: int, model_dir: str, faults: Sequence[str]) -> None:

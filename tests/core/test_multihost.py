@@ -5,6 +5,7 @@ import argparse
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import ClusterEnv
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.core import multihost
@@ -33,6 +34,10 @@ def flags(*arguments: str) -> argparse.Namespace:
             ["--coordinator_address=a:1", "--process_count=2", "--process_index=2"],
             "--process_index=2: expected 0 to 1, for --process_count=2",
         ),
+        (
+            ["--coordinator_address=a", "--process_count=2", "--process_index=1"],
+            "--coordinator_address=a: expected HOST:PORT",
+        ),
     ],
 )
 def test_flags_that_cannot_be_are_refused(arguments: list[str], message: str) -> None:
@@ -56,6 +61,30 @@ def test_chips_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == [(None, None, None)]
     multihost.start(flags("--multihost=off"))
     assert len(called) == 1
+
+
+class Slice:
+    """What JAX finds on a Cloud TPU slice."""
+
+    name, opt_in_only_method = "slice", False
+    is_env_present = staticmethod(lambda: True)
+    get_process_count, get_process_id = staticmethod(lambda: 4), staticmethod(lambda: 1)
+    get_local_process_id = staticmethod(lambda: None)
+
+    @staticmethod
+    def get_coordinator_address(timeout_secs: int, override_coordinator_port: str | None) -> str:
+        return f"found-in-{timeout_secs}:8482"
+
+
+def test_what_will_be_joined_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = flags("--coordinator_address=a:1", "--process_count=3", "--process_index=2")
+    assert multihost.expected(told, 1) == ("a:1", 2, 3)
+    assert multihost.expected(flags("--multihost=off"), 1) is None
+    assert multihost.expected(flags("--multihost=on"), 1) is None  # no cluster is found here
+    monkeypatch.setattr(ClusterEnv, "_cluster_types", [Slice])
+    assert multihost.expected(flags("--multihost=on"), 7) == ("found-in-7:8482", 1, 4)
+    with pytest.raises(UserError, match="--coordinator_address is given without"):
+        multihost.expected(flags("--coordinator_address=a:1"), 1)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])

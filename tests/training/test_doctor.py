@@ -3,12 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax
 import pytest
 
 from atlas_jax import doctor as entry
 from atlas_jax.training import doctor
-from atlas_jax.training.doctor import Report, code_hash, odd_ones
+from atlas_jax.training.doctor import Report, code_hash, device_faults, odd_ones
 from tests.training.runs import write_run
 
 
@@ -50,6 +53,35 @@ def test_what_is_missing_everywhere_is_told_unless_the_run_makes_it() -> None:
     assert odd_ones(reports, ["store"]) == []
 
 
+def devices(*counts: int, kinds: tuple[str, ...] = ()) -> list[Any]:
+    """So many of each process; of a kind each, or all "TPU v4"."""
+    return [
+        SimpleNamespace(process_index=process, device_kind=kinds[process] if kinds else "TPU v4")
+        for process, count in enumerate(counts)
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (devices(4, 4, 4, 4), []),
+        (devices(4, 3, 4, 4), ["devices: 3 TPU v4 on process 1 (w-1); 4 TPU v4 on the other 3"]),
+        (devices(4, 4, 4), ["devices: none on process 3 (w-3); 4 TPU v4 on the other 3"]),
+        (
+            devices(4, 4, 4, 4, kinds=("TPU v4", "TPU v4", "TPU v4", "cpu")),
+            ["devices: 4 cpu on process 3 (w-3); 4 TPU v4 on the other 3"],
+        ),
+        (
+            [*devices(1, 1, 1, 1), *devices(1, 1, 1, 1, kinds=("cpu",) * 4)],
+            ["devices of several kinds on every host: TPU v4, cpu"],
+        ),
+    ],
+)
+def test_the_host_with_other_devices_is_named(found: list[Any], told: list[str]) -> None:
+    assert device_faults(found, [f"w-{process}" for process in range(4)]) == told
+
+
 def test_the_code_hash_sees_every_change(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     first = code_hash([tmp_path])
@@ -88,6 +120,27 @@ def test_a_missing_file_is_told_before_anything_runs(
 ) -> None:
     assert entry.main([*arguments, "--gin.TrainConfig.file=nowhere.jsonl"]) == 1
     assert "doctor: nowhere.jsonl is missing on every host" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["store", "index"])
+def test_a_store_or_index_in_a_bucket_is_refused(
+    field: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gs:" / "b" / "x").mkdir(parents=True)  # what the name would mean on a disk
+    assert entry.main([*arguments, f"--gin.CorpusConfig.{field}=gs://b/x"]) == 2
+    error = capsys.readouterr().err
+    assert f"CorpusConfig.{field} = 'gs://b/x': expected a folder on a disk" in error
+    assert "setup.sh --bucket NAME" in error
+
+
+def test_a_host_with_fewer_devices_ends_the_examination(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(doctor, "device_faults", lambda *told: seen.append(told) or ["devices: 3"])
+    assert entry.main(arguments) == 1
+    assert seen == [(jax.devices(), [doctor.socket.gethostname()])]
+    assert "doctor: devices: 3\ndoctor: 1 fault(s)" in capsys.readouterr().out
 
 
 def test_a_model_dir_that_cannot_be_written_is_told(
