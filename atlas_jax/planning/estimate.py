@@ -38,12 +38,19 @@ class Work:
       model_flops: without those.
       hbm_bytes: read and written.
       collectives: kind -> (runs, bytes that the chip sends).
+      compiled_flops: of the products that the compiler made, by its own program.
     """
 
     flops: float
     model_flops: float
     hbm_bytes: float
     collectives: dict[str, tuple[int, float]]
+    compiled_flops: float = 0.0
+
+    @property
+    def agreement(self) -> float:
+        """Products of the compiled program for each that was counted before; about 1."""
+        return self.compiled_flops / self.flops if self.flops else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +124,8 @@ def measure(text: str, flops: float, model_flops: float, chips: int, loop_trips:
         runs[one.kind] += one.times
         sent[one.kind] += one.times * one.wire_bytes
     collectives = {kind: (round(runs[kind]), sent[kind]) for kind in sorted(runs)}
-    return Work(flops / chips, model_flops / chips, program.hbm_bytes, collectives)
+    per_chip = (flops / chips, model_flops / chips)
+    return Work(*per_chip, program.hbm_bytes, collectives, program.product_flops)
 
 
 def roofline(work: Work, chip: Chip) -> Roofline:

@@ -1,7 +1,10 @@
-"""What a compiled program moves, read from its optimised HLO text: HBM bytes and collectives.
+"""What a compiled program moves and computes, from its optimised HLO text.
+
+HBM bytes, collectives and the FLOPs of its products.
 
 XLA's own cost analysis counts the body of a loop once. Here each computation counts as often
-as it runs: the trip count of a `while` is in its `known_trip_count`, or is given.
+as it runs: the trip count of a `while` is in its `known_trip_count` (the CPU's compiler writes
+it, the TPU's does not), or what its condition compares a counter with, or is given.
 """
 
 import dataclasses
@@ -9,6 +12,8 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+
+from atlas_jax.planning.products import product_flops
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -23,6 +28,8 @@ _CALLED = re.compile(
     r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _CALLED_LIST = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_LOOP_PARTS = re.compile(r"(condition|body)=%?([\w.\-]+)")
+_ELEMENT = re.compile(r"\), index=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -87,6 +94,7 @@ class Program:
     def __init__(self, text: str, loop_trips: int = 1) -> None:
         """Parse; `loop_trips` is for loops whose trip count the text does not say."""
         self.computations: dict[str, dict[str, Instruction]] = {}
+        self._roots: dict[str, Instruction] = {}
         self._entry = ""
         self._parse(text)
         self._loop_trips = loop_trips
@@ -117,18 +125,33 @@ class Program:
                 total += runs * sum(self._moved(one, body) for one in body.values())
         return total
 
+    @property
+    def product_flops(self) -> float:
+        """FLOPs of one chip's products per run, each as often as its loops run."""
+        total = 0.0
+        for name, runs in self._runs.items():
+            body = self.computations[name]
+            for one in body.values():
+                if one.opcode in ("dot", "convolution"):
+                    left, right = (body[operand].type for operand in one.operands[:2])
+                    total += runs * product_flops(one.opcode, one.type, left, right, one.rest)
+        return total
+
     def _parse(self, text: str) -> None:
-        body: dict[str, Instruction] | None = None
+        name, body = "", None
         for line in text.splitlines():
             header = _HEADER.match(line)
             if header:
-                body = self.computations.setdefault(header[2], {})
+                name = header[2]
+                body = self.computations.setdefault(name, {})
                 if header[1]:
                     self._entry = header[2]
             elif line.startswith("}"):
                 body = None
             elif body is not None and (one := _instruction(line)) is not None:
                 body[one.name] = one
+                if line.lstrip().startswith("ROOT "):
+                    self._roots[name] = one
 
     def _count(self, name: str, runs: float, fused: bool = False) -> None:
         self._runs[name] += runs
@@ -139,12 +162,24 @@ class Program:
                 continue
             times = runs
             if one.opcode == "while":
-                trips = _TRIPS.search(one.rest)
-                times *= int(trips[1]) if trips else self._loop_trips
+                times *= self._trips(one, self.computations[name])
             inside = fused or one.opcode not in ("while", "conditional", "call", "async-start")
             for called in _called(one.rest):
                 if called in self.computations:
                     self._count(called, times, inside)
+
+    def _trips(self, loop: Instruction, outside: dict[str, Instruction]) -> int:
+        """How often the body of a `while` runs."""
+        if known := _TRIPS.search(loop.rest):
+            return int(known[1])
+        parts = dict(_LOOP_PARTS.findall(loop.rest))
+        test, following = (self._roots.get(parts.get(part, "")) for part in ("condition", "body"))
+        given = outside.get(loop.operands[0])
+        if test is None or following is None or given is None:
+            return self._loop_trips
+        condition, body = (self.computations[parts[part]] for part in ("condition", "body"))
+        counted = _counted(test, condition, following, body, given, outside)
+        return self._loop_trips if counted is None else counted
 
     def _moved(self, one: Instruction, body: dict[str, Instruction]) -> float:
         if one.opcode in _FREE:
@@ -184,6 +219,49 @@ class Program:
             slices = [inner[u.operands[1]] for u in updates if u.operands[1] in inner]
             return total + min(one.bytes, sum(_bytes(s.type, False) for s in slices))
         return total + one.bytes
+
+
+def _counted(
+    test: Instruction,
+    condition: dict[str, Instruction],
+    following: Instruction,
+    body: dict[str, Instruction],
+    given: Instruction,
+    outside: dict[str, Instruction],
+) -> int | None:
+    """Runs of a loop that adds a constant to a counter while it is less than another; else None.
+
+    `test`, `following` and `given` are what its condition, its body and its start give.
+    """
+    if test.opcode != "compare" or "direction=LT" not in test.rest:
+        return None
+    counter, limit = condition.get(test.operands[0]), _constant(test.operands[1], condition)
+    at = _ELEMENT.search(counter.rest) if counter else None
+    if at is None or limit is None or (following.opcode, given.opcode) != ("tuple", "tuple"):
+        return None
+    start = _constant(given.operands[int(at[1])], outside)
+    added = _source(following.operands[int(at[1])], body)
+    if start is None or added is None or added.opcode != "add":
+        return None
+    element, step = _source(added.operands[0], body), _constant(added.operands[1], body)
+    if not step or step < 0 or element is None or _ELEMENT.findall(element.rest) != [at[1]]:
+        return None
+    return max(0, math.ceil((limit - start) / step))
+
+
+def _source(name: str, body: dict[str, Instruction]) -> Instruction | None:
+    """The instruction that makes a value, through copies."""
+    one = body.get(name)
+    while one is not None and one.opcode == "copy":
+        one = body.get(one.operands[0])
+    return one
+
+
+def _constant(name: str, body: dict[str, Instruction]) -> int | None:
+    """A whole number that stands in the text."""
+    one = _source(name, body)
+    number = re.match(r"(-?\d+)\)", one.rest) if one and one.opcode == "constant" else None
+    return int(number[1]) if number else None
 
 
 def _uses(name: str, users: dict[str, list[Instruction]]) -> list[Instruction]:

@@ -14,6 +14,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
 
+DISAGREEMENT = 0.1  # of the products counted and compiled; beyond it a plan warns
+
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything the table shows, and what it leaves out, with the versions that gave it."""
@@ -64,6 +66,8 @@ def _program_json(one: ProgramPlan) -> dict[str, Any]:
         found |= {
             "flops_per_chip": one.work.flops,
             "model_flops_per_chip": one.work.model_flops,
+            "compiled_flops_per_chip": one.work.compiled_flops,
+            "compiled_to_counted_flops": one.work.agreement,
             "hbm_bytes_moved_per_chip": one.work.hbm_bytes,
             "collectives_per_chip": {
                 kind: {"runs": runs, "bytes_sent": sent}
@@ -105,6 +109,12 @@ def show(plan: Plan, console: Console) -> None:
     if plan.recommended is not None:
         console.print(f"recommended mesh: {mesh_name(plan.recommended)}")
     for one in plan.programs:
+        if one.work is not None and abs(one.work.agreement - 1) > DISAGREEMENT:
+            console.print(
+                f"warning: {one.program}: the compiled program has {one.work.agreement:.0%} of the "
+                "products that were counted; chips repeat work, or a loop's length was not read "
+                "and traffic and collectives are off as well"
+            )
         if one.largest_index:
             console.print(f"{one.program}: an index of {one.largest_index:,} passages would fit")
         for number, line in enumerate(one.advice):
@@ -137,6 +147,7 @@ def _work_table(plan: Plan) -> Table:
         table.add_row(name, *(value(one.work, one.roof) for one in done))
 
     row("TFLOPs, rematerialisation included", lambda work, _: f"{work.flops / 1e12:.3f}")
+    row("of them in the compiled program", lambda work, _: f"{work.agreement:.1%}")
     row("TFLOPs of the model", lambda work, _: f"{work.model_flops / 1e12:.3f}")
     row("HBM traffic, GiB", lambda work, _: _gib(work.hbm_bytes))
     for kind in dict.fromkeys(kind for one in done if one.work for kind in one.work.collectives):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from atlas_jax.planning.flops import traced_flops
 from atlas_jax.planning.hlo import Collective, Program
 
 MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
@@ -39,6 +40,40 @@ ENTRY %main.2 (x: bf16[8,128], w: bf16[6,64,128]) -> bf16[8,128] {
   ROOT %out = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
 }
 """  # noqa: E501
+
+
+# As the TPU's compiler writes a scan: no known_trip_count, a counter that the condition compares.
+COUNTED_TEXT = """HloModule jit_f, is_scheduled=true
+
+%body.1 (p: (s32[], bf16[8,64], bf16[64,64])) -> (s32[], bf16[8,64], bf16[64,64]) {
+  %p = (s32[]{:T(128)}, bf16[8,64]{1,0}, bf16[64,64]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[8,64]{1,0} get-tuple-element(%p), index=1
+  %w = bf16[64,64]{1,0} get-tuple-element(%p), index=2
+  %y = bf16[8,64]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+  %one = s32[]{:T(128)} constant(STEP)
+  %copied = s32[]{:T(128)} copy(%i)
+  %next = s32[]{:T(128)} add(%copied, %one)
+  ROOT %t = (s32[]{:T(128)}, bf16[8,64]{1,0}, bf16[64,64]{1,0}) tuple(%next, %y, %w)
+}
+
+%cond.1 (q: (s32[], bf16[8,64], bf16[64,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(24)
+  %q = (s32[]{:T(128)}, bf16[8,64]{1,0}, bf16[64,64]{1,0}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %limit), direction=DIRECTION
+}
+
+ENTRY %main.2 (x: bf16[8,64], w: bf16[64,64]) -> bf16[8,64] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %w = bf16[64,64]{1,0} parameter(1)
+  %start = s32[]{:T(128)} constant(START)
+  %copy = s32[]{:T(128)} copy(%start)
+  %t = (s32[], bf16[8,64], bf16[64,64]) tuple(%copy, %x, %w)
+  %loop = (s32[], bf16[8,64], bf16[64,64]) while(%t), condition=%cond.1, body=%body.1
+  ROOT %out = bf16[8,64]{1,0} get-tuple-element(%loop), index=1
+}
+"""
 
 
 def compiled_text(function: Any, *args: Any, **shardings: Any) -> str:
@@ -89,6 +124,76 @@ def test_a_loop_without_a_count_takes_the_one_given() -> None:
     text = compiled_text(loop, jnp.ones(1000))
     once, five = (Program(text, loop_trips=n).hbm_bytes for n in (1, 5))
     assert 3 < five / once <= 5
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "direction", "runs"),
+    [
+        ("0", "1", "LT", 24),
+        ("4", "1", "LT", 20),
+        ("1", "5", "LT", 5),
+        ("30", "1", "LT", 0),
+        # What cannot be read takes the number that is given, here 7.
+        ("0", "1", "GT", 7),
+        ("0", "-1", "LT", 7),
+    ],
+)
+def test_a_loop_runs_as_often_as_its_counter_says(
+    start: str, step: str, direction: str, runs: int
+) -> None:
+    text = COUNTED_TEXT.replace("START", start).replace("STEP", step)
+    program = Program(text.replace("DIRECTION", direction), loop_trips=7)
+    assert program.product_flops == runs * 2 * 8 * 64 * 64
+
+
+def test_products_in_nested_loops_are_those_of_the_traced_program() -> None:
+    def stack(x: Any, w: Any) -> Any:
+        def layer(x: Any, w: Any) -> Any:
+            x = jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ w), x)
+            return jnp.tanh(x @ w), None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, w)[0])
+
+    x, w = jnp.ones((8, 64)), jnp.ones((5, 64, 64))
+    gradient = jax.grad(stack, argnums=(0, 1))
+    compiled = jax.jit(gradient).lower(x, w).compile()
+    expected = traced_flops(gradient, x, w)
+    product = 2 * 8 * 64 * 64
+    assert expected >= 5 * (4 + 4 + 2 * 4) * product  # forward, again, backward
+    assert 0.95 < Program(compiled.as_text()).product_flops / expected <= 1
+    assert compiled.cost_analysis()["flops"] < expected / 4  # loops once
+
+
+@pytest.mark.parametrize("equation", ["bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "nd,df->nf"])
+def test_products_with_batch_axes_count_as_traced(equation: str) -> None:
+    sizes = dict(b=2, q=16, k=24, h=4, d=32, n=48, f=96)
+    args = [jnp.ones([sizes[axis] for axis in term]) for term in equation.split("->")[0].split(",")]
+    product = lambda x, y: jnp.einsum(equation, x, y)  # noqa: E731
+    text = compiled_text(product, *args)
+    assert Program(text).product_flops == traced_flops(product, *args)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (2, 1), "padding": ((1, 1), (0, 2))},
+        {"window_strides": (1, 1), "padding": ((0, 0), (-1, 3)), "lhs_dilation": (1, 2)},
+        {"window_strides": (1, 2), "padding": ((2, 0), (1, 1)), "rhs_dilation": (2, 1)},
+        {"window_strides": (1, 1), "padding": "VALID", "feature_group_count": 3},
+    ],
+)
+def test_padding_of_a_convolution_counts_as_little_as_for_the_compiler(
+    options: dict[str, Any],
+) -> None:
+    groups = options.get("feature_group_count", 1)
+    x, w = jnp.ones((2, 9, 8, 6)), jnp.ones((3, 2, 6 // groups, 15))
+
+    def convolve(x: Any, w: Any) -> Any:
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, **options, dimension_numbers=names)
+
+    compiled = jax.jit(convolve).lower(x, w).compile()
+    assert Program(compiled.as_text()).product_flops == compiled.cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,24 @@ def test_the_step_sends_gradients_and_counts_its_scans(plan: Plan) -> None:
     assert train.compiler_flops > 0.8 * train.counted_flops
 
 
+def test_the_compiled_programs_have_the_products_that_were_counted(plan: Plan) -> None:
+    for one in plan.programs:
+        assert one.work is not None
+        assert one.work.agreement == pytest.approx(1, abs=0.01), one.program
+
+    def shown(plan: Plan) -> str:
+        console = Console(record=True, width=200)
+        show(plan, console)
+        return console.export_text()
+
+    assert "warning" not in shown(plan)
+    train, *others = plan.programs
+    assert train.work is not None
+    half = dataclasses.replace(train.work, compiled_flops=train.work.flops / 2)
+    off = dataclasses.replace(plan, programs=[dataclasses.replace(train, work=half), *others])
+    assert "warning: train: the compiled program has 50% of the products" in shown(off)
+
+
 def test_the_table_and_the_json_say_the_same(plan: Plan, tmp_path: Path) -> None:
     write_json(plan, tmp_path / "plan.json")
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -223,4 +241,6 @@ def test_the_tpu_compiler_takes_the_same_step(chips: str, tmp_path: Path) -> Non
     train, search = json.loads((tmp_path / "plan.json").read_text())["programs"]
     assert train["fits"] and search["fits"]
     assert "all-reduce" in train["collectives_per_chip"]
+    # Its text does not say how often a loop runs, but what the counter is compared with.
+    assert train["compiled_to_counted_flops"] == pytest.approx(1, abs=0.1)
     assert parse_slice(chips).chip.hbm_bytes > train["peak_bytes_per_chip"]
