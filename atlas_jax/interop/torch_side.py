@@ -5,6 +5,7 @@ for a user who has them and asks for the comparison; nothing else ever calls it.
 """
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
+EMBEDDING = "embedding"  # what a retriever makes of its last layer's states
 # What a model is made of: a folder, or a config and tensors with Hugging Face's names.
 Source = Path | tuple[dict[str, Any], Mapping[str, Tensor]]
 
@@ -61,9 +63,15 @@ def t5_layers(
 def bert_layers(
     source: Source,
     tokens: np.ndarray,
-    released_layer_norm: bool,
+    config: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Outputs of every layer of a BERT encoder, by this project's names."""
+    """Outputs of every layer of a BERT encoder, by this project's names, and the embedding.
+
+    Args:
+      tokens: [n, l]; 0 is padding.
+      config: fields of a RetrieverConfig: `released_layer_norm`, and how states become an
+        embedding where the source is no folder of sentence-transformers.
+    """
     import torch
     from transformers import BertConfig, BertModel
 
@@ -73,7 +81,7 @@ def bert_layers(
         model = BertModel(BertConfig(**source[0]), add_pooling_layer=False)
         model.load_state_dict(_state_dict(source[1]), strict=False)
     model.eval()
-    if released_layer_norm:
+    if config["released_layer_norm"]:
 
         def uncentred(self: Any, x: Any) -> Any:
             scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
@@ -88,8 +96,31 @@ def bert_layers(
         _record(layer, f"layers_{i}", found)
     ids = torch.tensor(tokens).long()
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=(ids != 0).long())
+        states = model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    pooling, normalize = str(config["pooling"]), bool(config["normalize"])
+    if isinstance(source, Path) and (source / "modules.json").is_file():
+        pooling, normalize = _modules(source)
+    real = (ids != 0).unsqueeze(-1).to(states.dtype)
+    count = real.sum(1).clamp(min=1)
+    embedding = states[:, 0]
+    if pooling != "cls":
+        embedding = (states * real).sum(1) / (count.sqrt() if pooling == "sqrt" else count)
+    if normalize:
+        embedding = torch.nn.functional.normalize(embedding, dim=-1)
+    found[EMBEDDING] = embedding.numpy()
     return found
+
+
+def _modules(folder: Path) -> tuple[str, bool]:
+    """Pooling and normalisation as a folder says them, read apart from the converter."""
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    said = json.loads((folder / kinds["Pooling"] / "config.json").read_text("utf-8"))
+    is_cls = said.get("pooling_mode_cls_token") or said.get("pooling_mode") == "cls"
+    is_sqrt = said.get("pooling_mode_mean_sqrt_len_tokens") or (
+        said.get("pooling_mode") == "mean_sqrt_len_tokens"
+    )
+    return "cls" if is_cls else "sqrt" if is_sqrt else "average", "Normalize" in kinds
 
 
 def _record(module: Any, name: str, found: dict[str, np.ndarray]) -> None:

@@ -56,6 +56,44 @@ def test_encoders(tmp_path: Path) -> None:
     assert verified("hf", "hf", tmp_path / "hf", tmp_path / "back", **changes) < 1e-4
 
 
+@pytest.mark.parametrize("bound", [{}, {"pooling": "cls"}, {"pooling": "sqrt", "normalize": True}])
+def test_the_last_line_is_the_embedding(bound: dict[str, object], tmp_path: Path) -> None:
+    """Every pooling, with and without normalisation, written as modules and read from them."""
+    goldens.make_bert(6, BERT).save_pretrained(tmp_path / "hf")
+    load_gin([], [f"RetrieverConfig.{name}={value}" for name, value in bound.items()])
+    for source, output in (("hf", "back"), ("back", "again")):
+        job = small.job("hf", "hf", tmp_path / source, tmp_path / output, verify=True,
+                        allow_unused=("pooler.*",))  # fmt: skip
+        (done,) = convert(job, small.quiet)
+        assert list(done.layers)[-1] == "embedding"
+        assert done.layers["embedding"] < 1e-5
+        assert "embedding: " in done.lines()[-1]
+        load_gin([])
+
+
+@pytest.mark.parametrize("wrong", [{"pooling": "cls"}, {"normalize": False}])
+def test_a_wrong_pooling_is_noticed(
+    wrong: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers are right then, and every embedding is wrong."""
+    import atlas_jax.training.conversion as conversion
+
+    honest = conversion.huggingface.read_folder
+
+    def careless(*arguments: object, **more: object) -> object:
+        part = honest(*arguments, **more)  # type: ignore[arg-type]
+        part.config.update(wrong)
+        return part
+
+    monkeypatch.setattr(conversion.huggingface, "read_folder", careless)
+    tokenizers = {"retriever": str(small.wordpiece_file(tmp_path))}
+    job = small.job("hf", "atlas-jax", small.GOLDENS / "minilm", tmp_path / "out", verify=True,
+                    allow_unused=("pooler.*",), tokenizers=tokenizers)  # fmt: skip
+    with pytest.raises(UserError, match="--verify: embedding differs by"):
+        convert(job, small.quiet)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["atlas_tied", "atlas_untied"])
 @pytest.mark.parametrize("part", ["reader", "retriever"])
 def test_meta_atlas(name: str, part: str, tmp_path: Path) -> None:
