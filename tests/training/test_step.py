@@ -44,10 +44,11 @@ class Run:
         training: Any = "joint",
         dropout: float = 0.0,
         kind: Any = "adamw",
+        reader: dict[str, Any] | None = None,
         **step: Any,
     ) -> None:
         self.mesh = partitioning.make_mesh(mesh_config, jax.devices()[:devices])
-        self.models = tiny_models(dropout)
+        self.models = tiny_models(dropout, **(reader or {}))
         # The sum of the two losses is not scale free, so plain gradients show through eps=1.
         optimizer = OptimizerConfig(kind=kind, learning_rate=0.1, schedule="constant", epsilon=1.0)
         self.optimizers = {part: make_optimizer(optimizer) for part in train_state.PARTS}
