@@ -2,8 +2,9 @@
 
     python -m tests.training.kill_often FOLDER KILLS SEED      (FOLDER holds run.gin)
 
-One process imports everything and forks a life at a time, which costs a fraction of a start. Prints
-one JSON object: the lives, and hashes of the state at the end and of an uninterrupted run's.
+One process imports everything and forks a life at a time, which costs a fraction of a start. Each
+life reads every checkpoint that it finds, not the newest alone. Prints one JSON object: the lives,
+the checkpoints read and hashes of the state at the end and of an uninterrupted run's.
 """
 
 import hashlib
@@ -20,15 +21,16 @@ from typing import Any
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.preemption import PREEMPTED, Preempted
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.trainer import train
 
-EVERY = 3
+EVERY, KEEP = 3, 2
 NO_END = 1_000_000
 BINDINGS = [
     f"CheckpointConfig.every={EVERY}",
-    "CheckpointConfig.keep=2",
+    f"CheckpointConfig.keep={KEEP}",
     "TrainConfig.passages='none'",
     "StepConfig.retriever_training='fixed'",
     "EvalConfig.file=''",
@@ -51,6 +53,7 @@ def live(folder: Path, run: str, steps: int) -> int:
     try:  # as a new process would begin
         paths = [f"TrainConfig.model_dir='{folder / run}'", f"TrainConfig.total_steps={steps}"]
         load_gin([str(folder / "run.gin")], [*BINDINGS, *paths])
+        _read_all_checkpoints(folder / f"{run}.read")
         state = train(TrainConfig())
         (folder / f"{run}.hash").write_text(state_hash(state))
         code = 0
@@ -58,6 +61,22 @@ def live(folder: Path, run: str, steps: int) -> int:
         code = PREEMPTED
     finally:
         os._exit(code)
+
+
+def _read_all_checkpoints(noted: Path) -> None:
+    """Let this process restore all checkpoints of its run where it would restore the newest.
+
+    Notes the steps of those that could be read, a line for each life; it ends at another.
+    """
+    newest = Checkpointer.restore
+
+    def every(self: Checkpointer, template: Any, step: int | None = None) -> Restored | None:
+        found = [newest(self, template, saved) for saved in self.steps()]
+        with noted.open("a") as file:
+            file.write(json.dumps([one.step for one in found if one]) + "\n")
+        return found[-1] if found else None
+
+    Checkpointer.restore = every  # type: ignore[method-assign]
 
 
 def state_hash(state: Any) -> str:
@@ -142,10 +161,15 @@ def main() -> None:
     asked = {"code": code, "step": last_step(run), "left": complete(run)}
     end = last_step(run) + 2 * EVERY
     hashes = [finish(folder, "killed", end), finish(folder, "whole", end)]
-    steps = [row["step"] for row in read_metrics(run)]
-    print(
-        json.dumps({"lives": lives, "asked": asked, "end": end, "hashes": hashes, "steps": steps})
-    )
+    told = {
+        "lives": lives,
+        "read": [json.loads(line) for line in (folder / "killed.read").read_text().splitlines()],
+        "asked": asked,
+        "end": end,
+        "hashes": hashes,
+        "steps": [row["step"] for row in read_metrics(run)],
+    }
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A run killed in the middle repeats, when started again, the uninterrupted one bit for bit."""
 
+import math
 import os
 import signal
 import subprocess
@@ -44,7 +45,14 @@ ROLLING = {
 }
 
 
-def start(gin_file: Path, model_dir: Path, fresh: dict[str, Any]) -> subprocess.Popen[str]:
+# The mesh's sizes.
+ALONE = {"data": 1, "fsdp": 1, "model": 1}
+EIGHT = {"data": 2, "fsdp": 2, "model": 2}
+
+
+def start(
+    gin_file: Path, model_dir: Path, fresh: dict[str, Any], mesh: dict[str, int]
+) -> subprocess.Popen[str]:
     bindings = {
         "TrainConfig.model_dir": f"'{model_dir}'",
         "TrainConfig.total_steps": 24,
@@ -53,14 +61,16 @@ def start(gin_file: Path, model_dir: Path, fresh: dict[str, Any]) -> subprocess.
         "StepConfig.retriever_training": "'joint'",
         "DataConfig.batch_size": 4,
         "StepConfig.k": 2,
+        **{f"MeshConfig.{axis}": size for axis, size in mesh.items()},
         **fresh,
     }
+    devices = str(math.prod(mesh.values()))
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(gin_file), *(f"{k}={v}" for k, v in bindings.items())],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices},
     )
 
 
@@ -82,24 +92,29 @@ def wait_for_step(process: subprocess.Popen[str], model_dir: Path, step: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fresh", [FULL, ROLLING], ids=["full", "rolling"])
+@pytest.mark.parametrize(
+    ("fresh", "mesh"),
+    [(FULL, ALONE), (ROLLING, ALONE), (ROLLING, EIGHT)],
+    ids=["full", "rolling", "rolling on a mesh"],
+)
 def test_a_killed_run_repeats_the_uninterrupted_one(
     tmp_path: Path,
     reader_tokenizer_file: Path,
     retriever_tokenizer_file: Path,
     fresh: dict[str, Any],
+    mesh: dict[str, int],
 ) -> None:
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = finish(start(gin_file, whole, fresh))
+    expected = finish(start(gin_file, whole, fresh, mesh))
     assert any("opt_state" in line and "retriever" in line for line in expected)
 
-    process = start(gin_file, killed, fresh)
+    process = start(gin_file, killed, fresh, mesh)
     wait_for_step(process, killed, 12)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "final").exists()
-    assert finish(start(gin_file, killed, fresh)) == expected
+    assert finish(start(gin_file, killed, fresh, mesh)) == expected
 
     for name in ("final/reader.safetensors", "final/retriever.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
