@@ -7,7 +7,6 @@ this module takes from a folder is checked against the arrays themselves.
 """
 
 import dataclasses
-import fnmatch
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import bert_names, sentence_transformers, t5_names
 from atlas_jax.interop.safetensors_files import INDEX, SINGLE, read_file, write_sharded
-from atlas_jax.interop.tensors import Part, Tensors, of_array, transposed
+from atlas_jax.interop.tensors import Part, Tensors, not_allowed, of_array, transposed
 from atlas_jax.interop.torch_files import load_state_dict
 from atlas_jax.interop.vocabularies import find_tokenizer
 
@@ -307,7 +306,7 @@ def from_huggingface(
 ) -> tuple[Tensors, tuple[str, ...]]:
     """Our tensors by our names, and which of theirs were absent and filled in."""
     absent = [theirs for theirs, _ in names.values() if theirs not in tensors]
-    refused = [n for n in absent if not any(fnmatch.fnmatch(n, p) for p in allow_missing)]
+    refused = not_allowed(absent, allow_missing)
     if refused:
         raise UserError(
             f"{where}: missing: {', '.join(refused[:8])}{', ...' if len(refused) > 8 else ''} "

@@ -5,7 +5,6 @@ The names of an unscanned T5X checkpoint are this project's. A scanned one (T5X'
 apart and has a table of relative positions in every layer.
 """
 
-import fnmatch
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from atlas_jax.interop.tensors import (
     Tensor,
     Tensors,
     layer_of,
+    not_allowed,
     of_array,
     reshaped,
     stacked,
@@ -62,7 +62,7 @@ def read_checkpoint(
     config = config_of(params, str(folder))
     expected = set(t5_names.huggingface_names(config))
     absent = sorted(expected - set(params))
-    refused = [n for n in absent if not any(fnmatch.fnmatch(n, p) for p in allow_missing)]
+    refused = not_allowed(absent, allow_missing)
     if refused:
         raise UserError(f"{folder}: missing: {', '.join(refused[:8])} ({len(refused)} tensors)")
     mapped = {name: params[name] for name in sorted(expected & set(params))}

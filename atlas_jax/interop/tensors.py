@@ -6,8 +6,9 @@ names to tensors made of tensors; nothing is read until a writer asks.
 """
 
 import dataclasses
+import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -149,6 +150,11 @@ def needed_shape(
     if name not in tensors:
         raise UserError(f"{where}: {name} is missing; this is no whole {model}")
     return tensors[name].shape
+
+
+def not_allowed(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that fit none of the patterns of a flag such as `--allow_missing`."""
+    return [name for name in names if not any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
 def digest(array: np.ndarray) -> str:

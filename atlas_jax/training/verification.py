@@ -152,9 +152,8 @@ def _differences(prefix: str, ours: Layers, theirs: Layers, tokens: np.ndarray) 
     result = {}
     for name, expected in theirs.items():
         found = ours[name]
-        if (
-            expected.ndim == 3 and expected.shape[:2] == tokens.shape
-        ):  # at padding a state means nothing
+        # At padding a state means nothing.
+        if expected.ndim == 3 and expected.shape[:2] == tokens.shape:
             found, expected = found[tokens > 0], expected[tokens > 0]
         worst = float(np.max(np.abs(found - expected)))
         result[f"{prefix}{name}"] = worst

@@ -12,7 +12,6 @@ import pytest
 from atlas_jax import doctor as entry
 from atlas_jax.training import doctor
 from atlas_jax.training.doctor import Report, code_hash, device_faults, odd_ones
-from tests.training.runs import write_run
 
 
 def hosts(number: int, **odd: str) -> list[Report]:
@@ -92,18 +91,6 @@ def test_the_code_hash_sees_every_change(tmp_path: Path) -> None:
     (tmp_path / "a.py").rename(tmp_path / "b.py")
     (tmp_path / "b.py").write_text("x = 1\n")
     assert code_hash([tmp_path]) != first
-
-
-@pytest.fixture
-def arguments(
-    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
-) -> list[str]:
-    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
-    return [
-        f"--gin_file={gin_file}",
-        f"--gin.TrainConfig.model_dir={tmp_path / 'run'}",
-        "--gin.TrainConfig.total_steps=1",
-    ]
 
 
 def test_one_host_fits_with_itself(

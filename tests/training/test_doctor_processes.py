@@ -9,8 +9,6 @@ from pathlib import Path
 import flax
 import pytest
 
-from tests.training.runs import write_run
-
 ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
 
@@ -23,18 +21,6 @@ if sys.argv[1]:
     importlib.metadata.version = lambda name: sys.argv[1] if name == "flax" else version(name)
 sys.exit(doctor.main(sys.argv[2:]))
 """
-
-
-@pytest.fixture
-def arguments(
-    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
-) -> list[str]:
-    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
-    return [
-        f"--gin_file={gin_file}",
-        f"--gin.TrainConfig.model_dir={tmp_path / 'run'}",
-        "--gin.TrainConfig.total_steps=1",
-    ]
 
 
 def examined(
