@@ -1,8 +1,7 @@
 """T5X checkpoints of T5 as readers, and readers as T5X checkpoints.
 
-The names of an unscanned T5X checkpoint are this project's. A scanned one (T5X's
-`scalable_t5`) stacks the layers of a stack on axis 1, keeps the heads of attention kernels
-apart and has a table of relative positions in every layer.
+The names of an unscanned T5X checkpoint are this project's. Scanned ones: `t5x_scanned`, and
+`t5x_moments` for the optimiser's state.
 """
 
 import json
@@ -16,21 +15,16 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import t5_names
 from atlas_jax.interop.t5x_files import Leaves, find_checkpoint, read_leaves, write_leaves
-from atlas_jax.interop.tensors import (
-    Part,
-    Tensor,
-    Tensors,
-    layer_of,
-    not_allowed,
-    of_array,
-    reshaped,
-    stacked,
+from atlas_jax.interop.t5x_moments import (
+    scanned_empty,
+    scanned_state,
+    unscanned_empty,
+    unscanned_state,
 )
+from atlas_jax.interop.t5x_scanned import RELPOS, is_scanned, scanned, unscanned
+from atlas_jax.interop.tensors import Part, Tensor, Tensors, not_allowed, of_array
 
-_SCAN_AXIS = 1
 _MAX_DISTANCE = 128  # of relative positions, fixed in T5X's network
-_RELPOS = "relpos_bias/rel_embedding"
-_ATTENTION = re.compile(r"(attention|self_attention|encoder_decoder_attention)/(\w+)/kernel$")
 _EMPTY = "empty_leaves"  # metadata of an optimiser file
 
 
@@ -57,8 +51,8 @@ def read_checkpoint(
     target = _below(tensors, "target/")
     if not target:
         raise UserError(f"{folder}: has no parameters (optimizer/target)")
-    scanned = any(name.startswith("encoder/encoder/") for name in target)
-    params = unscanned(target, str(folder)) if scanned else target
+    is_stacked = is_scanned(target)
+    params = unscanned(target, str(folder)) if is_stacked else target
     config = config_of(params, str(folder))
     expected = set(t5_names.huggingface_names(config))
     absent = sorted(expected - set(params))
@@ -71,11 +65,9 @@ def read_checkpoint(
         part.optimizer = _below(tensors, "state/")
         part.empty = {n[6:]: leaf for n, leaf in leaves.items()
                       if isinstance(leaf, str) and n.startswith("state/")}  # fmt: skip
-        if scanned and len(part.optimizer) > 1:
-            raise UserError(
-                f"{folder}: its layers are scanned, and its optimiser state with them; that "
-                "cannot be taken along: add --no_optimizer"
-            )
+        if is_stacked:
+            part.optimizer = unscanned_state(part.optimizer, target, str(folder))
+            part.empty = unscanned_empty(part.empty, config)
     else:
         for name in tensors:
             if name.startswith("state/"):
@@ -108,7 +100,7 @@ def config_of(params: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         return max(numbers, default=-1) + 1
 
     vocab, width = shape(t5_names.EMBEDDING, 2)
-    heads, buckets = shape(f"encoder/{_RELPOS}", 2)
+    heads, buckets = shape(f"encoder/{RELPOS}", 2)
     joined = shape("encoder/layers_0/attention/query/kernel", 2)[1]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in params
     name = f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"
@@ -128,79 +120,6 @@ def config_of(params: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     }
 
 
-# --- scanned layers --------------------------------------------------------------------
-
-
-def unscanned(target: Tensors, where: str) -> Tensors:
-    """Parameters of T5X's scanned layout as unrolled ones with joined heads.
-
-    Raises:
-      UserError: the layers' position tables differ, which a reader cannot express.
-    """
-    params: Tensors = {}
-    for name, tensor in target.items():
-        stack, _, rest = name.partition("/")
-        if not rest.startswith(f"{stack}/"):
-            params[name] = tensor
-            continue
-        rest = rest.removeprefix(f"{stack}/")
-        if len(tensor.shape) <= _SCAN_AXIS:
-            raise UserError(f"{where}: {name} has no axis of layers")
-        count = tensor.shape[_SCAN_AXIS]
-        layers = [layer_of(tensor, _SCAN_AXIS, i) for i in range(count)]
-        if rest == _RELPOS:
-            tables = tensor.read()
-            if not all(np.array_equal(tables[:, 0], tables[:, i]) for i in range(count)):
-                raise UserError(
-                    f"{where}: {name}: each layer has a table of relative positions of its own; "
-                    "a reader has one for the whole stack"
-                )
-            params[f"{stack}/{_RELPOS}"] = layers[0]
-            continue
-        for i, layer in enumerate(layers):
-            params[f"{stack}/layers_{i}/{rest}"] = _join_heads(rest, layer)
-    return params
-
-
-def scanned(params: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """The inverse of `unscanned`: each stack's layers on axis 1, heads apart."""
-    target: Tensors = {}
-    for stack in ("encoder", "decoder"):
-        count = int(config[f"num_{stack}_layers"])
-        first = f"{stack}/layers_0/"
-        for name, tensor in params.items():
-            if name.startswith(first):
-                rest = name.removeprefix(first)
-                layers = [
-                    _split_heads(rest, params[f"{stack}/layers_{i}/{rest}"], config)
-                    for i in range(count)
-                ]
-                target[f"{stack}/{stack}/{rest}"] = stacked(layers, _SCAN_AXIS)
-            elif name == f"{stack}/{_RELPOS}":
-                target[f"{stack}/{stack}/{_RELPOS}"] = stacked([tensor] * count, _SCAN_AXIS)
-    for name, tensor in params.items():
-        if "/layers_" not in name and not name.endswith(_RELPOS):
-            target[name] = tensor
-    return target
-
-
-def _join_heads(name: str, tensor: Tensor) -> Tensor:
-    found = _ATTENTION.match(name)
-    if not found:
-        return tensor
-    a, b, c = tensor.shape
-    return reshaped(tensor, (a * b, c) if found[2] == "out" else (a, b * c))  # heads, kv merged
-
-
-def _split_heads(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
-    found = _ATTENTION.match(name)
-    if not found:
-        return tensor
-    heads = (int(config["num_heads"]), int(config["head_dim"]))
-    rows, columns = tensor.shape
-    return reshaped(tensor, (*heads, columns) if found[2] == "out" else (rows, *heads))
-
-
 # --- writing ---------------------------------------------------------------------------
 
 
@@ -212,7 +131,7 @@ def write_checkpoint(part: Part, folder: Path, scan: bool, step: int) -> Path:
       step: written where the part's optimiser state has none.
 
     Raises:
-      UserError: the part is no reader, or has optimiser state that cannot be scanned.
+      UserError: the part is no reader, or lacks a moment of some layers, which cannot be scanned.
     """
     if part.kind != "reader":
         raise UserError("a T5X checkpoint holds a T5; choose --part=reader, or write hf")
@@ -221,16 +140,16 @@ def write_checkpoint(part: Part, folder: Path, scan: bool, step: int) -> Path:
             f"ReaderConfig.relpos_max_distance = {part.config['relpos_max_distance']}: T5X's "
             f"network has {_MAX_DISTANCE}, and its checkpoints say nothing of it"
         )
-    state = dict(part.optimizer)
-    if scan and len(state) > 1:
-        raise UserError("optimiser state is not scanned; add --no_optimizer")
+    params, state, empty = part.tensors, dict(part.optimizer), part.empty
     state.setdefault("step", of_array(np.asarray(step, np.int32), "step"))
-    params = scanned(part.tensors, part.config) if scan else part.tensors
+    if scan:
+        params = scanned(part.tensors, part.config)
+        state, empty = scanned_state(state, params, part.config), scanned_empty(empty)
     target = folder / f"checkpoint_{int(state['step'].read())}"
     target.mkdir()
     leaves: Leaves = {f"target/{name}": tensor for name, tensor in params.items()}
     leaves.update({f"state/{name}": tensor for name, tensor in state.items()})
-    leaves.update({f"state/{name}": what for name, what in part.empty.items()})
+    leaves.update({f"state/{name}": what for name, what in empty.items()})
     # T5X keeps in TensorStore what has logical axes: parameters, and moments of their shape.
     inline = {f"state/{name}" for name, tensor in state.items() if not _whole(name, tensor, params)}
     write_leaves(target, dict(sorted(leaves.items())), inline)

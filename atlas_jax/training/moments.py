@@ -2,7 +2,8 @@
 
 Such a state lies beside the parameters under T5X's names (`<part>_optimizer.safetensors`):
 `param_states/<parameter>/{v_row,v_col,v}` of Adafactor, or `param_states/0/{mu,nu}/<parameter>`
-of AdamW. Schedules begin anew; the moments and their count do not.
+of AdamW. Schedules begin anew; the moments and their count do not. Layers are unrolled there, and
+stacked on a leading axis for a reader that scans them.
 """
 
 from pathlib import Path
@@ -15,11 +16,13 @@ import optax
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop.safetensors_files import read_file
-from atlas_jax.interop.tensors import Tensors
+from atlas_jax.interop.tensors import Tensor, Tensors, stacked
 from atlas_jax.training.checkpoint import open_model
 from atlas_jax.training.config import ModelConfig
 from atlas_jax.training.state import PARTS, TrainState
 
+_STACKED = "/layers/"  # in the name of a scanned reader's parameters
+_FILLER = (1,)
 _TOWERS = ("query_encoder/", "passage_encoder/")  # of an untied retriever; tied: encoder/
 
 
@@ -117,14 +120,26 @@ def _tree(tree: Any, saved: Tensors, template: str, where: str) -> Any:
 
 def _put(saved: Tensors, key: str, leaf: Any, where: str) -> Any:
     """The saved array where the present one lies."""
-    if key not in saved:
+    found = _layers(saved, key, leaf.shape) if _STACKED in key else saved.get(key)
+    if found is None:
         raise UserError(
-            f"{where}: has no {key}; it belongs to another optimiser or another layout than "
-            "OptimizerConfig.kind and ReaderConfig.scan_layers say"
+            f"{where}: has no {key}; it belongs to another optimiser than OptimizerConfig.kind says"
         )
-    if saved[key].shape != leaf.shape:
+    if found.shape != leaf.shape:
         raise UserError(
-            f"{where}: {key} has shape {list(saved[key].shape)}; the optimiser's is "
-            f"{list(leaf.shape)}"
+            f"{where}: {key} has shape {list(found.shape)}; the optimiser's is {list(leaf.shape)}"
         )
-    return multihost.place(saved[key].read().astype(np.dtype(leaf.dtype)), leaf.sharding)
+    return multihost.place(found.read().astype(np.dtype(leaf.dtype)), leaf.sharding)
+
+
+def _layers(saved: Tensors, key: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The moments of all layers on a leading axis; None where there are none.
+
+    A moment that Adafactor does not keep is one number, for all layers together.
+    """
+    layers = []
+    while (one := key.replace(_STACKED, f"/layers_{len(layers)}/")) in saved:
+        layers.append(saved[one])
+    if not layers:
+        return None
+    return layers[0] if shape == _FILLER else stacked(layers, 0)

@@ -148,13 +148,6 @@ def test_position_tables_that_differ_by_layer_are_refused(tmp_path: Path) -> Non
         read_checkpoint(tmp_path / "s")
 
 
-def test_optimiser_state_of_scanned_layers_is_refused(unscanned: Path, tmp_path: Path) -> None:
-    part = read_checkpoint(unscanned)
-    part.optimizer["param_states/0/count"] = of_array(np.asarray(3, np.int32), "count")
-    with pytest.raises(UserError, match="optimiser state is not scanned; add --no_optimizer"):
-        write_checkpoint(part, tmp_path, scan=True, step=0)
-
-
 def test_optax_state_and_empty_leaves_survive(unscanned: Path, tmp_path: Path) -> None:
     part = read_checkpoint(unscanned)
     name = "encoder/layers_0/mlp/wo/kernel"

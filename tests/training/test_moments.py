@@ -15,6 +15,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.interop.meta_atlas import read_checkpoint
 from atlas_jax.interop.t5x import write_checkpoint
 from atlas_jax.interop.tensors import Part, Tensors, of_array
+from atlas_jax.reader.t5 import stack_layers
 from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.conversion import convert, expected_shapes, settle_config
 from atlas_jax.training.moments import fill
@@ -26,9 +27,13 @@ from tests.training.runs import write_run
 ADAM = OptimizerConfig(kind="adamw", learning_rate=0.1, schedule="constant", clip_norm=0.0)
 
 
-def moments(opt_state: Any, kind: type) -> Any:
+def all_of(opt_state: Any, kind: type) -> list[Any]:
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
-    return next(leaf for leaf in leaves if isinstance(leaf, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def moments(opt_state: Any, kind: type) -> Any:
+    return all_of(opt_state, kind)[0]
 
 
 def saved_of(opt_state: Any) -> Tensors:
@@ -99,6 +104,33 @@ def test_the_towers_of_an_untied_retriever_begin_alike() -> None:
     found = moments(taken, optax.ScaleByAdamState).mu["query_encoder"]
     expected = moments(state, optax.ScaleByAdamState).mu["encoder"]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_moments_of_layers_go_to_a_reader_that_scans_them(kind: Any) -> None:
+    """Moments of unrolled layers, then the same of stacked ones, to the bit."""
+    optimizer = make_optimizer(dataclasses.replace(ADAM, kind=kind))
+    rng = np.random.default_rng(0)
+    shapes = {"wide": (130, 140), "high": (140, 130), "even": (130, 130), "scale": (5,)}
+
+    def layer() -> Any:
+        return {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+
+    whole = {
+        "encoder": {f"layers_{i}": layer() for i in range(3)},
+        "decoder": {"layers_0": layer()},
+    }
+    _, state = optimizer.update(whole, optimizer.init(whole), whole)
+    scanned = stack_layers(whole)
+    found = fill(optimizer.init(scanned), saved_of(state), "file")
+    _, expected = optimizer.update(scanned, optimizer.init(scanned), scanned)
+    kinds = (optax.ScaleByAdamState, optax.FactoredState)
+    for one in kinds:
+        for ours, theirs in zip(all_of(found, one), all_of(expected, one), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    short = {n: t for n, t in saved_of(state).items() if "encoder/layers_2/" not in n}
+    with pytest.raises(UserError, match=r"encoder/layers/.* has shape \[2, .*optimiser's is \[3, "):
+        fill(optimizer.init(scanned), short, "file")
 
 
 def test_what_does_not_fit_is_named() -> None:
