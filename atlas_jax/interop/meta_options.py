@@ -85,7 +85,7 @@ _REMARKS = {
     "save_index_path": _SAVED_INDEX,
     "save_optimizer": "checkpoints always have it",
     "scheduler": "the released linear and cosine schedules end at a tenth of the rate, these at 0",
-    "scheduler_steps": "total_steps of both OptimizerConfigs; None is total_steps",
+    "scheduler_steps": "the released trainer does not read it",
     "shard_grads": _DATA_PARALLEL,
     "shard_optim": _DATA_PARALLEL,
     "shuffle": "training data always are",
@@ -97,7 +97,7 @@ _REMARKS = {
     "write_results": "a run writes its predictions always; see EvalConfig.predictions",
 }
 # Bound with a difference that its remark tells.
-_DIFFER = ("scheduler", "scheduler_steps", "refresh_index", "mlm_mean_noise_span_length")
+_DIFFER = ("scheduler", "refresh_index", "mlm_mean_noise_span_length")
 
 
 def to_gin(options: Options) -> str:
@@ -110,7 +110,7 @@ def to_gin(options: Options) -> str:
     found = {name: derived(name, options) for name in DERIVED if name in options}
     for one in found.values():
         bindings.update(one)
-    used = {o for o in _PLAIN if is_set(options, o)} | {*_OPTIMIZER, "scheduler_steps"}
+    used = {o for o in _PLAIN if is_set(options, o)} | set(_OPTIMIZER)
     used |= {name for name, one in found.items() if one}
     lines = ["# Options of the Atlas run that this model comes from, as bindings.", ""]
     lines += [f"{name} = {value!r}" for name, value in sorted(bindings.items())]
@@ -122,9 +122,13 @@ def to_gin(options: Options) -> str:
 
 
 def _optimizers(options: Options) -> Bindings:
-    """Both optimisers' bindings; the rates are `_PLAIN`."""
+    """Both optimisers' bindings; the rates are `_PLAIN`.
+
+    The released trainer makes schedules of `total_steps`, which counts forward passes, and moves
+    them once an update: with accumulation they stop on the way, and so do these.
+    """
     bindings: Bindings = {}
-    total = options.get("scheduler_steps") or options.get("total_steps")
+    total = options.get("total_steps")
     still = frozen(options).get("retriever/OptimizerConfig.frozen_steps", 0)
     for part in _BOTH:
         for option, field in _OPTIMIZER.items():
