@@ -6,18 +6,22 @@ there. So a handful of questions becomes as many as the corpus has values, and n
 than the handful has.
 """
 
+import collections
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks.base import Record, load_records
 from atlas_jax.tasks.fact_corpus import Source
+from atlas_jax.tasks.facts import Fact
 from atlas_jax.tasks.metrics import normalize_answer
 
 _DIGITS = re.compile(r"\d[\d.,]*")
-_QUOTES = "\"'“”‘’«»"
+_MARKS = "\"'“”‘’«»,;"
+_OFTEN = 0.05  # of a label's values begin with a word that is a role, not a name
+_RARE = 0.1  # of a label's values have what stands beside the answer of a pattern
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +34,9 @@ class Pattern:
       before, after: what stands around the title.
       left, right: forms of the words that the value has on either side of the answer (behind a
         mountain's name `1,050 m`: `#`, `m`). Both empty: the whole value answers.
-      measure: forms of the answer, where it is a part with a number (`1,050 m` behind the name).
+      measure: shapes of the answer's words, where it is a part with a number (`1,050 m` behind the
+        name): a number `#`, a word with a capital `A`, else the word itself.
+      from_list: the answer is looked for in all that follows the value's head, too.
     """
 
     before: str
@@ -38,16 +44,17 @@ class Pattern:
     left: frozenset[str] = frozenset()
     right: frozenset[str] = frozenset()
     measure: tuple[str, ...] = ()
+    from_list: bool = False
 
     def question(self, title: str) -> str:
         """The question about this title."""
         return f"{self.before}{title}{self.after}"
 
-    def answer(self, value: str) -> str | None:
-        """The part of a value that answers, without quotes; None if the value has another form."""
-        words = value.split()
+    def answer(self, fact: Fact, text: str) -> str | None:
+        """The part of a fact's value that answers, without quotes; None if it has another form."""
+        words = (fact.whole(text) if self.from_list else fact.value(text)).split()
         part = self._measured(words) if self.measure else self._between(words)
-        return " ".join(words[part]).strip(_QUOTES) or None
+        return " ".join(words[part]).strip(_MARKS) or None
 
     def _between(self, words: Sequence[str]) -> slice:
         first, last = 0, len(words)
@@ -59,9 +66,9 @@ class Pattern:
         return slice(first, last if cut else first)
 
     def _measured(self, words: Sequence[str]) -> slice:
-        forms, size = tuple(map(_form, words)), len(self.measure)
+        shapes, size = tuple(map(_shape, words)), len(self.measure)
         for first in range(len(words) - size + 1):
-            if forms[first : first + size] == self.measure:
+            if shapes[first : first + size] == self.measure:
                 return slice(first, first + size)
         return slice(0, 0)
 
@@ -82,12 +89,13 @@ def load_patterns(path: str, sources: Mapping[str, Source]) -> dict[str, tuple[P
     optional: FieldTypes = {"answers": list}
     records = load_records(path, {"question": str}, optional, ["question"])
     found: dict[str, list[Pattern]] = {}
+    facts = _by_label(sources.values())
     for record in records:
         for gold in record.gold_ids:
             made = _pattern(record, sources[gold]) if gold in sources else None
             if made is not None:
                 label, pattern = made
-                found.setdefault(label, []).append(pattern)
+                found.setdefault(label, []).append(_general(pattern, facts[label]))
                 break
     if not found:
         raise UserError(
@@ -97,29 +105,69 @@ def load_patterns(path: str, sources: Mapping[str, Source]) -> dict[str, tuple[P
     return {label: tuple(dict.fromkeys(patterns)) for label, patterns in found.items()}
 
 
+def _by_label(sources: Iterable[Source]) -> dict[str, list[tuple[Fact, str]]]:
+    """The facts of all passages, each with its text, by label."""
+    facts: dict[str, list[tuple[Fact, str]]] = collections.defaultdict(list)
+    for source in sources:
+        for fact in source.facts:
+            facts[fact.label].append((fact, source.text))
+    return facts
+
+
+def _general(pattern: Pattern, facts: Sequence[tuple[Fact, str]]) -> Pattern:
+    """The pattern for all values of its label, of which one question has shown one.
+
+    With a word left of the answer go all words that many of the values begin with, for these are
+    roles, too (`President`, `Prime Minister`). What hardly a value has beside the answer was of
+    that one value: then the whole value answers.
+    """
+    if pattern.left:
+        roles = pattern.left | _beginnings([fact.value(text) for fact, text in facts])
+        pattern = dataclasses.replace(pattern, left=roles)
+    fitting = sum(pattern.answer(fact, text) is not None for fact, text in facts)
+    if fitting < _RARE * len(facts):
+        return Pattern(pattern.before, pattern.after)
+    return pattern
+
+
+def _beginnings(values: Sequence[str]) -> frozenset[str]:
+    """Forms of words before the last that at least `_OFTEN` of the values begin with."""
+    times = collections.Counter(
+        form for value in set(values) for form in {_form(word) for word in value.split()[:-1][:2]}
+    )
+    return frozenset(form for form, n in times.items() if n >= max(3, _OFTEN * len(values)))
+
+
 def _pattern(record: Record, source: Source) -> tuple[str, Pattern] | None:
     """Label and pattern; of several labels whose value has the answer, the likeliest.
 
     That is the one with the fewest words beside the answer, then the one with most words of the
-    question. Of a value that is not the answer as a whole, the label has to have one of them.
+    question. Of a value that is not the answer as a whole, the label has to have one of them. What
+    follows a value's head counts where the head has no answer: as a whole, or a part with a number.
     """
     question = record.fields["question"]
     before, title, after = question.partition(source.title)
     if not title:
         return None
     found: list[tuple[tuple[int, int], str, Pattern]] = []
+    asked = _stems(before + after)
     for answer in record.fields.get("answers") or ():
         for fact in source.facts:
-            parts = _parts(str(answer), fact.value(source.text))
-            if parts is None:
-                continue
-            left, own, right = (tuple(map(_form, words)) for words in parts)
-            beside = len(left) + len(right)
-            shared = len(_stems(before + after) & _stems(fact.label))
-            if beside == 0 or shared:
-                measure = own if beside and "#" in own else ()
-                pattern = Pattern(before, after, frozenset(left), frozenset(right), measure)
-                found.append(((beside, -shared), fact.label, pattern))
+            shared = len(asked & _stems(fact.label))
+            for from_list in (False, True):
+                value = fact.whole(source.text) if from_list else fact.value(source.text)
+                parts = _parts(str(answer), value)
+                if parts is None:
+                    continue
+                left, own, right = parts
+                beside = len(left) + len(right)
+                measure = tuple(map(_shape, own)) if beside else ()
+                measure = measure if "#" in measure else ()
+                if beside == 0 or (shared and (measure or not from_list)):
+                    sides = frozenset(map(_form, left)), frozenset(map(_form, right))
+                    pattern = Pattern(before, after, *sides, measure, from_list)
+                    found.append(((beside, -shared), fact.label, pattern))
+                break
     if not found:
         return None
     _, label, pattern = min(found, key=lambda one: one[0])
@@ -145,3 +193,8 @@ def _stems(text: str) -> set[str]:
 def _form(word: str) -> str:
     """A word as the sides of a pattern have it."""
     return _DIGITS.sub("#", word.lower())
+
+
+def _shape(word: str) -> str:
+    """A word as the measure of a pattern has it."""
+    return "A" if word[:1].isupper() else _form(word.strip(_MARKS))

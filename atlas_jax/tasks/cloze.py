@@ -34,18 +34,11 @@ from atlas_jax.tasks.base import (
     score_answers,
     score_retrieval,
 )
-from atlas_jax.tasks.fact_corpus import (
-    Corpus,
-    Source,
-    make_corpus,
-    make_source,
-    other_title,
-    random_words,
-)
+from atlas_jax.tasks.exchange import exchanged, window_of
+from atlas_jax.tasks.fact_corpus import Corpus, Source, make_corpus, make_source, other_title
 from atlas_jax.tasks.facts import Fact
 
 _TRIES = 20  # draws before a kind of distractor is given up
-_WORD_CHARACTERS = 6.5  # of a word, blank included
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,10 +161,10 @@ class ClozeTask:
         if self.given_passages:
             if rng.random() < self.exchange / 2:
                 title = other_title(corpus, rng)
-            text, asked, facts = self._exchanged(source, corpus, asked, rng, pattern)
+            text, asked, facts = self._shown(source, corpus, asked, rng, pattern)
         if pattern:
             chosen: tuple[Fact, ...] = (asked,)
-            values = [pattern.answer(asked.value(text)) or ""]
+            values = [pattern.answer(asked, text) or ""]
         else:
             others = [facts[i] for i in rng.permutation(len(facts)) if facts[i] != asked]
             chosen = (asked, *others[: count - 1])
@@ -276,7 +269,7 @@ class ClozeTask:
         before = source.labels[: source.labels.index(fact.label)]
         return wording.disturbed(fact.label, before, corpus.small_words, corpus.vocabulary, rng)
 
-    def _exchanged(
+    def _shown(
         self,
         source: Source,
         corpus: Corpus,
@@ -284,35 +277,9 @@ class ClozeTask:
         rng: np.random.Generator,
         pattern: Pattern | None = None,
     ) -> tuple[str, Fact, tuple[Fact, ...]]:
-        """A window of the text with values exchanged, the asked fact in it, and all facts in it.
-
-        The new value of the asked fact has the form that the pattern asks for.
-        """
-        text = source.text
-        left, right, kept = _window(text, source.facts, asked, self.window_words, rng)
-        pieces: list[str] = []
-        facts: list[Fact] = []
-        at, length = left, 0
-        for fact in kept:
-            pieces.append(text[at : fact.start])
-            value = self._new_value(corpus, fact, rng)
-            if value is None or (pattern and fact == asked and not pattern.answer(value)):
-                value = fact.value(text)
-            start = length + len(pieces[-1])
-            pieces.append(value)
-            length = start + len(value)
-            facts.append(Fact(fact.label, start, length))
-            at = fact.end
-        pieces.append(text[at:right])
-        return "".join(pieces), facts[kept.index(asked)], tuple(facts)
-
-    def _new_value(self, corpus: Corpus, fact: Fact, rng: np.random.Generator) -> str | None:
-        if rng.random() >= self.exchange:
-            return None
-        if rng.random() < 0.5:
-            values = corpus.values[fact.label]
-            return values[int(rng.integers(len(values)))]
-        return random_words(corpus, rng)
+        """The text as a given passage shows it, the asked fact in it, and all facts in it."""
+        window = window_of(source, asked, self.window_words, rng, pattern)
+        return exchanged(source.text, window, asked, corpus, self.exchange, rng, pattern)
 
     def _distractors(
         self, record: ClozeRecord, title: str, labels: Sequence[str], rng: np.random.Generator
@@ -351,7 +318,7 @@ class ClozeTask:
                 break
             used.add(other.passage.id)
             about = next((f for f in other.facts if f.label == labels[0]), other.facts[0])
-            text, _, _ = self._exchanged(other, corpus, about, rng)
+            text, _, _ = self._shown(other, corpus, about, rng)
             shown.append(_passage(other, title_of(other), text))
         return shown
 
@@ -363,8 +330,7 @@ def _asked_records(
     records = []
     for source in sources:
         for fact in source.facts:
-            value = fact.value(source.text)
-            asking = tuple(p for p in patterns.get(fact.label, ()) if p.answer(value))
+            asking = tuple(p for p in patterns.get(fact.label, ()) if p.answer(fact, source.text))
             if asking:
                 records.append(ClozeRecord(source, corpus, fact, asking))
     return records
@@ -373,33 +339,3 @@ def _asked_records(
 def _passage(source: Source, title: str, text: str) -> PassageText:
     section = source.passage.fields.get("section") or ""
     return {"id": source.passage.id, "title": title, "section": section, "text": text}
-
-
-def _window(
-    text: str, facts: tuple[Fact, ...], asked: Fact, words: int, rng: np.random.Generator
-) -> tuple[int, int, list[Fact]]:
-    """A stretch of the text of about `words` words that holds the asked fact, and its facts.
-
-    It goes from the end of a value to the end of a value; what closes the first of the two
-    is left out.
-    """
-    if words == 0:
-        return 0, len(text), list(facts)
-
-    def left_of(number: int) -> int:
-        return facts[number - 1].end if number else 0
-
-    first = last = facts.index(asked)
-    while True:
-        options = [n for n in (first - 1, last + 1) if 0 <= n < len(facts)]
-        if not options:
-            break
-        n = options[int(rng.integers(len(options)))]
-        low, high = min(n, first), max(n, last)
-        if facts[high].end - left_of(low) > words * _WORD_CHARACTERS:
-            break
-        first, last = low, high
-    left = left_of(first)
-    while left < facts[first].start and not text[left].isalpha():
-        left += 1  # punctuation and figures of a remark
-    return left, facts[last].end, list(facts[first : last + 1])

@@ -13,26 +13,42 @@ from collections.abc import Sequence
 _FIELD = re.compile(r"(?:^|(?<=[.;] ))([A-Z][^:;.]{1,70}): (?=\S)")
 _PART = re.compile(r"; ")
 # A name in the brackets right behind a value's head, `(PGK)`, or what a word of more than three
-# small letters leads to, `(since 9 January 2025)`; no `(2023 est.)`.
-_REMARK = re.compile(r" \((?:(?P<cue>[a-z]{4,}) (?=[A-Z\d])|(?=[A-Z]))(?P<value>[^(),;]+?)(?=[),])")
+# small letters leads to, `(since 9 January 2025)`, `(from the UK)`; no `(2023 est.)`.
+_REMARK = re.compile(
+    r" \((?:(?P<cue>[a-z]{4,}) (?:the )?(?=[A-Z\d])|(?=[A-Z]))(?P<value>[^(),;]+?)(?=[),])"
+)
 # A full stop that ends something: not that of an initial ("Wesley W. SIMINA", "B.C. ") or a title.
 _STOP = r"\. (?<!\b[A-Z]\. )(?<!\b(?:Dr|Ft|Jr|Lt|Mr|Mt|Sr|St)\. )(?<!\b(?:Col|Gen|Maj|Mrs|Ste)\. )"
-# The value's head ends before a remark, a list's next entry, a percentage or the end.
-_HEAD = re.compile(rf"[^;(]*?(?=[ ,.;]|$)(?=,? \(|, |; | - | -?[\d.,]+%|[.;]? ?$|{_STOP})")
+# The value's head ends before a remark, a list's next entry, a percentage or the end; brackets
+# that make a plural, `Islander(s)`, belong to their word.
+_HEAD = re.compile(
+    rf"(?:[^;(]|(?<=\w)\(_{{1,3}}\))*?(?=[ ,.;]|$)(?=,? \(|, |; | - | -?[\d.,]+%|[.;]? ?$|{_STOP})"
+)
+_END = re.compile(r"[.; ]+$")
 _MAX_LABEL_WORDS = 12
+_MAX_LIST_WORDS = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:
-    """`text[start:end]` is the value of `label` (field and subfields, joined by blanks)."""
+    """`text[start:end]` is the value of `label` (field and subfields, joined by blanks).
+
+    `text[start:stop]` is the value with all that follows its head: remarks, a list's other
+    entries. Where that is long, `stop` is `end`.
+    """
 
     label: str
     start: int
     end: int
+    stop: int
 
     def value(self, text: str) -> str:
         """The value as it stands in the text."""
         return text[self.start : self.end]
+
+    def whole(self, text: str) -> str:
+        """The value with all that follows its head."""
+        return text[self.start : self.stop]
 
 
 def find_facts(text: str) -> tuple[Fact, ...]:
@@ -40,8 +56,9 @@ def find_facts(text: str) -> tuple[Fact, ...]:
 
     A field may have several parts, `Field: subfield: value; subfield: value`; only the
     head of a value counts, up to a bracket, a comma or a percentage. A colon or semicolon
-    in brackets separates nothing. A name in the brackets right behind a head is a fact of its own,
-    and so is what a word like `since` leads to; its label ends with that word or the bracket.
+    in brackets separates nothing. A part without a subfield that is not its field's first goes on
+    with the list before it. A name in the brackets right behind a head is a fact of its own, and so
+    is what a word like `since` leads to; its label ends with that word or the bracket.
     """
     bare = _without_remarks(text)
     fields = list(_FIELD.finditer(bare))
@@ -50,20 +67,30 @@ def find_facts(text: str) -> tuple[Fact, ...]:
         end = fields[number + 1].start() if number + 1 < len(fields) else len(text)
         at = field.end()
         for part in _PART.split(bare[at:end]):
-            value = part.rpartition(": ")[2]
-            start = at + len(part) - len(value)
-            head = _HEAD.match(value)
-            size = len(head.group().rstrip()) if head else 0
-            subfields = text[at:start].removesuffix(": ").replace(": ", " ")
-            label = f"{text[field.start(1) : field.end(1)]} {subfields}".strip()
-            if size and len(label.split()) <= _MAX_LABEL_WORDS:
-                found.append(Fact(label, start, start + size))
-                remark = _REMARK.match(text, start + size)
-                if remark and len(label.split()) < _MAX_LABEL_WORDS:
-                    cue = remark["cue"] or "("
-                    found.append(Fact(f"{label} {cue}", *remark.span("value")))
+            subfields, colon, value = part.rpartition(": ")
+            start = at + len(subfields) + len(colon)
+            if colon or at == field.end():
+                label = f"{text[field.start(1) : field.end(1)]} {text[at : at + len(subfields)]}"
+                found += _facts_of(label.replace(": ", " ").strip(), value, text, start)
             at += len(part) + len("; ")
     return tuple(found)
+
+
+def _facts_of(label: str, value: str, text: str, start: int) -> list[Fact]:
+    """The facts of a part, `value` with empty brackets: the value's, and its remark's."""
+    head = _HEAD.match(value)
+    end = start + (len(head.group().rstrip()) if head else 0)
+    if end == start or len(label.split()) > _MAX_LABEL_WORDS:
+        return []
+    stop = start + len(_END.sub("", value))
+    if len(text[start:stop].split()) > _MAX_LIST_WORDS:
+        stop = end
+    found = [Fact(label, start, end, max(end, stop))]
+    remark = _REMARK.match(text, end)
+    if remark and len(label.split()) < _MAX_LABEL_WORDS:
+        first, last = remark.span("value")
+        found.append(Fact(f"{label} {remark['cue'] or '('}", first, last, last))
+    return found
 
 
 def askable(facts: Sequence[Fact], text: str, max_words: int) -> tuple[Fact, ...]:

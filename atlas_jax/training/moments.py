@@ -137,7 +137,7 @@ def _layers(saved: Tensors, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
     A moment that Adafactor does not keep is one number, for all layers together.
     """
-    layers = []
+    layers: list[Tensor] = []
     while (one := key.replace(_STACKED, f"/layers_{len(layers)}/")) in saved:
         layers.append(saved[one])
     if not layers:

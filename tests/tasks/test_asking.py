@@ -12,6 +12,7 @@ from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.tasks.asking import Pattern
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.cloze import ClozeRecord, ClozeTask
+from atlas_jax.tasks.facts import Fact
 
 PASSAGES = {
     "Arvo": "Capital: name: Lindel; time: UTC+1. Highest point: Mount Ara 1,050 m.",
@@ -131,13 +132,75 @@ def test_exchanged_values_answer_the_question(tmp_path: Path) -> None:
         (Pattern("", "", left=frozenset({"#", "million"})), "441,000 BERN", "BERN"),
         (Pattern("", "", measure=("#", "m")), "Mount Ara 1,050 m", "1,050 m"),
         (Pattern("", "", measure=("#", "m")), "Mount Ara", None),
+        (Pattern("", "", measure=("#", "A")), "Day of Rest, 5 May (1921)", "5 May"),
         (Pattern("", ""), '"Old Song"', "Old Song"),
     ],
 )
 def test_the_answer_is_a_part_of_the_value(
     pattern: Pattern, value: str, answer: str | None
 ) -> None:
-    assert pattern.answer(value) == answer
+    assert pattern.answer(Fact("Label", 0, len(value), len(value)), value) == answer
+
+
+# --- what one question shows, for all values of its label --------------------------------
+
+AUTHORS = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jo")
+STATES = {
+    "Arvo": "Chief: President Ada VOL. Colors: red, white. Holiday: Union Day, 5 May (1921).",
+    "Bera": "Chief: Prime Minister Bo TAL (since 2001). Colors: blue. Holiday: none.",
+    "Coro": "Chief: Prime Minister Ed SUN. Colors: black, red. Holiday: Rest, 11 June (1800).",
+    "Dela": "Chief: Prime Minister Ina ESK. Colors: white, gold. Holiday: New Day, 1 July.",
+    "Emin": "Chief: Otto. Author: Al Bo and Cy De. Holiday: Day of the King, 30 April (1900).",
+    **{name: f"Author: {name} Roe. Colors: grey, pink." for name in AUTHORS},
+}  # fmt: skip
+
+
+def answers(tmp_path: Path, question: str, answer: str, gold: str, **settings: Any) -> set[str]:
+    """What the question's pattern asks for over all of `STATES`."""
+    passages, asked = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl"
+    write_jsonl(passages, ({"id": t, "title": t, "text": x} for t, x in STATES.items()))
+    write_jsonl(asked, [{"question": question, "answers": [answer], "gold": [gold]}])
+    task = ClozeTask(question_file=str(asked), **settings)
+    return {example.answers[0] for example in draw(task, task.load(passages), 20)}
+
+
+def test_words_that_many_values_begin_with_are_roles(tmp_path: Path) -> None:
+    """Two of three values begin with another role than the one of the question."""
+    assert answers(tmp_path, "Chief of Arvo?", "Ada Vol", "Arvo") == {
+        "Ada VOL", "Bo TAL", "Ed SUN", "Ina ESK",
+    }  # fmt: skip
+
+
+def test_what_stands_beside_one_answer_alone_is_not_asked_of_others(tmp_path: Path) -> None:
+    found = answers(tmp_path, "What author has Emin?", "Cy De", "Emin")
+    assert found == {"Al Bo and Cy De", *(f"{name} Roe" for name in AUTHORS)}
+
+
+def test_a_list_answers_as_a_whole(tmp_path: Path) -> None:
+    assert answers(tmp_path, "Which colors has Arvo?", "Red, white", "Arvo") == {
+        "red, white", "blue", "black, red", "white, gold", "grey, pink",
+    }  # fmt: skip
+
+
+def test_a_measure_is_found_behind_the_head(tmp_path: Path) -> None:
+    settings = {"given_passages": 1, "exchange": 0.5, "window_words": 2}
+    for more in ({}, settings):
+        found = answers(tmp_path, "When is Arvo's holiday?", "5 May", "Arvo", **more)
+        assert found >= {"5 May", "11 June", "1 July", "30 April"}
+        assert all(re.fullmatch(r"\d+ [A-Z]\w+", answer) for answer in found)
+
+
+def test_a_given_passage_has_the_list_that_is_asked_for(tmp_path: Path) -> None:
+    passages, asked = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl"
+    write_jsonl(passages, ({"id": t, "title": t, "text": x} for t, x in STATES.items()))
+    question = {"question": "Which colors has Arvo?", "answers": ["red, white"], "gold": ["Arvo"]}
+    write_jsonl(asked, [question])
+    task = ClozeTask(question_file=str(asked), given_passages=1, exchange=0.7, window_words=2)
+    examples = draw(task, task.load(passages), 20)
+    assert len({example.answers[0] for example in examples}) > 10
+    for example in examples:
+        [given] = example.given_passages or ()
+        assert f"Colors: {example.answers[0]}" in given["text"]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ TEXTS = {
     "a list with shares": (
         "Religions: Sunni Muslim 56%, Catholic 10%.", [("Religions", "Sunni Muslim")]
     ),
+    "a list with separators": (
+        "Parts: 4 districts; Bel, Tut; note: of old; Tem. Land: borders: Bo 5 km; Ro 3.",
+        [("Parts", "4 districts"), ("Parts note", "of old"), ("Land borders", "Bo 5 km")],
+    ),
+    "a plural in brackets": (
+        "People: noun: Nauruan(s); adjective: Irish(wo)man(men) (old).",
+        [("People noun", "Nauruan(s)"), ("People adjective", "Irish(wo)man(men)")],
+    ),
+    "an article in a remark": (
+        "Free: 5 July 1962 (from the UK). Old: 1 May (the King).",
+        [("Free", "5 July 1962"), ("Free from", "UK"), ("Old", "1 May")],
+    ),
     "a negative share": ("Growth: fell by -3.1% a year.", [("Growth", "fell by")]),
     "a share as the value": (
         "Urban: 64.6% of all (2023); rate: 1.3%.",
@@ -105,6 +117,18 @@ def test_facts_lie_apart_in_order_and_hold_no_separator(case: str) -> None:
         value = fact.value(text)
         assert value and value == value.strip() and ";" not in value
         assert fact.label and ": " not in fact.label
+
+
+def test_the_whole_of_a_value_has_its_list_and_its_remarks() -> None:
+    text = "Colors: red, white (pale), green. Holiday: Day of Rest, 5 May (1921); note: none"
+    found = {fact.label: fact.whole(text) for fact in find_facts(text)}
+    assert found == {
+        "Colors": "red, white (pale), green", "Holiday": "Day of Rest, 5 May (1921)",
+        "Holiday note": "none",
+    }  # fmt: skip
+    words = " ".join(f"w{n}," for n in range(16))
+    [long] = find_facts(f"List: {words} last.")
+    assert long.stop == long.end == len("List: w0")
 
 
 def test_labels_that_are_too_long_are_no_labels() -> None:
