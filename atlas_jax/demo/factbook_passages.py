@@ -108,8 +108,8 @@ def render(field: Field) -> list[str]:
     ]
 
 
-def passages_of(entity: Entity) -> list[Passage]:
-    """Return a country's passages.
+def passages_of(entity: Entity, edition: str = EDITION) -> list[Passage]:
+    """Return a country's passages; their ids begin with the edition.
 
     Fields of more than MAX_WORDS words are split and stand alone; neighbouring shorter fields of
     one section are joined as long as they stay within MAX_WORDS.
@@ -129,7 +129,7 @@ def passages_of(entity: Entity) -> list[Passage]:
             room = MAX_WORDS - words if len(pieces) == 1 else 0
     return [
         Passage(
-            id=f"{EDITION}-{entity.code}-{number:03d}",
+            id=f"{edition}-{entity.code}-{number:03d}",
             title=entity.title,
             section=f"{section}: {', '.join(names)}",
             text=" ".join(texts),

