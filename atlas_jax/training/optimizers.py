@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import gin
 import jax
+import jax.numpy as jnp
 import optax
 
 from atlas_jax.core.errors import UserError
@@ -94,16 +95,28 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.kind == "adamw":
         parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     else:
-        parts += [
-            optax.scale_by_factored_rms(decay_rate=0.8),
-            optax.clip_by_block_rms(1.0),
-        ]
+        parts += [optax.scale_by_factored_rms(decay_rate=0.8), _clip_by_rms(1.0)]
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
     parts.append(optax.scale_by_learning_rate(_once_moving(config)))
     if config.frozen_steps == 0:
         return optax.chain(*parts)
     return optax.conditionally_mask(optax.chain(*parts), lambda step: step >= config.frozen_steps)
+
+
+def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
+    """Clip each array's update to this root mean square; of scanned layers each for itself.
+
+    Adafactor's update clipping (arXiv 1804.04235, section 6), as T5X has it for either layout.
+    """
+
+    def clip(path: Any, update: jax.Array) -> jax.Array:
+        is_scanned = any(key.key == "layers" for key in path)
+        axes = tuple(range(1 if is_scanned else 0, update.ndim))
+        rms = jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True))
+        return update / jnp.maximum(1.0, rms / threshold)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def configured_optimizers(

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.reader.t5 import stack_layers
 from atlas_jax.training.optimizers import (
     OptimizerConfig,
     decay_mask,
@@ -106,3 +107,36 @@ def test_frozen_steps_change_neither_parameters_nor_moments() -> None:
     # From there on it is the run that has just begun.
     assert frozen[3:] == run(make_optimizer(config), grads[3:])
     assert frozen[-1] < 1
+
+
+def test_adafactor_takes_the_same_step_with_scanned_layers() -> None:
+    """Gradients whose size differs by layer: each layer is clipped for itself."""
+    optimizer = make_optimizer(OptimizerConfig(kind="adafactor", schedule="constant"))
+    rng = np.random.default_rng(0)
+
+    def tree(size: float) -> dict[str, np.ndarray]:
+        shapes = {"kernel": (130, 140), "scale": (5,)}
+        return {n: size * rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+
+    def stacks(*sizes: float) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+        layers = {f"layers_{i}": tree(size) for i, size in enumerate(sizes)}
+        return {stack: dict(layers) for stack in ("encoder", "decoder")}
+
+    params, states, updates = stacks(1, 1, 1), {}, {}
+    forms = {"unrolled": lambda x: x, "scanned": stack_layers}
+    for name, form in forms.items():
+        states[name] = optimizer.init(form(params))
+    for sizes in ((1.0, 1e-3, 1.0), (1e-3, 100.0, 10.0)):
+        gradients = stacks(*sizes)
+        for name, form in forms.items():
+            updates[name], states[name] = optimizer.update(
+                form(gradients), states[name], form(params)
+            )
+    expected = stack_layers(updates["unrolled"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9),
+        updates["scanned"], expected,
+    )  # fmt: skip
+    kernels = np.asarray(updates["scanned"]["encoder"]["layers"]["kernel"])
+    rms = np.sqrt((kernels**2).mean(axis=(1, 2))) / OptimizerConfig().learning_rate
+    assert rms.min() < 0.1 and rms.max() == pytest.approx(1, abs=1e-4)
