@@ -136,11 +136,15 @@ def _embed_advice(case: Case) -> list[str]:
 
 
 def _search_advice(case: Case) -> list[str]:
-    step = case.run.step
-    searched = "rerank" if step.rerank else "k"
+    run = case.run
+    depth = f"EvalConfig.k = {run.answer_k}"
+    if run.step.rerank > run.answer_depth:
+        depth = f"StepConfig.rerank = {run.step.rerank}"
+    elif run.answer_depth > run.answer_k:
+        depth = f"EvalConfig.recall_at up to {run.answer_depth}"
     return [
-        *_smaller_batch(case, "EvalConfig.batch_size", case.run.answer_batch),
-        f"fewer passages a query (StepConfig.{searched} = {step.searched})",
+        *_smaller_batch(case, "EvalConfig.batch_size", run.answer_batch),
+        f"fewer passages a query ({depth})",
         "CorpusConfig.searcher = 'scann' searches on the hosts",
     ]
 

@@ -50,7 +50,9 @@ def changes(
         ),
         ("embed", "temporaries", [], "StoreConfig.retriever_length = 16"),
         ("search", "temporaries", ["EvalConfig.batch_size=32"], "EvalConfig.batch_size = 16"),
-        ("search", "temporaries", ["StepConfig.rerank=9"], "StepConfig.rerank = 9"),
+        ("search", "temporaries", ["StepConfig.rerank=21"], "StepConfig.rerank = 21"),
+        ("search", "temporaries", ["StepConfig.rerank=9"], "EvalConfig.recall_at up to 20"),
+        ("search", "temporaries", ["EvalConfig.recall_at=(1, 2)"], "EvalConfig.k = 4"),
         ("decode", "temporaries", ["EvalConfig.batch_size=30"], "EvalConfig.batch_size = 16"),
         (
             "decode",
