@@ -172,6 +172,29 @@ def test_a_run_that_is_too_big_is_not_recommended(monkeypatch: pytest.MonkeyPatc
         assert "a program may use 0.00" in one.advice[0]
 
 
+def test_what_has_no_room_for_its_arguments_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, mesh = tiny_run(), MeshConfig(8, 1, 1)
+    compiled = planner.plan_program("train", run, mesh, SLICE.chip, jax.devices())
+    resident = sum(
+        shard_bytes(tree) for tree in make_program("train", run, make_mesh(mesh)).terms.values()
+    )
+    assert compiled.fits and resident < compiled.memory.peak
+    monkeypatch.setattr(planner, "lowered", None)  # fails where it is called
+    chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=resident - 1)
+    found = planner.plan_program("train", run, mesh, chip, jax.devices())
+    assert (found.fits, found.work, found.memory.peak) == (False, None, resident)
+    assert "needed without any temporaries" in found.advice[0]
+    terms = dict(compiled.memory.terms)
+    assert terms.pop("temporaries") > 0
+    terms.pop("batch, padding, results")
+    assert found.memory.terms == terms
+    chip = dataclasses.replace(chip, hbm_bytes=resident)
+    with pytest.raises(TypeError):
+        planner.plan_program("train", run, mesh, chip, jax.devices())
+
+
 SLOW, QUICK, TOO_BIG = MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(4, 2, 1)
 
 
