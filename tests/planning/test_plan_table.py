@@ -102,7 +102,7 @@ def test_the_smallest_slice_that_fits_is_told_with_what_does_not() -> None:
         patch.setattr(plan_table, "ROW_LIST", (SMALL, LARGE))
         assert smallest(large) == how + "not tried |"
         small = made(SMALL, None, 17)
-        assert smallest(large | {SMALL.name: small}) == how + "no, 17.00 without temporaries |"
+        assert smallest(large | {SMALL.name: small}) == how + "no, 17.00 by arguments alone |"
         small = made(SMALL, None, 18, temporaries=GIB)
         assert smallest(large | {SMALL.name: small}) == how + "no, 18.00 |"
         assert smallest({SMALL.name: small}) == "larger |  |  |  | v5e-8: no, 18.00 |"
