@@ -54,6 +54,7 @@ class Row:
       remat: rematerialisation policy of both models; empty: as shipped.
       accumulate: microbatches per step.
       index: type of the embeddings.
+      passage_length: tokens of a passage in the index; 0: as shipped.
     """
 
     model: str
@@ -63,12 +64,14 @@ class Row:
     remat: str = ""
     accumulate: int = 1
     index: str = "bfloat16"
+    passage_length: int = 0
 
     @property
     def name(self) -> str:
         """All of it but the mesh, and what is as usual."""
         more = [self.remat, f"accumulate={self.accumulate}" if self.accumulate > 1 else ""]
         more.append(self.index if self.index != "bfloat16" else "")
+        more.append(f"passages={self.passage_length}" if self.passage_length else "")
         return "/".join([self.model, self.recipe, self.where, *filter(None, more)])
 
     @property
@@ -87,6 +90,7 @@ class Row:
             *SCANNED,
             *(remat if self.remat else []),
             *([f"StepConfig.accumulate={self.accumulate}"] if self.accumulate > 1 else []),
+            *([f"PASSAGE_LENGTH={self.passage_length}"] if self.passage_length else []),
         ]
 
     @property
@@ -101,13 +105,16 @@ ROW_LIST = (
     Row("xxl", "nq_full", "v5e-256", "1,64,4"),
     Row("xxl", "nq_full", "v5e-64", "1,16,4", accumulate=4),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8),
+    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, index="int8", passage_length=256),
+    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16, passage_length=256),
     Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16),
-    Row("xxl", "nq_full", "v4-16", "1,2,4", accumulate=32),
+    Row("xxl", "nq_full", "v4-64", "1,8,4", accumulate=8),
     Row("base", "nq_full", "v5e-16", "1,16,1", "full", 4),
     Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8),
     Row("base", "nq_full", "v5e-4", "1,4,1", "full", 16),
+    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16, passage_length=256),
     Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16),
-    Row("xxl", "nq_full", "v6e-8", "1,2,4", accumulate=32),
+    Row("xxl", "nq_full", "v6e-32", "1,8,4", accumulate=8),
     Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4),
     Row("large", "nq_full", "v5e-8", "1,8,1", "full", 8),
     Row("large", "nq_full", "v5e-4", "1,4,1", "full", 16),
@@ -115,6 +122,8 @@ ROW_LIST = (
     Row("xl", "nq_full", "v5e-8", "1,8,1", "full", 8),
     Row("xxl", "nq_full", "v5p-8", "1,4,1", accumulate=16),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, index="int8"),
+    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16, index="int8"),
+    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16, index="int8"),
     Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8, "int8"),
     Row("base", "nq_full", "v5e-4", "1,4,1", "full", 16, "int8"),
     Row("xxl", "nq_64shot", "v5e-64", "1,16,4", accumulate=4),
@@ -236,13 +245,14 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "## All rows",
         "",
-        "| model | recipe | slice | index | remat | microbatches | mesh | fits | peak | of "
-        "| parameters, optimiser | index | temporaries | least s/step | bound by | MFU "
+        "| model | recipe | slice | index | passage tokens | remat | microbatches | mesh | fits "
+        "| peak | of | parameters, optimiser | index | temporaries | least s/step | bound by | MFU "
         "| largest index |",
-        "|---" * 17 + "|",
+        "|---" * 18 + "|",
     ]
     for row in ROW_LIST:
-        given = (row.model, row.recipe, row.where, row.index, row.remat or "shipped")
+        given = (row.model, row.recipe, row.where, row.index)
+        given += (str(row.passage_length or "shipped"), row.remat or "shipped")
         cells = [row.mesh, "not compiled yet", *[""] * 9]
         if row.name in rows:
             cells = _cells(rows[row.name]["plan"])
@@ -273,6 +283,7 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             train = plan["programs"][0]
             how = [f"{row.accumulate} microbatches"] if row.accumulate > 1 else []
             how += [f"remat {row.remat}"] if row.remat else []
+            how += [f"passages of {row.passage_length} tokens"] if row.passage_length else []
             cells = [row.where + (f" ({', '.join(how)})" if how else "")]
             cells += [f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
             cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", f"{train['step_seconds']:.2f}"]

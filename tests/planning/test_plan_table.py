@@ -88,7 +88,9 @@ def test_a_second_call_makes_only_what_is_missing_or_stale(
     assert asked[3:] == [LARGE]
     page = (written / "table.md").read_text()
     for cell in ("| yes | 8.00 | 16.00 | 3.00 | 0.50 | 1.00 |", "| 5.00 | compute | 50% | 41M |"):
-        assert cell in lines_of(page, "| base | nq_full | v5e-16 | bfloat16 | full | 4 |")[0]
+        assert (
+            cell in lines_of(page, "| base | nq_full | v5e-16 | bfloat16 | shipped | full | 4 |")[0]
+        )
 
 
 def test_the_smallest_slice_that_fits_is_told_with_what_does_not() -> None:
@@ -149,9 +151,9 @@ def test_what_a_row_sets_is_bound() -> None:
     assert row.name == "xxl/nq_full/v5e-128"
     assert "CorpusConfig.dtype=bfloat16" in row.bindings
     assert not any("remat" in binding or "accumulate" in binding for binding in row.bindings)
-    full = dataclasses.replace(row, index="int8", remat="full", accumulate=2)
-    assert full.name == "xxl/nq_full/v5e-128/full/accumulate=2/int8"
-    for binding in ("CorpusConfig.dtype=int8", "StepConfig.accumulate=2"):
+    full = dataclasses.replace(row, index="int8", remat="full", accumulate=2, passage_length=256)
+    assert full.name == "xxl/nq_full/v5e-128/full/accumulate=2/int8/passages=256"
+    for binding in ("CorpusConfig.dtype=int8", "StepConfig.accumulate=2", "PASSAGE_LENGTH=256"):
         assert binding in full.bindings
     assert "ReaderConfig.remat_policy=full" in full.bindings
 
