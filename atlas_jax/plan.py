@@ -26,7 +26,7 @@ from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 NOT_FITTING = 3
 # What runs require and a plan does not look at.
-_UNREAD = {
+UNREAD = {
     name: "(not read)"
     for name in (
         "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "READER_CHECKPOINT_PATH",
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--programs", default=",".join(PROGRAMS), help=f"of {','.join(PROGRAMS)} (default: all)"
     )
     parser.add_argument("--json", default="", metavar="FILE", help="write the plan there, too")
-    return launch(_run, parser, argv, unread=_UNREAD)
+    return launch(_run, parser, argv, unread=UNREAD)
 
 
 def _run(flags: argparse.Namespace) -> int:

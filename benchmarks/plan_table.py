@@ -1,13 +1,18 @@
-"""The table of docs/plan_table.md: `atlas-jax plan` for models, recipes and slices.
+"""The tables of docs/plan_table.md: `atlas-jax plan` for models, recipes and slices.
 
     python -m benchmarks.plan_table [--minutes 60] [--row_minutes 30] [--only xxl]
 
 Each row is a process of its own. Rows stand in docs/plan_rows.json as soon as they are done,
-with the versions that gave them, and a second call makes only those that are missing or
-whose versions differ. What runs out of time is left for the next call.
+with the versions that gave them and a digest of what went in: the run's gin configuration and
+the code that reads compiled programs. A second call makes those that are missing or stale,
+whose versions or digest differ. What runs out of time is left for the next call.
 """
 
 import argparse
+import ast
+import dataclasses
+import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -18,111 +23,296 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas_jax.core.chips import GIB
+import gin
+
+from atlas_jax.core.chips import GIB, Slice, parse_slice
+from atlas_jax.core.config import load_gin
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.plan import UNREAD
 from atlas_jax.planning.report import versions
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 ROWS, TABLE = DOCS / "plan_rows.json", DOCS / "plan_table.md"
 PASSAGES = 37_000_000
-
-# Model, recipe, slice, data,fsdp,model; then, where they are not the shipped ones, the
-# rematerialisation policy of both models, or int8, the type of the index (else bfloat16). The
-# meshes divide the batch of 64 (mlm_pretrain: 128).
-SPECS: tuple[tuple[str, ...], ...] = (
-    ("base", "nq_64shot", "v5e-16", "1,16,1"),
-    ("base", "nq_64shot", "v5e-16", "1,16,1", "full"),
-    ("base", "nq_full", "v5e-16", "1,16,1", "full"),
-    ("xxl", "nq_full", "v5e-256", "1,64,4"),
-    ("large", "nq_full", "v5e-32", "1,32,1"),
-    ("xl", "nq_64shot", "v5e-64", "1,64,1"),
-    ("xl", "nq_full", "v5e-64", "1,64,1"),
-    ("xl", "mlm_pretrain", "v5e-64", "1,64,1"),
-    ("xxl", "nq_64shot", "v5e-256", "1,64,4"),
-    ("xxl", "nq_full", "v5e-128", "1,32,4"),
-    ("xl", "nq_full", "v4-64", "1,32,1"),
-    ("xxl", "nq_full", "v4-128", "1,64,1"),
-    ("xxl", "nq_full", "v5p-64", "1,32,1"),
-    ("xxl", "nq_full", "v5p-128", "1,64,1"),
-    ("xxl", "nq_full", "v6e-64", "1,64,1"),
-    ("xxl", "mlm_pretrain", "v5e-256", "1,128,2"),
-    ("base", "nq_64shot", "v5e-16", "1,16,1", "full", "int8"),
-    ("xxl", "nq_full", "v5e-128", "1,32,4", "int8"),
-)
+# What makes figures of a program.
+READING = (
+    "core/chips", "planning/estimate", "planning/flops", "planning/hlo", "planning/hlo_text",
+    "planning/planner", "planning/products", "planning/programs", "planning/traffic",
+)  # fmt: skip
 # base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
-BINDINGS = (
-    "CorpusConfig.dtype=bfloat16",
-    "ReaderConfig.scan_layers=True",
-    "RetrieverConfig.scan_layers=True",
+SCANNED = ("ReaderConfig.scan_layers=True", "RetrieverConfig.scan_layers=True")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run on one slice.
+
+    Attributes:
+      where: the slice.
+      mesh: data,fsdp,model; they divide the batch of 64 (mlm_pretrain: 128) / accumulate.
+      remat: rematerialisation policy of both models; empty: as shipped.
+      accumulate: microbatches per step.
+      index: type of the embeddings.
+      passage_length: tokens of a passage in the index; 0: as shipped.
+    """
+
+    model: str
+    recipe: str
+    where: str
+    mesh: str
+    remat: str = ""
+    accumulate: int = 1
+    index: str = "bfloat16"
+    passage_length: int = 0
+
+    @property
+    def name(self) -> str:
+        """All of it but the mesh, and what is as usual."""
+        more = [self.remat, f"accumulate={self.accumulate}" if self.accumulate > 1 else ""]
+        more.append(self.index if self.index != "bfloat16" else "")
+        more.append(f"passages={self.passage_length}" if self.passage_length else "")
+        return "/".join([self.model, self.recipe, self.where, *filter(None, more)])
+
+    @property
+    def files(self) -> list[str]:
+        """The gin files."""
+        return [f"models/{self.model}.gin", f"runs/{self.recipe}.gin"]
+
+    @property
+    def bindings(self) -> list[str]:
+        """The gin bindings."""
+        remat = [
+            f"{name}.remat_policy={self.remat}" for name in ("ReaderConfig", "RetrieverConfig")
+        ]
+        return [
+            f"CorpusConfig.dtype={self.index}",
+            *SCANNED,
+            *(remat if self.remat else []),
+            *([f"StepConfig.accumulate={self.accumulate}"] if self.accumulate > 1 else []),
+            *([f"PASSAGE_LENGTH={self.passage_length}"] if self.passage_length else []),
+        ]
+
+    @property
+    def slice(self) -> Slice:
+        """The slice, taken apart."""
+        return parse_slice(self.where)
+
+
+# Those wanted most come first. One that fits takes the compiler minutes, one that does not less
+# than one, and seconds where its arguments alone are too large.
+ROW_LIST = (
+    Row("xxl", "nq_full", "v5e-256", "1,64,4"),
+    Row("xxl", "nq_full", "v5e-64", "1,16,4", accumulate=4),
+    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8),
+    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, index="int8", passage_length=256),
+    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16, passage_length=256),
+    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16),
+    Row("xxl", "nq_full", "v4-64", "1,8,4", accumulate=8),
+    Row("base", "nq_full", "v5e-16", "1,16,1", "full", 4),
+    Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8),
+    Row("base", "nq_full", "v5e-4", "1,4,1", "full", 16),
+    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16, passage_length=256),
+    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16),
+    Row("xxl", "nq_full", "v6e-32", "1,8,4", accumulate=8),
+    Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4),
+    Row("large", "nq_full", "v5e-8", "1,8,1", "full", 8),
+    Row("large", "nq_full", "v5e-4", "1,4,1", "full", 16),
+    Row("xl", "nq_full", "v5e-16", "1,8,2", "full", 8),
+    Row("xl", "nq_full", "v5e-8", "1,8,1", "full", 8),
+    Row("xxl", "nq_full", "v5p-8", "1,4,1", accumulate=16),
+    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, index="int8"),
+    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16, index="int8"),
+    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16, index="int8"),
+    Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8, "int8"),
+    Row("base", "nq_full", "v5e-4", "1,4,1", "full", 16, "int8"),
+    Row("xxl", "nq_64shot", "v5e-64", "1,16,4", accumulate=4),
+    Row("xxl", "nq_64shot", "v5e-32", "1,8,4", accumulate=8),
+    Row("base", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
+    Row("base", "nq_64shot", "v5e-8", "1,8,1", "full", 8),
+    Row("large", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
+    Row("large", "nq_64shot", "v5e-8", "1,8,1", "full", 8),
+    Row("xl", "nq_64shot", "v5e-16", "1,8,2", "full", 8),
+    Row("xl", "nq_64shot", "v5e-8", "1,8,1", "full", 8),
+    Row("base", "nq_full", "v5p-8", "1,4,1", "full", 16),
+    Row("large", "nq_full", "v5p-8", "1,4,1", "full", 16),
+    Row("xl", "nq_full", "v5p-8", "1,4,1", "full", 16),
+    Row("base", "nq_full", "v4-16", "1,8,1", "full", 8),
+    Row("base", "nq_full", "v4-8", "1,4,1", "full", 16),
+    Row("large", "nq_full", "v4-16", "1,8,1", "full", 8),
+    Row("large", "nq_full", "v4-8", "1,4,1", "full", 16),
+    Row("xl", "nq_full", "v4-16", "1,8,1", "full", 8),
+    Row("xl", "nq_full", "v4-8", "1,4,1", "full", 16),
+    Row("base", "nq_full", "v6e-8", "1,8,1", "full", 8),
+    Row("base", "nq_full", "v6e-4", "1,4,1", "full", 16),
+    Row("large", "nq_full", "v6e-8", "1,8,1", "full", 8),
+    Row("large", "nq_full", "v6e-4", "1,4,1", "full", 16),
+    Row("xl", "nq_full", "v6e-8", "1,8,1", "full", 8),
+    Row("xl", "nq_full", "v6e-4", "1,4,1", "full", 16),
+    Row("xxl", "nq_full", "v5e-128", "1,32,4"),
+    Row("xxl", "nq_full", "v4-128", "1,64,1"),
+    Row("xxl", "nq_full", "v5p-128", "1,64,1"),
+    Row("xxl", "nq_64shot", "v5e-256", "1,64,4"),
+    Row("base", "nq_64shot", "v5e-16", "1,16,1"),
+    Row("xl", "mlm_pretrain", "v5e-64", "1,64,1"),
+    Row("xxl", "mlm_pretrain", "v5e-256", "1,128,2"),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make missing rows until the time is up, then write the table; 0."""
+    """Make rows that are missing or stale until the time is up, then write the page; 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60, help="begin no row after this")
     parser.add_argument("--row_minutes", type=float, default=30, help="give a row up after this")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     flags = parser.parse_args(argv)
     rows, end = _read_rows(), time.monotonic() + 60 * flags.minutes
-    for spec in SPECS:
-        name = row_name(spec)
-        made = rows.get(name)
-        if flags.only not in name or (made and made["plan"]["versions"] == versions()):
+    for row in ROW_LIST:
+        if flags.only not in row.name or (row.name in rows and not is_stale(row, rows[row.name])):
             continue
         if time.monotonic() > end:
-            print(f"{name}: left for the next call")
+            print(f"{row.name}: left for the next call")
             continue
-        started = time.monotonic()
-        plan = _plan(spec, 60 * flags.row_minutes)
-        print(f"{name}: {'done' if plan else 'no result'} in {time.monotonic() - started:.0f} s")
+        started, inputs = time.monotonic(), digest(row)
+        plan = _plan(row, 60 * flags.row_minutes)
+        taken = time.monotonic() - started
+        print(f"{row.name}: {'done' if plan else 'no result'} in {taken:.0f} s", flush=True)
         if plan:
-            rows[name] = {"bindings": bindings(spec), "plan": plan}
+            rows[row.name] = {"bindings": row.bindings, "inputs": inputs, "plan": plan}
             _write(ROWS, json.dumps(rows, indent=1, sort_keys=True) + "\n")
-    _write(TABLE, table(rows))
+            _write(TABLE, page(rows))
+    _write(TABLE, page(rows))
     return 0
 
 
-def row_name(spec: Sequence[str]) -> str:
-    """What a row is called: all of its specification but the mesh."""
-    return "/".join((*spec[:3], *spec[4:]))
+def is_stale(row: Row, made: dict[str, Any]) -> bool:
+    """Whether a row was made with other versions, another configuration or another reading."""
+    return made["plan"]["versions"] != versions() or made.get("inputs") != digest(row)
 
 
-def bindings(spec: Sequence[str]) -> list[str]:
-    """The gin bindings of a row."""
-    names, remat = ("ReaderConfig", "RetrieverConfig"), _remat(spec)
-    made = list(BINDINGS)
-    if "int8" in spec[4:]:
-        made[0] = "CorpusConfig.dtype=int8"
-    return [*made, *(f"{name}.remat_policy={remat}" for name in names if remat)]
+def digest(row: Row) -> str:
+    """Of what a row was made of, besides its versions: configuration, mesh, reading of programs.
+
+    The code of models and step is not in it: that takes minutes to compile, and changes often
+    without changing what compiles.
+    """
+    load_gin(row.files, row.bindings, unread=UNREAD)
+    whole = (gin.config_str(), row.where, row.mesh, PASSAGES, _reading())
+    gin.clear_config()
+    return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
 
 
-def _remat(spec: Sequence[str]) -> str:
-    """The rematerialisation policy that a row sets, if any."""
-    return next((one for one in spec[4:] if one != "int8"), "")
+@functools.cache
+def _reading() -> str:
+    """The code that makes figures of compiled programs, without comments and docstrings."""
+    found = []
+    for name in READING:
+        tree = ast.parse((ROOT / "atlas_jax" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_text(body[0]):
+                node.body = body[1:]  # type: ignore[attr-defined]
+        found.append(ast.dump(tree))
+    return "\n".join(found)
 
 
-def table(rows: dict[str, Any]) -> str:
-    """The rows as a page of Markdown, in the order of `SPECS`, missing ones marked."""
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def page(rows: dict[str, Any]) -> str:
+    """The rows as a page of Markdown: the smallest slices that fit, then all of `ROW_LIST`."""
+    found = next(iter(rows.values()))["plan"]["versions"] if rows else {}
+    stale = {
+        row.name
+        for row in ROW_LIST
+        if row.name in rows and rows[row.name].get("inputs") != digest(row)
+    }
     lines = [
         "# What fits where",
         "",
         "Written by `make plan-table` from `plan_rows.json`; [plan.md](plan.md) says what the",
-        f"columns mean. Train step, {PASSAGES:,} passages, embeddings in bfloat16 or, where the",
-        "slice says so, int8; GiB per chip.",
+        f"columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
         "",
-        "| model | recipe | slice | remat | mesh | fits | peak | of | parameters, optimiser "
-        "| index | temporaries | least s/step | bound by | MFU | largest index |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "## The smallest slice that fits",
+        "",
+        "Of those that were tried and are not stale.",
+        "",
+        "| model | recipe | index | chips | smallest slice | peak | of | least s/step "
+        "| next smaller |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *_smallest({name: made for name, made in rows.items() if name not in stale}),
+        "",
+        "## All rows",
+        "",
+        "| model | recipe | slice | index | passage tokens | remat | microbatches | mesh | fits "
+        "| peak | of | parameters, optimiser | index | temporaries | least s/step | bound by | MFU "
+        "| largest index |",
+        "|---" * 18 + "|",
     ]
-    for spec in SPECS:
-        made, remat = rows.get(row_name(spec)), _remat(spec) or "shipped"
-        where = f"{spec[2]}, int8" if "int8" in spec[4:] else spec[2]
-        cells = _cells(made["plan"]) if made else [spec[3], "not compiled yet", *[""] * 9]
-        lines.append("| " + " | ".join((*spec[:2], where, remat, *cells)) + " |")
-    found = next(iter(rows.values()))["plan"]["versions"] if rows else {}
+    for row in ROW_LIST:
+        given = (row.model, row.recipe, row.where, row.index)
+        given += (str(row.passage_length or "shipped"), row.remat or "shipped")
+        cells = [row.mesh, "not compiled yet", *[""] * 9]
+        if row.name in rows:
+            cells = _cells(rows[row.name]["plan"])
+            cells[1] += ", stale" if row.name in stale else ""
+        lines.append("| " + " | ".join((*given, str(row.accumulate), *cells)) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
+    if stale:
+        lines += ["", "Stale: made with another recipe, or programs were read otherwise."]
     return "\n".join(lines) + "\n"
+
+
+def _smallest(rows: dict[str, Any]) -> list[str]:
+    """For each model, recipe and index, and each kind of chip, the smallest slice that fits."""
+    kinds: dict[tuple[str, str, str, str], list[tuple[Row, dict[str, Any]]]] = {}
+    for row in ROW_LIST:
+        if row.name in rows:
+            kind = (row.model, row.recipe, row.index, row.slice.chip.name)
+            kinds.setdefault(kind, []).append((row, rows[row.name]["plan"]))
+    lines = []
+    for kind, made in kinds.items():
+        fitting = [(row, plan) for row, plan in made if plan["programs"][0]["fits"]]
+        if not fitting:
+            row, plan = max(made, key=lambda one: one[0].slice.chips)
+            why = f"{row.where}: {_missing(plan['programs'][0])}"
+            lines.append("| " + " | ".join((*kind, "larger", "", "", "", why)) + " |")
+        else:
+            row, plan = min(fitting, key=lambda one: (one[0].slice.chips, _seconds(one[1])))
+            train = plan["programs"][0]
+            how = [f"{row.accumulate} microbatches"] if row.accumulate > 1 else []
+            how += [f"remat {row.remat}"] if row.remat else []
+            how += [f"passages of {row.passage_length} tokens"] if row.passage_length else []
+            cells = [row.where + (f" ({', '.join(how)})" if how else "")]
+            cells += [f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
+            cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", f"{train['step_seconds']:.2f}"]
+            lines.append("| " + " | ".join((*kind, *cells, _smaller(row.slice, made))) + " |")
+    return lines
+
+
+def _smaller(fits: Slice, made: list[tuple[Row, dict[str, Any]]]) -> str:
+    """What is known of the next smaller slice."""
+    below = [chips for chips in fits.chip.shapes if chips < fits.chips]
+    if not below:
+        return "none"
+    name = f"{fits.chip.name}-{max(below) * fits.chip.cores_per_chip}"
+    tried = [plan["programs"][0] for row, plan in made if row.slice.chips == max(below)]
+    if not tried:
+        return f"{name}: not tried"
+    return f"{name}: " + _missing(min(tried, key=lambda train: train["peak_bytes_per_chip"]))
+
+
+def _missing(train: dict[str, Any]) -> str:
+    """Why a program does not fit."""
+    needed = f"{train['peak_bytes_per_chip'] / GIB:.2f}"
+    if "temporaries" in train["bytes_per_chip"]:
+        return f"no, {needed}"
+    return f"no, {needed} by arguments alone"
+
+
+def _seconds(plan: dict[str, Any]) -> float:
+    return float(plan["programs"][0]["step_seconds"])
 
 
 def _cells(plan: dict[str, Any]) -> list[str]:
@@ -132,10 +322,11 @@ def _cells(plan: dict[str, Any]) -> list[str]:
     def gib(*names: str) -> str:
         return f"{sum(terms.get(name, 0) for name in names) / GIB:.2f}"
 
-    fits = "yes" if train["fits"] else "no"
+    fits = "yes" if train["fits"] else _missing(train)
     cells = [train["mesh"], fits, f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
     cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", gib("parameters", "optimiser")]
-    cells += [gib("index embeddings", "index tokens"), gib("temporaries")]
+    cells += [gib("index embeddings", "index tokens")]
+    cells += [gib("temporaries") if "temporaries" in terms else ""]
     if "step_seconds" in train:
         cells += [f"{train['step_seconds']:.2f}", train["binding"], f"{train['mfu']:.0%}"]
     else:
@@ -143,16 +334,15 @@ def _cells(plan: dict[str, Any]) -> list[str]:
     return [*cells, f"{train['largest_index'] / 1e6:.0f}M"]
 
 
-def _plan(spec: tuple[str, ...], seconds: float) -> dict[str, Any] | None:
+def _plan(row: Row, seconds: float) -> dict[str, Any] | None:
     """What `atlas-jax plan` writes for this row; None where it ends without a result."""
-    model, recipe, where, mesh, *_ = spec
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "plan.json"
         command = [
-            sys.executable, "-m", "atlas_jax.plan", f"--topology={where}",
-            f"--passages={PASSAGES}", f"--mesh={mesh}", "--programs=train", f"--json={target}",
-            f"--gin_file=models/{model}.gin", f"--gin_file=runs/{recipe}.gin",
-            *(f"--gin.{binding}" for binding in bindings(spec)),
+            sys.executable, "-m", "atlas_jax.plan", f"--topology={row.where}",
+            f"--passages={PASSAGES}", f"--mesh={row.mesh}", "--programs=train", f"--json={target}",
+            *(f"--gin_file={file}" for file in row.files),
+            *(f"--gin.{binding}" for binding in row.bindings),
         ]  # fmt: skip
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
         try:

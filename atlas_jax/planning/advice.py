@@ -13,6 +13,8 @@ from atlas_jax.planning.estimate import Memory
 from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
 from atlas_jax.planning.programs import Run
 
+LANES = 128  # of a tile; the compiler turns a matrix of another width on its side
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -49,9 +51,10 @@ def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
         name = names.get(term, term)
         sizes[name] = sizes.get(name, 0) + size
     largest = max(sizes, key=lambda name: sizes[name])
+    needed = "needed" if "temporaries" in memory.terms else "needed by its arguments alone"
     too_big = (
         f"{largest} is the largest term, {sizes[largest] / GIB:.2f} of {memory.peak / GIB:.2f} GiB "
-        f"needed; a program may use {hbm_bytes / GIB:.2f}"
+        f"{needed}; a program may use {hbm_bytes / GIB:.2f}"
     )
     if largest in ("parameters", "optimiser"):
         changes = _state_advice(case, sizes)
@@ -97,8 +100,21 @@ def _index_advice(case: Case) -> list[str]:
     return found
 
 
+def _tokens_advice(case: Case) -> list[str]:
+    """Where the index's token arrays are of a width that the compiler copies, all rows of them."""
+    run = case.run
+    odd = [
+        f"StoreConfig.{name} = {-(-getattr(run.store, name) // LANES) * LANES}"
+        for name in ("reader_length", "retriever_length")
+        if run.on_devices and getattr(run.store, name) % LANES
+    ]
+    if not odd:
+        return []
+    return [f"{', '.join(odd)}: only of a multiple of {LANES} tokens is the index not copied"]
+
+
 def _train_advice(case: Case) -> list[str]:
-    run, found = case.run, []
+    run, found = case.run, _tokens_advice(case)
     reader, retriever = run.models.reader.config, run.models.retriever.config
     for name, config in (("ReaderConfig", reader), ("RetrieverConfig", retriever)):
         if config.remat_policy != "full":
@@ -136,11 +152,16 @@ def _embed_advice(case: Case) -> list[str]:
 
 
 def _search_advice(case: Case) -> list[str]:
-    step = case.run.step
-    searched = "rerank" if step.rerank else "k"
+    run = case.run
+    depth = f"EvalConfig.k = {run.answer_k}"
+    if run.step.rerank > run.answer_depth:
+        depth = f"StepConfig.rerank = {run.step.rerank}"
+    elif run.answer_depth > run.answer_k:
+        depth = f"EvalConfig.recall_at up to {run.answer_depth}"
     return [
-        *_smaller_batch(case, "EvalConfig.batch_size", case.run.answer_batch),
-        f"fewer passages a query (StepConfig.{searched} = {step.searched})",
+        *_smaller_batch(case, "EvalConfig.batch_size", run.answer_batch),
+        *_tokens_advice(case),
+        f"fewer passages a query ({depth})",
         "CorpusConfig.searcher = 'scann' searches on the hosts",
     ]
 

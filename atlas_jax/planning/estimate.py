@@ -20,8 +20,8 @@ class Memory:
     """HBM of one chip in bytes.
 
     Attributes:
-      terms: what lies there for the whole run, by name, and `temporaries`: activations,
-        gradients and buffers of the program.
+      terms: what lies there for the whole run, by name, and, of a program that was compiled,
+        `temporaries`: activations, gradients and buffers.
       peak: the sum as the compiler has it, padding of its layouts included.
     """
 
@@ -89,10 +89,16 @@ def shard_bytes(tree: Any) -> int:
     )
 
 
+def resident_memory(terms: dict[str, Any]) -> Memory:
+    """What lies there for the whole run, whatever the program: a bound from below."""
+    resident = {name: shard_bytes(tree) for name, tree in terms.items()}
+    return Memory(resident, sum(resident.values()))
+
+
 def compiled_memory(compiled: Any, terms: dict[str, Any]) -> Memory:
     """Memory of a compiled program whose arguments are made up of `terms`."""
     found = compiled.memory_analysis()
-    resident = {name: shard_bytes(tree) for name, tree in terms.items()}
+    resident = resident_memory(terms).terms
     arguments = found.argument_size_in_bytes
     fresh = found.output_size_in_bytes - found.alias_size_in_bytes
     resident["batch, padding, results"] = arguments + fresh - sum(resident.values())
@@ -109,7 +115,7 @@ def refused_memory(message: str, terms: dict[str, Any]) -> Memory | None:
     found = _REFUSED.search(message)
     if found is None:
         return None
-    resident = {name: shard_bytes(tree) for name, tree in terms.items()}
+    resident = resident_memory(terms).terms
     peak = int(float(found[1]) * _UNITS[found[2]])
     resident["temporaries"] = max(0, peak - sum(resident.values()))
     return Memory(resident, peak)

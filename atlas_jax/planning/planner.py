@@ -24,6 +24,7 @@ from atlas_jax.planning.estimate import (
     largest_index,
     measure,
     refused_memory,
+    resident_memory,
     roofline,
 )
 from atlas_jax.planning.meshes import candidates
@@ -47,7 +48,9 @@ class ProgramPlan:
 
     Attributes:
       fits: whether the compiler has room for it.
-      work, roof: None where the compiler refused the program.
+      memory: where what lies there for the whole run is more than the HBM alone, that alone;
+        the program is not compiled then.
+      work, roof: None where the compiler refused the program, or was not asked.
       largest_index: passages that would still fit; None for programs without an index.
       compiler_flops, counted_flops: per chip, each loop body once: the compiler's analysis and
         our count, for comparison.
@@ -63,7 +66,7 @@ class ProgramPlan:
     largest_index: int | None
     advice: list[str]
     compiler_flops: float | None
-    counted_flops: float
+    counted_flops: float | None
     compile_seconds: float
 
 
@@ -155,20 +158,12 @@ def plan_program(
     """Lower and compile one program on one mesh and take its figures."""
     mesh = partitioning.make_mesh(config, devices)
     config = MeshConfig(**{axis: mesh.shape[axis] for axis in SLICE_AXES})
-    report(f"{name} on {mesh_name(config)}: compiling")
     program, started = make_program(name, run, mesh), time.monotonic()
-    total, once, plain = _count_flops(program, run, mesh)
-    compiled, refusal = None, ""
-    try:
-        options = READABLE if devices[0].platform == "tpu" else None
-        compiled = lowered(program, run, mesh).compile(compiler_options=options)
-        memory = compiled_memory(compiled, program.terms)
-    except jax.errors.JaxRuntimeError as error:
-        refusal = str(error)
-        refused = refused_memory(refusal, program.terms)
-        if refused is None:
-            raise
-        memory = refused
+    memory, compiled, total, once, plain = resident_memory(program.terms), None, 0.0, None, 0.0
+    if memory.peak <= chip.hbm_bytes:
+        report(f"{name} on {mesh_name(config)}: compiling")
+        total, once, plain = _count_flops(program, run, mesh)
+        memory, compiled = _compiled(program, run, mesh, devices)
     seconds, work = time.monotonic() - started, None
     compiler_flops = None
     if compiled is not None:
@@ -190,9 +185,24 @@ def plan_program(
         else None,
         advice=advise(Case(name, run, config, devices), memory, chip.hbm_bytes),
         compiler_flops=compiler_flops,
-        counted_flops=once / len(devices),
+        counted_flops=None if once is None else once / len(devices),
         compile_seconds=seconds,
     )
+
+
+def _compiled(
+    program: Program, run: Run, mesh: Mesh, devices: Sequence[Any]
+) -> tuple[Memory, Any | None]:
+    """Memory of a program and what the compiler made of it; None where it had no room."""
+    try:
+        options = READABLE if devices[0].platform == "tpu" else None
+        compiled = lowered(program, run, mesh).compile(compiler_options=options)
+        return compiled_memory(compiled, program.terms), compiled
+    except jax.errors.JaxRuntimeError as error:
+        memory = refused_memory(str(error), program.terms)
+        if memory is None:
+            raise
+        return memory, None
 
 
 def mesh_name(config: MeshConfig) -> str:

@@ -48,6 +48,7 @@ from atlas_jax.training.step import (
     make_train_step,
     no_passages,
     passage_tower,
+    rerank,
     retrieved_already,
 )
 
@@ -60,6 +61,7 @@ class Run:
 
     Attributes:
       answer_batch, answer_k: rows and passages a row when answers are written.
+      answer_depth: passages that are found for each of those rows; more where recall asks for it.
     """
 
     models: Models
@@ -72,9 +74,15 @@ class Run:
     generation: GenerationConfig
     answer_batch: int
     answer_k: int
+    answer_depth: int
     passage_source: str
     passages: int
     rules: tuple[Rule, ...]
+
+    @property
+    def answer_searched(self) -> int:
+        """Passages that the search gives for each row to be answered."""
+        return max(self.answer_depth, self.step.rerank)
 
     @property
     def on_devices(self) -> bool:
@@ -104,6 +112,7 @@ def run_from_gin(passages: int) -> Run:
     step, retriever, evaluation = StepConfig(), RetrieverConfig(), EvalConfig()
     if step.retriever_training == "query_side" and retriever.tied:
         retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
+    answer_k = evaluation.k or step.k
     return Run(
         models=Models(T5(ReaderConfig()), DualEncoder(retriever)),
         step=step,
@@ -114,7 +123,8 @@ def run_from_gin(passages: int) -> Run:
         corpus=CorpusConfig(),
         generation=GenerationConfig(),
         answer_batch=evaluation.batch_size,
-        answer_k=evaluation.k or step.k,
+        answer_k=answer_k,
+        answer_depth=max(*evaluation.recall_at, answer_k) if evaluation.recall_at else answer_k,
         passage_source=gin.get_bindings(TrainConfig).get("passages", "index"),
         passages=passages,
         rules=tuple(PartitionRules().rules),
@@ -162,7 +172,7 @@ def _train(run: Run, mesh: Mesh) -> Program:
         lambda p: make_state(run.models, p, run.optimizers, training, 0, mesh, run.rules), params
     )
     state = jax.tree.map(_placed, state, shardings)
-    retrieve, source = _source(run, mesh, run.data.batch_size)
+    retrieve, source = _source(run, mesh, run.data.batch_size, run.step.searched)
     step = make_train_step(run.models, run.step, run.distillation, run.optimizers, retrieve)
     terms = {"parameters": state.params, "optimiser": state.opt_state} | _index_terms(source)
     return Program(
@@ -184,12 +194,21 @@ def _embed(run: Run, mesh: Mesh) -> Program:
 
 
 def _search(run: Run, mesh: Mesh) -> Program:
-    params = {"retriever": _tower(run, mesh, "query_encoder")}
+    # Only what the program uses: to rank anew takes the passages' tower as well.
+    params = (
+        {"retriever": _params(run, mesh)["retriever"]}
+        if run.step.rerank
+        else {"retriever": _tower(run, mesh, "query_encoder")}
+    )
     rows = _multiple(run.answer_batch, run, mesh)
-    retrieve, source = _source(run, mesh, rows)
+    retrieve, source = _source(run, mesh, rows, run.answer_searched)
 
     def find(params: Any, source: Any, batch: Batch) -> Passages:
-        return retrieve(source, embed_query(run.models.retriever, params, batch), batch)
+        query_be = embed_query(run.models.retriever, params, batch)
+        found = retrieve(source, query_be, batch)
+        if not run.step.rerank:
+            return found
+        return rerank(run.models.retriever, params["retriever"], query_be, found, run.answer_depth)
 
     function = jax.jit(find, out_shardings=partitioning.replicated(mesh))
     terms = {"parameters": params} | _index_terms(source)
@@ -267,13 +286,13 @@ def _given(run: Run, mesh: Mesh, rows: int, k: int) -> Passages:
     )
 
 
-def _source(run: Run, mesh: Mesh, rows: int) -> tuple[Any, Any]:
-    """What `training.sources` gives the step: how passages are had, and from what."""
+def _source(run: Run, mesh: Mesh, rows: int, searched: int) -> tuple[Any, Any]:
+    """What `training.sources` gives the step: how `searched` passages a row are had, from what."""
     if run.passage_source == "none":
         return (lambda source, query_be, batch: no_passages(batch)), None
     if not run.on_devices:
-        return retrieved_already, _given(run, mesh, rows, run.step.k)
-    retrieve = make_device_retrieve(run.step.searched, mesh, run.corpus.recall_target)
+        return retrieved_already, _given(run, mesh, rows, searched)
+    retrieve = make_device_retrieve(searched, mesh, run.corpus.recall_target)
     return retrieve, _index(run, mesh)
 
 

@@ -50,7 +50,9 @@ def changes(
         ),
         ("embed", "temporaries", [], "StoreConfig.retriever_length = 16"),
         ("search", "temporaries", ["EvalConfig.batch_size=32"], "EvalConfig.batch_size = 16"),
-        ("search", "temporaries", ["StepConfig.rerank=9"], "StepConfig.rerank = 9"),
+        ("search", "temporaries", ["StepConfig.rerank=21"], "StepConfig.rerank = 21"),
+        ("search", "temporaries", ["StepConfig.rerank=9"], "EvalConfig.recall_at up to 20"),
+        ("search", "temporaries", ["EvalConfig.recall_at=(1, 2)"], "EvalConfig.k = 4"),
         ("decode", "temporaries", ["EvalConfig.batch_size=30"], "EvalConfig.batch_size = 16"),
         (
             "decode",
@@ -58,6 +60,8 @@ def changes(
             ["GenerationConfig.method='beam'", "GenerationConfig.num_beams=4"],
             "GenerationConfig.num_beams = 2 instead of 4",
         ),
+        ("train", "temporaries", [], "StoreConfig.reader_length = 128, StoreConfig.retriever_len"),
+        ("search", "temporaries", ["StoreConfig.reader_length=140"], "reader_length = 256"),
         ("decode", "temporaries", ["GenerationConfig.max_length=7"], "max_length = 7"),
         ("decode", "temporaries", ["EvalConfig.k=2"], "EvalConfig.k = 2"),
     ],
@@ -68,6 +72,15 @@ def test_what_is_too_big_is_named_with_what_to_change(
     first, found = changes(program, term, WHOLE, *bindings)
     assert first.startswith(("index" if "index" in term else term) + " is the largest term")
     assert said in found
+
+
+@pytest.mark.usefixtures("any_mesh")
+def test_tokens_that_are_not_copied_are_left_as_they_are() -> None:
+    for program in ("train", "search"):
+        assert "is the index not copied" in changes(program, "temporaries", WHOLE)[1]
+        assert "copied" not in changes(program, "temporaries", WHOLE, "PASSAGE_LENGTH=128")[1]
+        host = changes(program, "temporaries", WHOLE, "CorpusConfig.searcher='scann'")[1]
+        assert "copied" not in host
 
 
 @pytest.mark.usefixtures("any_mesh")

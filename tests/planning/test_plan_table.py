@@ -1,76 +1,163 @@
-"""`make plan-table`: rows are made once, kept with their versions, and missing ones are marked."""
+"""`make plan-table`: rows are made once and anew when stale; smallest slices are told from them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atlas_jax.core.chips import parse_slice
+from atlas_jax.core.chips import GIB
 from atlas_jax.core.config import gin_folder
 from atlas_jax.planning.report import versions
 from benchmarks import plan_table
+from benchmarks.plan_table import Row
+
+SMALL, LARGE = (
+    Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8),
+    Row("base", "nq_full", "v5e-16", "1,16,1", "full", 4),
+)
 
 
-def plan(seconds: float | None) -> dict[str, Any]:
+def plan(seconds: float | None, peak: float = 8, **terms: int) -> dict[str, Any]:
     train = {
         "mesh": "data=1 fsdp=16 model=1", "fits": seconds is not None,
-        "bytes_per_chip": {"parameters": 2**30, "optimiser": 2**31, "index tokens": 2**29},
-        "peak_bytes_per_chip": 2**33, "largest_index": 41_000_000,
+        "bytes_per_chip": {"parameters": GIB, "optimiser": 2 * GIB, "index tokens": GIB // 2}
+        | terms,
+        "peak_bytes_per_chip": int(peak * GIB), "largest_index": 41_000_000,
     }  # fmt: skip
     if seconds:
         train |= {"step_seconds": seconds, "binding": "compute", "mfu": 0.5}
-    return {"programs": [train], "hbm_bytes_per_chip": 2**34, "versions": versions()}
+    return {"programs": [train], "hbm_bytes_per_chip": 16 * GIB, "versions": versions()}
+
+
+def made(row: Row, *figures: Any, **terms: int) -> dict[str, Any]:
+    return {"inputs": plan_table.digest(row), "plan": plan(*figures, **terms)}
+
+
+def lines_of(page: str, start: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith(start)]
 
 
 def test_every_row_is_of_a_real_slice_whose_mesh_fills_it_and_divides_its_batch() -> None:
-    for model, recipe, where, mesh, *_ in plan_table.SPECS:
-        data, fsdp, split = map(int, mesh.split(","))
-        assert data * fsdp * split == parse_slice(where).chips
-        assert (128 if recipe == "mlm_pretrain" else 64) % (data * fsdp) == 0
-        for file in (f"models/{model}.gin", f"runs/{recipe}.gin"):
-            assert (gin_folder() / file).exists()
+    for row in plan_table.ROW_LIST:
+        data, fsdp, split = map(int, row.mesh.split(","))
+        assert data * fsdp * split == row.slice.chips
+        batch = 128 if row.recipe == "mlm_pretrain" else 64
+        assert batch % (data * fsdp * row.accumulate) == 0
+        assert all((gin_folder() / file).exists() for file in row.files)
+    assert len({row.name for row in plan_table.ROW_LIST}) == len(plan_table.ROW_LIST)
 
 
-def test_a_second_call_makes_only_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of rows and page, for the rows `SMALL` and `LARGE`."""
     monkeypatch.setattr(plan_table, "ROWS", tmp_path / "rows.json")
     monkeypatch.setattr(plan_table, "TABLE", tmp_path / "table.md")
-    asked, times = [], iter([1.25, None, 2.5, 0.5, 5.0])
+    monkeypatch.setattr(plan_table, "ROW_LIST", (SMALL, LARGE))
+    return tmp_path
 
-    def made(spec: tuple[str, ...], seconds: float) -> dict[str, Any] | None:
-        asked.append(plan_table.row_name(spec))
+
+def test_a_second_call_makes_only_what_is_missing_or_stale(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, times = [], iter([None, 2.5, 1.25, 5.0])
+
+    def planned(row: Row, seconds: float) -> dict[str, Any] | None:
+        asked.append(row)
         found = next(times)
-        return plan(found) if found else None
+        return plan(found, temporaries=GIB) if found else None
 
-    monkeypatch.setattr(plan_table, "_plan", made)
-    plan_table.main(["--only", "base/"])
-    first = ["base/nq_64shot/v5e-16", "base/nq_64shot/v5e-16/full", "base/nq_full/v5e-16/full"]
-    first.append("base/nq_64shot/v5e-16/full/int8")
-    assert asked == first
-    plan_table.main(["--only", "base/", "--minutes", "-1"])  # no time for the one without result
-    assert len(asked) == 4
-    plan_table.main(["--only", "base/"])
-    assert asked[4:] == [first[1]]
-    assert set(json.loads((tmp_path / "rows.json").read_text())) == set(asked)
-    lines = (tmp_path / "table.md").read_text().splitlines()
-    row = next(line for line in lines if line.startswith("| base | nq_full | v5e-16 | full"))
-    for cell in ("| yes | 8.00 | 16.00 | 3.00 | 0.50 |", "| 2.50 | compute | 50% | 41M |"):
-        assert cell in row
-    assert "not compiled yet" in next(line for line in lines if line.startswith("| xxl"))
-    assert any(line.startswith("| base | nq_64shot | v5e-16, int8 | full | ") for line in lines)
+    monkeypatch.setattr(plan_table, "_plan", planned)
+    plan_table.main([])
+    assert asked == [SMALL, LARGE]
+    plan_table.main(["--minutes", "-1"])  # no time for the one without result
+    assert len(asked) == 2
+    plan_table.main([])
+    assert asked[2:] == [SMALL]
+    plan_table.main([])
+    assert len(asked) == 3
+    rows = json.loads((written / "rows.json").read_text())
+    assert set(rows) == {SMALL.name, LARGE.name}
+    rows[LARGE.name]["inputs"] = "another recipe"
+    (written / "rows.json").write_text(json.dumps(rows))
+    plan_table.main(["--minutes", "-1"])
+    page = (written / "table.md").read_text()
+    assert "| yes, stale | 8.00 |" in lines_of(page, "| base | nq_full | v5e-16")[0]
+    plan_table.main([])
+    assert asked[3:] == [LARGE]
+    page = (written / "table.md").read_text()
+    for cell in ("| yes | 8.00 | 16.00 | 3.00 | 0.50 | 1.00 |", "| 5.00 | compute | 50% | 41M |"):
+        assert (
+            cell in lines_of(page, "| base | nq_full | v5e-16 | bfloat16 | shipped | full | 4 |")[0]
+        )
+
+
+def test_the_smallest_slice_that_fits_is_told_with_what_does_not() -> None:
+    def smallest(rows: dict[str, Any]) -> str:
+        start = "| base | nq_full | bfloat16 | v5e | "
+        return lines_of(plan_table.page(rows), start)[0].removeprefix(start)
+
+    large = {LARGE.name: made(LARGE, 2.5, 8, temporaries=GIB)}
+    how = "v5e-16 (4 microbatches, remat full) | 8.00 | 16.00 | 2.50 | v5e-8: "
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_table, "ROW_LIST", (SMALL, LARGE))
+        assert smallest(large) == how + "not tried |"
+        small = made(SMALL, None, 17)
+        assert smallest(large | {SMALL.name: small}) == how + "no, 17.00 by arguments alone |"
+        small = made(SMALL, None, 18, temporaries=GIB)
+        assert smallest(large | {SMALL.name: small}) == how + "no, 18.00 |"
+        assert smallest({SMALL.name: small}) == "larger |  |  |  | v5e-8: no, 18.00 |"
+        small = made(SMALL, 5.0, 9, temporaries=GIB)
+        assert smallest(large | {SMALL.name: small}).startswith("v5e-8 (8 microbatches")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"recipe": "nq_64shot"},
+        {"index": "int8"},
+        {"accumulate": 2},
+        {"mesh": "1,4,4"},
+        {"remat": ""},
+    ],
+)
+def test_a_row_is_stale_when_what_it_is_made_of_changes(changed: dict[str, Any]) -> None:
+    other = dataclasses.replace(LARGE, **changed)
+    assert plan_table.is_stale(other, made(LARGE, 1.0))
+    assert not plan_table.is_stale(LARGE, made(LARGE, 1.0))
+    assert plan_table.is_stale(LARGE, {"plan": plan(1.0)})
+
+
+def test_a_row_is_stale_when_programs_are_read_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(source: str) -> str:
+        (tmp_path / "atlas_jax").mkdir(exist_ok=True)
+        (tmp_path / "atlas_jax/one.py").write_text(source)
+        monkeypatch.setattr(plan_table, "ROOT", tmp_path)
+        monkeypatch.setattr(plan_table, "READING", ("one",))
+        plan_table._reading.cache_clear()
+        return plan_table._reading()
+
+    first = read('"""Doc."""\ndef f(x):\n    """What."""\n    return x + 1\n')
+    assert first == read("def f(x):  # why\n    return x + 1\n")
+    assert first != read("def f(x):\n    return x + 2\n")
+    plan_table._reading.cache_clear()
 
 
 def test_what_a_row_sets_is_bound() -> None:
-    spec = ("xxl", "nq_full", "v5e-128", "1,32,4")
-    assert "CorpusConfig.dtype=bfloat16" in plan_table.bindings(spec)
-    assert not any("remat" in binding for binding in plan_table.bindings((*spec, "int8")))
-    both = plan_table.bindings((*spec, "full", "int8"))
-    assert "CorpusConfig.dtype=int8" in both and "CorpusConfig.dtype=bfloat16" not in both
-    assert "ReaderConfig.remat_policy=full" in both
+    row = Row("xxl", "nq_full", "v5e-128", "1,32,4")
+    assert row.name == "xxl/nq_full/v5e-128"
+    assert "CorpusConfig.dtype=bfloat16" in row.bindings
+    assert not any("remat" in binding or "accumulate" in binding for binding in row.bindings)
+    full = dataclasses.replace(row, index="int8", remat="full", accumulate=2, passage_length=256)
+    assert full.name == "xxl/nq_full/v5e-128/full/accumulate=2/int8/passages=256"
+    for binding in ("CorpusConfig.dtype=int8", "StepConfig.accumulate=2", "PASSAGE_LENGTH=256"):
+        assert binding in full.bindings
+    assert "ReaderConfig.remat_policy=full" in full.bindings
 
 
 def test_the_committed_page_is_what_the_committed_rows_give() -> None:
     rows = plan_table._read_rows()
-    assert plan_table.TABLE.read_text() == plan_table.table(rows)
+    assert plan_table.TABLE.read_text() == plan_table.page(rows)

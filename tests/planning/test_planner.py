@@ -17,7 +17,7 @@ from atlas_jax import plan as entry_point
 from atlas_jax.core.chips import CHIPS, Chip, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MeshConfig, make_mesh
+from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.planning import planner
 from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import Memory, Roofline, Work, shard_bytes
@@ -62,6 +62,33 @@ def test_answers_are_written_from_as_many_passages_as_the_evaluation_says() -> N
         run = tiny_run(*bindings)
         assert make_program("decode", run, mesh).args[2].rows_bk.shape == (8, k)
         assert run.step.k == 4
+
+
+@pytest.mark.parametrize(
+    ("bindings", "found"),
+    [
+        ([], 20),  # EvalConfig.recall_at is (1, 5, 20)
+        (["EvalConfig.k=30"], 30),
+        (["EvalConfig.recall_at=(1,)"], 4),
+        (["StepConfig.rerank=9"], 20),
+        (["StepConfig.rerank=9", "EvalConfig.recall_at=(1, 7)"], 7),
+    ],
+)
+def test_as_many_passages_are_searched_as_the_evaluation_asks_for(
+    bindings: list[str], found: int
+) -> None:
+    mesh = make_mesh(MeshConfig(8, 1, 1))
+    program = make_program("search", tiny_run(*bindings), mesh)
+    with activate(mesh, tiny_run(*bindings).rules):
+        given = jax.eval_shape(program.function, *program.args)
+    assert given.rows_bk.shape == (8, found)
+
+
+def test_what_the_host_gives_a_training_step_is_what_is_ranked_anew() -> None:
+    mesh = make_mesh(MeshConfig(8, 1, 1))
+    for bindings, found in (([], 4), (["StepConfig.rerank=9", "RETRIEVER_TRAINING='joint'"], 9)):
+        run = tiny_run("CorpusConfig.searcher='scann'", *bindings)
+        assert make_program("train", run, mesh).args[1].rows_bk.shape == (8, found)
 
 
 def test_the_step_sends_gradients_and_counts_its_scans(plan: Plan) -> None:
@@ -143,6 +170,29 @@ def test_a_run_that_is_too_big_is_not_recommended(monkeypatch: pytest.MonkeyPatc
     for one in found.programs:
         assert not one.fits
         assert "a program may use 0.00" in one.advice[0]
+
+
+def test_what_has_no_room_for_its_arguments_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, mesh = tiny_run(), MeshConfig(8, 1, 1)
+    compiled = planner.plan_program("train", run, mesh, SLICE.chip, jax.devices())
+    resident = sum(
+        shard_bytes(tree) for tree in make_program("train", run, make_mesh(mesh)).terms.values()
+    )
+    assert compiled.fits and resident < compiled.memory.peak
+    monkeypatch.setattr(planner, "lowered", None)  # fails where it is called
+    chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=resident - 1)
+    found = planner.plan_program("train", run, mesh, chip, jax.devices())
+    assert (found.fits, found.work, found.memory.peak) == (False, None, resident)
+    assert "needed by its arguments alone" in found.advice[0]
+    terms = dict(compiled.memory.terms)
+    assert terms.pop("temporaries") > 0
+    terms.pop("batch, padding, results")
+    assert found.memory.terms == terms
+    chip = dataclasses.replace(chip, hbm_bytes=resident)
+    with pytest.raises(TypeError):
+        planner.plan_program("train", run, mesh, chip, jax.devices())
 
 
 SLOW, QUICK, TOO_BIG = MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(4, 2, 1)

@@ -1,0 +1,156 @@
+"""Bytes of HBM that one operation of a compiled program reads and writes.
+
+An operation reads its operands and writes its result; what it only takes a slice of, or writes
+a slice into, counts that slice. XLA gives such values to a fusion whole: all layers of a scan
+go in, one is read; all layers' gradients go in and come out, one is written. So a fusion is
+looked into, and the fusions within it.
+"""
+
+import math
+import re
+
+from atlas_jax.planning.hlo_text import Computation, Instruction, type_bytes
+
+# Names for values or control that move nothing by themselves.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+    "partition-id replica-id opt-barrier async-start async-update iota".split()
+)
+# Calls of the TPU's compiler that only give a buffer, or several that lie in a row, a name.
+_FREE_CALLS = frozenset(("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"))
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_SLICES = frozenset(("dynamic-slice", "gather", "slice"))  # read what they give
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # write this operand into the first, in place
+
+
+def moved(one: Instruction, body: Computation, computations: dict[str, Computation]) -> int:
+    """Bytes read and written by an operation of `body` that is not within a fusion."""
+    if one.opcode in _FREE or one.opcode.endswith("-done") or target(one) in _FREE_CALLS:
+        return 0
+    operands = body.operands(one)
+    if one.opcode in _SLICES and operands:
+        return one.bytes + (one.size if operands[0].bytes else 0)
+    if one.opcode in _UPDATES and len(operands) > _UPDATES[one.opcode]:
+        update = operands[_UPDATES[one.opcode]]
+        return update.bytes + (update.size if one.bytes else 0)
+    if one.opcode.endswith("-start") and one.type.startswith("("):
+        return _start_moved(one, operands)
+    if one.opcode == "fusion":
+        called = computations.get(next(iter(one.called), ""))
+        if called is not None and called.root is not None:
+            return _fusion_moved(one, operands, called, computations)
+    return one.bytes + sum(operand.bytes for operand in operands)
+
+
+def target(one: Instruction) -> str:
+    """The name of what a custom call calls; of other operations empty."""
+    found = _TARGET.search(one.rest) if one.opcode == "custom-call" else None
+    return found[1] if found else ""
+
+
+def continues(one: Instruction, body: Computation) -> bool:
+    """Whether a collective within a fusion is only a further part of one that began before.
+
+    An asynchronous collective of the TPU's compiler stands in three or more fusions that share
+    a `chain_id`: where it starts, in each product beside which it runs, and where it is awaited.
+    """
+    starts = (target(user) == "AsyncCollectiveStart" for user in body.users[one.name])
+    return "chain_id=" in one.rest and not any(starts)
+
+
+def _start_moved(one: Instruction, operands: list[Instruction]) -> int:
+    """What begins here and ends at its `-done`; it gives (operand, result, marks)."""
+    first, second = one.elements[:2]
+    if one.opcode == "copy-start":  # (result, operand, mark)
+        return type_bytes(first) + sum(operand.bytes for operand in operands)
+    if "slice" in one.opcode:
+        size = type_bytes(second, hbm_only=False)
+        return type_bytes(second) + (size if type_bytes(first) else 0)
+    if one.opcode == "all-reduce-start":  # (result, result)
+        return one.bytes + sum(operand.bytes for operand in operands)
+    return one.bytes
+
+
+def _fusion_moved(
+    one: Instruction,
+    operands: list[Instruction],
+    inner: Computation,
+    computations: dict[str, Computation],
+) -> int:
+    assert inner.root is not None
+    if target(inner.root) == "AsyncCollectiveStart":
+        return one.bytes  # what it sends and what it will receive
+    total = 0
+    for number, operand in enumerate(operands):
+        if operand.bytes and number in inner.parameters:
+            read = _read(inner.parameters[number], inner, computations)
+            total += round(min(operand.bytes, read))
+    for number, element in enumerate(one.elements):
+        if size := type_bytes(element):
+            total += round(min(size, _written(inner.root, number, inner, computations)))
+    return total
+
+
+def _read(one: Instruction, body: Computation, computations: dict[str, Computation]) -> float:
+    """Bytes read of a value within a fusion; infinite: all of it."""
+    total = 0.0
+    for user in body.users[one.name]:
+        places = [i for i, name in enumerate(user.operands) if name == one.name]
+        if user.opcode == "bitcast":
+            total += _read(user, body, computations)
+        elif user.opcode in _SLICES and places == [0]:
+            total += user.size
+        elif user.opcode in _UPDATES and places == [0] and _in_place(user, body):
+            continue
+        elif user.opcode == "fusion":
+            called = computations[user.called[0]]
+            total += sum(_read(called.parameters[i], called, computations) for i in places)
+        elif user.opcode == "tuple" or _awaits(user, body):
+            continue  # handed on
+        else:
+            return math.inf
+    return total
+
+
+def _written(
+    root: Instruction, number: int, body: Computation, computations: dict[str, Computation]
+) -> float:
+    """Bytes written of the element `number` that a fusion gives; infinite: all of it."""
+    one = body.operands(root)[number] if root.opcode == "tuple" else root
+    one = _behind_bitcasts(one, body)
+    if one.opcode == "get-tuple-element":
+        number, one = int(one.rest.split("index=")[1].split(",")[0]), body.operands(one)[0]
+    if one.opcode == "fusion":
+        called = computations[one.called[0]]
+        assert called.root is not None
+        return _written(called.root, number, called, computations)
+    if one.opcode in _UPDATES and _in_place(one, body):
+        return body.operands(one)[_UPDATES[one.opcode]].size
+    if one.opcode == "parameter" or _awaits(one, body):
+        return 0
+    return math.inf
+
+
+def _in_place(update: Instruction, body: Computation) -> bool:
+    """Whether a fusion updates a slice of what it is given and gives the whole."""
+    whole = _behind_bitcasts(body.operands(update)[0], body)
+    return whole.opcode == "parameter" and _is_given(update, body)
+
+
+def _is_given(one: Instruction, body: Computation) -> bool:
+    """Whether a value is, through bitcasts, only a result of its computation."""
+    return all(
+        user.opcode == "tuple" or (user.opcode == "bitcast" and _is_given(user, body))
+        for user in body.users[one.name]
+    )
+
+
+def _awaits(one: Instruction, body: Computation) -> bool:
+    """Whether this only goes on with, or ends, a collective that was counted where it began."""
+    return target(one) == "AsyncCollectiveDone" or continues(one, body)
+
+
+def _behind_bitcasts(one: Instruction, body: Computation) -> Instruction:
+    while one.opcode == "bitcast":
+        one = body.operands(one)[0]
+    return one
