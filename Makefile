@@ -2,7 +2,7 @@
 # make test    all tests
 # make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
 # make claims  the paper's claims at nano scale: what is missing of docs/claims.md
-# make plan-table   what fits on which TPU slice: rows that are missing, for an hour
+# make plan-table   what fits on which TPU slice: rows that are missing or stale, for an hour
 # make lint    ruff, mypy, import-linter, shellcheck
 #
 # Each makes what it needs: in the active virtual environment if there is one, else in .venv.

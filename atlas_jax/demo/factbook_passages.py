@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from atlas_jax.demo.factbook_text import PROSE_SECTION, Entity, Field
 
 MAX_WORDS = 120
-EDITION = "fb2026"
+EDITION, EDITION_2015 = "fb2026", "fb2015"
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"“'A-Z])")
 _ABBREVIATION = re.compile(r"(?:\b(?:[A-Z]|St|Mt|Dr|Mr|Mrs|Gen|Lt|No|ca|est|U\.S|B\.C|A\.D))\.$")

@@ -3,7 +3,8 @@
 A moment as large as its parameter goes the parameter's way. Of a factored Adafactor, T5X keeps
 `v_row` over the embedding and `v_col` over the other axes of a scanned kernel, but of an unscanned
 one `v_row` over the shorter axis (t5x/adafactor.py: logical rules, and the heuristic for two axes).
-Both are means of the same squares, so that they only change places.
+Both are means of the same squares, so that they only change places. Kernels with an axis shorter
+than 128, which T5X factors in the scanned layout alone, stay as they are.
 """
 
 import math
@@ -173,7 +174,10 @@ def _same(layers: Sequence[Tensor]) -> Tensor:
         arrays = [layer.read() for layer in layers]
         for layer, array in zip(layers, arrays, strict=True):
             if not np.array_equal(array, arrays[0]):
-                raise UserError(f"{layer.where} differs from {first.where}: it cannot be scanned")
+                raise UserError(
+                    f"{layer.where} differs from {first.where}: it cannot be "
+                    "scanned; add --no_optimizer"
+                )
         return arrays[0]
 
     sources = tuple(name for layer in layers for name in layer.sources)
@@ -182,5 +186,7 @@ def _same(layers: Sequence[Tensor]) -> Tensor:
 
 def _of_layer(state: Tensors, name: str) -> Tensor:
     if name not in state:
-        raise UserError(f"{name} is missing, and other layers have it: it cannot be scanned")
+        raise UserError(
+            f"{name} is missing, and other layers have it: it cannot be scanned; add --no_optimizer"
+        )
     return state[name]

@@ -51,7 +51,7 @@ def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
         name = names.get(term, term)
         sizes[name] = sizes.get(name, 0) + size
     largest = max(sizes, key=lambda name: sizes[name])
-    needed = "needed" if "temporaries" in memory.terms else "needed by its arguments alone"
+    needed = "needed" if memory.is_whole else "needed by its arguments alone"
     too_big = (
         f"{largest} is the largest term, {sizes[largest] / GIB:.2f} of {memory.peak / GIB:.2f} GiB "
         f"{needed}; a program may use {hbm_bytes / GIB:.2f}"

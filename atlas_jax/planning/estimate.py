@@ -28,6 +28,11 @@ class Memory:
     terms: dict[str, int]
     peak: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the compiler was asked: else the peak is a bound from below."""
+        return "temporaries" in self.terms
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:

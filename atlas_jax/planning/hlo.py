@@ -20,7 +20,6 @@ from atlas_jax.planning.traffic import continues, moved
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _LOOP_PARTS = re.compile(r"(condition|body)=%?([\w.\-]+)")
-_ELEMENT = re.compile(r"\), index=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -153,15 +152,15 @@ def _counted(
     if test.opcode != "compare" or "direction=LT" not in test.rest:
         return None
     counter, limit = condition.get(test.operands[0]), _constant(test.operands[1], condition)
-    at = _ELEMENT.search(counter.rest) if counter else None
+    at = counter.element if counter else None
     if at is None or limit is None or (following.opcode, given.opcode) != ("tuple", "tuple"):
         return None
-    start = _constant(given.operands[int(at[1])], outside)
-    added = _source(following.operands[int(at[1])], body)
+    start = _constant(given.operands[at], outside)
+    added = _source(following.operands[at], body)
     if start is None or added is None or added.opcode != "add":
         return None
     element, step = _source(added.operands[0], body), _constant(added.operands[1], body)
-    if not step or step < 0 or element is None or _ELEMENT.findall(element.rest) != [at[1]]:
+    if not step or step < 0 or element is None or element.element != at:
         return None
     return max(0, math.ceil((limit - start) / step))
 

@@ -18,6 +18,7 @@ _CALLED = re.compile(
     r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _CALLED_LIST = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_ELEMENT = re.compile(r"\), index=(\d+)")
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
@@ -45,6 +46,12 @@ class Instruction:
     def elements(self) -> list[str]:
         """The types of the values it gives: those of a tuple, or its one type."""
         return _elements(self.type) if self.type.startswith("(") else [self.type]
+
+    @property
+    def element(self) -> int | None:
+        """Of a `get-tuple-element`, which one."""
+        found = _ELEMENT.search(self.rest)
+        return int(found[1]) if found else None
 
     @property
     def called(self) -> list[str]:

@@ -51,7 +51,8 @@ class ProgramPlan:
       memory: where what lies there for the whole run is more than the HBM alone, that alone;
         the program is not compiled then.
       work, roof: None where the compiler refused the program, or was not asked.
-      largest_index: passages that would still fit; None for programs without an index.
+      largest_index: passages that would still fit; None for programs without an index, and where
+        the arguments alone are too large.
       compiler_flops, counted_flops: per chip, each loop body once: the compiler's analysis and
         our count, for comparison.
       compile_seconds: on this machine.
@@ -73,7 +74,7 @@ class ProgramPlan:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A run on a slice. `programs` are those on the mesh that is recommended, if one fits;
-    `tried` the train steps on all meshes that were compiled."""
+    `tried` the train steps on all meshes that were looked at."""
 
     slice: Slice
     run: Run
@@ -130,7 +131,7 @@ def make_plan(
     """
     chosen = list(meshes) or candidates(run, devices, where.chip.hbm_bytes)[:try_meshes]
     tried = [plan_program("train", run, config, where.chip, devices, report) for config in chosen]
-    best = best_of(tried) or min(tried, key=lambda plan: plan.memory.peak)
+    best = best_of(tried) or min(tried, key=lambda p: (not p.memory.is_whole, p.memory.peak))
     others = [
         plan_program(name, run, best.mesh, where.chip, devices, report)
         for name in programs
@@ -181,7 +182,7 @@ def plan_program(
         work=work,
         roof=roofline(work, chip) if work else None,
         largest_index=largest_index(memory, chip, len(devices), run.row_bytes, rows)
-        if has_index
+        if has_index and memory.is_whole
         else None,
         advice=advise(Case(name, run, config, devices), memory, chip.hbm_bytes),
         compiler_flops=compiler_flops,

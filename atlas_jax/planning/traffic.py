@@ -119,7 +119,7 @@ def _written(
     one = body.operands(root)[number] if root.opcode == "tuple" else root
     one = _behind_bitcasts(one, body)
     if one.opcode == "get-tuple-element":
-        number, one = int(one.rest.split("index=")[1].split(",")[0]), body.operands(one)[0]
+        number, one = one.element or 0, body.operands(one)[0]
     if one.opcode == "fusion":
         called = computations[one.called[0]]
         assert called.root is not None

@@ -131,11 +131,12 @@ def _general(pattern: Pattern, facts: Sequence[tuple[Fact, str]]) -> Pattern:
 
 
 def _beginnings(values: Sequence[str]) -> frozenset[str]:
-    """Forms of words before the last that at least `_OFTEN` of the values begin with."""
+    """Forms of words before the last that at least `_OFTEN` of the distinct values begin with."""
+    distinct = set(values)
     times = collections.Counter(
-        form for value in set(values) for form in {_form(word) for word in value.split()[:-1][:2]}
+        form for value in distinct for form in {_form(word) for word in value.split()[:-1][:2]}
     )
-    return frozenset(form for form, n in times.items() if n >= max(3, _OFTEN * len(values)))
+    return frozenset(form for form, n in times.items() if n >= max(3, _OFTEN * len(distinct)))
 
 
 def _pattern(record: Record, source: Source) -> tuple[str, Pattern] | None:

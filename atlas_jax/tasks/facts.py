@@ -33,8 +33,8 @@ _MAX_LIST_WORDS = 16
 class Fact:
     """`text[start:end]` is the value of `label` (field and subfields, joined by blanks).
 
-    `text[start:stop]` is the value with all that follows its head: remarks, a list's other
-    entries. Where that is long, `stop` is `end`.
+    `text[start:stop]` is the value with what follows its head up to a semicolon: remarks, the
+    other entries of a list with commas. Where that is long, `stop` is `end`.
     """
 
     label: str
@@ -56,9 +56,10 @@ def find_facts(text: str) -> tuple[Fact, ...]:
 
     A field may have several parts, `Field: subfield: value; subfield: value`; only the
     head of a value counts, up to a bracket, a comma or a percentage. A colon or semicolon
-    in brackets separates nothing. A part without a subfield that is not its field's first goes on
-    with the list before it. A name in the brackets right behind a head is a fact of its own, and so
-    is what a word like `since` leads to; its label ends with that word or the bracket.
+    in brackets separates nothing. A part without a subfield that is not its field's first is no
+    fact: it goes on with the list before it. A name in the brackets right behind a head is a fact
+    of its own, and so is what a word like `since` leads to; its label ends with that word or the
+    bracket.
     """
     bare = _without_remarks(text)
     fields = list(_FIELD.finditer(bare))

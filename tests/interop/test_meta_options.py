@@ -82,6 +82,10 @@ BINDINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
      {"StepConfig.accumulate": 4, "TrainConfig.total_steps": 25, "TrainConfig.log_every": 1,
       "CheckpointConfig.every": 8, "retriever/OptimizerConfig.frozen_steps": 2,
       "RefreshPolicy.schedule": "0-10:2,10-25:5"}),
+    # Its schedules are total_steps long and move once an update; scheduler_steps it never reads.
+    ({"accumulation_steps": 4, "total_steps": 100, "scheduler_steps": 60, "scheduler": "linear"},
+     {"TrainConfig.total_steps": 25, "reader/OptimizerConfig.total_steps": 100,
+      "retriever/OptimizerConfig.total_steps": 100}),
 ]  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def test_what_has_no_room_for_its_arguments_is_not_compiled(
     chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=resident - 1)
     found = planner.plan_program("train", run, mesh, chip, jax.devices())
     assert (found.fits, found.work, found.memory.peak) == (False, None, resident)
-    assert "needed by its arguments alone" in found.advice[0]
+    assert "needed by its arguments alone" in found.advice[0] and found.largest_index is None
     terms = dict(compiled.memory.terms)
     assert terms.pop("temporaries") > 0
     terms.pop("batch, padding, results")
@@ -196,6 +196,7 @@ def test_what_has_no_room_for_its_arguments_is_not_compiled(
 
 
 SLOW, QUICK, TOO_BIG = MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(4, 2, 1)
+HOPELESS = MeshConfig(1, 8, 1)  # by its arguments alone: what it would need is not known
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,7 @@ SLOW, QUICK, TOO_BIG = MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(4, 2
         ({TOO_BIG: 0.1, SLOW: 0.3}, SLOW, SLOW),  # the shortest step is worth nothing
         ({TOO_BIG: 0.1, QUICK: 0.2, SLOW: 0.3}, QUICK, QUICK),
         ({TOO_BIG: 0.1}, TOO_BIG, None),
+        ({HOPELESS: 0.1, TOO_BIG: 0.1}, TOO_BIG, None),
     ],
 )
 def test_of_several_meshes_the_quickest_that_fits_is_recommended(
@@ -215,12 +217,13 @@ def test_of_several_meshes_the_quickest_that_fits_is_recommended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def compiled(name: str, run: Run, mesh: MeshConfig, chip: Chip, *_: object) -> ProgramPlan:
-        fits = mesh != TOO_BIG
-        size = 10 * chip.hbm_bytes if not fits else 1000
+        fits = mesh not in (TOO_BIG, HOPELESS)
+        size = {TOO_BIG: 10, HOPELESS: 2}.get(mesh, 0) * chip.hbm_bytes + 1000
+        terms = {} if mesh == HOPELESS else {"temporaries": 1}
         roof = Roofline({"compute": seconds[mesh], "memory": 0.01}, 1e9, chip.bf16_flops)
         nothing = Work(1.0, 1.0, 1.0, {})
         return ProgramPlan(
-            name, mesh, fits, Memory({}, size), nothing, roof, None, [], None, 1.0, 0.0
+            name, mesh, fits, Memory(terms, size), nothing, roof, None, [], None, 1.0, 0.0
         )
 
     monkeypatch.setattr(planner, "plan_program", compiled)
