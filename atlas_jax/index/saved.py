@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from atlas_jax.core import multihost
@@ -326,6 +327,21 @@ def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> Any:
     )
 
 
+def tokens_layout(count: int, width: int, dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, type, sharding and layout of the tokens of ``count`` passages on a mesh's devices."""
+    shape = (_padded(count, index_parts(mesh)), width)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=_row_by_row(rows_sharding(mesh)))
+
+
+def _row_by_row(sharding: jax.sharding.Sharding) -> Format:
+    """A matrix in which each row lies in one piece.
+
+    Left to itself a TPU's compiler lays a matrix column by column where rows would have to be
+    padded, to a multiple of 128; each search would then copy all of it before it takes rows.
+    """
+    return Format(Layout(major_to_minor=(0, 1)), sharding)
+
+
 def to_device(
     embeddings_ne: Any,
     store: PassageStore,
@@ -358,19 +374,19 @@ def to_device(
         shards = index_parts(mesh)
     padded = _padded(store.count, shards)
 
-    def spread(array_nx: np.ndarray) -> jax.Array:
+    def spread(array_nx: np.ndarray, layout: Any = every) -> jax.Array:
         def shard(at: tuple[slice, ...] | None) -> np.ndarray:
             return _read_rows(array_nx, at[0] if at else slice(None), padded)
 
-        return jax.make_array_from_callback((padded, *array_nx.shape[1:]), every, shard)
+        return jax.make_array_from_callback((padded, *array_nx.shape[1:]), layout, shard)
 
     def scalar(value: int) -> jax.Array:
         return multihost.place(np.int32(value), whole)
 
     return DeviceIndex(
         embeddings_ne=jax.tree.map(spread, embeddings_ne) if on_host else embeddings_ne,
-        reader_tokens_nl=spread(store.reader_tokens_nl),
-        retriever_tokens_nm=spread(store.retriever_tokens_nm),
+        reader_tokens_nl=spread(store.reader_tokens_nl, _row_by_row(every)),
+        retriever_tokens_nm=spread(store.retriever_tokens_nm, _row_by_row(every)),
         count=scalar(store.count),
         version=scalar(version),
     )

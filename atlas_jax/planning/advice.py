@@ -13,8 +13,6 @@ from atlas_jax.planning.estimate import Memory
 from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
 from atlas_jax.planning.programs import Run
 
-LANES = 128  # of a tile; the compiler turns a matrix of another width on its side
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -100,21 +98,8 @@ def _index_advice(case: Case) -> list[str]:
     return found
 
 
-def _tokens_advice(case: Case) -> list[str]:
-    """Where the index's token arrays are of a width that the compiler copies, all rows of them."""
-    run = case.run
-    odd = [
-        f"StoreConfig.{name} = {-(-getattr(run.store, name) // LANES) * LANES}"
-        for name in ("reader_length", "retriever_length")
-        if run.on_devices and getattr(run.store, name) % LANES
-    ]
-    if not odd:
-        return []
-    return [f"{', '.join(odd)}: only of a multiple of {LANES} tokens is the index not copied"]
-
-
 def _train_advice(case: Case) -> list[str]:
-    run, found = case.run, _tokens_advice(case)
+    run, found = case.run, list[str]()
     reader, retriever = run.models.reader.config, run.models.retriever.config
     for name, config in (("ReaderConfig", reader), ("RetrieverConfig", retriever)):
         if config.remat_policy != "full":
@@ -160,7 +145,6 @@ def _search_advice(case: Case) -> list[str]:
         depth = f"EvalConfig.recall_at up to {run.answer_depth}"
     return [
         *_smaller_batch(case, "EvalConfig.batch_size", run.answer_batch),
-        *_tokens_advice(case),
         f"fewer passages a query ({depth})",
         "CorpusConfig.searcher = 'scann' searches on the hosts",
     ]

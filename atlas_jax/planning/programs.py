@@ -22,7 +22,7 @@ from atlas_jax.core.types import Batch, DeviceIndex, Passages
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import abstract_rows, as_floats
 from atlas_jax.index.passages import StoreConfig, token_dtype
-from atlas_jax.index.saved import embeddings_layout, rows_sharding
+from atlas_jax.index.saved import embeddings_layout, tokens_layout
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
@@ -53,6 +53,7 @@ from atlas_jax.training.step import (
 )
 
 PROGRAMS = ("train", "embed", "search", "decode")
+LANES = 128  # of a TPU's tile: a row of a matrix takes the room of a multiple of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +93,13 @@ class Run:
     @property
     def row_bytes(self) -> int:
         """Bytes of one passage in the index: embedding and tokens for both models."""
-        width = self.models.retriever.config.embedding_dim
+        store, models = self.store, self.models
+        width = models.retriever.config.embedding_dim
         embedding = jax.tree.leaves(abstract_rows(1, width, self.corpus.dtype))
         return (
             sum(leaf.size * leaf.dtype.itemsize for leaf in embedding)
-            + self.store.reader_length * _token_type(self.models.reader.config).itemsize
-            + self.store.retriever_length * _token_type(self.models.retriever.config).itemsize
+            + _in_lanes(store.reader_length) * _token_type(models.reader.config).itemsize
+            + _in_lanes(store.retriever_length) * _token_type(models.retriever.config).itemsize
         )
 
 
@@ -301,14 +303,13 @@ def _index(run: Run, mesh: Mesh) -> DeviceIndex:
     width = models.retriever.config.embedding_dim
     embeddings = embeddings_layout(run.passages, width, run.corpus.dtype, mesh)
 
-    def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        shape = (embeddings.shape[0], width)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh))
+    def tokens(width: int, config: Any) -> jax.ShapeDtypeStruct:
+        return tokens_layout(run.passages, width, _token_type(config), mesh)
 
     return DeviceIndex(
         embeddings_ne=embeddings,
-        reader_tokens_nl=rows(store.reader_length, _token_type(models.reader.config)),
-        retriever_tokens_nm=rows(store.retriever_length, _token_type(models.retriever.config)),
+        reader_tokens_nl=tokens(store.reader_length, models.reader.config),
+        retriever_tokens_nm=tokens(store.retriever_length, models.retriever.config),
         count=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
         version=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
     )
@@ -318,8 +319,17 @@ def _token_type(config: Any) -> np.dtype[Any]:
     return token_dtype(config.vocab_size)
 
 
+def _in_lanes(width: int) -> int:
+    return -(-width // LANES) * LANES
+
+
 def _index_terms(source: Any) -> dict[str, Any]:
     if not isinstance(source, DeviceIndex):
         return {}
-    tokens = (source.reader_tokens_nl, source.retriever_tokens_nm)
+    tokens = [
+        jax.ShapeDtypeStruct(
+            (array.shape[0], _in_lanes(array.shape[1])), array.dtype, sharding=array.sharding
+        )
+        for array in (source.reader_tokens_nl, source.retriever_tokens_nm)
+    ]
     return {"index embeddings": source.embeddings_ne, "index tokens": tokens}

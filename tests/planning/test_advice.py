@@ -60,8 +60,6 @@ def changes(
             ["GenerationConfig.method='beam'", "GenerationConfig.num_beams=4"],
             "GenerationConfig.num_beams = 2 instead of 4",
         ),
-        ("train", "temporaries", [], "StoreConfig.reader_length = 128, StoreConfig.retriever_len"),
-        ("search", "temporaries", ["StoreConfig.reader_length=140"], "reader_length = 256"),
         ("decode", "temporaries", ["GenerationConfig.max_length=7"], "max_length = 7"),
         ("decode", "temporaries", ["EvalConfig.k=2"], "EvalConfig.k = 2"),
     ],
@@ -72,15 +70,6 @@ def test_what_is_too_big_is_named_with_what_to_change(
     first, found = changes(program, term, WHOLE, *bindings)
     assert first.startswith(("index" if "index" in term else term) + " is the largest term")
     assert said in found
-
-
-@pytest.mark.usefixtures("any_mesh")
-def test_tokens_that_are_not_copied_are_left_as_they_are() -> None:
-    for program in ("train", "search"):
-        assert "is the index not copied" in changes(program, "temporaries", WHOLE)[1]
-        assert "copied" not in changes(program, "temporaries", WHOLE, "PASSAGE_LENGTH=128")[1]
-        host = changes(program, "temporaries", WHOLE, "CorpusConfig.searcher='scann'")[1]
-        assert "copied" not in host
 
 
 @pytest.mark.usefixtures("any_mesh")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import Memory, Roofline, Work, shard_bytes
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import Plan, ProgramPlan, make_plan
-from atlas_jax.planning.programs import PROGRAMS, Run, make_program, run_from_gin
+from atlas_jax.planning.programs import LANES, PROGRAMS, Run, make_program, run_from_gin
 from atlas_jax.planning.report import as_json, show, write_json
 from tests.planning.small import RECIPE, SLICE, TINY, tiny_run
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def test_a_plan_has_all_four_programs_with_their_terms(plan: Plan) -> None:
     assert all(one.fits and one.roof and one.roof.step_seconds > 0 for one in plan.programs)
     rows = 5 * 1024  # padded to a multiple of 128 rows a device
     assert train.memory.terms["index embeddings"] == rows // 8 * 16 * 4
-    assert train.memory.terms["index tokens"] == rows // 8 * 2 * 16 * 2
+    assert train.memory.terms["index tokens"] == rows // 8 * 2 * LANES * 2  # of 16 tokens
     # AdamW: two moments as large as the parameters, and the schedules' counts.
     parameters, optimiser = train.memory.terms["parameters"], train.memory.terms["optimiser"]
     assert 2 * parameters <= optimiser < 2 * parameters + 100
@@ -53,7 +58,7 @@ def test_an_int8_index_counts_its_scales() -> None:
     run = tiny_run("CorpusConfig.dtype=int8")
     terms = make_program("search", run, make_mesh(MeshConfig(2, 2, 2))).terms
     assert shard_bytes(terms["index embeddings"]) == 5 * 1024 // 8 * (16 + 4)
-    assert run.row_bytes == 16 + 4 + 2 * 16 * 2
+    assert run.row_bytes == 16 + 4 + 2 * LANES * 2
 
 
 def test_answers_are_written_from_as_many_passages_as_the_evaluation_says() -> None:
@@ -282,18 +287,35 @@ def test_a_run_without_sizes_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]")
+@needs_libtpu
 @pytest.mark.parametrize("chips", ["v5e-8", "v6e-8"])  # v6e: gathers could go to its SparseCores
 def test_the_tpu_compiler_takes_the_same_step(chips: str, tmp_path: Path) -> None:
-    flags = [f"--topology={chips}", "--passages=5000", "--mesh=2,2,2", "--programs=train,search"]
-    arguments = ["--gin_file=runs/finetune_qa.gin", *(f"--gin.{b}" for b in (*TINY, *RECIPE[5:]))]
-    # A process of its own: libtpu ends one whose XLA_FLAGS it does not know, as those of the tests.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "atlas_jax.plan", *arguments, *flags]
-    subprocess.run([*command, f"--json={tmp_path / 'plan.json'}"], env=env, check=True)
-    train, search = json.loads((tmp_path / "plan.json").read_text())["programs"]
+    flags = [f"--topology={chips}", "--passages=5000", "--programs=train,search"]
+    train, search = tpu_programs(tmp_path, flags)
     assert train["fits"] and search["fits"]
     assert "all-reduce" in train["collectives_per_chip"]
     # Its text does not say how often a loop runs, but what the counter is compared with.
     assert train["compiled_to_counted_flops"] == pytest.approx(1, abs=0.1)
     assert parse_slice(chips).chip.hbm_bytes > train["peak_bytes_per_chip"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_tpu_compiler_does_not_copy_the_tokens_of_the_index(tmp_path: Path) -> None:
+    """136 tokens are no multiple of 128: the compiler would lay them column by column."""
+    flags = ["--topology=v5e-8", "--passages=1000000", "--programs=search"]
+    longer = ["--gin.PASSAGE_LENGTH=136", "--gin.RetrieverConfig.max_positions=136"]
+    (search,) = tpu_programs(tmp_path, [*flags, *longer])
+    memory = search["bytes_per_chip"]
+    assert memory["temporaries"] < memory["index tokens"] / 4
+
+
+def tpu_programs(folder: Path, flags: Sequence[str]) -> list[dict[str, Any]]:
+    """What the plan of the tiny recipe says of its programs, compiled for a TPU."""
+    gin = ["--gin_file=runs/finetune_qa.gin", *(f"--gin.{b}" for b in (*TINY, *RECIPE[5:]))]
+    # A process of its own: libtpu ends one whose XLA_FLAGS it does not know, as those of the tests.
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "atlas_jax.plan", *gin, "--mesh=2,2,2", *flags]
+    subprocess.run([*command, f"--json={folder / 'plan.json'}"], env=env, check=True)
+    programs: list[dict[str, Any]] = json.loads((folder / "plan.json").read_text())["programs"]
+    return programs
