@@ -36,7 +36,7 @@ def exact_search(
     anew. A bfloat16 or int8 index takes the query in bfloat16 too; sums are float32 either way.
 
     Args:
-      index: its arrays sharded as `saved.rows_sharding` says.
+      index: its arrays sharded as `placement.rows_sharding` says.
       query_be: query embeddings.
       k: rows per query (static).
       excluded_bx: int rows that each query may not get; -1 pads.
@@ -50,7 +50,7 @@ def exact_search(
     Raises:
       UserError: k is below 1 or above the number of rows (of passages, where
         ``index.count`` is known, outside jit).
-      ValueError: the mesh does not divide the rows; ``saved.to_device`` pads them.
+      ValueError: the mesh does not divide the rows; ``placement.to_device`` pads them.
     """
     n = index.embeddings_ne.shape[0]
     check_k(k, n if isinstance(index.count, jax.core.Tracer) else int(index.count))
@@ -90,12 +90,12 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
     Only the b x k passages move, see ``gather_rows``.
 
     Args:
-      index: its arrays sharded as `saved.rows_sharding` says.
+      index: its arrays sharded as `placement.rows_sharding` says.
       result: rows to fetch; row -1 gives padding tokens and a False mask.
       mesh: mesh of the index; the active one if not given.
 
     Raises:
-      ValueError: the mesh does not divide the rows; ``saved.to_device`` pads them.
+      ValueError: the mesh does not divide the rows; ``placement.to_device`` pads them.
     """
     arrays = (index.reader_tokens_nl, index.retriever_tokens_nm, index.embeddings_ne)
     taken = gather_rows(arrays, result.rows_bk, mesh)
@@ -119,7 +119,7 @@ def gather_rows(
     answer on every device of a slice.
 
     Args:
-      arrays: each [n, x] or `Int8Rows`, sharded as `saved.rows_sharding` says.
+      arrays: each [n, x] or `Int8Rows`, sharded as `placement.rows_sharding` says.
       rows_bk: int32 rows to fetch; row -1 gives zeros.
       mesh: mesh of the arrays; the active one if not given.
 
@@ -165,7 +165,7 @@ def top_k_rows(scores_bn: Array, k: int, count: Array | int) -> tuple[Array, Arr
     block is preceded by k blocks whose maxima all come before its own rows. So only k
     blocks have to be looked into. The block size is the largest power of two that divides
     n and stays under sqrt(n / k), which balances the two stages; for an odd n it is 1,
-    one plain ``top_k``. ``saved.to_device`` pads n to a multiple of ``MAX_BLOCK``.
+    one plain ``top_k``. ``placement.to_device`` pads n to a multiple of ``MAX_BLOCK``.
 
     Returns:
       Scores and int32 positions, both [b, k]; scores are -inf where ``count`` is below k.
@@ -257,6 +257,6 @@ def mesh_for(mesh: Mesh | None, n: int) -> Mesh | None:
     if n % index_parts(mesh):
         raise ValueError(
             f"{n} index rows do not divide over the {index_parts(mesh)} devices of the mesh "
-            f"{dict(mesh.shape)}; place the index with saved.to_device, which pads it"
+            f"{dict(mesh.shape)}; place the index with placement.to_device, which pads it"
         )
     return mesh

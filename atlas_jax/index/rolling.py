@@ -36,7 +36,7 @@ def refresh_rows(
     Args:
       embed: the passage tower, without dropout.
       params: its parameters.
-      embeddings_ne: float32, bfloat16 or `Int8Rows`, sharded as `saved.rows_sharding` says.
+      embeddings_ne: float32, bfloat16 or `Int8Rows`, sharded as `placement.rows_sharding` says.
       retriever_tokens_nm: tokens of every row, sharded likewise.
       rows_r: int32 rows to embed, none twice.
       batch_size: see ``embed_tokens``.
@@ -66,7 +66,7 @@ def replace_rows(array_nx: Any, rows_r: Array, values_rx: Any, mesh: Mesh | None
     """Write rows of an array that is sharded on axis n; each device writes those it holds.
 
     Args:
-      array_nx: an array or `Int8Rows`, sharded as `saved.rows_sharding` says.
+      array_nx: an array or `Int8Rows`, sharded as `placement.rows_sharding` says.
       rows_r: int32 rows, none twice.
       values_rx: what to write, of the same type, the same on every device.
       mesh: mesh of the array; the active one if not given.

@@ -1,4 +1,4 @@
-"""The embeddings of a store on disk, and from there (or from memory) onto the devices.
+"""The embeddings of a store on disk.
 
 A saved index is a folder with `index.json` and the array that it names, and for 8 bits the
 scales beside it. The array of a new version is written beside the old one; then `index.json` is
@@ -7,7 +7,6 @@ replaced in one step. So an error or a kill at any time leaves the previous vers
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,17 +16,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
-from atlas_jax.core.partitioning import active_mesh, index_axes, index_parts
-from atlas_jax.core.types import DeviceIndex
-from atlas_jax.index.exact import MAX_BLOCK
 from atlas_jax.index.files import create_npy, unwritten
-from atlas_jax.index.int8 import INT8, Int8Rows, abstract_rows, dtype_of
+from atlas_jax.index.int8 import INT8, Int8Rows, dtype_of
 from atlas_jax.index.passages import PassageStore
 
 INDEX_FORMAT = 1
@@ -312,121 +305,6 @@ def load_index(
         array = path.parent / manifest["embeddings"]
         raise UserError(f"{array} is damaged ({error}); build it anew with {REBUILD}") from error
     return SavedIndex(embeddings_ne, manifest["version"], encoder_hash)
-
-
-def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """How arrays [n, x] of an index lie: rows spread over all devices, of each slice alike."""
-    return NamedSharding(mesh, PartitionSpec(index_axes(mesh)))
-
-
-def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> Any:
-    """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows_sharding(mesh)),
-        abstract_rows(_padded(count, index_parts(mesh)), width, dtype),
-    )
-
-
-def tokens_layout(count: int, width: int, dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Shape, type, sharding and layout of the tokens of ``count`` passages on a mesh's devices."""
-    shape = (_padded(count, index_parts(mesh)), width)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=_row_by_row(rows_sharding(mesh)))
-
-
-def _row_by_row(sharding: jax.sharding.Sharding) -> Format:
-    """A matrix in which each row lies in one piece.
-
-    Left to itself a TPU's compiler lays a matrix column by column where rows would have to be
-    padded, to a multiple of 128; each search would then copy all of it before it takes rows.
-    """
-    return Format(Layout(major_to_minor=(0, 1)), sharding)
-
-
-def to_device(
-    embeddings_ne: Any,
-    store: PassageStore,
-    mesh: Mesh | None = None,
-    version: int = 0,
-) -> DeviceIndex:
-    """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
-
-    Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
-    the rows of its own devices, in chunks, so that no second copy is ever in memory.
-
-    Args:
-      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``), or
-        lying on the devices already, as ``embeddings_layout`` has it.
-      store: the passages; its token arrays go along.
-      mesh: the active one if not given; without any, one device holds everything.
-      version: how often the embeddings have been refreshed.
-
-    Raises:
-      ValueError: the numbers of embeddings and passages differ.
-    """
-    on_host = isinstance(jax.tree.leaves(embeddings_ne)[0], np.ndarray)
-    if on_host and embeddings_ne.shape[0] != store.count:
-        raise ValueError(f"{embeddings_ne.shape[0]} embeddings for {store.count} passages")
-    mesh = mesh or active_mesh()
-    every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
-    whole, shards = every, 1
-    if mesh is not None:
-        every, whole = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-        shards = index_parts(mesh)
-    padded = _padded(store.count, shards)
-
-    def spread(array_nx: np.ndarray, layout: Any = every) -> jax.Array:
-        def shard(at: tuple[slice, ...] | None) -> np.ndarray:
-            return _read_rows(array_nx, at[0] if at else slice(None), padded)
-
-        return jax.make_array_from_callback((padded, *array_nx.shape[1:]), layout, shard)
-
-    def scalar(value: int) -> jax.Array:
-        return multihost.place(np.int32(value), whole)
-
-    return DeviceIndex(
-        embeddings_ne=jax.tree.map(spread, embeddings_ne) if on_host else embeddings_ne,
-        reader_tokens_nl=spread(store.reader_tokens_nl, _row_by_row(every)),
-        retriever_tokens_nm=spread(store.retriever_tokens_nm, _row_by_row(every)),
-        count=scalar(store.count),
-        version=scalar(version),
-    )
-
-
-def _padded(count: int, shards: int) -> int:
-    block = shards * MAX_BLOCK
-    return -(-count // block) * block
-
-
-def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
-    """A copy of some rows in aligned memory, with zeros beyond the last one."""
-    start, stop, _ = rows.indices(padded)
-    real = max(start, min(stop, len(array_nx)))
-    row_bytes = math.prod(array_nx.shape[1:]) * array_nx.itemsize
-    raw = np.empty((stop - start) * row_bytes + _ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % _ALIGNMENT
-    raw = raw[skip : skip + (stop - start) * row_bytes]
-    shard = raw.view(array_nx.dtype).reshape(stop - start, *array_nx.shape[1:])
-    shard[real - start :] = 0
-    file_name = _mapped_file(array_nx)
-    if file_name is not None and isinstance(array_nx, np.memmap):
-        # Read, not copied from the map, whose pages would count as memory beside the copy.
-        with open(file_name, "rb", buffering=0) as file:
-            file.seek(array_nx.offset + start * row_bytes)
-            view = memoryview(raw.data)[: (real - start) * row_bytes]
-            while view:
-                view = view[file.readinto(view[:_CHUNK_BYTES]) or len(view) :]
-    else:
-        shard[: real - start] = array_nx[start:real]
-    return shard
-
-
-def _mapped_file(array_nx: np.ndarray) -> str | None:
-    """The file that an array maps whole; a slice keeps its file's offset, so not for those."""
-    if not (isinstance(array_nx, np.memmap) and array_nx.filename):
-        return None
-    end = array_nx.offset + array_nx.nbytes
-    whole = array_nx.flags.c_contiguous and os.path.getsize(array_nx.filename) == end
-    return array_nx.filename if whole else None
 
 
 def _is_index_folder(folder: Path) -> bool:

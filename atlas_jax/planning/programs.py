@@ -22,7 +22,7 @@ from atlas_jax.core.types import Batch, DeviceIndex, Passages
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import abstract_rows, as_floats
 from atlas_jax.index.passages import StoreConfig, token_dtype
-from atlas_jax.index.saved import embeddings_layout, tokens_layout
+from atlas_jax.index.placement import embeddings_layout, tokens_layout
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5

@@ -13,7 +13,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.types import NO_ROW, DeviceIndex
 from atlas_jax.index.exact import ExactSearcher, exact_search, gather_passages, top_k_rows
-from atlas_jax.index.saved import rows_sharding
+from atlas_jax.index.placement import rows_sharding
 from atlas_jax.index.search import SearchResult
 
 SLICES = MeshConfig(data=2, model=2, dcn=2)

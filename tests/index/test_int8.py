@@ -15,16 +15,9 @@ from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.core.types import DeviceIndex
 from atlas_jax.index.exact import exact_search, gather_passages
 from atlas_jax.index.int8 import Int8Rows, as_floats, quantized, stored_as
+from atlas_jax.index.placement import embeddings_layout, rows_sharding, to_device
 from atlas_jax.index.rolling import refresh_rows
-from atlas_jax.index.saved import (
-    embeddings_layout,
-    load_index,
-    new_index,
-    resumable_index,
-    rows_sharding,
-    save_index,
-    to_device,
-)
+from atlas_jax.index.saved import load_index, new_index, resumable_index, save_index
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.config import CheckpointConfig
 from tests.index.test_saved import embeddings, make_store  # noqa: F401 (a fixture)

@@ -9,8 +9,8 @@ import pytest
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
+from atlas_jax.index.placement import rows_sharding
 from atlas_jax.index.rolling import embed_tokens, refresh_rows
-from atlas_jax.index.saved import rows_sharding
 from tests.training.models import random_index, tiny_models
 
 MESHES = {"one": (MeshConfig(1, 1, 1), 1), "eight": (MeshConfig(data=2, fsdp=2, model=2), 8)}

@@ -7,22 +7,19 @@ import signal
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Layout
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.exact import ExactSearcher
 from atlas_jax.index.passages import PassageStore, StoreConfig
-from atlas_jax.index.saved import (
-    load_index,
-    new_index,
-    resumable_index,
-    save_index,
-    to_device,
-)
+from atlas_jax.index.placement import ROW_BY_ROW, in_layout, rows_sharding, to_device
+from atlas_jax.index.saved import load_index, new_index, resumable_index, save_index
 
 
 @pytest.fixture
@@ -99,6 +96,18 @@ def test_active_mesh_and_slices(make_store, tmp_path):
         index = to_device(both[30:], store)  # a slice of a map is not its file's beginning
     assert len(index.embeddings_ne.sharding.device_set) == 8
     np.testing.assert_array_equal(index.embeddings_ne[:30], both[30:])
+
+
+def test_an_array_is_laid_otherwise_only_if_it_does_not_lie_so() -> None:
+    mesh = make_mesh(MeshConfig(data=8))
+    array = jax.device_put(np.arange(96, dtype=np.uint16).reshape(16, 6), rows_sharding(mesh))
+    assert in_layout(array, ROW_BY_ROW) is array  # as a CPU lays it
+    by_columns = Layout(major_to_minor=(1, 0))
+    with activate(mesh):
+        turned = in_layout(array, by_columns)
+    assert turned.format.layout.major_to_minor == by_columns.major_to_minor
+    assert turned.sharding == rows_sharding(mesh)
+    np.testing.assert_array_equal(turned, np.arange(96).reshape(16, 6))
 
 
 def test_an_index_of_something_else_is_refused(make_store, tmp_path):
@@ -218,7 +227,8 @@ PEAK_SCRIPT = """
 import re, sys, numpy as np, jax
 from atlas_jax.core.partitioning import MeshConfig, make_mesh
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import load_index, to_device
+from atlas_jax.index.placement import ROW_BY_ROW, in_layout, rows_sharding, to_device
+from atlas_jax.index.saved import load_index
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core.types import Batch, DeviceIndex
-from atlas_jax.index.saved import rows_sharding
+from atlas_jax.index.placement import rows_sharding
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig

@@ -10,7 +10,7 @@ import pytest
 from atlas_jax import train as entry
 from atlas_jax.core import partitioning
 from atlas_jax.core.partitioning import MeshConfig
-from atlas_jax.index.saved import embeddings_layout
+from atlas_jax.index.placement import embeddings_layout
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.config import CheckpointConfig
 from atlas_jax.training.metrics import read_metrics

@@ -1,0 +1,137 @@
+"""An index on the devices of a mesh, put there from files or memory: how each array lies."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from atlas_jax.core import multihost
+from atlas_jax.core.partitioning import active_mesh, index_axes, index_parts
+from atlas_jax.core.types import DeviceIndex
+from atlas_jax.index.exact import MAX_BLOCK
+from atlas_jax.index.int8 import abstract_rows
+from atlas_jax.index.passages import PassageStore
+
+# A TPU's compiler, left to itself, lays a matrix column by column where its rows would have to be
+# padded to a multiple of 128; each search would then copy all tokens before it takes its rows.
+ROW_BY_ROW = Layout(major_to_minor=(0, 1))
+_CHUNK_BYTES = 1 << 24
+_ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """How arrays [n, x] of an index lie: rows spread over all devices, of each slice alike."""
+    return NamedSharding(mesh, PartitionSpec(index_axes(mesh)))
+
+
+def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> Any:
+    """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows_sharding(mesh)),
+        abstract_rows(_padded(count, index_parts(mesh)), width, dtype),
+    )
+
+
+def tokens_layout(count: int, width: int, dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, type, sharding and layout of the tokens of ``count`` passages on a mesh's devices."""
+    shape = (_padded(count, index_parts(mesh)), width)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=Format(ROW_BY_ROW, rows_sharding(mesh)))
+
+
+def in_layout(array_nx: jax.Array, layout: Layout) -> jax.Array:
+    """The array itself if it lies so already, else laid so; the former one is then used up."""
+    if array_nx.format.layout.major_to_minor == layout.major_to_minor:
+        return array_nx
+    wanted = Format(layout, array_nx.sharding)
+    return jax.jit(lambda array: array, out_shardings=wanted, donate_argnums=0)(array_nx)
+
+
+def to_device(
+    embeddings_ne: Any,
+    store: PassageStore,
+    mesh: Mesh | None = None,
+    version: int = 0,
+) -> DeviceIndex:
+    """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
+
+    Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
+    the rows of its own devices, in chunks, so that no second copy is ever in memory.
+
+    Args:
+      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``), or
+        lying on the devices already, as ``embeddings_layout`` has it.
+      store: the passages; its token arrays go along.
+      mesh: the active one if not given; without any, one device holds everything.
+      version: how often the embeddings have been refreshed.
+
+    Raises:
+      ValueError: the numbers of embeddings and passages differ.
+    """
+    on_host = isinstance(jax.tree.leaves(embeddings_ne)[0], np.ndarray)
+    if on_host and embeddings_ne.shape[0] != store.count:
+        raise ValueError(f"{embeddings_ne.shape[0]} embeddings for {store.count} passages")
+    mesh = mesh or active_mesh()
+    every: jax.sharding.Sharding = SingleDeviceSharding(jax.local_devices()[0])
+    whole, shards = every, 1
+    if mesh is not None:
+        every, whole = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+        shards = index_parts(mesh)
+    padded = _padded(store.count, shards)
+
+    def spread(array_nx: np.ndarray) -> jax.Array:
+        def shard(at: tuple[slice, ...] | None) -> np.ndarray:
+            return _read_rows(array_nx, at[0] if at else slice(None), padded)
+
+        return jax.make_array_from_callback((padded, *array_nx.shape[1:]), every, shard)
+
+    def scalar(value: int) -> jax.Array:
+        return multihost.place(np.int32(value), whole)
+
+    return DeviceIndex(
+        embeddings_ne=jax.tree.map(spread, embeddings_ne) if on_host else embeddings_ne,
+        reader_tokens_nl=in_layout(spread(store.reader_tokens_nl), ROW_BY_ROW),
+        retriever_tokens_nm=in_layout(spread(store.retriever_tokens_nm), ROW_BY_ROW),
+        count=scalar(store.count),
+        version=scalar(version),
+    )
+
+
+def _padded(count: int, shards: int) -> int:
+    block = shards * MAX_BLOCK
+    return -(-count // block) * block
+
+
+def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
+    """A copy of some rows in aligned memory, with zeros beyond the last one."""
+    start, stop, _ = rows.indices(padded)
+    real = max(start, min(stop, len(array_nx)))
+    row_bytes = math.prod(array_nx.shape[1:]) * array_nx.itemsize
+    raw = np.empty((stop - start) * row_bytes + _ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % _ALIGNMENT
+    raw = raw[skip : skip + (stop - start) * row_bytes]
+    shard = raw.view(array_nx.dtype).reshape(stop - start, *array_nx.shape[1:])
+    shard[real - start :] = 0
+    file_name = _mapped_file(array_nx)
+    if file_name is not None and isinstance(array_nx, np.memmap):
+        # Read, not copied from the map, whose pages would count as memory beside the copy.
+        with open(file_name, "rb", buffering=0) as file:
+            file.seek(array_nx.offset + start * row_bytes)
+            view = memoryview(raw.data)[: (real - start) * row_bytes]
+            while view:
+                view = view[file.readinto(view[:_CHUNK_BYTES]) or len(view) :]
+    else:
+        shard[: real - start] = array_nx[start:real]
+    return shard
+
+
+def _mapped_file(array_nx: np.ndarray) -> str | None:
+    """The file that an array maps whole; a slice keeps its file's offset, so not for those."""
+    if not (isinstance(array_nx, np.memmap) and array_nx.filename):
+        return None
+    end = array_nx.offset + array_nx.nbytes
+    whole = array_nx.flags.c_contiguous and os.path.getsize(array_nx.filename) == end
+    return array_nx.filename if whole else None
