@@ -55,6 +55,7 @@ class Row:
       accumulate: microbatches per step.
       index: type of the embeddings.
       passage_length: tokens of a passage in the index; 0: as shipped.
+      sequence: with the rules of `gin/mesh/sequence.gin`.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Row:
     accumulate: int = 1
     index: str = "bfloat16"
     passage_length: int = 0
+    sequence: bool = False
 
     @property
     def name(self) -> str:
@@ -72,12 +74,14 @@ class Row:
         more = [self.remat, f"accumulate={self.accumulate}" if self.accumulate > 1 else ""]
         more.append(self.index if self.index != "bfloat16" else "")
         more.append(f"passages={self.passage_length}" if self.passage_length else "")
+        more.append("sequence" if self.sequence else "")
         return "/".join([self.model, self.recipe, self.where, *filter(None, more)])
 
     @property
     def files(self) -> list[str]:
         """The gin files."""
-        return [f"models/{self.model}.gin", f"runs/{self.recipe}.gin"]
+        rules = ["mesh/sequence.gin"] if self.sequence else []
+        return [f"models/{self.model}.gin", f"runs/{self.recipe}.gin", *rules]
 
     @property
     def bindings(self) -> list[str]:
@@ -103,7 +107,7 @@ class Row:
 # than one, and seconds where its arguments alone are too large.
 ROW_LIST = (
     Row("xxl", "nq_full", "v5e-256", "1,64,4"),
-    Row("xxl", "nq_full", "v5e-32", "1,4,8", accumulate=16),
+    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, sequence=True),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8),
     Row("xxl", "nq_full", "v5e-16", "1,4,4", accumulate=16),
     Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16),
@@ -132,14 +136,14 @@ ROW_LIST = (
     Row("base", "nq_full", "v5p-8", "1,4,1", "full", 16),
     Row("large", "nq_full", "v5p-8", "1,4,1", "full", 16),
     Row("xl", "nq_full", "v5p-8", "1,4,1", "full", 16),
-    Row("xxl", "nq_full", "v5e-32", "1,4,8", accumulate=16, index="int8"),
-    Row("xxl", "nq_full", "v5e-16", "1,4,4", accumulate=16, index="int8"),
+    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, index="int8", sequence=True),
+    Row("xxl", "nq_full", "v5e-16", "1,4,4", "", 16, "int8", 256, sequence=True),
     Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8, "int8"),
     Row("base", "nq_full", "v4-8", "1,4,1", "full", 16, "int8"),
     Row("base", "nq_full", "v6e-4", "1,4,1", "full", 16, "int8"),
-    Row("xxl", "nq_full", "v4-16", "1,4,2", accumulate=16, index="int8"),
-    Row("xxl", "nq_full", "v6e-8", "1,4,2", accumulate=16, index="int8"),
-    Row("xxl", "nq_64shot", "v5e-32", "1,4,8", accumulate=16),
+    Row("xxl", "nq_full", "v4-16", "1,4,2", "", 16, "int8", 256, sequence=True),
+    Row("xxl", "nq_full", "v6e-8", "1,4,2", "", 16, "int8", 256, sequence=True),
+    Row("xxl", "nq_64shot", "v5e-32", "1,8,4", accumulate=8, sequence=True),
     Row("base", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
     Row("large", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
     Row("xl", "nq_64shot", "v5e-16", "1,8,2", "full", 8),
@@ -239,19 +243,20 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "## All rows",
         "",
-        "| model | recipe | slice | index | passage tokens | remat | microbatches | mesh | fits "
-        "| peak | of | parameters, optimiser | index | temporaries | least s/step | bound by | MFU "
-        "| largest index |",
-        "|---" * 18 + "|",
+        "| model | recipe | slice | index | passage tokens | remat | rules | microbatches | mesh "
+        "| fits | peak | of | parameters, optimiser | index | temporaries | least s/step "
+        "| bound by | MFU | largest index |",
+        "|---" * 19 + "|",
     ]
     for row in ROW_LIST:
-        given = (row.model, row.recipe, row.where, row.index)
-        given += (str(row.passage_length or "shipped"), row.remat or "shipped")
+        given = [row.model, row.recipe, row.where, row.index]
+        given += [str(row.passage_length or "shipped"), row.remat or "shipped"]
+        given += ["sequence" if row.sequence else "standard", str(row.accumulate)]
         cells = [row.mesh, "not compiled yet", *[""] * 9]
         if row.name in rows:
             cells = _cells(rows[row.name]["plan"])
             cells[1] += ", stale" if row.name in stale else ""
-        lines.append("| " + " | ".join((*given, str(row.accumulate), *cells)) + " |")
+        lines.append("| " + " | ".join((*given, *cells)) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     if stale:
         lines += ["", "Stale: another recipe, other versions, or programs were read otherwise."]
@@ -284,6 +289,7 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             how = [f"{row.accumulate} microbatches"] if row.accumulate > 1 else []
             how += [f"remat {row.remat}"] if row.remat else []
             how += [f"passages of {row.passage_length} tokens"] if row.passage_length else []
+            how += ["mesh/sequence.gin"] if row.sequence else []
             cells = [row.where + (f" ({', '.join(how)})" if how else "")]
             cells += [f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
             cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", f"{train['step_seconds']:.2f}"]

@@ -1,6 +1,6 @@
 """On a mesh of 4 x 2 devices the reader computes what it computes on one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh, param_shardings
+from atlas_jax.core.partitioning import (
+    STANDARD_RULES,
+    MeshConfig,
+    Rule,
+    activate,
+    make_mesh,
+    param_shardings,
+)
 from atlas_jax.reader import fid
 from atlas_jax.reader.generate import GenerationConfig, generate
 from atlas_jax.reader.t5 import T5
@@ -44,18 +51,24 @@ def answer(model: T5, params: Any, tokens: Any, _: Any) -> Any:
     return generate(model, params, encoded.reshape(b, k * length, d), mask, settings)
 
 
+SEQUENCE_RULES = (*STANDARD_RULES, ("length", "model"))  # of gin/mesh/sequence.gin
+
+
+@pytest.mark.parametrize("rules", [STANDARD_RULES, SEQUENCE_RULES], ids=["standard", "sequence"])
 @pytest.mark.parametrize(
     ("compute", "scan_layers"), [(train, False), (train, True), (score, False), (answer, False)]
 )
-def test_mesh_equals_one_device(compute: Callable[..., Any], scan_layers: bool) -> None:
+def test_mesh_equals_one_device(
+    compute: Callable[..., Any], scan_layers: bool, rules: Sequence[Rule]
+) -> None:
     model = T5(config(scan_layers=scan_layers))
     params = random_params(model)
     expected = jax.jit(compute, static_argnums=0)(model, params, TOKENS, TARGETS)
     mesh = make_mesh(MeshConfig(data=4, model=2))
     boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS[:1, 0], TARGETS[:1])["params"]
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    with activate(mesh):
-        placed = jax.device_put(params, param_shardings(boxed, mesh))
+    with activate(mesh, rules):
+        placed = jax.device_put(params, param_shardings(boxed, mesh, rules))
         data = [jax.device_put(x, rows) for x in (TOKENS, TARGETS)]
         ours = jax.jit(compute, static_argnums=0)(model, placed, *data)
     jax.tree.map(  # tokens, being integers, are equal or far apart

@@ -1,6 +1,7 @@
 """The training step: both forms, all losses, sharding, accumulation, non-finite steps."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
+from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig, PartitionRules, Rule
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import quantized
@@ -45,32 +47,34 @@ class Run:
         dropout: float = 0.0,
         kind: Any = "adamw",
         reader: dict[str, Any] | None = None,
+        rules: Sequence[Rule] = STANDARD_RULES,
         **step: Any,
     ) -> None:
         self.mesh = partitioning.make_mesh(mesh_config, jax.devices()[:devices])
+        self.rules = rules
         self.models = tiny_models(dropout, **(reader or {}))
         # The sum of the two losses is not scale free, so plain gradients show through eps=1.
         optimizer = OptimizerConfig(kind=kind, learning_rate=0.1, schedule="constant", epsilon=1.0)
         self.optimizers = {part: make_optimizer(optimizer) for part in train_state.PARTS}
         self.config = StepConfig(k=4, reader_length=14, retriever_training=training, **step)
-        args = (self.optimizers, training, self.mesh, STANDARD_RULES)
+        args = (self.optimizers, training, self.mesh, rules)
         with self.active():
-            params = train_state.init_params(self.models, 0, self.mesh, STANDARD_RULES)
+            params = train_state.init_params(self.models, 0, self.mesh, rules)
             self.state = train_state.make_state(
-                self.models, params, self.optimizers, training, 0, self.mesh, STANDARD_RULES
+                self.models, params, self.optimizers, training, 0, self.mesh, rules
             )
         self.shardings = train_state.state_shardings(self.models, *args)
         self.retrieve = make_device_retrieve(self.config.searched, self.mesh)
         self.step = self.compile(self.retrieve, loss)
 
     def active(self) -> Any:
-        return partitioning.activate(self.mesh, STANDARD_RULES)
+        return partitioning.activate(self.mesh, self.rules)
 
     def compile(self, retrieve: Any, loss: str = "pdist") -> Any:
         step = make_train_step(
             self.models, self.config, DISTILLATION[loss], self.optimizers, retrieve
         )
-        return compile_train_step(step, self.shardings, self.mesh, STANDARD_RULES)
+        return compile_train_step(step, self.shardings, self.mesh, self.rules)
 
     def __call__(self, steps: int = 2) -> tuple[train_state.TrainState, dict[str, Any]]:
         index, state = random_index(self.mesh), self.state
@@ -104,6 +108,16 @@ def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None
     # Moments and not parameters: a key's bias has no gradient but rounding, which Adafactor
     # scales to full steps of either sign; neither loss nor any other parameter feels it.
     assert_close(single_state.opt_state, sharded_state.opt_state)
+
+
+def test_tokens_split_over_the_model_axis_take_the_step_of_a_single_device() -> None:
+    load_gin(["mesh/sequence.gin"], [])
+    rules = tuple(PartitionRules().rules)
+    assert rules == (*STANDARD_RULES, ("length", "model"))
+    single_state, single = Run(SINGLE, 1)()
+    split_state, split = Run(MeshConfig(data=2, fsdp=2, model=2), 8, rules=rules)()
+    assert_close(single, split)
+    assert_close(single_state.params, split_state.params)
 
 
 def test_two_slices_take_the_step_of_a_single_device() -> None:
