@@ -104,6 +104,10 @@ def _train_advice(case: Case) -> list[str]:
     for name, config in (("ReaderConfig", reader), ("RetrieverConfig", retriever)):
         if config.remat_policy != "full":
             found.append(f"{name}.remat_policy = 'full' keeps one activation a layer")
+    if case.mesh.model > 1 and "length" not in dict(run.rules):
+        found.append(
+            "--gin_file=mesh/sequence.gin splits what is kept between layers by its tokens"
+        )
     batch, accumulate = run.data.batch_size, run.step.accumulate
     rows = batch // accumulate // case.parts
     narrower = _split_further(case)

@@ -73,6 +73,14 @@ def test_what_is_too_big_is_named_with_what_to_change(
 
 
 @pytest.mark.usefixtures("any_mesh")
+def test_splitting_by_tokens_is_advised_where_it_is_possible_and_not_done() -> None:
+    split, bound = MeshConfig(4, 1, 2), "PartitionRules.rules=(('length', 'model'),)"
+    assert "mesh/sequence.gin" in changes("train", "temporaries", split)[1]
+    assert "mesh/sequence.gin" not in changes("train", "temporaries", split, bound)[1]
+    assert "mesh/sequence.gin" not in changes("train", "temporaries", WHOLE)[1]
+
+
+@pytest.mark.usefixtures("any_mesh")
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "train"])
 @pytest.mark.parametrize("term", ["temporaries", "parameters", "batch, padding, results"])
 def test_what_only_training_does_is_told_to_training_alone(program: str, term: str) -> None:
