@@ -106,7 +106,7 @@ def _train_advice(case: Case) -> list[str]:
             found.append(f"{name}.remat_policy = 'full' keeps one activation a layer")
     if case.mesh.model > 1 and "length" not in dict(run.rules):
         found.append(
-            "--gin_file=mesh/sequence.gin splits what is kept between layers by its tokens"
+            "--gin_file=mesh/sequence.gin splits by tokens what is kept between layers"
         )
     batch, accumulate = run.data.batch_size, run.step.accumulate
     rows = batch // accumulate // case.parts
