@@ -114,6 +114,7 @@ ROW_LIST = (
     Row("xxl", "nq_full", "v4-16", "1,4,2", accumulate=16),
     Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16),
     Row("xxl", "nq_full", "v6e-8", "1,4,2", accumulate=16),
+    Row("xxl", "nq_full", "v5p-8", "1,2,2", accumulate=32, sequence=True),
     Row("xxl", "nq_full", "v5p-8", "1,4,1", accumulate=16),
     Row("base", "nq_full", "v5e-16", "1,16,1", "full", 4),
     Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8),
@@ -147,8 +148,6 @@ ROW_LIST = (
     Row("base", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
     Row("large", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
     Row("xl", "nq_64shot", "v5e-16", "1,8,2", "full", 8),
-    Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4, "int8"),
-    Row("xl", "nq_full", "v5e-16", "1,8,2", "full", 8, "int8"),
     Row("xxl", "nq_full", "v5e-64", "1,16,4", accumulate=4),
 )
 
