@@ -148,7 +148,6 @@ ROW_LIST = (
     Row("base", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
     Row("large", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
     Row("xl", "nq_64shot", "v5e-16", "1,8,2", "full", 8),
-    Row("xxl", "nq_full", "v5e-64", "1,16,4", accumulate=4),
 )
 
 
