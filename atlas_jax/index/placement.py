@@ -43,12 +43,12 @@ def tokens_layout(count: int, width: int, dtype: Any, mesh: Mesh) -> jax.ShapeDt
 
 
 def in_layout(array_nx: jax.Array, layout: Layout) -> jax.Array:
-    """The array itself if it lies so already, else laid so; the former one is then used up."""
+    """The array itself if it lies so already, else a copy that does."""
     present: Any = array_nx.format  # type: ignore[attr-defined]
     if present.layout.major_to_minor == layout.major_to_minor:
         return array_nx
     wanted = Format(layout, array_nx.sharding)
-    return jax.jit(lambda array: array, out_shardings=wanted, donate_argnums=0)(array_nx)
+    return jax.jit(lambda array: array, out_shardings=wanted)(array_nx)
 
 
 def to_device(
