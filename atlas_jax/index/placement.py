@@ -60,7 +60,8 @@ def to_device(
     """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
 
     Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
-    the rows of its own devices, in chunks, so that no second copy is ever in memory.
+    the rows of its own devices, in chunks, so that no second copy is ever in its memory; a TPU
+    holds one of the two token arrays twice for a moment (``in_layout``).
 
     Args:
       embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``), or

@@ -105,9 +105,7 @@ def _train_advice(case: Case) -> list[str]:
         if config.remat_policy != "full":
             found.append(f"{name}.remat_policy = 'full' keeps one activation a layer")
     if case.mesh.model > 1 and "length" not in dict(run.rules):
-        found.append(
-            "--gin_file=mesh/sequence.gin splits by tokens what is kept between layers"
-        )
+        found.append("--gin_file=mesh/sequence.gin splits by tokens what is kept between layers")
     batch, accumulate = run.data.batch_size, run.step.accumulate
     rows = batch // accumulate // case.parts
     narrower = _split_further(case)
