@@ -101,14 +101,17 @@ def resident_memory(terms: dict[str, Any]) -> Memory:
 
 
 def compiled_memory(compiled: Any, terms: dict[str, Any]) -> Memory:
-    """Memory of a compiled program whose arguments are made up of `terms`."""
+    """Memory of a compiled program whose arguments are made up of `terms`.
+
+    What of the terms the program does not use is no argument of it, and lies there all the same.
+    """
     found = compiled.memory_analysis()
-    resident = resident_memory(terms).terms
-    arguments = found.argument_size_in_bytes
-    fresh = found.output_size_in_bytes - found.alias_size_in_bytes
-    resident["batch, padding, results"] = arguments + fresh - sum(resident.values())
-    temporaries = found.temp_size_in_bytes + found.generated_code_size_in_bytes
-    return Memory({**resident, "temporaries": temporaries}, arguments + fresh + temporaries)
+    whole = dict(resident_memory(terms).terms)
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    more = found.argument_size_in_bytes + results - sum(whole.values())
+    whole["batch, padding, results"] = max(0, more)
+    whole["temporaries"] = found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    return Memory(whole, sum(whole.values()))
 
 
 def refused_memory(message: str, terms: dict[str, Any]) -> Memory | None:

@@ -39,6 +39,14 @@ def test_the_terms_of_a_compiled_program_add_up_to_its_peak() -> None:
     assert memory.terms["temporaries"] > 40_000  # the sort needs all rows in one place
 
 
+def test_what_a_program_does_not_use_lies_there_all_the_same() -> None:
+    x, unused = rows(8000, 10), rows(4000, 10)
+    compiled = jax.jit(lambda x, unused: x.sum()).lower(x, unused).compile()
+    memory = compiled_memory(compiled, {"parameters": x, "index tokens": unused})
+    assert memory.terms["batch, padding, results"] == 0
+    assert memory.peak == 40_000 + 20_000 + memory.terms["temporaries"]
+
+
 def test_the_compilers_refusal_gives_the_size_of_all_it_needs() -> None:
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
