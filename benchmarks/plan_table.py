@@ -295,7 +295,7 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             kind = (row.model, row.recipe, row.index, row.slice.chip.name)
             kinds.setdefault(kind, []).append((row, rows[row.name]["plan"]))
     lines = []
-    for kind, made in kinds.items():
+    for kind, made in sorted(kinds.items(), key=lambda one: _place(one[0])):
         fitting = [(row, plan) for row, plan in made if plan["programs"][0]["fits"]]
         if not fitting:
             row, plan = max(made, key=lambda one: one[0].slice.chips)
@@ -313,6 +313,13 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", f"{train['step_seconds']:.2f}"]
             lines.append("| " + " | ".join((*kind, *cells, _smaller(row.slice, made))) + " |")
     return lines
+
+
+def _place(kind: tuple[str, str, str, str]) -> tuple[bool, bool, int, str]:
+    """Where a kind stands: the full recipe first, bfloat16 first, small models first."""
+    model, recipe, index, chip = kind
+    size = ("base", "large", "xl", "xxl").index(model)
+    return recipe != "nq_full", index != "bfloat16", size, chip
 
 
 def _smaller(fits: Slice, made: list[tuple[Row, dict[str, Any]]]) -> str:
