@@ -303,11 +303,11 @@ def test_the_tpu_compiler_takes_the_same_step(chips: str, tmp_path: Path) -> Non
 @needs_libtpu
 def test_the_tpu_compiler_does_not_copy_the_tokens_of_the_index(tmp_path: Path) -> None:
     """136 tokens are no multiple of 128: the compiler would lay them column by column."""
-    flags = ["--topology=v5e-8", "--passages=1000000", "--programs=search"]
+    flags = ["--topology=v5e-8", "--passages=1000000", "--programs=train,search"]
     longer = ["--gin.PASSAGE_LENGTH=136", "--gin.RetrieverConfig.max_positions=136"]
-    (search,) = tpu_programs(tmp_path, [*flags, *longer])
+    _, search = tpu_programs(tmp_path, [*flags, *longer])
     memory = search["bytes_per_chip"]
-    assert memory["temporaries"] < memory["index tokens"] / 4
+    assert memory["temporaries"] < memory["index tokens"]  # a copy is as large as they are
 
 
 def tpu_programs(folder: Path, flags: Sequence[str]) -> list[dict[str, Any]]:
