@@ -307,7 +307,8 @@ def test_the_tpu_compiler_does_not_copy_the_tokens_of_the_index(tmp_path: Path) 
     longer = ["--gin.PASSAGE_LENGTH=136", "--gin.RetrieverConfig.max_positions=136"]
     _, search = tpu_programs(tmp_path, [*flags, *longer])
     memory = search["bytes_per_chip"]
-    assert memory["temporaries"] < memory["index tokens"]  # a copy is as large as they are
+    # 0.54 of them; 1.04 where both are copied, one after the other.
+    assert memory["temporaries"] < 0.75 * memory["index tokens"]
 
 
 def tpu_programs(folder: Path, flags: Sequence[str]) -> list[dict[str, Any]]:
