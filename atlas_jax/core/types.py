@@ -35,7 +35,8 @@ class Passages:
       rows_bk: int32 index rows, best first; -1 where there is no passage.
       scores_bk: float32 inner products at search time; -inf where there is none.
       reader_tokens_bkl: int32 reader tokens of the passage part, without end token.
-      retriever_tokens_bkm: int32 retriever tokens with their special tokens.
+      retriever_tokens_bkm: int32 retriever tokens with their special tokens; None where nothing
+        embeds the passages anew.
       mask_bk: bool, True for a real passage. Decides every later mask.
       embeddings_bke: the passages' embeddings as they lie in the index. Used for the
         retriever's scores when the passage tower is not trained; None re-embeds them. Those
@@ -45,7 +46,7 @@ class Passages:
     rows_bk: Array
     scores_bk: Array
     reader_tokens_bkl: Array
-    retriever_tokens_bkm: Array
+    retriever_tokens_bkm: Array | None
     mask_bk: Array
     embeddings_bke: Array | None = None
 
@@ -97,13 +98,14 @@ class DeviceIndex:
     Attributes:
       embeddings_ne: float32 or bfloat16 passage embeddings, or in 8 bits (`index.int8.Int8Rows`).
       reader_tokens_nl: unsigned or int32 reader tokens of each passage.
-      retriever_tokens_nm: unsigned or int32 retriever tokens of each passage.
+      retriever_tokens_nm: unsigned or int32 retriever tokens of each passage; None where nothing
+        embeds the passages anew.
       count: int32 scalar, number of real rows; rows at or above it are padding.
       version: int32 scalar, how often the embeddings have been refreshed.
     """
 
     embeddings_ne: Array
     reader_tokens_nl: Array
-    retriever_tokens_nm: Array
+    retriever_tokens_nm: Array | None
     count: Array
     version: Array

@@ -85,7 +85,7 @@ def exact_search(
 
 
 def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None = None) -> Passages:
-    """Fetch tokens and embeddings of the rows that a search found.
+    """Fetch the tokens that the index has, and embeddings, of the rows that a search found.
 
     Only the b x k passages move, see ``gather_rows``.
 
@@ -97,16 +97,21 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
     Raises:
       ValueError: the mesh does not divide the rows; ``placement.to_device`` pads them.
     """
-    arrays = (index.reader_tokens_nl, index.retriever_tokens_nm, index.embeddings_ne)
-    taken = gather_rows(arrays, result.rows_bk, mesh)
-    reader_tokens_bkl, retriever_tokens_bkm, embeddings_bke = taken
+    arrays = {
+        "reader": index.reader_tokens_nl,
+        "retriever": index.retriever_tokens_nm,
+        "embeddings": index.embeddings_ne,
+    }
+    held = {name: array for name, array in arrays.items() if array is not None}
+    found = gather_rows(tuple(held.values()), result.rows_bk, mesh)
+    taken = dict(zip(held, found, strict=True))
     return Passages(
         rows_bk=result.rows_bk,
         scores_bk=result.scores_bk,
-        reader_tokens_bkl=reader_tokens_bkl,
-        retriever_tokens_bkm=retriever_tokens_bkm,
+        reader_tokens_bkl=taken["reader"],
+        retriever_tokens_bkm=taken.get("retriever"),
         mask_bk=result.rows_bk != NO_ROW,
-        embeddings_bke=jax.lax.stop_gradient(embeddings_bke),
+        embeddings_bke=jax.lax.stop_gradient(taken["embeddings"]),
     )
 
 

@@ -56,6 +56,7 @@ def to_device(
     store: PassageStore,
     mesh: Mesh | None = None,
     version: int = 0,
+    retriever_tokens: bool = True,
 ) -> DeviceIndex:
     """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
 
@@ -69,6 +70,8 @@ def to_device(
       store: the passages; its token arrays go along.
       mesh: the active one if not given; without any, one device holds everything.
       version: how often the embeddings have been refreshed.
+      retriever_tokens: whether the tokens for the retriever go along, which only programs that
+        embed passages anew read.
 
     Raises:
       ValueError: the numbers of embeddings and passages differ.
@@ -90,13 +93,16 @@ def to_device(
 
         return jax.make_array_from_callback((padded, *array_nx.shape[1:]), every, shard)
 
+    def tokens(array_nx: np.ndarray) -> jax.Array:
+        return in_layout(spread(array_nx), ROW_BY_ROW)
+
     def scalar(value: int) -> jax.Array:
         return multihost.place(np.int32(value), whole)
 
     return DeviceIndex(
         embeddings_ne=jax.tree.map(spread, embeddings_ne) if on_host else embeddings_ne,
-        reader_tokens_nl=in_layout(spread(store.reader_tokens_nl), ROW_BY_ROW),
-        retriever_tokens_nm=in_layout(spread(store.retriever_tokens_nm), ROW_BY_ROW),
+        reader_tokens_nl=tokens(store.reader_tokens_nl),
+        retriever_tokens_nm=tokens(store.retriever_tokens_nm) if retriever_tokens else None,
         count=scalar(store.count),
         version=scalar(version),
     )

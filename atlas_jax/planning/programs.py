@@ -92,15 +92,15 @@ class Run:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one passage in the index: embedding and tokens for both models."""
+        """Bytes of one passage in the index: embedding and tokens."""
         store, models = self.store, self.models
         width = models.retriever.config.embedding_dim
         embedding = jax.tree.leaves(abstract_rows(1, width, self.corpus.dtype))
-        return (
-            sum(leaf.size * leaf.dtype.itemsize for leaf in embedding)
-            + _in_lanes(store.reader_length) * _token_type(models.reader.config).itemsize
-            + _in_lanes(store.retriever_length) * _token_type(models.retriever.config).itemsize
-        )
+        tokens = _in_lanes(store.reader_length) * _token_type(models.reader.config).itemsize
+        if self.step.embeds_passages:
+            width = _in_lanes(store.retriever_length)
+            tokens += width * _token_type(models.retriever.config).itemsize
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in embedding) + tokens
 
 
 def run_from_gin(passages: int) -> Run:
@@ -309,7 +309,9 @@ def _index(run: Run, mesh: Mesh) -> DeviceIndex:
     return DeviceIndex(
         embeddings_ne=embeddings,
         reader_tokens_nl=tokens(store.reader_length, models.reader.config),
-        retriever_tokens_nm=tokens(store.retriever_length, models.retriever.config),
+        retriever_tokens_nm=tokens(store.retriever_length, models.retriever.config)
+        if run.step.embeds_passages
+        else None,
         count=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
         version=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
     )
@@ -331,5 +333,6 @@ def _index_terms(source: Any) -> dict[str, Any]:
             (array.shape[0], _in_lanes(array.shape[1])), array.dtype, sharding=array.sharding
         )
         for array in (source.reader_tokens_nl, source.retriever_tokens_nm)
+        if array is not None
     ]
     return {"index embeddings": source.embeddings_ne, "index tokens": tokens}

@@ -100,6 +100,7 @@ class Embedder:
 
         Compiles once per number of rows.
         """
+        assert index.retriever_tokens_nm is not None
         return self._refresh(params, index.embeddings_ne, index.retriever_tokens_nm, rows_r)
 
     def hash(self, params: Params) -> str:
@@ -180,11 +181,13 @@ class Corpus:
         embedder: Embedder,
         config: CorpusConfig,
         mesh: Mesh,
+        retriever_tokens: bool,
         versions: Path | None = None,
     ) -> None:
         """Nothing is searchable before `load_first` or `load_version`.
 
         Args:
+          retriever_tokens: whether the index on the devices holds those, see `to_device`.
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
         self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
@@ -193,7 +196,7 @@ class Corpus:
         self.index: DeviceIndex | None = None
         self.searcher: ScannSearcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
-        self._versions = versions
+        self._retriever_tokens, self._versions = retriever_tokens, versions
         self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
         self._gather = jax.jit(
             lambda embeddings_ne, rows_r: gather_rows((embeddings_ne,), rows_r[None], mesh)[0][0]
@@ -309,7 +312,7 @@ class Corpus:
         )
         self.version, self.encoder_hash, self.next_row = notes["version"], "", rolling["next_row"]
         self.dtype = rolling["dtype"]
-        self.index = to_device(read(layout), self.store, self._mesh, self.version)
+        self.index = self._to_device(read(layout), self.version)
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
@@ -342,4 +345,7 @@ class Corpus:
             self._host_ne = embeddings_ne if self._versions is not None else None
             return
         self.index = None  # its memory is needed for its successor
-        self.index = to_device(embeddings_ne, self.store, self._mesh, version)
+        self.index = self._to_device(embeddings_ne, version)
+
+    def _to_device(self, embeddings_ne: Any, version: int) -> DeviceIndex:
+        return to_device(embeddings_ne, self.store, self._mesh, version, self._retriever_tokens)

@@ -97,16 +97,17 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         retriever, params, _ = load_retriever(model_config)
         params = multihost.place(params, partitioning.replicated(mesh))
         tokenizers = load_tokenizers(model_config)
-        corpus = _load_corpus(corpus_config, retriever, params, tokenizers, mesh, rules)
+        reranks = config.rerank > 0
+        corpus = _load_corpus(corpus_config, retriever, params, tokenizers, mesh, rules, reranks)
         wide = max(config.k, config.rerank)
-        binding = "RetrieveConfig.rerank" if config.rerank else "RetrieveConfig.k"
+        binding = "RetrieveConfig.rerank" if reranks else "RetrieveConfig.k"
         source = make_source("index", corpus, wide, binding, retriever, mesh)
         evaluator = Evaluator(
             batcher=Batcher(tokenizers, DataConfig(), corpus.store),
             batch_size=config.batch_size,
             rows=batch_sharding("RetrieveConfig.batch_size", config.batch_size, mesh, rules),
             source=source,
-            find=make_find(retriever, source, mesh, config.k if config.rerank else 0),
+            find=make_find(retriever, source, mesh, config.k if reranks else 0),
             answer=None,
             tokenizer=tokenizers.reader,
             store=corpus.store,
@@ -211,6 +212,7 @@ def _ready(passages: str) -> Iterator[tuple[Assembled, Corpus | None]]:
                 made.tokenizers,
                 mesh,
                 rules,
+                reranks=StepConfig().rerank > 0,
             )
         yield made, corpus
 
@@ -222,9 +224,10 @@ def _load_corpus(
     tokenizers: Tokenizers,
     mesh: Mesh,
     rules: tuple[Rule, ...],
+    reranks: bool,
 ) -> Corpus:
     store = open_store(config, tokenizers)
     embedder = Embedder(retriever, tokenizers.retriever, config, mesh, rules)
-    corpus = Corpus(store, embedder, config, mesh)
+    corpus = Corpus(store, embedder, config, mesh, retriever_tokens=reranks)
     corpus.load_first(params)
     return corpus

@@ -90,6 +90,11 @@ class StepConfig:
         """Passages per query that the search gives."""
         return self.rerank or self.k
 
+    @property
+    def embeds_passages(self) -> bool:
+        """Whether a step runs the passage tower, for which the index holds the tokens."""
+        return self.retriever_training == "joint" or self.rerank > 0
+
 
 def make_device_retrieve(k: int, mesh: Mesh, recall_target: float = 1.0) -> Retrieve:
     """Search and gather k passages inside the compiled step; the source is a ``DeviceIndex``.
@@ -342,6 +347,7 @@ def _retriever_scores(
         # The passage tower does not move: these are exact, but for the rounding of the index.
         passage_bke = passages.embeddings_bke.astype(query_be.dtype)
     else:
+        assert passages.retriever_tokens_bkm is not None
         b, k, m = passages.retriever_tokens_bkm.shape
         flat = passages.retriever_tokens_bkm.reshape(b * k, m)  # every passage on its own
         passage_bke = embed(models.retriever, params, "embed_passage", flat, passage_key).reshape(
@@ -361,6 +367,7 @@ def rerank(
       params: of the retriever.
       passages: more than k a query; those that are none stay last.
     """
+    assert passages.retriever_tokens_bkm is not None
     b, found, m = passages.retriever_tokens_bkm.shape
     flat = passages.retriever_tokens_bkm.reshape(b * found, m)  # every passage on its own
     fresh_bke = embed(retriever, params, "embed_passage", flat).reshape(b, found, -1)

@@ -283,7 +283,7 @@ def _make_corpus(
     store.check_vocab(models.reader.config.vocab_size, models.retriever.config.vocab_size)
     embedder = Embedder(models.retriever, tokenizers.retriever, CorpusConfig(), mesh, rules)
     versions = None if is_remote(config.model_dir) else Path(config.model_dir) / INDEX
-    return Corpus(store, embedder, CorpusConfig(), mesh, versions)
+    return Corpus(store, embedder, CorpusConfig(), mesh, StepConfig().embeds_passages, versions)
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:

@@ -58,7 +58,28 @@ def test_an_int8_index_counts_its_scales() -> None:
     run = tiny_run("CorpusConfig.dtype=int8")
     terms = make_program("search", run, make_mesh(MeshConfig(2, 2, 2))).terms
     assert shard_bytes(terms["index embeddings"]) == 5 * 1024 // 8 * (16 + 4)
-    assert run.row_bytes == 16 + 4 + 2 * LANES * 2
+    assert run.row_bytes == 16 + 4 + LANES * 2
+
+
+@pytest.mark.parametrize(
+    ("bindings", "holds"),
+    [
+        (["RETRIEVER_TRAINING='joint'"], True),
+        (["RETRIEVER_TRAINING='query_side'"], False),
+        (["RETRIEVER_TRAINING='fixed'"], False),
+        (["CorpusConfig.dtype=int8", "StepConfig.rerank=9"], True),
+    ],
+)
+def test_the_retrievers_tokens_lie_on_the_chips_where_passages_are_embedded(
+    bindings: list[str], holds: bool
+) -> None:
+    run = tiny_run(*bindings)
+    for name in ("train", "search"):
+        index = make_program(name, run, make_mesh(MeshConfig(2, 2, 2))).terms
+        arrays = 2 if holds else 1
+        assert shard_bytes(index["index tokens"]) == 5 * 1024 // 8 * arrays * LANES * 2
+    embedding = 16 + 4 if run.corpus.dtype == "int8" else 16 * 4
+    assert run.row_bytes == embedding + arrays * LANES * 2
 
 
 def test_answers_are_written_from_as_many_passages_as_the_evaluation_says() -> None:

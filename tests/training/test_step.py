@@ -276,6 +276,21 @@ def test_reranking_makes_an_int8_index_exact(config: MeshConfig) -> None:
     assert_close(state.params, want_state.params)
 
 
+@pytest.mark.parametrize("training", ["query_side", "fixed"])
+@pytest.mark.parametrize("config", [SINGLE, MeshConfig(2, 2, 2)], ids=["one", "eight"])
+def test_a_passage_tower_that_does_not_run_needs_no_tokens(
+    config: MeshConfig, training: Any
+) -> None:
+    run = Run(config, 1 if config is SINGLE else 8, training=training)
+    index, batch = random_index(run.mesh), random_batch()
+    assert not run.config.embeds_passages
+    with run.active():
+        want_state, want = run.step(jax.tree.map(jnp.copy, run.state), index, batch)
+        state, metrics = run.step(run.state, index.replace(retriever_tokens_nm=None), batch)
+    assert_close(metrics, want, rtol=0, atol=0)
+    assert_close(state.params, want_state.params, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("rerank", [3, 4])
 def test_reranking_fewer_than_are_read_is_refused(rerank: int) -> None:
     with pytest.raises(UserError, match=f"StepConfig.rerank = {rerank} must be 0, or more than"):
