@@ -41,6 +41,7 @@ from atlas_jax.training.config import CheckpointConfig
 
 FOLDER_FORMAT = 1
 _CONFIG_FILE = "config.json"
+_DELETED = "deleted"  # where old checkpoints go at once, so that a kill leaves no half of one
 
 
 def describe(tree: Any) -> dict[str, str]:
@@ -86,12 +87,14 @@ class Checkpointer:
         if not is_remote(directory):
             self.directory = self.directory.absolute()
         self._writing: int | None = None
+        self._clear_deleted()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
+                todelete_subdir=_DELETED,
             ),
         )
 
@@ -117,6 +120,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax lets errors of several libraries through.
             raise self._unwritten(step, error) from error
+        self._clear_deleted()
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any], index: Any = None) -> None:
         """Begin to write a checkpoint; older ones beyond `keep` go once it is complete.
@@ -207,6 +211,11 @@ class Checkpointer:
         """
         self.wait()
         self._manager.close()
+
+    def _clear_deleted(self) -> None:
+        """Remove the checkpoints that Orbax has put aside; of a bucket it deletes them itself."""
+        if multihost.is_first() and not is_remote(self.directory):
+            remove_tree(self.directory / _DELETED)
 
     def _unreadable(self, step: int, error: Exception) -> UserError:
         return UserError(

@@ -107,7 +107,7 @@ def complete(run: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
-def wait_for_a_step(run: Path) -> None:
+def wait_for_a_step(run: Path, child: int) -> None:
     """Wait until the present life has taken one.
 
     It begins by taking away the rows behind its checkpoint, then adds its own.
@@ -120,19 +120,22 @@ def wait_for_a_step(run: Path) -> None:
         least = min(least, now)
         return now > least
 
-    wait_until(taken, f"no step after step {least}")
+    wait_until(taken, child, f"no step after step {least}")
 
 
-def wait_for_a_checkpoint(run: Path) -> None:
+def wait_for_a_checkpoint(run: Path, child: int) -> None:
     """Wait until the present life has completed one."""
     before = max(complete(run), default=0)
-    wait_until(lambda: max(complete(run), default=0) > before, f"no checkpoint after {before}")
+    newer = f"no checkpoint after {before}"
+    wait_until(lambda: max(complete(run), default=0) > before, child, newer)
 
 
-def wait_until(done: Callable[[], bool], failure: str) -> None:
+def wait_until(done: Callable[[], bool], child: int, failure: str) -> None:
     for _ in range(60_000):
         if done():
             return
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert ended is None, f"the life ended by itself ({ended.si_status}): {failure}"
         time.sleep(0.01)
     raise TimeoutError(failure)
 
@@ -147,7 +150,7 @@ def main() -> None:
         if number % 5 == 0:  # also while it starts and restores
             time.sleep(draw.uniform(0, 2.0))
         else:  # two of five get on by a checkpoint, however slow the machine is
-            (wait_for_a_checkpoint if number % 2 else wait_for_a_step)(run)
+            (wait_for_a_checkpoint if number % 2 else wait_for_a_step)(run, child)
             time.sleep(draw.uniform(0, 0.25))
         noted = complete(run)
         os.kill(child, signal.SIGKILL)
@@ -155,7 +158,7 @@ def main() -> None:
         assert os.WIFSIGNALED(status), f"the life ended by itself: {status}"
         lives.append({"step": last_step(run), "complete": noted, "left": complete(run)})
     child = live(folder, "killed", NO_END)
-    wait_for_a_step(run)
+    wait_for_a_step(run, child)
     os.kill(child, signal.SIGTERM)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     asked = {"code": code, "step": last_step(run), "left": complete(run)}

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -65,6 +68,46 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
         saver.save(step, make_state(step), {"index_version": step})
     assert saver.steps() == [2, 3]
     assert [saver.read_notes(step)["index_version"] for step in saver.steps()] == [2, 3]
+
+
+def test_an_old_checkpoint_is_renamed_before_it_is_taken_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill on the way would leave half of one, which counts by its name."""
+    removed: list[str] = []
+
+    def noting(remove: Callable[..., None]) -> Callable[..., None]:
+        def note(path: Any, *args: Any, **named: Any) -> None:
+            removed.append(str(path))
+            remove(path, *args, **named)
+
+        return note
+
+    monkeypatch.setattr(os, "unlink", noting(os.unlink))
+    monkeypatch.setattr(shutil, "rmtree", noting(shutil.rmtree))
+    saver = Checkpointer(tmp_path, CheckpointConfig(keep=1))
+    for step in (1, 2, 3):
+        saver.save(step, make_state(step), {})
+    saver.wait()
+    assert any(str(tmp_path) in path for path in removed)
+    for step in (1, 2):
+        assert not [path for path in removed if path.startswith(str(tmp_path / str(step)))]
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_what_a_kill_left_of_an_old_checkpoint_is_cleared_away(tmp_path: Path) -> None:
+    saver = Checkpointer(tmp_path, CheckpointConfig(keep=2))
+    for step in (1, 2):
+        saver.save(step, make_state(step), {})
+    saver.close()
+    (tmp_path / "deleted").mkdir()
+    (tmp_path / "1").rename(tmp_path / "deleted" / "1")
+    shutil.rmtree(tmp_path / "deleted" / "1" / "notes")
+
+    again = Checkpointer(tmp_path, CheckpointConfig(keep=2))
+    assert again.steps() == [2]
+    assert again.restore(make_state(0)) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
