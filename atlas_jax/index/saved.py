@@ -308,12 +308,15 @@ def load_index(
 
 
 def _is_index_folder(folder: Path) -> bool:
-    names = [path.name for path in folder.iterdir()]
-    return all(name.startswith((_MANIFEST, f".{_MANIFEST}", "embeddings-")) for name in names)
+    names = [path.name.lstrip(".") for path in folder.iterdir()]  # dots: half-written
+    return all(name.startswith((_MANIFEST, "embeddings-")) for name in names)
 
 
 def _remove_unnamed(folder: Path) -> None:
-    """Remove arrays that `index.json` does not name: an older version, or a failed one."""
+    """Remove what a kill left, and arrays that `index.json` does not name: older or failed."""
+    for path in folder.glob(".*"):
+        if path.name != _PROGRESS:
+            path.unlink(missing_ok=True)
     try:
         named = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["embeddings"]
     except (OSError, ValueError, KeyError):  # no index yet, or a damaged one

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,33 @@ def test_a_build_goes_on_where_an_earlier_attempt_ended(make_store, tmp_path, en
     got = load_index(folder, store, encoder).embeddings_ne
     np.testing.assert_array_equal(got, embeddings(30))
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_kill_at_any_write_leaves_what_the_next_attempt_can_go_on_with(
+    make_store, tmp_path, monkeypatch
+):
+    store, folder, left = make_store(), tmp_path / "index", []
+    fsync = os.fsync
+
+    def copied(file):  # what a kill would leave now
+        left.append(tmp_path / f"left{len(left)}")
+        shutil.copytree(folder, left[-1])
+        fsync(file)
+
+    def build(folder):
+        with resumable_index(folder, store, "enc", 8) as made:
+            for rows in range(made.first, 30, 10):
+                made.embeddings_ne[rows : rows + 10] = embeddings(30)[rows : rows + 10]
+                made.stored(rows + 10)
+            return made.first
+
+    monkeypatch.setattr(os, "fsync", copied)
+    build(folder)
+    monkeypatch.undo()
+    assert [build(one) for one in left] == [0, 10, 20, 30]
+    for one in left:
+        np.testing.assert_array_equal(load_index(one, store, "enc").embeddings_ne, embeddings(30))
+        assert len(list(one.iterdir())) == 2
 
 
 PEAK_SCRIPT = """
