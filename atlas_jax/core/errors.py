@@ -1,4 +1,4 @@
-"""The one base class of every error that a user's input can cause, and a help for typos."""
+"""The one base class of every error that a user's input can cause, and helps to word one."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,11 @@ class UserError(ValueError):
     The message names what is at fault and what would be right, so the launcher
     prints it alone, without a traceback, and exits with code 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The start of an error's text on one line, for another error to quote; never empty."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from jax._src import clusters, distributed  # for `expected`, `joined`: JAX has 
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, one_line
 
 MODES = ("auto", "on", "off")
 _ADDRESS = re.compile(r".+:\d{1,5}")
@@ -71,10 +71,10 @@ def start(flags: argparse.Namespace) -> None:
             flags.coordinator_address, flags.process_count, flags.process_index
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the processes of this run cannot be joined ({reason}); give --coordinator_address, "
-            "--process_count and --process_index, or --multihost=off for this process alone"
+            f"the processes of this run cannot be joined ({one_line(error)}); give "
+            "--coordinator_address, --process_count and --process_index, or --multihost=off for "
+            "this process alone"
         ) from error
 
 

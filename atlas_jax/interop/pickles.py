@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, one_line
 
 _MARK = object()
 _BITS = 128  # of a number, more than any checkpoint has
@@ -61,7 +61,7 @@ def load_plain(file: BinaryIO, source: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{source}: not a whole pickle: {_one_line(error)}") from None
+        raise UserError(f"{source}: not a whole pickle: {one_line(error)}") from None
 
 
 def interpret(
@@ -90,7 +90,7 @@ def interpret(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{source}: not a whole pickle: {_one_line(error)}") from None
+        raise UserError(f"{source}: not a whole pickle: {one_line(error)}") from None
     raise UserError(f"{source}: not a whole pickle: it does not end")
 
 
@@ -361,7 +361,3 @@ def _instruction(source: str, name: str) -> UserError:
     return UserError(
         f"{source}: refused: the pickle holds the instruction {name}, which no checkpoint needs"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorstore
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 MANIFEST = "manifest.ocdbt"
@@ -151,8 +151,3 @@ def read_array(
         return read((slice(None),) * axis + (i,))
 
     return Tensor(tuple(shape), dtype, lambda: read(...), where, (name,), read_slice)
-
-
-def one_line(error: BaseException) -> str:
-    """The start of an error's text."""
-    return " ".join(str(error).split())[:200]

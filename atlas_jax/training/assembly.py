@@ -31,14 +31,9 @@ from atlas_jax.reader.induction import wire_induction
 from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
-from atlas_jax.training.checkpoint import (
-    ModelPart,
-    check_params,
-    load_model,
-    load_tokenizer,
-    save_model,
-)
 from atlas_jax.training.config import ModelConfig
+from atlas_jax.training.matching import check_params
+from atlas_jax.training.model_folder import ModelPart, load_model, load_tokenizer, save_model
 from atlas_jax.training.state import (
     PARTS,
     Models,

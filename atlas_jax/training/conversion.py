@@ -27,7 +27,7 @@ from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.checkpoint import open_model, replaced_directory, write_folder_config
+from atlas_jax.training.model_folder import open_model, replaced_directory, write_folder_config
 from atlas_jax.training.verification import Verifier
 
 SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")

@@ -35,7 +35,7 @@ from atlas_jax.training.assembly import (
     load_retriever,
     load_tokenizers,
 )
-from atlas_jax.training.checkpoint import Checkpointer, ModelPart, save_model
+from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
     CHECKPOINTS,
@@ -54,6 +54,7 @@ from atlas_jax.training.contrastive_step import (
 from atlas_jax.training.corpus import open_store
 from atlas_jax.training.data import DataConfig
 from atlas_jax.training.metrics import RunLog
+from atlas_jax.training.model_folder import ModelPart, save_model
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ

@@ -16,8 +16,8 @@ from atlas_jax.interop.safetensors_files import read_file, write_file
 from atlas_jax.interop.tensors import of_array
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.training import conversion
-from atlas_jax.training.checkpoint import load_model
 from atlas_jax.training.conversion import convert
+from atlas_jax.training.model_folder import load_model
 from benchmarks import conversion_memory
 from tests.interop import small
 
