@@ -22,6 +22,13 @@ def test_this_jax_knows_the_options():
     assert jax.jit(lambda x: x @ x, compiler_options=options)(jax.numpy.eye(3)).sum() == 3
 
 
+def test_with_them_a_nan_is_not_lost():
+    softmax = jax.jit(jax.nn.softmax, compiler_options=compiler.encoder_options())
+    for position in (0, 5, 63):
+        logits = jax.numpy.zeros((4, 64)).at[1, position].set(jax.numpy.nan)
+        assert jax.numpy.isnan(softmax(logits)).all(axis=1).tolist() == [False, True, False, False]
+
+
 def test_unknown_options_are_left_out(monkeypatch):
     monkeypatch.setattr(compiler, "_CPU_OPTIONS", {"xla_cpu_no_such_option": ""})
     assert compiler.encoder_options() is None
