@@ -1,7 +1,10 @@
 """How fast a run is, measured against what its devices could do, and traces of single steps."""
 
 import argparse
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import gin
@@ -85,6 +88,45 @@ class Tracer:
             self._stop()
 
 
+class StepClock:
+    """Seconds per step, without what a run does between its steps.
+
+    Time begins when the results of the first step are there: that one compiles. Steps are taken
+    without waiting for them, so each end of a stretch of time waits for those that are under way.
+    """
+
+    def __init__(self) -> None:
+        """Begin with the first step."""
+        self._start: float | None = None
+        self._steps = 0
+
+    def stepped(self, results: Any) -> None:
+        """Count a step; `results` are waited for after the first alone."""
+        if self._start is not None:
+            self._steps += 1
+            return
+        jax.block_until_ready(results)
+        self._start = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self, results: Any) -> Iterator[None]:
+        """Wait for `results` of the steps so far, then leave out the time until the block ends."""
+        jax.block_until_ready(results)
+        before = time.monotonic()
+        yield
+        if self._start is not None:
+            self._start += time.monotonic() - before
+
+    def lap(self) -> float | None:
+        """Seconds per step since the last call, whose results are there; None without a step."""
+        if self._start is None or not self._steps:
+            return None
+        now = time.monotonic()
+        seconds = (now - self._start) / self._steps
+        self._start, self._steps = now, 0
+        return seconds
+
+
 def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> float:
     """Model FLOPs of a training step, over all devices.
 
@@ -133,8 +175,11 @@ class Speed:
         self._peak = peak * jax.device_count()
         self._flops = step_flops(params, batch, config, k, passage)
 
-    def of(self, seconds: float) -> dict[str, float]:
+    def of(self, seconds: float | None) -> dict[str, float]:
         """Metrics of a step that took so long.
+
+        Args:
+          seconds: None where no step was timed; then there is nothing but the memory.
 
         Returns:
           `seconds_per_step`; `tokens_per_second`, of reader inputs and targets, padding
@@ -142,16 +187,18 @@ class Speed:
           bytes of the fullest of this process's devices, where their backend tells; `mfu`, from
           0 to 1, where the device's peak is known.
         """
-        found = {"seconds_per_step": seconds, "tokens_per_second": self._tokens / seconds}
-        if self._passages:
-            found["passages_per_second"] = self._passages / seconds
+        found = {}
+        if seconds is not None:
+            found = {"seconds_per_step": seconds, "tokens_per_second": self._tokens / seconds}
+            if self._passages:
+                found["passages_per_second"] = self._passages / seconds
+            if self._peak:
+                found["mfu"] = self._flops / seconds / self._peak
         memory = [device.memory_stats() or {} for device in jax.local_devices()]
         for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
             used = [one[key] for one in memory if key in one]
             if used:
                 found[name] = max(used) / 1e9
-        if self._peak:
-            found["mfu"] = self._flops / seconds / self._peak
         return found
 
 
