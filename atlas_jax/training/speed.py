@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gin
@@ -127,6 +127,45 @@ class StepClock:
         return seconds
 
 
+class Speed:
+    """A step's time as rates, memory and utilisation."""
+
+    def __init__(self, flops: float, counts: Mapping[str, int]) -> None:
+        """Keep what a step does, over all devices.
+
+        Args:
+          flops: model FLOPs.
+          counts: of tokens and other things that it takes in, by their names.
+        """
+        self._flops, self._counts = flops, counts
+        peak = ProfileConfig().peak_flops or peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak * jax.device_count()
+
+    def of(self, seconds: float | None) -> dict[str, float]:
+        """Metrics of a step that took so long.
+
+        Args:
+          seconds: None where no step was timed; then there is nothing but the memory.
+
+        Returns:
+          `seconds_per_step`; `tokens_per_second` and the like, a rate of each count; `hbm_gb` and
+          `hbm_peak_gb`, 10^9 bytes of the fullest of this process's devices, where their backend
+          tells; `mfu`, from 0 to 1, where the device's peak is known.
+        """
+        found = {}
+        if seconds is not None:
+            rates = {f"{name}_per_second": n / seconds for name, n in self._counts.items()}
+            found = {"seconds_per_step": seconds, **rates}
+            if self._peak:
+                found["mfu"] = self._flops / seconds / self._peak
+        memory = [device.memory_stats() or {} for device in jax.local_devices()]
+        for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
+            used = [one[key] for one in memory if key in one]
+            if used:
+                found[name] = max(used) / 1e9
+        return found
+
+
 def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> float:
     """Model FLOPs of a training step, over all devices.
 
@@ -161,45 +200,34 @@ def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage
     return total
 
 
-class Speed:
-    """A step's time as rates, memory and utilisation."""
+def step_speed(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> Speed:
+    """Of a training step; arguments as in `step_flops`.
 
-    def __init__(
-        self, params: Params, batch: Batch, config: StepConfig, k: int, passage: int
-    ) -> None:
-        """Work out what a step does; arguments as in `step_flops`."""
-        rows = batch.query_tokens_bq.shape[0]
-        self._tokens = rows * k * config.reader_length + batch.target_tokens_bt.size
-        self._passages = rows * k if passage else 0
-        peak = ProfileConfig().peak_flops or peak_flops(jax.devices()[0].device_kind)
-        self._peak = peak * jax.device_count()
-        self._flops = step_flops(params, batch, config, k, passage)
+    Counted are the tokens of reader inputs and targets, padding included, and the passages read.
+    """
+    rows = batch.query_tokens_bq.shape[0]
+    counts = {"tokens": rows * k * config.reader_length + batch.target_tokens_bt.size}
+    if passage:
+        counts["passages"] = rows * k
+    return Speed(step_flops(params, batch, config, k, passage), counts)
 
-    def of(self, seconds: float | None) -> dict[str, float]:
-        """Metrics of a step that took so long.
 
-        Args:
-          seconds: None where no step was timed; then there is nothing but the memory.
+def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: bool) -> float:
+    """Model FLOPs of a step of the retriever's pretraining, over all devices.
 
-        Returns:
-          `seconds_per_step`; `tokens_per_second`, of reader inputs and targets, padding
-          included; `passages_per_second` where any are read; `hbm_gb` and `hbm_peak_gb`, 10^9
-          bytes of the fullest of this process's devices, where their backend tells; `mfu`, from
-          0 to 1, where the device's peak is known.
-        """
-        found = {}
-        if seconds is not None:
-            found = {"seconds_per_step": seconds, "tokens_per_second": self._tokens / seconds}
-            if self._passages:
-                found["passages_per_second"] = self._passages / seconds
-            if self._peak:
-                found["mfu"] = self._flops / seconds / self._peak
-        memory = [device.memory_stats() or {} for device in jax.local_devices()]
-        for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
-            used = [one[key] for one in memory if key in one]
-            if used:
-                found[name] = max(used) / 1e9
-        return found
+    Counted as in `step_flops`: the products of embeddings with each other and with the queue are
+    left out.
+
+    Args:
+      params: the retriever's, arrays or their shapes.
+      query_tokens: of all rows, padding included.
+      key_tokens: those of the passages or second crops, hard negatives included.
+      slow: whether keys come from the momentum encoder, forward alone.
+    """
+    one = params.get("encoder")
+    queries = 6.0 * _kernels(one or params["query_encoder"]) * query_tokens
+    keys = _kernels(one or params["passage_encoder"]) * key_tokens
+    return queries + (2.0 if slow else 6.0) * keys
 
 
 def _kernels(tree: Any, *parts: str) -> int:

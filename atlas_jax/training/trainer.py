@@ -57,7 +57,7 @@ from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import configured_optimizers
 from atlas_jax.training.sources import Source, check_rerank, make_source
-from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, StepClock, Tracer
+from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, StepClock, Tracer, step_speed
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
 from atlas_jax.training.step import StepConfig, compile_train_step, make_train_step
 
@@ -346,7 +346,7 @@ def _speed(config: TrainConfig, params: Params, batch: Batch) -> Speed:
     """What turns a step's time into rates."""
     step, closed_book = StepConfig(), config.passages == "none"
     passage = 0 if closed_book else StoreConfig().retriever_length
-    return Speed(params, batch, step, 1 if closed_book else step.k, passage)
+    return step_speed(params, batch, step, 1 if closed_book else step.k, passage)
 
 
 def _settings(run: _Run, step: int) -> dict[str, float]:
