@@ -132,6 +132,14 @@ def test_the_mesh_of_the_run_is_the_one_that_is_planned(calls: list[list[str]]) 
     assert ",".join(str(rest if size == -1 else size) for size in sizes) == flag(plan, "mesh")
 
 
+def test_the_page_gives_up_when_resume_does() -> None:
+    script = (ROOT / "tpu_scripts" / "resume.sh").read_text()
+    default = re.search(r"^FAILURES=(\d+)$", script, re.MULTILINE)
+    assert default is not None and f"(default {default[1]})" in script
+    word = ("first", "second", "third", "fourth", "fifth")[int(default[1]) - 1]
+    assert f"gives up at the {word} in a row (`--failures`)" in PAGE
+
+
 def test_store_and_index_are_built_as_the_run_reads_them(calls: list[list[str]]) -> None:
     files, bindings = gin_words(words_of(calls, "train"))
     load_gin(files, bindings)

@@ -349,6 +349,16 @@ def test_a_bucket_is_mounted_on_every_host_also_when_a_slice_is_made_again():
     assert mount in again
 
 
+def test_a_share_is_mounted_on_every_host_also_when_a_slice_is_made_again():
+    *_, mount = dry_run("setup.sh", "--share", "10.0.0.2:/mine")
+    assert "--worker=all" in mount
+    assert "mount -t nfs 10.0.0.2:/mine /mnt/mine" in " ".join(mount)
+    both = ["--share", "10.0.0.2:/mine", "--bucket", "b"]
+    again = dry_run("resume.sh", "--type", "v4-8", *both, "--", "train")
+    assert mount in again
+    assert "/mnt/b" in " ".join(again[again.index(mount) + 1])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -376,6 +386,10 @@ def test_a_bucket_is_mounted_on_every_host_also_when_a_slice_is_made_again():
             )
             for wrong, expected in (
                 (["--every", "1m"], "--every 1m: expected a number of seconds, as 60"),
+                (
+                    ["--share", "10.0.0.2"],
+                    "--share 10.0.0.2: expected SERVER:/NAME, as 10.0.0.2:/atlas",
+                ),
                 (["--failures", "0"], "--failures 0: expected 1 or more, as 3"),
             )
         ),

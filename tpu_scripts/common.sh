@@ -114,6 +114,12 @@ accelerator_of() {
     esac
 }
 
+# check_share SHARE: refuse what setup.sh could not mount.
+check_share() {
+    [[ -z "$1" || "$1" =~ ^[A-Za-z0-9.-]+:/[A-Za-z0-9_-]+$ ]] ||
+        die "--share $1: expected SERVER:/NAME, as 10.0.0.2:/atlas"
+}
+
 # The state of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED ...
 state() {
     tpus queued-resources describe "$TPU_NAME" --format='value(state.state)'

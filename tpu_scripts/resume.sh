@@ -8,7 +8,7 @@
 #
 #   --type TYPE      as in create.sh, used if the slice has to be made again (required)
 #   --spot           as in create.sh
-#   --bucket NAME    as in setup.sh
+#   --bucket NAME, --share SERVER:/NAME   as in setup.sh
 #   --every SECONDS  between two looks at the run (default 60)
 #   --failures N     give up at the Nth end in a row that was no preemption, so after N starts, and
 #                    at the Nth attempt in a row that gave no slice (default 3)
@@ -23,6 +23,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 TYPE=""
 CREATE=()
 SETUP=()
+SHARE=""
 EVERY=60
 FAILURES=3
 
@@ -31,6 +32,7 @@ own_flag() {
     --type) TYPE="$2" && return 2 ;;
     --spot) CREATE+=(--spot) && return 1 ;;
     --bucket) SETUP+=(--bucket "$2") && return 2 ;;
+    --share) SHARE="$2" && SETUP+=(--share "$2") && return 2 ;;
     --every) EVERY="$2" && return 2 ;;
     --failures) FAILURES="$2" && return 2 ;;
     esac
@@ -39,7 +41,9 @@ own_flag() {
 
 parse_flags "$@"
 [[ -n "$TYPE" ]] || die "which accelerator? --type v4-8"
-accelerator_of "$TYPE" >/dev/null # now, not after the first preemption
+# What setup.sh and create.sh would refuse: now, not after the first preemption.
+accelerator_of "$TYPE" >/dev/null
+check_share "$SHARE"
 CREATE+=(--type "$TYPE")
 [[ "$EVERY" =~ ^[0-9]+$ ]] || die "--every $EVERY: expected a number of seconds, as 60"
 [[ "$FAILURES" =~ ^[1-9][0-9]*$ ]] || die "--failures $FAILURES: expected 1 or more, as 3"
