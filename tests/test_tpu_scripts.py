@@ -158,8 +158,8 @@ def test_on_the_host_the_exit_code_is_noted_also_after_a_stop(
 
 
 # Stands for gcloud. Each look at the slice finds the next line of `states`, of which the last one
-# stays; each look at the run the next of `codes`; a request or a copy onto the hosts fails for each
-# line of `requests` or `copies` that is `no`.
+# stays; each look at the run the next of `codes`; a request, a copy onto the hosts or a start fails
+# for each line of `requests`, `copies` or `launches` that is `no`.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$HOME/calls"
 next() {
@@ -184,6 +184,7 @@ case "$*" in
     ;;
 *"queued-resources create"*) [ "$(next requests)" != no ] || exit 1 ;;
 *" scp "*) [ "$(next copies)" != no ] || exit 255 ;;
+*"nohup bash run.sh"*) [ "$(next launches)" != no ] || exit 1 ;;
 esac
 """
 
@@ -193,7 +194,7 @@ class Case:
     """What resume.sh finds, and what it is to do.
 
     Attributes:
-      codes, states, requests, copies: lines for `GCLOUD`.
+      codes, states, requests, copies, launches: lines for `GCLOUD`.
       starts: of the run.
       asked: requests for a slice.
       deleted: slices deleted.
@@ -206,6 +207,7 @@ class Case:
     states: list[str] = dataclasses.field(default_factory=lambda: ["ACTIVE"])
     requests: list[str] = dataclasses.field(default_factory=list)
     copies: list[str] = dataclasses.field(default_factory=list)
+    launches: list[str] = dataclasses.field(default_factory=list)
     starts: int = 1
     asked: int = 0
     deleted: int = 0
@@ -274,6 +276,9 @@ RESUMED = {
     "hosts never let anybody in": Case(
         [], ["NOT_FOUND", "ACTIVE"], copies=["no"] * 3, asked=1, set_up=3, starts=0, ends=2
     ),
+    "a slice that is there was never set up": Case(
+        ["none", "0"], launches=["no"], starts=2, set_up=1
+    ),
     "a slice is taken away while it is set up": Case(
         DONE,
         ["NOT_FOUND", *["ACTIVE", "SUSPENDED", "NOT_FOUND"] * 4, "ACTIVE"],
@@ -288,7 +293,7 @@ def test_resume_keeps_a_run_going_until_it_is_done(tmp_path: Path, what: str) ->
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(GCLOUD)
     gcloud.chmod(0o755)
-    for name in ("codes", "states", "requests", "copies"):
+    for name in ("codes", "states", "requests", "copies", "launches"):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in getattr(case, name)))
     done = subprocess.run(
         [str(SCRIPTS / "resume.sh"), "--name", "atlas", "--zone", "z", "--type", "v4-8"]

@@ -128,7 +128,11 @@ while true; do
     have_slice
     # Stop what a host may still be doing whose neighbours have ended, then start on all.
     "$here/stop.sh" >/dev/null 2>&1 || true
-    "$here/run.sh" -- "${ARGUMENTS[@]}" || say "could not be started on every host"
+    if ! "$here/run.sh" -- "${ARGUMENTS[@]}"; then
+        # A slice that an interrupted resume.sh asked for is there and was never set up.
+        say "could not be started on every host; setting it up for the next start"
+        "$here/setup.sh" "${SETUP[@]}" || say "the slice could not be set up"
+    fi
     missed=0
     while true; do
         sleep "$EVERY"
