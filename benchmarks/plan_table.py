@@ -29,12 +29,14 @@ from atlas_jax.core.chips import GIB, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.plan import UNREAD
-from atlas_jax.planning.report import versions
+from atlas_jax.planning.report import DISAGREEMENT, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 ROWS, TABLE = DOCS / "plan_rows.json", DOCS / "plan_table.md"
 PASSAGES = 37_000_000
+# As the page orders them. `Row` takes any recipe of `gin/runs/`; one more has to be named here.
+RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
 # What makes figures of a program.
 READING = (
     "core/chips", "planning/estimate", "planning/flops", "planning/hlo", "planning/hlo_text",
@@ -50,7 +52,8 @@ class Row:
 
     Attributes:
       where: the slice.
-      mesh: data,fsdp,model; they divide the batch of 64 (mlm_pretrain: 128) / accumulate.
+      recipe: of `RECIPES`; it sets batch, k and lengths.
+      mesh: data,fsdp,model; data x fsdp divides the recipe's batch / accumulate.
       remat: rematerialisation policy of both models; empty: as shipped.
       accumulate: microbatches per step.
       index: type of the embeddings.
@@ -302,6 +305,11 @@ def page(rows: dict[str, Any]) -> str:
         "Written by `make plan-table` from `plan_rows.json`; [plan.md](plan.md) says what the",
         f"columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
         "",
+        *_recipes(rows),
+        "",
+        f"`?` behind seconds and MFU: the compiled program has over {DISAGREEMENT:.0%} more or",
+        "fewer products than were counted. Chips repeat work, or a loop's length was not read.",
+        "",
         "## The smallest slice that fits",
         "",
         "Of those that were tried and are not stale.",
@@ -333,6 +341,19 @@ def page(rows: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _recipes(rows: dict[str, Any]) -> list[str]:
+    """What each recipe that has rows sets, a line each."""
+    found: dict[str, str] = {}
+    for row in ROW_LIST:
+        if row.name in rows:
+            plan = rows[row.name]["plan"]
+            found[row.recipe] = (
+                f"- `{row.recipe}`: {plan['batch_size']} queries a step, each with k = {plan['k']} "
+                f"passages; {plan['reader_length']} tokens of question and passage."
+            )
+    return [found[recipe] for recipe in RECIPES if recipe in found]
+
+
 def _common_versions(rows: dict[str, Any]) -> dict[str, str]:
     """The versions that most rows were made with."""
     texts = [json.dumps(made["plan"]["versions"]) for made in rows.values()]
@@ -362,16 +383,16 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             how += ["mesh/sequence.gin"] if row.sequence else []
             cells = [row.where + (f" ({', '.join(how)})" if how else "")]
             cells += [f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
-            cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", f"{train['step_seconds']:.2f}"]
+            cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", _least(train)[0]]
             lines.append("| " + " | ".join((*kind, *cells, _smaller(row.slice, made))) + " |")
     return lines
 
 
-def _place(kind: tuple[str, str, str, str]) -> tuple[bool, bool, int, str]:
-    """Where a kind stands: the full recipe first, bfloat16 first, small models first."""
+def _place(kind: tuple[str, str, str, str]) -> tuple[int, bool, int, str]:
+    """Where a kind stands: as `RECIPES` has it, bfloat16 first, small models first."""
     model, recipe, index, chip = kind
     size = ("base", "large", "xl", "xxl").index(model)
-    return recipe != "nq_full", index != "bfloat16", size, chip
+    return RECIPES.index(recipe), index != "bfloat16", size, chip
 
 
 def _smaller(fits: Slice, made: list[tuple[Row, dict[str, Any]]]) -> str:
@@ -408,6 +429,12 @@ def _seconds(plan: dict[str, Any]) -> float:
     return float(plan["programs"][0]["step_seconds"])
 
 
+def _least(train: dict[str, Any]) -> tuple[str, str]:
+    """Least seconds and MFU, with a mark where `plan` warns of the products it counted."""
+    mark = " ?" if abs(train["compiled_to_counted_flops"] - 1) > DISAGREEMENT else ""
+    return f"{train['step_seconds']:.2f}{mark}", f"{train['mfu']:.0%}{mark}"
+
+
 def _cells(plan: dict[str, Any]) -> list[str]:
     train = plan["programs"][0]
     terms = train["bytes_per_chip"]
@@ -421,7 +448,8 @@ def _cells(plan: dict[str, Any]) -> list[str]:
     cells += [gib("index embeddings", "index tokens")]
     cells += [gib("temporaries") if _is_compiled(train) else ""]
     if "step_seconds" in train:
-        cells += [f"{train['step_seconds']:.2f}", train["binding"], f"{train['mfu']:.0%}"]
+        seconds, mfu = _least(train)
+        cells += [seconds, train["binding"], mfu]
     else:
         cells += ["", "", ""]
     largest = train["largest_index"]

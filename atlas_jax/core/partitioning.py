@@ -2,8 +2,9 @@
 
 Modules name the axes of their arrays (``batch``, ``embed``, ``heads``...). Rules map
 those names to mesh axes, first match wins and a mesh axis is used once per array, as
-in T5X. Nothing else in the project mentions a mesh axis, except the index, which is
-spread over all devices of a slice and repeated on each slice.
+in T5X. Nothing else in the project mentions a mesh axis, except the passage index: no
+rule moves it, it is spread over all devices of a slice (``index_axes``) and repeated on
+each slice.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ Rule = tuple[str, str | tuple[str, ...] | None]
 
 STANDARD_RULES: tuple[Rule, ...] = (
     ("batch", ("dcn", "data", "fsdp")),
-    ("index", SLICE_AXES),
+    ("index", SLICE_AXES),  # the queue of contrastive pretraining; a passage index: `index_axes`
     ("vocab", "model"),
     ("mlp", "model"),
     ("heads", "model"),

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 # Okabe and Ito's colour-blind safe hues: baselines in grey and pale, the full method in front.
-_COLOURS = ("#b8bfc7", "#9ecae8", "#e6b34a", "#3a87c0", "#0b3c5d")
+_COLOURS = ("#b8bfc7", "#9ecae8", "#e6b34a", "#3a87c0", "#cc79a7", "#0b3c5d")
 INK = "#24292f"
 STYLE: dict[str, Any] = {
     "font.size": 10.5,

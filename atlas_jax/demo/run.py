@@ -2,8 +2,9 @@
 
 Prepares corpus and questions and indexes the corpus with the shipped nano model. 64 questions
 teach the reader which value their words mean and the retriever which passage, and then the whole
-task in three ways: closed book, with the retriever as shipped, with the taught one trained along.
-Each is evaluated on countries that no training question names; at last passages are swapped.
+task in four ways: closed book, with the retriever as shipped, with the taught one, with the taught
+one trained along. Each is evaluated on countries that no training question names; at last passages
+are swapped.
 Everything runs through the same entry points that users run; each command is shown.
 """
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, choices=factbook.FEW_SHOT_SEEDS, default=0,
                         help="which 64 questions")  # fmt: skip
     parser.add_argument("bindings", nargs="*", metavar="--gin.NAME=value",
-                        help="bindings for the three runs of the whole task")  # fmt: skip
+                        help="bindings for the four runs of the whole task")  # fmt: skip
     arguments = list(sys.argv[1:] if argv is None else argv)
     bindings = [a for a in arguments if a.startswith("--gin.")]
     options = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])

@@ -69,6 +69,7 @@ class Freshness:
         self._corpus, self._policy, self._meter = corpus, RefreshPolicy(), StalenessConfig()
         # The step at which all rows were last embedded at once, and slices since then.
         self._whole_at, self._slices = 0, 0
+        self._has_rolled = False  # in this process
         count = corpus.store.count
         if self._policy.rolling_rows > count:
             raise UserError(
@@ -94,6 +95,11 @@ class Freshness:
             probe, static_argnames="dtype", out_shardings=partitioning.replicated(mesh)
         )
 
+    def pauses(self, done: int) -> bool:
+        """Whether training stands still in `before_step`: for a slice only while it compiles."""
+        compiles = self._policy.rolls(done) and not self._has_rolled
+        return self._policy.due(done) or self._meter.due(done) or compiles
+
     def before_step(self, done: int, params: Params, batch: Batch) -> dict[str, float]:
         """Refresh and measure what is due once `done` steps are done.
 
@@ -112,6 +118,7 @@ class Freshness:
         elif self._policy.rolls(done):
             self._corpus.roll(params, self._policy.rolling_rows)
             self._slices += 1
+            self._has_rolled = True
         if not self._meter.due(done):
             return {}
         stale_pe = self._corpus.embeddings_of(self._rows_p)

@@ -14,7 +14,7 @@ import gin
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import dump_config
@@ -23,8 +23,9 @@ from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.paths import as_path
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import Array, Params
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair
+from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.registry import get_task
@@ -56,21 +57,46 @@ from atlas_jax.training.data import DataConfig
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.model_folder import ModelPart, save_model
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.speed import (
+    TRACES,
+    ProfileConfig,
+    Speed,
+    StepClock,
+    Tracer,
+    contrastive_flops,
+)
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the loop works with and does not replace.
+
+    Attributes:
+      rows: where a batch lies.
+      length: of a passage in tokens.
+    """
+
+    step: CompiledOnce
+    batches: Any
+    store: PassageStore
+    rows: Sharding
+    checkpoints: Checkpointer
+    length: int
 
 
 def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
     """Train until `total_steps`, going on from the run's last checkpoint if there is one.
 
-    Reads ModelConfig, CorpusConfig, ContrastiveConfig, CheckpointConfig and
+    Reads ModelConfig, CorpusConfig, ContrastiveConfig, CheckpointConfig, ProfileConfig and
     retriever/OptimizerConfig from gin. Ends with the model folder `model_dir/final`, which
     holds the retriever alone.
 
     Raises:
       UserError: any of them at fault, or a checkpoint of another model.
     """
-    directory, saving = as_path(config.model_dir), CheckpointConfig()
+    directory = as_path(config.model_dir)
     with active_mesh() as (mesh, rules):
         model_config = ModelConfig()
         model, params, tokenizer = load_retriever(model_config, config.seed)
@@ -80,39 +106,74 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         batches = query_pairs(store, tokenizers, config) if config.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
-        checkpoints = Checkpointer(directory / CHECKPOINTS, saving)
+        checkpoints = Checkpointer(directory / CHECKPOINTS, CheckpointConfig())
         found = checkpoints.restore(state)
         if found is not None:
             state = found.state
             batches.set_state(found.notes["data"])
         if multihost.is_first():
             dump_config(directory / CONFIG_FILE)
-        first = int(state.step)
-        length = _longest(store)
-        with (
-            RunLog(directory, first, config.total_steps, multihost.is_first()) as log,
-            Preemption() as preemption,
-        ):
-            for step in range(first + 1, config.total_steps + 1):
-                queries, passage_rows = next(batches)
-                passages = store.retriever_tokens_nm[passage_rows, :length]
-                pair = multihost.place((queries, passages), rows)
-                state, metrics = step_fn(step, state, *pair)
-                log.advance()
-                if step % config.log_every == 0 or step == config.total_steps:
-                    log.write(step, "train", jax.device_get(metrics))
-                last = step == config.total_steps
-                stopping = preemption.reached(step) and not last
-                if last or stopping or (saving.every and step % saving.every == 0):
-                    checkpoints.save(step, state, {"data": batches.get_state()})
-                if stopping:
-                    checkpoints.close()
-                    raise Preempted(
-                        f"stopped at step {step}, which is saved; start it again to go on"
-                    )
+        run = _Run(step_fn, batches, store, rows, checkpoints, _longest(store))
+        first, writes = int(state.step), multihost.is_first()
+        with RunLog(directory, first, config.total_steps, writes) as log:
+            tracer = Tracer(ProfileConfig(), str(directory / TRACES))
+            with Preemption() as preemption, tracer:
+                state = _loop(config, run, state, log, preemption, tracer)
         checkpoints.close()
         _export(directory / FINAL, model, state, tokenizer, model_config.export_dtype)
     return state
+
+
+def _loop(
+    config: RetrieverTrainConfig,
+    run: _Run,
+    state: ContrastiveState,
+    log: RunLog,
+    preemption: Preemption,
+    tracer: Tracer,
+) -> ContrastiveState:
+    """Take the steps that are left.
+
+    Raises:
+      Preempted: the machine is about to be taken away; the last step is saved.
+    """
+    every, clock, speed = CheckpointConfig().every, StepClock(), None
+    for step in range(int(state.step) + 1, config.total_steps + 1):
+        tracer.before(step)
+        queries, passage_rows = next(run.batches)
+        passages = run.store.retriever_tokens_nm[passage_rows, : run.length]
+        pair = multihost.place((queries, passages), run.rows)
+        state, metrics = run.step(step, state, *pair)
+        clock.stepped(metrics)
+        tracer.after(step, metrics)
+        log.advance()
+        last = step == config.total_steps
+        if step % config.log_every == 0 or last:
+            values = dict(jax.device_get(metrics))  # waits for the step
+            speed = speed or _speed(config, state.params, *pair)
+            log.write(step, "train", values | speed.of(clock.lap()))
+        stopping = preemption.reached(step) and not last
+        if last or stopping or (every and step % every == 0):
+            with clock.paused(state):
+                run.checkpoints.save(step, state, {"data": run.batches.get_state()})
+        if stopping:
+            run.checkpoints.close()
+            raise Preempted(f"stopped at step {step}, which is saved; start it again to go on")
+    return state
+
+
+def _speed(
+    config: RetrieverTrainConfig, params: Params, queries: Array | None, passages: Array
+) -> Speed:
+    """What turns a step's time into rates; without queries the passages are cropped twice."""
+    contrastive = ContrastiveConfig()
+    if queries is None:
+        crops = passages.shape[0] * crop_width(passages.shape[1], contrastive)
+        tokens = (crops, crops)
+    else:
+        tokens = (queries.size, passages.size)
+    flops = contrastive_flops(params, *tokens, slow=bool(contrastive.momentum))
+    return Speed(flops, {"tokens": sum(tokens), "pairs": config.batch_size})
 
 
 def _make(

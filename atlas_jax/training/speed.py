@@ -1,7 +1,10 @@
 """How fast a run is, measured against what its devices could do, and traces of single steps."""
 
 import argparse
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gin
@@ -85,6 +88,84 @@ class Tracer:
             self._stop()
 
 
+class StepClock:
+    """Seconds per step, without what a run does between its steps.
+
+    Time begins when the results of the first step are there: that one compiles. Steps are taken
+    without waiting for them, so each end of a stretch of time waits for those that are under way.
+    """
+
+    def __init__(self) -> None:
+        """Begin with the first step."""
+        self._start: float | None = None
+        self._steps = 0
+
+    def stepped(self, results: Any) -> None:
+        """Count a step; `results` are waited for after the first alone."""
+        if self._start is not None:
+            self._steps += 1
+            return
+        jax.block_until_ready(results)
+        self._start = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self, results: Any) -> Iterator[None]:
+        """Wait for `results` of the steps so far, then leave out the time until the block ends."""
+        jax.block_until_ready(results)
+        before = time.monotonic()
+        yield
+        if self._start is not None:
+            self._start += time.monotonic() - before
+
+    def lap(self) -> float | None:
+        """Seconds per step since the last call, whose results are there; None without a step."""
+        if self._start is None or not self._steps:
+            return None
+        now = time.monotonic()
+        seconds = (now - self._start) / self._steps
+        self._start, self._steps = now, 0
+        return seconds
+
+
+class Speed:
+    """A step's time as rates, memory and utilisation."""
+
+    def __init__(self, flops: float, counts: Mapping[str, int]) -> None:
+        """Keep what a step does, over all devices.
+
+        Args:
+          flops: model FLOPs.
+          counts: of tokens and other things that it takes in, by their names.
+        """
+        self._flops, self._counts = flops, counts
+        peak = ProfileConfig().peak_flops or peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak * jax.device_count()
+
+    def of(self, seconds: float | None) -> dict[str, float]:
+        """Metrics of a step that took so long.
+
+        Args:
+          seconds: None where no step was timed; then there is nothing but the memory.
+
+        Returns:
+          `seconds_per_step`; `tokens_per_second` and the like, a rate of each count; `hbm_gb` and
+          `hbm_peak_gb`, 10^9 bytes of the fullest of this process's devices, where their backend
+          tells; `mfu`, from 0 to 1, where the device's peak is known.
+        """
+        found = {}
+        if seconds is not None:
+            rates = {f"{name}_per_second": n / seconds for name, n in self._counts.items()}
+            found = {"seconds_per_step": seconds, **rates}
+            if self._peak:
+                found["mfu"] = self._flops / seconds / self._peak
+        memory = [device.memory_stats() or {} for device in jax.local_devices()]
+        for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
+            used = [one[key] for one in memory if key in one]
+            if used:
+                found[name] = max(used) / 1e9
+        return found
+
+
 def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> float:
     """Model FLOPs of a training step, over all devices.
 
@@ -119,40 +200,34 @@ def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage
     return total
 
 
-class Speed:
-    """A step's time as rates, memory and utilisation."""
+def step_speed(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> Speed:
+    """Of a training step; arguments as in `step_flops`.
 
-    def __init__(
-        self, params: Params, batch: Batch, config: StepConfig, k: int, passage: int
-    ) -> None:
-        """Work out what a step does; arguments as in `step_flops`."""
-        rows = batch.query_tokens_bq.shape[0]
-        self._tokens = rows * k * config.reader_length + batch.target_tokens_bt.size
-        self._passages = rows * k if passage else 0
-        peak = ProfileConfig().peak_flops or peak_flops(jax.devices()[0].device_kind)
-        self._peak = peak * jax.device_count()
-        self._flops = step_flops(params, batch, config, k, passage)
+    Counted are the tokens of reader inputs and targets, padding included, and the passages read.
+    """
+    rows = batch.query_tokens_bq.shape[0]
+    counts = {"tokens": rows * k * config.reader_length + batch.target_tokens_bt.size}
+    if passage:
+        counts["passages"] = rows * k
+    return Speed(step_flops(params, batch, config, k, passage), counts)
 
-    def of(self, seconds: float) -> dict[str, float]:
-        """Metrics of a step that took so long.
 
-        Returns:
-          `seconds_per_step`; `tokens_per_second`, of reader inputs and targets, padding
-          included; `passages_per_second` where any are read; `hbm_gb` and `hbm_peak_gb`, 10^9
-          bytes of the fullest of this process's devices, where their backend tells; `mfu`, from
-          0 to 1, where the device's peak is known.
-        """
-        found = {"seconds_per_step": seconds, "tokens_per_second": self._tokens / seconds}
-        if self._passages:
-            found["passages_per_second"] = self._passages / seconds
-        memory = [device.memory_stats() or {} for device in jax.local_devices()]
-        for name, key in (("hbm_gb", "bytes_in_use"), ("hbm_peak_gb", "peak_bytes_in_use")):
-            used = [one[key] for one in memory if key in one]
-            if used:
-                found[name] = max(used) / 1e9
-        if self._peak:
-            found["mfu"] = self._flops / seconds / self._peak
-        return found
+def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: bool) -> float:
+    """Model FLOPs of a step of the retriever's pretraining, over all devices.
+
+    Counted as in `step_flops`: the products of embeddings with each other and with the queue are
+    left out.
+
+    Args:
+      params: the retriever's, arrays or their shapes.
+      query_tokens: of all rows, padding included.
+      key_tokens: those of the passages or second crops, hard negatives included.
+      slow: whether keys come from the momentum encoder, forward alone.
+    """
+    one = params.get("encoder")
+    queries = 6.0 * _kernels(one or params["query_encoder"]) * query_tokens
+    keys = _kernels(one or params["passage_encoder"]) * key_tokens
+    return queries + (2.0 if slow else 6.0) * keys
 
 
 def _kernels(tree: Any, *parts: str) -> int:

@@ -5,9 +5,9 @@ which version of the index is searched, or its embeddings. So a run that was kil
 the uninterrupted one bit for bit.
 """
 
+import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import configured_optimizers
 from atlas_jax.training.sources import Source, check_rerank, make_source
-from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, Tracer
+from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, StepClock, Tracer, step_speed
 from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
 from atlas_jax.training.step import StepConfig, compile_train_step, make_train_step
 
@@ -202,34 +202,48 @@ def _loop(
     due = first > 0 and _due(config.eval_every, first)
     if run.evaluation is not None and due and not _is_evaluated(run, first):
         _evaluate(run, run.evaluation, state.params, first, log)  # the run was ended before it
-    clock, counted, speed = time.monotonic(), first, None
+    clock, speed = StepClock(), None
     for step in range(first + 1, config.total_steps + 1):
         tracer.before(step)
         batch = run.place(next(run.batches))
         if run.freshness is not None:
-            measured = run.freshness.before_step(step - 1, state.params["retriever"], batch)
-            if measured:
-                log.write(step, "index", measured)
+            _freshen(run.freshness, step, state, batch, log, clock)
         state, metrics = run.step(step, state, run.source.of_batch(state.params, batch), batch)
+        clock.stepped(metrics)
         tracer.after(step, metrics)
         log.advance()
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
-            now = time.monotonic()
             speed = speed or _speed(config, state.params, batch)
-            values |= speed.of((now - clock) / (step - counted))
-            clock, counted = now, step
+            values |= speed.of(clock.lap())
             log.write(step, "train", {**values, **_settings(run, step)})
         stopping = preemption.reached(step) and not last
         if _due(saving.every, step) or last or stopping:
-            _save(run, step, state)
+            with clock.paused(state):
+                _save(run, step, state)
         if stopping:
             run.checkpoints.close()
             raise Preempted(f"stopped at step {step}, which is saved; start it again to go on")
         if run.evaluation is not None and _due(config.eval_every, step) and not last:
-            _evaluate(run, run.evaluation, state.params, step, log)
+            with clock.paused(state):
+                _evaluate(run, run.evaluation, state.params, step, log)
     return state
+
+
+def _freshen(
+    freshness: Freshness,
+    step: int,
+    state: TrainState,
+    batch: Batch,
+    log: RunLog,
+    clock: StepClock,
+) -> None:
+    """Refresh and measure what is due before a step."""
+    with clock.paused(state) if freshness.pauses(step - 1) else contextlib.nullcontext():
+        measured = freshness.before_step(step - 1, state.params["retriever"], batch)
+        if measured:
+            log.write(step, "index", measured)
 
 
 def _check(config: TrainConfig, step: StepConfig) -> None:
@@ -332,7 +346,7 @@ def _speed(config: TrainConfig, params: Params, batch: Batch) -> Speed:
     """What turns a step's time into rates."""
     step, closed_book = StepConfig(), config.passages == "none"
     passage = 0 if closed_book else StoreConfig().retriever_length
-    return Speed(params, batch, step, 1 if closed_book else step.k, passage)
+    return step_speed(params, batch, step, 1 if closed_book else step.k, passage)
 
 
 def _settings(run: _Run, step: int) -> dict[str, float]:

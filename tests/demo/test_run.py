@@ -65,7 +65,7 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
     assert run.main(["--out", str(out), "--checkpoint", "nano/x", "--gin.TRAIN_STEPS=3"]) == 0
     assert [name for name, _ in calls] == [
         "build_index", "evaluate", "train", "train_retriever", "build_index",
-        "train", "train", "train", "swap_index", "evaluate",
+        "train", "train", "train", "train", "swap_index", "evaluate",
     ]  # fmt: skip
     trained = [arguments for name, arguments in calls if name == "train"]
     [find] = [arguments for name, arguments in calls if name == "train_retriever"]
@@ -75,15 +75,16 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
         assert _value(teaching, "TRAIN_FILE").endswith("passages_pretraining.jsonl")
     assert all(_value(a, "TRAIN_STEPS") == "3" for a in trained)
     assert [_value(a, "MODEL_DIR").rsplit("/", 1)[1] for a in trained] == [
-        "closed_book", "fixed_retriever", "jointly_trained",
+        "closed_book", "fixed_retriever", "taught_retriever", "jointly_trained",
     ]  # fmt: skip
-    assert [_value(a, "RETRIEVER_TRAINING") for a in trained] == ["fixed", "fixed", None]
+    assert [_value(a, "RETRIEVER_TRAINING") for a in trained] == ["fixed", "fixed", "fixed", None]
     can_read, can_find = (_value(a, "MODEL_DIR") + "/final" for a in (read, find))
     readers = [_value(a, "INITIAL_CHECKPOINT_PATH") for a in trained]
-    assert readers == ["nano/x", can_read, can_read]
-    assert [_value(a, "ModelConfig.retriever") for a in trained] == ["nano/x", "nano/x", can_find]
+    assert readers == ["nano/x", can_read, can_read, can_read]
+    retrievers = [_value(a, "ModelConfig.retriever") for a in trained]
+    assert retrievers == ["nano/x", "nano/x", can_find, can_find]
     indices = [_value(a, "INDEX") for name, a in calls if name == "build_index"]
-    assert [_value(a, "INDEX") for a in trained] == [indices[0], *indices]
+    assert [_value(a, "INDEX") for a in trained] == [indices[0], *indices, indices[1]]
     shared = {"TRAIN_FILE", "EVAL_FILE", "STORE", "TrainConfig.seed"}
     for name in shared:
         assert len({_value(a, name) for a in trained}) == 1, name
@@ -104,7 +105,7 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
         "all",
     }
     printed = capsys.readouterr().out
-    for part in ("9/9", "$ atlas-jax train", "index swap", "jointly trained", "results.json"):
+    for part in ("10/10", "$ atlas-jax train", "index swap", "jointly trained", "results.json"):
         assert part in printed
 
 

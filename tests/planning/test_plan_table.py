@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gin
 import pytest
 
 from atlas_jax.core.chips import GIB
-from atlas_jax.core.config import gin_folder
-from atlas_jax.planning.report import versions
+from atlas_jax.core.config import gin_folder, load_gin
+from atlas_jax.plan import UNREAD
+from atlas_jax.planning.report import DISAGREEMENT, versions
+from atlas_jax.training.data import DataConfig
 from benchmarks import plan_table
 from benchmarks.plan_table import Row
 
@@ -19,7 +22,9 @@ SMALL, LARGE = (
 )
 
 
-def plan(seconds: float | None, peak: float = 8, **terms: int) -> dict[str, Any]:
+def plan(
+    seconds: float | None, peak: float = 8, agreement: float = 1.0, **terms: int
+) -> dict[str, Any]:
     train = {
         "mesh": "data=1 fsdp=16 model=1", "fits": seconds is not None,
         "bytes_per_chip": {"parameters": GIB, "optimiser": 2 * GIB, "index tokens": GIB // 2}
@@ -28,7 +33,11 @@ def plan(seconds: float | None, peak: float = 8, **terms: int) -> dict[str, Any]
     }  # fmt: skip
     if seconds:
         train |= {"step_seconds": seconds, "binding": "compute", "mfu": 0.5}
-    return {"programs": [train], "hbm_bytes_per_chip": 16 * GIB, "versions": versions()}
+        train["compiled_to_counted_flops"] = agreement
+    return {
+        "programs": [train], "hbm_bytes_per_chip": 16 * GIB, "versions": versions(),
+        "batch_size": 64, "k": 40, "reader_length": 512,
+    }  # fmt: skip
 
 
 def made(row: Row, *figures: Any, **terms: int) -> dict[str, Any]:
@@ -39,13 +48,21 @@ def lines_of(page: str, start: str) -> list[str]:
     return [line for line in page.splitlines() if line.startswith(start)]
 
 
+def batch_of(row: Row) -> int:
+    """Queries a step, as the row's gin files say."""
+    load_gin(row.files, row.bindings, unread=UNREAD)
+    batch = DataConfig().batch_size
+    gin.clear_config()
+    return batch
+
+
 def test_every_row_is_of_a_real_slice_whose_mesh_fills_it_and_divides_its_batch() -> None:
     for row in plan_table.ROW_LIST:
         data, fsdp, split = map(int, row.mesh.split(","))
         assert data * fsdp * split == row.slice.chips
-        batch = 128 if row.recipe == "mlm_pretrain" else 64
-        assert batch % (data * fsdp * row.accumulate) == 0
+        assert batch_of(row) % (data * fsdp * row.accumulate) == 0
         assert all((gin_folder() / file).exists() for file in row.files)
+        assert row.recipe in plan_table.RECIPES
     assert len({row.name for row in plan_table.ROW_LIST}) == len(plan_table.ROW_LIST)
 
 
@@ -113,6 +130,40 @@ def test_the_smallest_slice_that_fits_is_told_with_what_does_not() -> None:
         assert smallest({SMALL.name: small}) == "larger |  |  |  | v5e-8: no, 18.00 |"
         small = made(SMALL, 5.0, 9, temporaries=GIB)
         assert smallest(large | {SMALL.name: small}).startswith("v5e-8 (8 microbatches")
+
+
+@pytest.mark.parametrize(
+    ("agreement", "mark"),
+    [(1.0, ""), (1 + 0.9 * DISAGREEMENT, ""), (1 - 1.1 * DISAGREEMENT, " ?"), (1.168, " ?")],
+)
+def test_times_whose_products_were_miscounted_are_marked(
+    agreement: float, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_table, "ROW_LIST", (LARGE,))
+    page = plan_table.page({LARGE.name: made(LARGE, 2.5, 8, agreement, temporaries=GIB)})
+    (smallest,) = lines_of(page, "| base | nq_full | bfloat16 | v5e |")
+    (whole,) = lines_of(page, "| base | nq_full | v5e-16 | bfloat16")
+    assert f" | 16.00 | 2.50{mark} |" in smallest
+    assert f"| 2.50{mark} | compute | 50%{mark} | 41M |" in whole
+    assert "has over 10% more or" in page
+
+
+def test_a_row_of_the_pretraining_recipe_stands_last_and_says_what_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretraining = Row("base", "mlm_pretrain", "v5e-16", "1,16,1", "full", 8)
+    assert batch_of(pretraining) == 128
+    monkeypatch.setattr(plan_table, "ROW_LIST", (pretraining, LARGE))
+    one, other = made(pretraining, 1.5, temporaries=GIB), made(LARGE, 2.5, temporaries=GIB)
+    one["plan"] |= {"batch_size": 128, "k": 20, "reader_length": 384}
+    assert one["inputs"] != other["inputs"]
+    page = plan_table.page({pretraining.name: one, LARGE.name: other})
+    smallest = lines_of(page, "| base | ")[:2]
+    assert [line.split(" | ")[1] for line in smallest] == ["nq_full", "mlm_pretrain"]
+    first, second = lines_of(page, "- `")
+    assert first.startswith("- `nq_full`: 64 queries a step, each with k = 40 passages; 512 tokens")
+    assert second.startswith("- `mlm_pretrain`: 128 queries a step, each with k = 20 passages; 384")
+    assert lines_of(plan_table.page({LARGE.name: other}), "- `") == [first]
 
 
 @pytest.mark.parametrize(

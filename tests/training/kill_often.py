@@ -1,10 +1,12 @@
 """Kills a small training run again and again, at random moments, and says what was left.
 
-    python -m tests.training.kill_often FOLDER KILLS SEED      (FOLDER holds run.gin)
+    python -m tests.training.kill_often FOLDER KILLS SEED SERIES      (FOLDER holds run.gin)
 
-One process imports everything and forks a life at a time, which costs a fraction of a start. Each
-life reads every checkpoint that it finds, not the newest alone. Prints one JSON object: the lives,
-the checkpoints read and hashes of the state at the end and of an uninterrupted run's.
+SERIES is `closed_book` or `rolling`: retrieval in the loop, and an index that is refreshed in
+slices and at times as a whole. One process imports everything and forks a life at a time, which
+costs a fraction of a start. Each life reads every checkpoint that it finds, not the newest alone,
+and the index of each. Prints one JSON object: the lives, the checkpoints read and hashes of the
+state at the end and of an uninterrupted run's.
 """
 
 import hashlib
@@ -20,28 +22,44 @@ from typing import Any
 
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.preemption import PREEMPTED, Preempted
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training import (
+    configurables,  # noqa: F401 (for gin)
+    trainer,
+)
 from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.metrics import read_metrics
-from atlas_jax.training.trainer import train
 
 EVERY, KEEP = 3, 2
 NO_END = 1_000_000
 BINDINGS = [
     f"CheckpointConfig.every={EVERY}",
     f"CheckpointConfig.keep={KEEP}",
-    "TrainConfig.passages='none'",
-    "StepConfig.retriever_training='fixed'",
     "EvalConfig.file=''",
     "DataConfig.batch_size=2",
     "DataConfig.query_length=16",
     "DataConfig.target_length=4",
     "StepConfig.reader_length=24",
 ]
+SERIES = {
+    "closed_book": ["TrainConfig.passages='none'", "StepConfig.retriever_training='fixed'"],
+    # Every other checkpoint holds the index itself, the next one the version just made as a whole.
+    "rolling": [
+        "StepConfig.retriever_training='joint'",
+        "StepConfig.k=2",
+        "CorpusConfig.dtype='int8'",
+        "RefreshPolicy.rolling_rows=3",
+        "RefreshPolicy.schedule='2'",
+        "StalenessConfig.every=3",
+        "StalenessConfig.passages=8",
+        "StalenessConfig.k=2",
+        "MeshConfig.data=1",
+        "MeshConfig.fsdp=2",
+    ],
+}
 
 
-def live(folder: Path, run: str, steps: int) -> int:
+def live(folder: Path, series: str, run: str, steps: int) -> int:
     """Fork a life that trains up to `steps`; its process id."""
     child = os.fork()
     if child:
@@ -52,9 +70,9 @@ def live(folder: Path, run: str, steps: int) -> int:
     code = 1
     try:  # as a new process would begin
         paths = [f"TrainConfig.model_dir='{folder / run}'", f"TrainConfig.total_steps={steps}"]
-        load_gin([str(folder / "run.gin")], [*BINDINGS, *paths])
-        _read_all_checkpoints(folder / f"{run}.read")
-        state = train(TrainConfig())
+        load_gin([str(folder / "run.gin")], [*BINDINGS, *SERIES[series], *paths])
+        _read_all_checkpoints(folder / f"{run}.read", folder / f"{run}.indexes")
+        state = trainer.train(TrainConfig())
         (folder / f"{run}.hash").write_text(state_hash(state))
         code = 0
     except Preempted:
@@ -63,20 +81,38 @@ def live(folder: Path, run: str, steps: int) -> int:
         os._exit(code)
 
 
-def _read_all_checkpoints(noted: Path) -> None:
+def _read_all_checkpoints(noted: Path, indexes: Path) -> None:
     """Let this process restore all checkpoints of its run where it would restore the newest.
 
-    Notes the steps of those that could be read, a line for each life; it ends at another.
+    Notes the steps of those that could be read, a line for each life, and for each life the
+    versions of their indexes and whether the checkpoint held the embeddings; it ends at another.
     """
-    newest = Checkpointer.restore
+    newest, load_index = Checkpointer.restore, trainer._load_index
+    found: list[Restored] = []
 
     def every(self: Checkpointer, template: Any, step: int | None = None) -> Restored | None:
-        found = [newest(self, template, saved) for saved in self.steps()]
-        with noted.open("a") as file:
-            file.write(json.dumps([one.step for one in found if one]) + "\n")
+        restored = [newest(self, template, saved) for saved in self.steps()]
+        found.extend(one for one in restored if one)
+        _add_line(noted, [one.step for one in found])
         return found[-1] if found else None
 
+    def every_index(run: Any, params: Any, last: Restored | None) -> None:
+        for one in found or [None]:
+            load_index(run, params, one)
+        notes = [one.notes["index"] for one in found]
+        _add_line(indexes, [[one["version"], "rolling" in one] for one in notes])
+
     Checkpointer.restore = every  # type: ignore[method-assign]
+    trainer._load_index = every_index
+
+
+def _add_line(path: Path, value: Any) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def _lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def state_hash(state: Any) -> str:
@@ -89,16 +125,21 @@ def state_hash(state: Any) -> str:
     return digest.hexdigest()
 
 
-def finish(folder: Path, run: str, steps: int) -> str:
+def finish(folder: Path, series: str, run: str, steps: int) -> str:
     """The hash of the state of a life that is left alone."""
-    _, status = os.waitpid(live(folder, run, steps), 0)
+    _, status = os.waitpid(live(folder, series, run, steps), 0)
     assert status == 0, status
     return (folder / f"{run}.hash").read_text()
 
 
 def last_step(run: Path) -> int:
-    rows = read_metrics(run)
-    return int(rows[-1]["step"]) if rows else 0
+    """The last step taken; the staleness meter's row comes before its step."""
+    return max(trained_steps(run), default=0)
+
+
+def trained_steps(run: Path) -> list[int]:
+    """Steps of the rows of losses."""
+    return [int(row["step"]) for row in read_metrics(run) if "train/skipped" in row]
 
 
 def complete(run: Path) -> list[int]:
@@ -142,11 +183,11 @@ def wait_until(done: Callable[[], bool], child: int, failure: str) -> None:
 
 def main() -> None:
     """See the head of this file."""
-    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+    folder, kills, series = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
     draw, run = random.Random(int(sys.argv[3])), folder / "killed"
     lives = []
     for number in range(kills):
-        child = live(folder, "killed", NO_END)
+        child = live(folder, series, "killed", NO_END)
         if number % 5 == 0:  # also while it starts and restores
             time.sleep(draw.uniform(0, 2.0))
         else:  # two of five get on by a checkpoint, however slow the machine is
@@ -157,20 +198,21 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"the life ended by itself: {status}"
         lives.append({"step": last_step(run), "complete": noted, "left": complete(run)})
-    child = live(folder, "killed", NO_END)
+    child = live(folder, series, "killed", NO_END)
     wait_for_a_step(run, child)
     os.kill(child, signal.SIGTERM)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     asked = {"code": code, "step": last_step(run), "left": complete(run)}
     end = last_step(run) + 2 * EVERY
-    hashes = [finish(folder, "killed", end), finish(folder, "whole", end)]
+    hashes = [finish(folder, series, name, end) for name in ("killed", "whole")]
     told = {
         "lives": lives,
-        "read": [json.loads(line) for line in (folder / "killed.read").read_text().splitlines()],
+        "read": _lines(folder / "killed.read"),
+        "indexes": _lines(folder / "killed.indexes"),
         "asked": asked,
         "end": end,
         "hashes": hashes,
-        "steps": [row["step"] for row in read_metrics(run)],
+        "steps": trained_steps(run),
     }
     print(json.dumps(told))
 

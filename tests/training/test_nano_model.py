@@ -12,6 +12,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.training.model_folder import load_model
 
 NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
+ROOT = NANO.parents[2]
 HASHED = [f"{part}{end}" for part in ("reader", "retriever")
           for end in (".safetensors", "_tokenizer.json")]  # fmt: skip
 
@@ -41,7 +42,11 @@ def test_its_card_says_what_a_card_has_to_say() -> None:
         assert field in front.splitlines()
     for topic in ("Data", "Use", "Figures", "Limits", "Licence"):
         assert f"**{topic}.**" in body
-    for target in re.findall(r"\]\(([^)]+)\)", body):
-        assert (NANO / target).is_file()
+    for target in re.findall(r"`(docs/[^`]+)`", body):
+        assert (ROOT / target).is_file()
+    figures = re.findall(r"\d+\.\d ± \d\.\d", body)
+    report = (ROOT / "docs" / "nano.md").read_text("utf-8")
+    [mean] = [line for line in report.splitlines() if line.startswith("| mean ± standard")]
+    assert figures and figures == re.findall(r"\d+\.\d ± \d\.\d", mean)
     for run in re.findall(r"`(nano_\w+)`", body):
-        assert (NANO.parents[2] / "gin" / "runs" / f"{run}.gin").is_file()
+        assert (ROOT / "gin" / "runs" / f"{run}.gin").is_file()

@@ -7,19 +7,26 @@ from types import SimpleNamespace
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from atlas_jax import train, train_retriever
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_width
+from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.speed import (
     PROFILE_FLAG,
     ProfileConfig,
     Speed,
     Tracer,
     add_profile_flag,
+    contrastive_flops,
     step_flops,
+    step_speed,
 )
 from atlas_jax.training.step import StepConfig
+from tests.training.runs import write_run
 
 # 4 queries of 6 tokens for the retriever, targets of 5; k = 3 passages of 7, inputs of 10.
 BATCH = SimpleNamespace(
@@ -67,15 +74,33 @@ def test_flops_are_counted_by_what_reads_which_tokens(
     assert step_flops(PARAMS, BATCH, config, k, passage) == flops  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("towers", "slow", "flops"),
+    [
+        ({"encoder": kernel(50)}, False, 6 * 50 * 24 + 6 * 50 * 36),
+        ({"encoder": kernel(50)}, True, 6 * 50 * 24 + 2 * 50 * 36),
+        (
+            {"query_encoder": kernel(50), "passage_encoder": kernel(20)},
+            False,
+            6 * 50 * 24 + 6 * 20 * 36,
+        ),
+    ],
+)
+def test_flops_of_pretraining_are_those_of_both_sides(
+    towers: dict[str, dict[str, jax.Array]], slow: bool, flops: float
+) -> None:
+    assert contrastive_flops(towers, 24, 36, slow) == flops
+
+
 def test_rates_follow_from_the_time_of_a_step() -> None:
     config = StepConfig(k=3, reader_length=10, retriever_training="fixed")
     arguments = (PARAMS, BATCH, config, 3, 7)
-    found = Speed(*arguments).of(0.5)  # type: ignore[arg-type]
+    found = step_speed(*arguments).of(0.5)  # type: ignore[arg-type]
     assert found["tokens_per_second"] == (4 * 3 * 10 + 4 * 5) / 0.5
     assert found["passages_per_second"] == 12 / 0.5
     assert "mfu" not in found  # nobody knows the peak of this CPU
     gin.bind_parameter("ProfileConfig.peak_flops", 1e6)
-    found = Speed(*arguments).of(0.5)  # type: ignore[arg-type]
+    found = step_speed(*arguments).of(0.5)  # type: ignore[arg-type]
     flops = step_flops(*arguments)  # type: ignore[arg-type]
     assert found["mfu"] == pytest.approx(flops / 0.5 / (1e6 * jax.device_count()))
 
@@ -101,8 +126,7 @@ def test_memory_is_that_of_the_fullest_device(
 ) -> None:
     devices = [SimpleNamespace(memory_stats=lambda one=one: one) for one in told]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    config = StepConfig(k=3, reader_length=10, retriever_training="fixed")
-    found = Speed(PARAMS, BATCH, config, 3, 7).of(0.5)  # type: ignore[arg-type]
+    found = Speed(1e6, {"tokens": 5}).of(0.5)
     assert {name: value for name, value in found.items() if name.startswith("hbm")} == memory
 
 
@@ -151,3 +175,51 @@ def test_a_trace_is_written(tmp_path: Path) -> None:
         tracer.after(1, jax.jit(lambda x: x @ x)(jnp.ones((64, 64))))
     (trace,) = tmp_path.rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
+
+
+CLOSED_BOOK = ("TrainConfig.passages='none'", "EvalConfig.file=''", "CheckpointConfig.every=0")
+TRAINERS = {
+    "train": (train, "TrainConfig", CLOSED_BOOK, set[str]()),
+    "train_retriever": (
+        train_retriever,
+        "RetrieverTrainConfig",
+        ("RetrieverTrainConfig.batch_size=8", "RetrieverTrainConfig.log_every=1"),
+        {"train/pairs_per_second"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_leaves_a_trace_and_its_speed(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path, name: str
+) -> None:
+    entry, config, others, more = TRAINERS[name]
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    settings = (
+        f"{config}.model_dir='{tmp_path / 'run'}'",
+        f"{config}.total_steps=3",
+        "StepConfig.retriever_training='fixed'",
+        "ContrastiveConfig.queue_size=16",
+        "ProfileConfig.peak_flops=1e12",
+        *others,
+    )
+    flags = (f"--gin_file={gin_file}", "--profile_steps=2,2", *(f"--gin.{s}" for s in settings))
+    assert entry.main(list(flags)) == 0
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+    timed = {"train/seconds_per_step", "train/tokens_per_second", "train/mfu"} | more
+    first, *rows = read_metrics(tmp_path / "run")
+    assert not timed & set(first)  # it compiles
+    assert len(rows) == 2
+    for row in rows:
+        assert all(row[one] > 0 for one in timed)
+    if name == "train_retriever":
+        pairs, tokens = (
+            rows[0][f"train/{one}_per_second"] * rows[0]["train/seconds_per_step"]
+            for one in ("pairs", "tokens")
+        )
+        assert pairs == pytest.approx(8)
+        tokens_nm = np.load(tmp_path / "store" / "retriever_tokens.npy")
+        longest = int(np.count_nonzero(tokens_nm, axis=1).max())
+        assert tokens == pytest.approx(8 * 2 * crop_width(longest, ContrastiveConfig()))
