@@ -120,7 +120,11 @@ class Evaluator:
     store: PassageStore | None
 
     def __call__(
-        self, params: Params, examples: Sequence[Example], progress: str = "evaluate"
+        self,
+        params: Params,
+        examples: Sequence[Example],
+        progress: str = "evaluate",
+        first: int = 0,
     ) -> list[Found]:
         """Answer the examples, in their order.
 
@@ -128,6 +132,7 @@ class Evaluator:
           params: {"reader": ..., "retriever": ...}; the retriever alone if none is read.
           examples: at least one.
           progress: name of the progress bar; "" = none.
+          first: number of the first example, for sampled answers.
         """
         found: list[Found] = []
         starts = range(0, len(examples), self.batch_size)
@@ -137,7 +142,8 @@ class Evaluator:
             waiting: tuple[Sequence[Example], Any] | None = None
             for start in starts:
                 some = examples[start : start + self.batch_size]
-                results = self._compute(params, self.batcher(some, self.batch_size))
+                batch = self.batcher(some, self.batch_size)
+                results = self._compute(params, batch, first + start)
                 if waiting is not None:  # the devices work on the next batch meanwhile
                     found += self._read(*waiting)
                     bar.update(len(waiting[0]))
@@ -147,10 +153,12 @@ class Evaluator:
                 bar.update(len(waiting[0]))
         return found
 
-    def _compute(self, params: Params, batch: Batch) -> Any:
+    def _compute(self, params: Params, batch: Batch, first: int) -> Any:
         batch = multihost.place(batch, self.rows)
         passages = self.find(params, self.source.of_batch(params, batch), batch)
-        answers = self.answer(params, batch, passages) if self.answer else None
+        answers = None
+        if self.answer is not None:  # the number is an array: one program serves all of them
+            answers = self.answer(params, batch, passages, np.uint32(first))
         return passages.rows_bk, passages.scores_bk, passages.mask_bk, answers
 
     def _read(self, examples: Sequence[Example], results: Any) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from jax.sharding import Mesh
@@ -138,11 +139,15 @@ def evaluate(config: EvalConfig) -> tuple[list[Found], dict[str, float]]:
 
 @dataclasses.dataclass(frozen=True)
 class Asker:
-    """Answers one typed question after the other; the first compiles the programs."""
+    """Answers one typed question after the other; the first compiles the programs.
+
+    A question asked again is sampled anew where GenerationConfig.method is 'sample'.
+    """
 
     made: Assembled
     evaluator: Evaluator
     config: EvalConfig
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def ask(self, question: str) -> Found:
         """The answer with the passages that were read.
@@ -155,7 +160,8 @@ class Asker:
         field = _QUESTION_FIELDS[self.config.task]
         record = Record("1", "the question", {field: question.strip()}, (), None, {})
         example = get_task(self.config.task).example(record)
-        return self.evaluator(self.made.params, [example], progress="")[0]
+        number = next(self.numbers)
+        return self.evaluator(self.made.params, [example], progress="", first=number)[0]
 
 
 @contextlib.contextmanager
