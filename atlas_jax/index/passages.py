@@ -238,13 +238,16 @@ class PassageStore:
             at += 1
         raise UserError(f"{self.directory} has no passage with the id {passage_id!r}")
 
-    def check_vocab(self, reader_vocab: int, retriever_vocab: int) -> None:
+    def check_vocab(self, **vocab_sizes: int) -> None:
         """Refuse token ids that a model's embedding table does not have.
 
+        Args:
+          vocab_sizes: `reader`, `retriever` or both: rows of their embedding tables.
+
         Raises:
-          UserError: names the tower, the greatest id of the store and the vocabulary size.
+          UserError: names the store, the tower, its greatest id and the vocabulary size.
         """
-        for tower, size in (("reader", reader_vocab), ("retriever", retriever_vocab)):
+        for tower, size in vocab_sizes.items():
             greatest = self.manifest[tower]["max_id"]
             if greatest >= size:
                 raise UserError(
@@ -305,7 +308,7 @@ class PassageStore:
                 shutil.copyfile(self.directory / name, folder / name)
                 tokens = np.load(folder / name, mmap_mode="r+")
                 fresh = _encode(list(changed.values()), tower, self.config, tokenizers[tower])
-                tokens[list(changed)] = _fit(fresh, tokens.dtype)
+                tokens[list(changed)] = fresh
                 tokens.flush()
                 greatest = max(manifest[tower]["max_id"], int(fresh.max(initial=0)))
                 manifest[tower] = {**manifest[tower], "max_id": greatest}
@@ -438,7 +441,7 @@ def _tokenise(
         for start in range(0, count, _BATCH):
             records = [json.loads(line) for line in itertools.islice(file, _BATCH)]
             fresh = _encode(records, tower, config, tokenizer)
-            tokens[start : start + len(records)] = _fit(fresh, tokens.dtype)
+            tokens[start : start + len(records)] = fresh
             greatest = max(greatest, int(fresh.max()))
             bar.update(len(records))
     tokens.flush()
@@ -458,16 +461,6 @@ def _encode(
     texts = [template.format(**record) for record in records]
     rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
     return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
-
-
-def _fit(tokens: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The tokens in the store's type; a tokenizer with gaps in its ids may exceed it."""
-    if tokens.max(initial=0) > np.iinfo(dtype).max:
-        raise UserError(
-            f"token id {tokens.max()} does not fit {dtype.name}: the tokenizer has ids above its "
-            "vocabulary size"
-        )
-    return tokens.astype(dtype)
 
 
 def _content_hashes(

@@ -15,6 +15,7 @@ from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
 from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Record, evaluation_examples
 from atlas_jax.tasks.registry import get_task
@@ -68,6 +69,7 @@ def build_index(config: CorpusConfig) -> tuple[int, bool]:
         retriever, params, tokenizer = load_retriever(model_config)
         params = multihost.place(params, partitioning.replicated(mesh))
         store = open_store(config, load_tokenizers(model_config))
+        store.check_vocab(retriever=retriever.config.vocab_size)
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
         if multihost.of_first(_is_there(config, store, embedder.hash(params))):
             return store.count, False
@@ -99,7 +101,9 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         params = multihost.place(params, partitioning.replicated(mesh))
         tokenizers = load_tokenizers(model_config)
         reranks = config.rerank > 0
-        corpus = _load_corpus(corpus_config, retriever, params, tokenizers, mesh, rules, reranks)
+        corpus = _load_corpus(
+            corpus_config, retriever, None, params, tokenizers, mesh, rules, reranks
+        )
         wide = max(config.k, config.rerank)
         binding = "RetrieveConfig.rerank" if reranks else "RetrieveConfig.k"
         source = make_source("index", corpus, wide, binding, retriever, mesh)
@@ -214,6 +218,7 @@ def _ready(passages: str) -> Iterator[tuple[Assembled, Corpus | None]]:
             corpus = _load_corpus(
                 CorpusConfig(),
                 made.models.retriever,
+                made.models.reader,
                 made.params["retriever"],
                 made.tokenizers,
                 mesh,
@@ -226,6 +231,7 @@ def _ready(passages: str) -> Iterator[tuple[Assembled, Corpus | None]]:
 def _load_corpus(
     config: CorpusConfig,
     retriever: DualEncoder,
+    reader: T5 | None,
     params: Params,
     tokenizers: Tokenizers,
     mesh: Mesh,
@@ -233,6 +239,9 @@ def _load_corpus(
     reranks: bool,
 ) -> Corpus:
     store = open_store(config, tokenizers)
+    store.check_vocab(retriever=retriever.config.vocab_size)
+    if reader is not None:
+        store.check_vocab(reader=reader.config.vocab_size)
     embedder = Embedder(retriever, tokenizers.retriever, config, mesh, rules)
     corpus = Corpus(store, embedder, config, mesh, retriever_tokens=reranks)
     corpus.load_first(params)
