@@ -59,7 +59,9 @@ def trained(folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_index_retrieve_evaluate(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_retrieve_evaluate(
+    work: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     index = (*trained(work), f"CorpusConfig.index='{work}/index'")
     assert run(build_index.main, work, *index) == 0
     assert capsys.readouterr().out == f"{work}/index: 16 passages\n"
@@ -85,10 +87,12 @@ def test_index_retrieve_evaluate(work: Path, capsys: pytest.CaptureFixture[str])
         assert isinstance(row["prediction"], str)
         assert [p["id"] for p in row["passages"]] == [p["id"] for p in other["passages"]]
 
-    assert run(evaluate.main, work, *index, "EvalConfig.generate=False") == 0
+    wide = ("EvalConfig.generate=False", "EvalConfig.recall_at=(5, 20)")  # the corpus has 16
+    assert run(evaluate.main, work, *index, *wide) == 0
     only = json.loads(capsys.readouterr().out)
     assert only["recall@5"] == scores["recall@5"]
-    assert "exact_match" not in only
+    assert "exact_match" not in only and "recall@20" not in only
+    assert [line for line in caplog.messages if "so recall@20 is left out" in line]
 
 
 @pytest.mark.slow

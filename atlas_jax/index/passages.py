@@ -229,6 +229,13 @@ class PassageStore:
         Raises:
           UserError: no passage has this id.
         """
+        row = self.find(passage_id)
+        if row is None:
+            raise UserError(f"{self.directory} has no passage with the id {passage_id!r}")
+        return row
+
+    def find(self, passage_id: str) -> int | None:
+        """The index row of a passage id, or None."""
         hashed = _hash_id(passage_id)
         at = int(np.searchsorted(self._id_hashes, np.uint64(hashed)))
         while at < self.count and int(self._id_hashes[at]) == hashed:
@@ -236,7 +243,7 @@ class PassageStore:
             if self.passage(row)["id"] == passage_id:
                 return row
             at += 1
-        raise UserError(f"{self.directory} has no passage with the id {passage_id!r}")
+        return None
 
     def check_vocab(self, **vocab_sizes: int) -> None:
         """Refuse token ids that a model's embedding table does not have.

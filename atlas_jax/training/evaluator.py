@@ -27,6 +27,7 @@ from atlas_jax.training.assembly import Tokenizers, batch_sharding
 from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.corpus import Corpus
 from atlas_jax.training.data import Batcher, DataConfig, most_choices
+from atlas_jax.training.scorable import tell_unscorable, within_corpus
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import Models
 from atlas_jax.training.step import StepConfig, embed_query, rerank
@@ -281,17 +282,18 @@ def make_evaluation(
     if config.max_rows:
         records = records[: config.max_rows]
     k = config.k or step.k
-    depth = max([*config.recall_at, k])
     searched = corpus if config.passages == "index" else None
+    store = searched.store if searched else None
+    recall_at = within_corpus(config.recall_at, store)
+    depth = max([*recall_at, k])
     reranks = searched is not None and step.rerank > 0
     widest = max(depth, step.rerank) if reranks else depth
-    binding = "EvalConfig.recall_at"
-    if widest == k:
-        binding = "EvalConfig.k" if config.k else "StepConfig.k"
+    binding = "EvalConfig.k" if config.k else "StepConfig.k"
     if widest > depth:
         binding = "StepConfig.rerank"
     source = make_source(config.passages, searched, widest, binding, models.retriever, mesh)
     examples = evaluation_examples(task, records)
+    tell_unscorable(config.file, examples, config.generate, store)
     choices = most_choices(examples) if config.generate else 0
     answer = None
     if config.generate:
@@ -301,7 +303,7 @@ def make_evaluation(
         batcher=Batcher(
             tokenizers,
             DataConfig(),
-            searched.store if searched else None,
+            store,
             given_passages=depth if config.passages == "file" else 0,
             choices=choices,
         ),
@@ -311,6 +313,6 @@ def make_evaluation(
         find=make_find(models.retriever, source, mesh, depth if reranks else 0),
         answer=answer,
         tokenizer=tokenizers.reader,
-        store=searched.store if searched else None,
+        store=store,
     )
-    return Evaluation(task, examples, evaluator, config.recall_at)
+    return Evaluation(task, examples, evaluator, recall_at)

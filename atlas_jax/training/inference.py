@@ -45,6 +45,7 @@ from atlas_jax.training.evaluator import (
     score,
     write_predictions,
 )
+from atlas_jax.training.scorable import tell_unscorable
 from atlas_jax.training.sources import make_source
 from atlas_jax.training.step import StepConfig
 
@@ -118,6 +119,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
             store=corpus.store,
         )
         examples = evaluation_examples(task, records)
+        tell_unscorable(config.file, examples, False, corpus.store)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
         if multihost.is_first():
             write_predictions(config.output, task, found, config.negatives)
