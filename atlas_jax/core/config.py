@@ -12,6 +12,7 @@ from a clone as from an installed package.
 """
 
 import argparse
+import errno
 import functools
 import importlib.metadata
 import os
@@ -107,8 +108,8 @@ def launch(
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
-    A UserError ends with code 2 and one line on stderr; Ctrl-C with 130; a run that saved
-    because of SIGTERM with 75; any other exception is a bug and keeps its traceback.
+    A UserError or a full disk ends with code 2 and one line on stderr; Ctrl-C with 130; a run that
+    saved because of SIGTERM with 75; any other exception is a bug and keeps its traceback.
 
     Args:
       main: gets the parsed flags; None counts as 0.
@@ -145,6 +146,10 @@ def launch(
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except UserError as error:
         message = _GIN_TRAILER.sub("", str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = f"{_GIN_TRAILER.sub('', str(error))}; make room and start the same command again"
     except TypeError as error:
         found = _MISSING_ARGUMENTS.search(str(error))
         if found is None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Literal
 
@@ -390,6 +391,17 @@ def test_other_exceptions_keep_their_traceback(folder):
 
     with pytest.raises(TypeError, match="a bug"):
         run(main=broken)
+
+
+def test_a_full_disk_is_told_in_one_line(folder, capsys):
+    def fill(flags: argparse.Namespace) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    assert config.launch(fill, argparse.ArgumentParser(prog="demo"), []) == 2
+    assert capsys.readouterr().err == (
+        "demo: error: [Errno 28] No space left on device: 'metrics.jsonl'; make room and start "
+        "the same command again\n"
+    )
 
 
 def test_a_preempted_run_ends_with_its_own_code(folder, capsys):
