@@ -28,6 +28,7 @@ from atlas_jax.core import gin_files, multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED, Preempted
+from atlas_jax.core.progress import show_lines_at_once
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -122,6 +123,7 @@ def launch(
         {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
         `--gin.ProfileConfig.steps='(10, 12)'`.
     """
+    show_lines_at_once()
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE")

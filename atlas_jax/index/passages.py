@@ -25,10 +25,10 @@ from typing import Any
 
 import gin
 import numpy as np
-from tqdm import tqdm
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
 from atlas_jax.index.files import create_npy, new_directory
@@ -350,7 +350,7 @@ class PassageStore:
 def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
     """Line number and checked record of every passage of a jsonl file."""
     rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
-    for line, record in tqdm(rows, "read passages", unit="", unit_scale=True, disable=not progress):
+    for line, record in show_progress("read passages", rows, shown=progress):
         yield line, _strings(record)
 
 
@@ -441,9 +441,7 @@ def _tokenise(
     greatest = 0
     with (
         (folder / "passages.jsonl").open("rb") as file,
-        tqdm(
-            total=count, desc=f"{tower} tokens", unit="", unit_scale=True, disable=not progress
-        ) as bar,
+        show_progress(f"{tower} tokens", total=count, shown=progress) as bar,
     ):
         for start in range(0, count, _BATCH):
             records = [json.loads(line) for line in itertools.islice(file, _BATCH)]

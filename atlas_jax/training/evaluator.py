@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
 from atlas_jax.index.passages import PassageStore
@@ -132,13 +132,13 @@ class Evaluator:
         Args:
           params: {"reader": ..., "retriever": ...}; the retriever alone if none is read.
           examples: at least one.
-          progress: name of the progress bar; "" = none.
+          progress: the name under which it is shown; "" = it is not.
           first: number of the first example, for sampled answers.
         """
         found: list[Found] = []
         starts = range(0, len(examples), self.batch_size)
         shown = bool(progress) and multihost.is_first()
-        bar = tqdm(total=len(examples), desc=progress, unit="", disable=None if shown else True)
+        bar = show_progress(progress, total=len(examples), shown=shown)
         with bar:
             waiting: tuple[Sequence[Example], Any] | None = None
             for start in starts:
