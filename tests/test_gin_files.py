@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.state import Models, abstract_params
+from benchmarks.plan_table import ROW_LIST, ROWS
 
 # Their imports register every configurable a gin file may bind.
 ENTRY_POINTS = (
@@ -82,6 +84,20 @@ def test_a_recipe_of_the_paper_says_what_the_paper_reports(name):
     told = re.search(r"The paper\b(.*)", " ".join(header(name).values()))
     assert told, f"{name}: the header says nothing of the paper"
     assert re.search(r"\b\d\d\.\d\b", told[1]), f"{name}: no figure of the paper's in {told[0]!r}"
+
+
+@pytest.mark.parametrize("model", ["base", "large", "xl", "xxl"])
+def test_a_models_header_names_the_smallest_slices_of_the_plan_table(model):
+    rows, smallest = json.loads(ROWS.read_text()), {}
+    for row in ROW_LIST:
+        fits = row.name in rows and rows[row.name]["plan"]["programs"][0]["fits"]
+        if fits and (row.model, row.recipe, row.index) == (model, "nq_64shot", "bfloat16"):
+            found = smallest.setdefault(row.slice.chip.name, row.slice)
+            smallest[row.slice.chip.name] = min(found, row.slice, key=lambda one: one.chips)
+    mesh = header(f"models/{model}.gin")["Mesh:"]
+    told = re.search(r"smallest slices for runs/nq_64shot.gin.*", mesh)
+    assert told is not None
+    assert sorted(re.findall(r"v\d\w?-\d+", told[0])) == sorted(s.name for s in smallest.values())
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,5 +1,6 @@
 """The TPU scripts: a dry run prints the commands, each as it can be pasted into a shell."""
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from atlas_jax.core.chips import CHIPS, parse_slice
 
 SCRIPTS = Path(__file__).parents[1] / "tpu_scripts"
 NAMES = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name != "common.sh")
@@ -64,6 +67,32 @@ def test_create_asks_for_the_type_and_its_runtime():
     assert "--runtime-version=v2-alpha-tpuv5-lite" in create
     assert "--spot" in create
     assert "--project=mine" in create
+
+
+@pytest.mark.parametrize(
+    ("name", "accelerator", "runtime"),
+    [
+        ("v4-8", "v4-8", "tpu-ubuntu2204-base"),
+        ("v5e-16", "v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5litepod-16", "v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v5p-8", "v2-alpha-tpuv5"),
+        ("v6e-8", "v6e-8", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_every_family_has_clouds_name_and_its_runtime(
+    name: str, accelerator: str, runtime: str
+) -> None:
+    create, _ = dry_run("create.sh", "--type", name)
+    assert f"--accelerator-type={accelerator}" in create
+    assert f"--runtime-version={runtime}" in create
+    assert create in dry_run("resume.sh", "--type", name, "--", "train")
+
+
+def test_every_kind_of_chip_that_a_plan_knows_can_be_asked_for() -> None:
+    for name, chip in CHIPS.items():
+        create, _ = dry_run("create.sh", "--type", f"{name}-{8 * chip.cores_per_chip}")
+        (accelerator,) = (word for word in create if word.startswith("--accelerator-type="))
+        assert parse_slice(accelerator.removeprefix("--accelerator-type=")).chip is chip
 
 
 def test_run_keeps_the_commands_words_apart_on_the_hosts():
@@ -128,50 +157,184 @@ def test_on_the_host_the_exit_code_is_noted_also_after_a_stop(
     assert log.splitlines() == [word, "a b", "it's $HOME"]
 
 
-# Stands for gcloud: the slice is there, and each look at the run finds the next of CODES.
+# Stands for gcloud. Each look at the slice finds the next line of `states`, of which the last one
+# stays; each look at the run the next of `codes`; a request, a copy onto the hosts or a start fails
+# for each line of `requests`, `copies` or `launches` that is `no`.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$HOME/calls"
+next() {
+    head -n 1 "$HOME/$1"
+    sed -i 1d "$HOME/$1"
+}
 case "$*" in
 *describe*)
-    head -n 1 "$HOME/states"
+    state="$(head -n 1 "$HOME/states")"
     [ "$(wc -l < "$HOME/states")" -le 1 ] || sed -i 1d "$HOME/states"
+    echo "Updates are available for some components." >&2
+    case "$state" in
+    NOT_FOUND) echo "ERROR: (gcloud) NOT_FOUND: Resource 'atlas' was not found" >&2; exit 1 ;;
+    OFFLINE) echo "ERROR: gcloud crashed (TransportError): no network" >&2; exit 1 ;;
+    esac
+    echo "$state"
     ;;
-*"cat run.code"*) head -n 1 "$HOME/codes"; sed -i 1d "$HOME/codes" ;;
+*"cat run.code"*)
+    code="$(next codes)"
+    [ "$code" != unreachable ] || exit 255
+    echo "$code"
+    ;;
+*"queued-resources create"*) [ "$(next requests)" != no ] || exit 1 ;;
+*" scp "*) [ "$(next copies)" != no ] || exit 255 ;;
+*"nohup bash run.sh"*) [ "$(next launches)" != no ] || exit 1 ;;
 esac
 """
 
 
-@pytest.mark.parametrize(
-    ("states", "codes", "starts", "made", "ends"),
-    [
-        (["ACTIVE"], ["running", "0"], 1, 0, 0),
-        (["ACTIVE"], ["75", "running", "75", "0"], 3, 0, 0),
-        (["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"], ["running", "0"], 2, 1, 0),
-        (["ACTIVE"], ["1", "75", "1", "1", "134"], 5, 0, 2),
-        (["ACTIVE"], ["2"], 1, 0, 2),
-    ],
-)
-def test_resume_keeps_a_run_going_until_it_is_done(
-    tmp_path: Path, states: list[str], codes: list[str], starts: int, made: int, ends: int
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What resume.sh finds, and what it is to do.
+
+    Attributes:
+      codes, states, requests, copies, launches: lines for `GCLOUD`.
+      starts: of the run.
+      asked: requests for a slice.
+      deleted: slices deleted.
+      set_up: how often code was copied to the hosts.
+      ends: exit code.
+      flags: of resume.sh.
+    """
+
+    codes: list[str]
+    states: list[str] = dataclasses.field(default_factory=lambda: ["ACTIVE"])
+    requests: list[str] = dataclasses.field(default_factory=list)
+    copies: list[str] = dataclasses.field(default_factory=list)
+    launches: list[str] = dataclasses.field(default_factory=list)
+    starts: int = 1
+    asked: int = 0
+    deleted: int = 0
+    set_up: int = 0
+    ends: int = 0
+    flags: tuple[str, ...] = ()
+
+
+DONE = ["0"]
+RESUMED = {
+    "it is done": Case(["running", "0"]),
+    "it is preempted and its slice stays": Case(["75", "running", "75", "0"], starts=3),
+    "the slice is taken away": Case(
+        ["running", "0"], ["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "NOT_FOUND", "ACTIVE"],
+        starts=2, asked=1, deleted=1, set_up=1,
+    ),
+    "it crashes, but never three times in a row": Case(["1", "1", "75", "1", "1", "0"], starts=6),
+    "it crashes three times in a row": Case(["1", "75", "1", "1", "134"], starts=5, ends=2),
+    "it crashes at once, and only one start is wanted": Case(
+        ["1"], ends=2, flags=("--failures", "1")
+    ),
+    "each crash is followed by the slice's end": Case(
+        ["1", "1", "1", "0"], ["ACTIVE", *["ACTIVE", "SUSPENDED", "NOT_FOUND", "ACTIVE"] * 3],
+        starts=4, asked=3, deleted=3, set_up=3,
+    ),
+    "it refuses its flags": Case(["2"], ends=2),
+    "there is no slice yet": Case(DONE, ["NOT_FOUND", "CREATING", "ACTIVE"], asked=1, set_up=1),
+    "the request is still waiting": Case(
+        DONE, ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "ACTIVE"], set_up=1
+    ),
+    "another slice is still going away": Case(
+        DONE, ["SUSPENDING", "DELETING", "NOT_FOUND", "ACTIVE"], asked=1, set_up=1
+    ),
+    "a request ends as failed, and the next one is met": Case(
+        DONE, ["SUSPENDED", "NOT_FOUND", "FAILED", "NOT_FOUND", "WAITING_FOR_RESOURCES", "ACTIVE"],
+        asked=2, deleted=2, set_up=1,
+    ),
+    "three requests in a row end as failed": Case(
+        [], ["FAILED", *["NOT_FOUND", "FAILED"] * 3], asked=3, deleted=3, starts=0, ends=2
+    ),
+    "a request is refused once": Case(
+        DONE, ["NOT_FOUND", "NOT_FOUND", "ACTIVE"], ["no"], asked=2, set_up=1
+    ),
+    "three requests in a row are refused": Case(
+        [], ["NOT_FOUND"], ["no"] * 3, asked=3, starts=0, ends=2
+    ),
+    "looks at the slice fail before the run": Case(DONE, ["OFFLINE"] * 4 + ["ACTIVE"]),
+    "looks at the slice fail during the run": Case(
+        ["running", "running", "0"], ["ACTIVE", "ACTIVE", *["OFFLINE"] * 12, "ACTIVE"]
+    ),
+    "looks at the slice fail after it was taken away": Case(
+        DONE, ["ACTIVE", "SUSPENDED", *["OFFLINE"] * 7, "SUSPENDED", "NOT_FOUND", "ACTIVE"],
+        starts=2, asked=1, deleted=1, set_up=1,
+    ),
+    "no look at the slice ever succeeds": Case([], ["OFFLINE"], starts=0, ends=2),
+    "looks at the run fail": Case(["running", *["unreachable"] * 4, "running", "0"]),
+    "the host cannot be reached for long": Case([*["unreachable"] * 5, "0"], starts=2),
+    "the host can never be reached": Case(["unreachable"] * 15, starts=3, ends=2),
+    "a host goes silent, then its slice": Case(
+        ["unreachable", "0"], ["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "NOT_FOUND", "ACTIVE"],
+        starts=2, asked=1, deleted=1, set_up=1, flags=("--failures", "1"),
+    ),
+    "hosts let nobody in at first": Case(
+        DONE, ["NOT_FOUND", "ACTIVE"], copies=["no", "no"], asked=1, set_up=3
+    ),
+    "hosts never let anybody in": Case(
+        [], ["NOT_FOUND", "ACTIVE"], copies=["no"] * 3, asked=1, set_up=3, starts=0, ends=2
+    ),
+    "a slice that is there was never set up": Case(
+        ["none", "0"], launches=["no"], starts=2, set_up=1
+    ),
+    "a slice is taken away while it is set up": Case(
+        DONE,
+        ["NOT_FOUND", *["ACTIVE", "SUSPENDED", "NOT_FOUND"] * 4, "ACTIVE"],
+        copies=["no"] * 4, asked=5, deleted=4, set_up=5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", RESUMED)
+def test_resume_keeps_a_run_going_until_it_is_done(tmp_path: Path, what: str) -> None:
+    case = RESUMED[what]
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(GCLOUD)
     gcloud.chmod(0o755)
-    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
-    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    for name in ("codes", "states", "requests", "copies", "launches"):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in getattr(case, name)))
     done = subprocess.run(
         [str(SCRIPTS / "resume.sh"), "--name", "atlas", "--zone", "z", "--type", "v4-8"]
-        + ["--every", "0", "--", "train"],
+        + ["--every", "0", *case.flags, "--", "train"],
         capture_output=True,
         text=True,
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
         timeout=120,
     )
     calls = (tmp_path / "calls").read_text()
-    assert done.returncode == ends, done.stderr
-    assert calls.count("nohup bash run.sh") == starts
-    assert calls.count("queued-resources create") == made
-    assert calls.count("queued-resources delete") == made
+    assert done.returncode == case.ends, done.stderr
+    assert calls.count("nohup bash run.sh") == case.starts
+    assert calls.count("queued-resources create") == case.asked
+    assert calls.count("queued-resources delete") == case.deleted
+    assert calls.count("tpu-vm scp") == case.set_up
+    assert (tmp_path / "codes").read_text() == ""
+
+
+def test_create_waits_for_the_slice_and_tells_how_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    for name in ("gcloud", "sleep"):
+        (tmp_path / name).chmod(0o755)
+
+    def create(*states: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "requests").write_text("")
+        (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+        return subprocess.run(
+            [str(SCRIPTS / "create.sh"), "--name", "atlas", "--zone", "z", "--type", "v4-8"],
+            capture_output=True,
+            text=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+            timeout=60,
+        )
+
+    done = create("CREATING", "OFFLINE", "WAITING_FOR_RESOURCES", "ACTIVE")
+    told = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert (done.returncode, told) == (0, ["CREATING", "WAITING_FOR_RESOURCES", "ACTIVE"])
+    failed = create("PROVISIONING", "FAILED")
+    assert failed.returncode == 2
+    assert "the request ended as FAILED; delete.sh removes it" in failed.stderr
 
 
 def test_setup_copies_the_commit_and_installs_the_tpu_extra_with_the_pinned_versions():
@@ -191,6 +354,16 @@ def test_a_bucket_is_mounted_on_every_host_also_when_a_slice_is_made_again():
     assert mount in again
 
 
+def test_a_share_is_mounted_on_every_host_also_when_a_slice_is_made_again():
+    *_, mount = dry_run("setup.sh", "--share", "10.0.0.2:/mine")
+    assert "--worker=all" in mount
+    assert "mount -t nfs 10.0.0.2:/mine /mnt/mine" in " ".join(mount)
+    both = ["--share", "10.0.0.2:/mine", "--bucket", "b"]
+    again = dry_run("resume.sh", "--type", "v4-8", *both, "--", "train")
+    assert mount in again
+    assert "/mnt/b" in " ".join(again[again.index(mount) + 1])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -200,7 +373,31 @@ def test_a_bucket_is_mounted_on_every_host_also_when_a_slice_is_made_again():
         ("stop.sh", ["--name"], "--name needs a value"),
         ("logs.sh", ["--worker", "--dry-run"], "--worker needs a value"),
         ("create.sh", ["--name", "x", "--zone", "y"], "which accelerator? --type v4-8"),
+        *(
+            (
+                name,
+                ["--name", "x", "--zone", "y", "--type", wrong, "--", "train"],
+                f"unknown accelerator {wrong}; expected v4, v5e, v5p or v6e with a size, as v4-8 "
+                "or v5e-8",
+            )
+            for name, wrong in (("create.sh", "v3-8"), ("create.sh", "v4"), ("resume.sh", "v7-8"))
+        ),
         ("run.sh", ["--name", "x", "--zone", "y"], "what shall run? write it after --"),
+        *(
+            (
+                "resume.sh",
+                ["--name", "x", "--zone", "y", "--type", "v4-8", *wrong, "--", "train"],
+                expected,
+            )
+            for wrong, expected in (
+                (["--every", "1m"], "--every 1m: expected a number of seconds, as 60"),
+                (
+                    ["--share", "10.0.0.2"],
+                    "--share 10.0.0.2: expected SERVER:/NAME, as 10.0.0.2:/atlas",
+                ),
+                (["--failures", "0"], "--failures 0: expected 1 or more, as 3"),
+            )
+        ),
     ],
 )
 def test_a_wrong_call_says_what_is_missing(name, arguments, message):

@@ -105,9 +105,41 @@ tpus() {
     run gcloud compute tpus "$@" "${place[@]}"
 }
 
+# accelerator_of TYPE: what Cloud TPU calls a slice that the project calls v4-8, v5e-8, v5p-8 ...
+accelerator_of() {
+    case "$1" in
+    v5e-[1-9]*) echo "v5litepod-${1#v5e-}" ;;
+    v4-[1-9]* | v5litepod-[1-9]* | v5p-[1-9]* | v6e-[1-9]*) echo "$1" ;;
+    *) die "unknown accelerator $1; expected v4, v5e, v5p or v6e with a size, as v4-8 or v5e-8" ;;
+    esac
+}
+
+# check_share SHARE: refuse what setup.sh could not mount.
+check_share() {
+    [[ -z "$1" || "$1" =~ ^[A-Za-z0-9.-]+:/[A-Za-z0-9_-]+$ ]] ||
+        die "--share $1: expected SERVER:/NAME, as 10.0.0.2:/atlas"
+}
+
 # The state of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED ...
 state() {
     tpus queued-resources describe "$TPU_NAME" --format='value(state.state)'
+}
+
+# slice_state SECONDS: the state, or NONE where Cloud TPU says that there is no such request. A
+# look that fails otherwise (network, login) says nothing of the slice: it is tried five times,
+# SECONDS apart, and then the state is UNKNOWN.
+slice_state() {
+    local found="" try errors
+    errors="$(mktemp "${TMPDIR:-/tmp}/atlas-jax-XXXXXX")"
+    for try in 1 2 3 4 5; do
+        found="$(state 2>"$errors")" || found=""
+        if [[ -z "$found" ]] && grep -q NOT_FOUND "$errors"; then found=NONE; fi
+        if [[ -n "$found" || $try == 5 ]]; then break; fi
+        sleep "$1"
+    done
+    if [[ -z "$found" ]]; then cat "$errors" >&2; fi
+    rm -f "$errors"
+    echo "${found:-UNKNOWN}"
 }
 
 # The exit code of a run that saved its last step because the host is being taken away

@@ -3,7 +3,8 @@
 #
 #   tpu_scripts/setup.sh --name atlas --zone us-central2-b [--bucket NAME]
 #
-#   --bucket NAME   also mount this Cloud Storage bucket at /mnt/NAME, with Cloud Storage FUSE
+#   --bucket NAME         also mount this Cloud Storage bucket at /mnt/NAME, with Cloud Storage FUSE
+#   --share SERVER:/NAME  also mount this NFS share, as of Filestore, at /mnt/NAME
 #
 # Run it again after a commit: the code is replaced, the environment brought up to date.
 
@@ -11,14 +12,18 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 BUCKET=""
+SHARE=""
 
 own_flag() {
-    [[ "$1" == --bucket ]] || return 0
-    BUCKET="$2"
-    return 2
+    case "$1" in
+    --bucket) BUCKET="$2" && return 2 ;;
+    --share) SHARE="$2" && return 2 ;;
+    esac
+    return 0
 }
 
 parse_flags "$@"
+check_share "$SHARE"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ -z "$DRY_RUN" && -n "$(git status --porcelain --untracked-files=no)" ]]; then
@@ -38,6 +43,15 @@ python3 -m pip install --quiet --user uv
 python3 -m uv pip install --quiet --python venv/bin/python \
     --constraint code/requirements.txt --editable 'code[tpu]'
 venv/bin/python -c 'import jax; print(jax.__version__, \"local chips:\", jax.local_device_count())'"
+
+if [[ -n "$SHARE" ]]; then
+    folder="/mnt/${SHARE#*:/}"
+    on_every_host "set -eu
+mountpoint -q $folder && exit 0
+sudo apt-get update -q && sudo apt-get install -q -y nfs-common
+sudo mkdir -p $folder && sudo mount -t nfs $SHARE $folder
+sudo chmod a+rwx $folder"
+fi
 
 [[ -n "$BUCKET" ]] || exit 0
 apt=https://packages.cloud.google.com/apt

@@ -120,8 +120,9 @@ class CorpusConfig:
                 not is_remote(path),
                 f"CorpusConfig.{field}",
                 path,
-                "a folder on a disk, since it is memory-mapped; mount the bucket (as "
-                "tpu_scripts/setup.sh --bucket NAME does at /mnt/NAME) and bind the path there",
+                "a folder on a disk, since it is memory-mapped; to read it, mount the bucket (as "
+                "tpu_scripts/setup.sh --bucket NAME does at /mnt/NAME) and bind the path there; "
+                "build it on a disk and copy it",
             )
         _require(
             self.searcher in SEARCHERS,

@@ -18,6 +18,7 @@ from flax import traverse_util
 from flax.core import meta
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import is_remote
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
@@ -88,6 +89,8 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
     Raises:
       UserError: names the file, tensor, key or flag at fault; the output does not exist then.
     """
+    if is_remote(job.output):
+        raise UserError(f"--output={job.output}: expected a folder on a disk; copy it afterwards")
     output = Path(job.output)
     if output.exists():
         raise UserError(f"{output} exists already; remove it or choose another --output")

@@ -267,8 +267,9 @@ def _check(config: TrainConfig, step: StepConfig) -> None:
     ):
         raise UserError(
             f"TrainConfig.model_dir = {config.model_dir!r}: an index that the run makes itself "
-            "needs a disk (a bucket may be mounted); bind CorpusConfig.index to one that "
-            "build_index made, and RefreshPolicy.schedule = '-1'"
+            "needs a disk that all hosts see; or bind CorpusConfig.index to one that build_index "
+            "made and refresh nothing: RefreshPolicy.schedule = '-1', RefreshPolicy.rolling_rows "
+            "= 0, StalenessConfig.refresh_below = 0"
         )
 
 

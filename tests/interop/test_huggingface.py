@@ -305,6 +305,16 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in output.iterdir()] == ["mine"]
 
 
+def test_an_output_in_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = dataclasses.replace(
+        small.job("hf", "hf", small.GOLDENS / "t5_v1_1", tmp_path), output="gs://b/out"
+    )
+    with pytest.raises(UserError, match="--output=gs://b/out: expected a folder on a disk"):
+        convert(job, small.quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_tensors_may_be_allowed_by_name(tmp_path: Path) -> None:
     folder = broken(tmp_path, "minilm")
     name = "encoder.layer.1.output.LayerNorm.weight"

@@ -133,6 +133,12 @@ REFUSED = {
         "TrainConfig.passages=file",
     ),
     "an index that the run makes itself needs a disk": ("TrainConfig.model_dir=gs://b/run",),
+    "refresh nothing: RefreshPolicy.schedule = '-1', RefreshPolicy.rolling_rows = 0": (
+        "TrainConfig.model_dir=gs://b/run",
+        "CorpusConfig.index=index",
+        "StepConfig.retriever_training=joint",
+        "RefreshPolicy.schedule='10'",
+    ),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
     "CorpusConfig.recall_target = 1.5: expected more than 0 and at most 1": (
         "CorpusConfig.recall_target=1.5",
