@@ -20,8 +20,8 @@ from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
 from atlas_jax.planning.planner import make_plan, tpu_devices
-from atlas_jax.planning.programs import PROGRAMS, run_from_gin
 from atlas_jax.planning.report import show, write_json
+from atlas_jax.planning.run import PROGRAMS, run_from_gin
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 NOT_FITTING = 3
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--try_meshes", type=int, default=2, help="how many (default: 2)")
     parser.add_argument(
-        "--programs", default=",".join(PROGRAMS), help=f"of {','.join(PROGRAMS)} (default: all)"
+        "--programs", default="", help=f"of {','.join(PROGRAMS['train'])} (default: the run's own)"
     )
     parser.add_argument("--json", default="", metavar="FILE", help="write the plan there, too")
     return launch(_run, parser, argv, unread=UNREAD)
@@ -59,10 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> int:
     where = parse_slice(flags.topology)
-    programs = flags.programs.split(",")
-    unknown = sorted(set(programs) - set(PROGRAMS))
-    if unknown:
-        raise UserError(f"--programs: no program is called {unknown[0]}; of {', '.join(PROGRAMS)}")
     for name in ("passages", "try_meshes"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} = {getattr(flags, name)}: expected 1 or more")
@@ -73,6 +69,13 @@ def _run(flags: argparse.Namespace) -> int:
         )
     meshes = [_mesh(text) for text in flags.mesh]
     run = run_from_gin(flags.passages)
+    programs = flags.programs.split(",") if flags.programs else []
+    unknown = sorted(set(programs) - set(PROGRAMS[run.entry]))
+    if unknown:
+        raise UserError(
+            f"--programs: no program of this run ({run.entry}) is called {unknown[0]}; "
+            f"of {', '.join(PROGRAMS[run.entry])}"
+        )
     progress = Console(stderr=True)
     plan = make_plan(
         run, where, tpu_devices(where), meshes, flags.try_meshes, programs, progress.print

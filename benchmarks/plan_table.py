@@ -40,7 +40,8 @@ RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
 # What makes figures of a program.
 READING = (
     "core/chips", "planning/estimate", "planning/flops", "planning/hlo", "planning/hlo_text",
-    "planning/planner", "planning/products", "planning/programs", "planning/traffic",
+    "planning/planner", "planning/products", "planning/programs", "planning/run",
+    "planning/traffic",
 )  # fmt: skip
 # base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
 SCANNED = ("ReaderConfig.scan_layers=True", "RetrieverConfig.scan_layers=True")

@@ -11,7 +11,7 @@ from atlas_jax.core.chips import GIB
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.estimate import Memory
 from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
-from atlas_jax.planning.programs import Run
+from atlas_jax.planning.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Case:
     """A program that was compiled.
 
     Attributes:
-      program: of `programs.PROGRAMS`.
+      program: of `run.PROGRAMS`.
       devices: of the slice, all of which the mesh takes.
     """
 
@@ -43,13 +43,11 @@ def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
     """For a program that is too big: the largest term, then changes with their bindings."""
     if memory.peak <= hbm_bytes:
         return []
-    names = {"index embeddings": "index", "index tokens": "index"}
-    sizes: dict[str, int] = {}
-    for term, size in memory.terms.items():
-        name = names.get(term, term)
-        sizes[name] = sizes.get(name, 0) + size
+    sizes = memory.by_kind()
     largest = max(sizes, key=lambda name: sizes[name])
     needed = "needed" if memory.is_whole else "needed by its arguments alone"
+    if memory.resident:
+        needed += f", with {memory.terms['resident'] / GIB:.2f} of what else the run holds"
     too_big = (
         f"{largest} is the largest term, {sizes[largest] / GIB:.2f} of {memory.peak / GIB:.2f} GiB "
         f"{needed}; a program may use {hbm_bytes / GIB:.2f}"
@@ -74,7 +72,7 @@ def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:
             )
             break
     # An optimiser that is smaller than its parameters has hardly any moments already.
-    if case.program == "train" and sizes.get("optimiser", 0) >= sizes.get("parameters", 0):
+    if sizes.get("optimiser", 0) >= sizes.get("parameters", 0):
         found.append("reader/OptimizerConfig.kind = 'adafactor' keeps hardly any moments")
     return found
 
@@ -132,7 +130,7 @@ def _train_advice(case: Case) -> list[str]:
 def _embed_advice(case: Case) -> list[str]:
     run = case.run
     return [
-        *_smaller_batch(case, "CorpusConfig.embed_batch_size", run.corpus.embed_batch_size),
+        *_smaller_batch(case),
         *_narrow("RetrieverConfig", run.models.retriever.config),
         f"shorter passages (StoreConfig.retriever_length = {run.store.retriever_length})",
     ]
@@ -146,7 +144,7 @@ def _search_advice(case: Case) -> list[str]:
     elif run.answer_depth > run.answer_k:
         depth = f"EvalConfig.recall_at up to {run.answer_depth}"
     return [
-        *_smaller_batch(case, "EvalConfig.batch_size", run.answer_batch),
+        *_smaller_batch(case),
         f"fewer passages a query ({depth})",
         "CorpusConfig.searcher = 'scann' searches on the hosts",
     ]
@@ -154,7 +152,7 @@ def _search_advice(case: Case) -> list[str]:
 
 def _decode_advice(case: Case) -> list[str]:
     run, generation = case.run, case.run.generation
-    found = _smaller_batch(case, "EvalConfig.batch_size", run.answer_batch)
+    found = _smaller_batch(case)
     if generation.method == "beam" and generation.num_beams > 1:
         found.append(
             f"GenerationConfig.num_beams = {generation.num_beams // 2} instead of "
@@ -178,8 +176,9 @@ _TEMPORARIES: dict[str, Callable[[Case], list[str]]] = {
 }
 
 
-def _smaller_batch(case: Case, binding: str, rows: int) -> list[str]:
+def _smaller_batch(case: Case) -> list[str]:
     """Fewer rows on each part of the mesh; where each has one already, fewer parts."""
+    binding, rows = case.run.batch_of(case.program)
     each = -(-rows // case.parts)
     if each > 1:
         less = -(-each // 2)

@@ -20,18 +20,37 @@ class Memory:
     """HBM of one chip in bytes.
 
     Attributes:
-      terms: what lies there for the whole run, by name, and, of a program that was compiled,
-        `temporaries`: activations, gradients and buffers.
+      terms: the program's arguments that lie there for the whole run, by name; of a program that
+        was compiled, `temporaries`: activations, gradients and buffers; and `resident`, the sum
+        of those below.
       peak: the sum as the compiler has it, padding of its layouts included.
+      resident: what the run holds beside this program's arguments, by name.
     """
 
     terms: dict[str, int]
     peak: int
+    resident: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
         """Whether the compiler was asked: else the peak is a bound from below."""
         return "temporaries" in self.terms
+
+    def beside(self, resident: dict[str, int]) -> "Memory":
+        """The same program where the run holds other arrays as well."""
+        more = sum(resident.values())
+        if not more:
+            return self
+        return Memory({**self.terms, "resident": more}, self.peak + more, resident)
+
+    def by_kind(self) -> dict[str, int]:
+        """All of it by what it is, whether an argument of the program or not."""
+        sizes: dict[str, int] = {}
+        own = {name: size for name, size in self.terms.items() if name != "resident"}
+        for name, size in [*own.items(), *self.resident.items()]:
+            kind = "index" if name.startswith("index") else name
+            sizes[kind] = sizes.get(kind, 0) + size
+        return sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,9 @@ from typing import Any
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, make_mesh
 from atlas_jax.planning.estimate import shard_bytes
-from atlas_jax.planning.programs import Run, make_program
+from atlas_jax.planning.programs import held
+from atlas_jax.planning.run import Run
+from atlas_jax.training.assembly import batch_sharding
 
 MAX_MODEL = 16  # tensor parallelism beyond this sends more than it computes
 # Of the HBM, what may lie there for the whole run so that a step still has room.
@@ -73,7 +75,8 @@ def _resident(run: Run, config: MeshConfig, devices: Any) -> int:
     """
     _check_heads(run, config)
     mesh = make_mesh(config, devices)
-    return sum(shard_bytes(tree) for tree in make_program("train", run, mesh).terms.values())
+    batch_sharding(*run.batch_of(run.programs[0]), mesh, run.rules)
+    return sum(shard_bytes(tree) for tree in held(run, mesh).values())
 
 
 def _check_heads(run: Run, config: MeshConfig) -> None:

@@ -28,7 +28,8 @@ from atlas_jax.planning.estimate import (
     roofline,
 )
 from atlas_jax.planning.meshes import candidates
-from atlas_jax.planning.programs import Program, Run, lowered, make_program
+from atlas_jax.planning.programs import Program, lowered, make_program, refused_batch, resident
+from atlas_jax.planning.run import Run
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.state import Models
@@ -47,9 +48,10 @@ class ProgramPlan:
     """One program on one mesh.
 
     Attributes:
-      fits: whether the compiler has room for it.
+      fits: whether there is room for it beside what else the run holds.
       memory: where what lies there for the whole run is more than the HBM alone, that alone;
         the program is not compiled then.
+      warning: why a run would stop, other than for memory; empty where it would not.
       work, roof: None where the compiler refused the program, or was not asked.
       largest_index: passages that would still fit; None for programs without an index, and where
         the arguments alone are too large.
@@ -66,6 +68,7 @@ class ProgramPlan:
     roof: Roofline | None
     largest_index: int | None
     advice: list[str]
+    warning: str
     compiler_flops: float | None
     counted_flops: float | None
     compile_seconds: float
@@ -73,13 +76,20 @@ class ProgramPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run on a slice. `programs` are those on the mesh that is recommended, if one fits;
-    `tried` the train steps on all meshes that were looked at."""
+    """A run on a slice.
+
+    Attributes:
+      tried: the run's first program, the train step of a training, on all meshes that were
+        looked at.
+      programs: all of them on the mesh that is recommended, if one fits.
+      possible: how many meshes the run divides over; 0 where the meshes were given.
+    """
 
     slice: Slice
     run: Run
     tried: list[ProgramPlan]
     programs: list[ProgramPlan]
+    possible: int = 0
 
     @property
     def recommended(self) -> MeshConfig | None:
@@ -113,31 +123,33 @@ def make_plan(
     devices: Sequence[Any],
     meshes: Sequence[MeshConfig] = (),
     try_meshes: int = 2,
-    programs: Sequence[str] = ("train", "embed", "search", "decode"),
+    programs: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Compile the train step on some meshes, and the other programs on the best of them.
+    """Compile the run's first program on some meshes, and the others on the best of them.
 
     Args:
       run: what gin says.
       where: the slice, whose chip's limits count.
       devices: as many as the slice has chips.
       meshes: to be tried; none: the `try_meshes` most promising ones.
-      programs: of `programs.PROGRAMS`, to be compiled besides the train step.
+      programs: of those of the run, to be compiled besides the first one; none: all.
       report: gets a line before and after each compilation.
 
     Raises:
       UserError: a mesh does not divide the run.
     """
-    chosen = list(meshes) or candidates(run, devices, where.chip.hbm_bytes)[:try_meshes]
-    tried = [plan_program("train", run, config, where.chip, devices, report) for config in chosen]
+    first, *rest = run.programs
+    possible = [] if meshes else candidates(run, devices, where.chip.hbm_bytes)
+    chosen = list(meshes) or possible[:try_meshes]
+    tried = [plan_program(first, run, config, where.chip, devices, report) for config in chosen]
     best = best_of(tried) or min(tried, key=lambda p: (not p.memory.is_whole, p.memory.peak))
     others = [
         plan_program(name, run, best.mesh, where.chip, devices, report)
-        for name in programs
-        if name != "train" and (name != "search" or run.on_devices)
+        for name in rest
+        if name in (programs or rest)
     ]
-    return Plan(where, run, tried, [best, *others])
+    return Plan(where, run, tried, [best, *others], len(possible))
 
 
 def best_of(plans: Sequence[ProgramPlan]) -> ProgramPlan | None:
@@ -160,19 +172,24 @@ def plan_program(
     mesh = partitioning.make_mesh(config, devices)
     config = MeshConfig(**{axis: mesh.shape[axis] for axis in SLICE_AXES})
     program, started = make_program(name, run, mesh), time.monotonic()
-    memory, compiled, total, once, plain = resident_memory(program.terms), None, 0.0, None, 0.0
+    beside = resident(program, run, mesh)
+    memory = resident_memory(program.terms).beside(beside)
+    compiled, total, once, plain = None, 0.0, None, 0.0
     if memory.peak <= chip.hbm_bytes:
         report(f"{name} on {mesh_name(config)}: compiling")
         total, once, plain = _count_flops(program, run, mesh)
         memory, compiled = _compiled(program, run, mesh, devices)
+        memory = memory.beside(beside)
     seconds, work = time.monotonic() - started, None
     compiler_flops = None
     if compiled is not None:
         work = measure(compiled.as_text(), total, plain, len(devices), program.loop_trips)
         compiler_flops = _compiler_flops(compiled)
     fits = compiled is not None and memory.peak <= chip.hbm_bytes
-    has_index = any(term.startswith("index") for term in program.terms)
-    rows = run.data.batch_size if name == "train" else run.answer_batch
+    largest = None
+    if memory.is_whole and any(term.startswith("index") for term in program.terms):
+        rows = run.batch_of(name)[1]
+        largest = largest_index(memory, chip, len(devices), run.row_bytes, rows)
     report(f"{name} on {mesh_name(config)}: {'fits' if fits else 'does not fit'}, {seconds:.0f} s")
     return ProgramPlan(
         program=name,
@@ -181,10 +198,9 @@ def plan_program(
         memory=memory,
         work=work,
         roof=roofline(work, chip) if work else None,
-        largest_index=largest_index(memory, chip, len(devices), run.row_bytes, rows)
-        if has_index and memory.is_whole
-        else None,
+        largest_index=largest,
         advice=advise(Case(name, run, config, devices), memory, chip.hbm_bytes),
+        warning=refused_batch(name, run, mesh),
         compiler_flops=compiler_flops,
         counted_flops=None if once is None else once / len(devices),
         compile_seconds=seconds,

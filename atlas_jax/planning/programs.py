@@ -8,40 +8,23 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import PartitionRules, Rule
 from atlas_jax.core.types import Batch, DeviceIndex, Passages
-from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import abstract_rows, as_floats
-from atlas_jax.index.passages import StoreConfig, token_dtype
 from atlas_jax.index.placement import embeddings_layout, tokens_layout
-from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.generate import GenerationConfig
-from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.config import RetrieverConfig
-from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied
+from atlas_jax.planning.estimate import shard_bytes
+from atlas_jax.planning.run import Run, in_lanes, token_type
+from atlas_jax.retriever.dual_encoder import is_tied
 from atlas_jax.training.answering import Reading, make_answer
 from atlas_jax.training.assembly import batch_parts, batch_sharding
-from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
-from atlas_jax.training.data import DataConfig
-from atlas_jax.training.optimizers import configured_optimizers
-from atlas_jax.training.state import (
-    PARTS,
-    Models,
-    abstract_params,
-    make_state,
-    state_shardings,
-)
+from atlas_jax.training.state import abstract_params, make_state, state_shardings
 from atlas_jax.training.step import (
-    StepConfig,
     compile_train_step,
     embed_query,
     make_device_retrieve,
@@ -51,86 +34,6 @@ from atlas_jax.training.step import (
     rerank,
     retrieved_already,
 )
-
-PROGRAMS = ("train", "embed", "search", "decode")
-LANES = 128  # of a TPU's tile: a row of a matrix takes the room of a multiple of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What gin says of a run, and how many passages it will search.
-
-    Attributes:
-      answer_batch, answer_k: rows and passages a row when answers are written.
-      answer_depth: passages that are found for each of those rows; more where recall asks for it.
-    """
-
-    models: Models
-    step: StepConfig
-    distillation: DistillationConfig
-    optimizers: Any
-    data: DataConfig
-    store: StoreConfig
-    corpus: CorpusConfig
-    generation: GenerationConfig
-    answer_batch: int
-    answer_k: int
-    answer_depth: int
-    passage_source: str
-    passages: int
-    rules: tuple[Rule, ...]
-
-    @property
-    def answer_searched(self) -> int:
-        """Passages that the search gives for each row to be answered."""
-        return max(self.answer_depth, self.step.rerank)
-
-    @property
-    def on_devices(self) -> bool:
-        """Whether the index lies on the chips."""
-        return self.passage_source == "index" and self.corpus.searcher == "exact"
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one passage in the index: embedding and tokens."""
-        store, models = self.store, self.models
-        width = models.retriever.config.embedding_dim
-        embedding = jax.tree.leaves(abstract_rows(1, width, self.corpus.dtype))
-        tokens = _in_lanes(store.reader_length) * _token_type(models.reader.config).itemsize
-        if self.step.embeds_passages:
-            width = _in_lanes(store.retriever_length)
-            tokens += width * _token_type(models.retriever.config).itemsize
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in embedding) + tokens
-
-
-def run_from_gin(passages: int) -> Run:
-    """Everything that a plan needs, from gin's present configuration.
-
-    Raises:
-      UserError: the sizes of the reader are not bound.
-    """
-    if "vocab_size" not in gin.get_bindings(ReaderConfig):
-        raise UserError("plan reads no checkpoint: give the sizes with --gin_file=models/NAME.gin")
-    step, retriever, evaluation = StepConfig(), RetrieverConfig(), EvalConfig()
-    if step.retriever_training == "query_side" and retriever.tied:
-        retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
-    answer_k = evaluation.k or step.k
-    return Run(
-        models=Models(T5(ReaderConfig()), DualEncoder(retriever)),
-        step=step,
-        distillation=DistillationConfig(),
-        optimizers=configured_optimizers(PARTS)[0],
-        data=DataConfig(),
-        store=StoreConfig(),
-        corpus=CorpusConfig(),
-        generation=GenerationConfig(),
-        answer_batch=evaluation.batch_size,
-        answer_k=answer_k,
-        answer_depth=max(*evaluation.recall_at, answer_k) if evaluation.recall_at else answer_k,
-        passage_source=gin.get_bindings(TrainConfig).get("passages", "index"),
-        passages=passages,
-        rules=tuple(PartitionRules().rules),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +53,7 @@ class Program:
 
 
 def make_program(name: str, run: Run, mesh: Mesh) -> Program:
-    """One of `PROGRAMS` for this mesh; call it, and lower it, inside `activate(mesh, rules)`.
+    """A program of this name for this mesh; call it, and lower it, inside `activate(mesh, rules)`.
 
     Raises:
       UserError: the batch or a parameter does not divide over the mesh.
@@ -162,6 +65,39 @@ def lowered(program: Program, run: Run, mesh: Mesh) -> Any:
     """The program lowered for the mesh's chips."""
     with partitioning.activate(mesh, run.rules):
         return program.function.lower(*program.args)  # type: ignore[attr-defined]
+
+
+def held(run: Run, mesh: Mesh) -> dict[str, Any]:
+    """What lies on the chips through the whole run, whichever program runs."""
+    if run.entry == "train":
+        return _train(run, mesh).terms
+    params = _params(run, mesh)
+    if run.entry == "build_index":
+        return {"parameters": params["retriever"]}
+    _, source = _source(run, mesh, 1, 1)
+    return {"parameters": params} | _index_terms(source)
+
+
+def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
+    """Bytes on a chip of what the run holds while this program runs, and is no argument of it."""
+    if program.name == "train":
+        return {}  # all that is held is an argument of it
+    found = {}
+    for term, tree in held(run, mesh).items():
+        if program.name == "embed" and term.startswith("index") and not run.refreshes:
+            continue  # embeds before there is an index
+        found[term] = shard_bytes(tree) - shard_bytes(program.terms.get(term, ()))
+    return {term: size for term, size in found.items() if size}
+
+
+def refused_batch(name: str, run: Run, mesh: Mesh) -> str:
+    """Why a run would refuse the batch that this program is planned with more rows of, or ""."""
+    try:
+        batch_sharding(*run.batch_of(name), mesh, run.rules)
+    except UserError as error:
+        rows = _multiple(run.batch_of(name)[1], run, mesh)
+        return f"a run stops here: {error}; planned with {rows}"
+    return ""
 
 
 def _train(run: Run, mesh: Mesh) -> Program:
@@ -228,9 +164,10 @@ def _decode(run: Run, mesh: Mesh) -> Program:
 
 def _params(run: Run, mesh: Mesh) -> Any:
     boxed = abstract_params(run.models)
-    return jax.tree.map(
-        _placed, meta.unbox(boxed), partitioning.param_shardings(boxed, mesh, run.rules)
-    )
+    shardings = partitioning.param_shardings(boxed, mesh, run.rules)
+    if run.entry == "build_index":  # which leaves a whole retriever on each chip
+        shardings = jax.tree.map(lambda _: partitioning.replicated(mesh), shardings)
+    return jax.tree.map(_placed, meta.unbox(boxed), shardings)
 
 
 def _tower(run: Run, mesh: Mesh, name: str) -> Any:
@@ -304,7 +241,7 @@ def _index(run: Run, mesh: Mesh) -> DeviceIndex:
     embeddings = embeddings_layout(run.passages, width, run.corpus.dtype, mesh)
 
     def tokens(width: int, config: Any) -> jax.ShapeDtypeStruct:
-        return tokens_layout(run.passages, width, _token_type(config), mesh)
+        return tokens_layout(run.passages, width, token_type(config), mesh)
 
     return DeviceIndex(
         embeddings_ne=embeddings,
@@ -317,20 +254,12 @@ def _index(run: Run, mesh: Mesh) -> DeviceIndex:
     )
 
 
-def _token_type(config: Any) -> np.dtype[Any]:
-    return token_dtype(config.vocab_size)
-
-
-def _in_lanes(width: int) -> int:
-    return -(-width // LANES) * LANES
-
-
 def _index_terms(source: Any) -> dict[str, Any]:
     if not isinstance(source, DeviceIndex):
         return {}
     tokens = [
         jax.ShapeDtypeStruct(
-            (array.shape[0], _in_lanes(array.shape[1])), array.dtype, sharding=array.sharding
+            (array.shape[0], in_lanes(array.shape[1])), array.dtype, sharding=array.sharding
         )
         for array in (source.reader_tokens_nl, source.retriever_tokens_nm)
         if array is not None

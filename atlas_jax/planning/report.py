@@ -32,6 +32,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "k": run.step.k,
         "reader_length": run.step.reader_length,
         "recommended_mesh": mesh_name(recommended) if recommended else None,
+        "possible_meshes": plan.possible,
         "tried": [_program_json(one) for one in plan.tried],
         "programs": [_program_json(one) for one in plan.programs],
         "versions": versions(),
@@ -55,9 +56,11 @@ def _program_json(one: ProgramPlan) -> dict[str, Any]:
         "mesh": mesh_name(one.mesh),
         "fits": one.fits,
         "bytes_per_chip": one.memory.terms,
+        "resident_bytes_per_chip": one.memory.resident,
         "peak_bytes_per_chip": one.memory.peak,
         "largest_index": one.largest_index,
         "advice": one.advice,
+        "warning": one.warning,
         "compiler_flops_per_chip_loops_once": one.compiler_flops,
         "counted_flops_per_chip_loops_once": one.counted_flops,
         "compile_seconds": round(one.compile_seconds, 1),
@@ -107,7 +110,9 @@ def show(plan: Plan, console: Console) -> None:
     console.print(_memory_table(plan))
     console.print(_work_table(plan))
     if plan.recommended is not None:
-        console.print(f"recommended mesh: {mesh_name(plan.recommended)}")
+        console.print(f"recommended mesh: {mesh_name(plan.recommended)}" + _of_how_many(plan))
+    for warning in dict.fromkeys(one.warning for one in plan.programs if one.warning):
+        console.print(f"warning: {warning}")
     for one in plan.programs:
         if one.work is not None and abs(one.work.agreement - 1) > DISAGREEMENT:
             console.print(
@@ -121,8 +126,19 @@ def show(plan: Plan, console: Console) -> None:
             console.print(("  - " if number else f"{one.program} does not fit: ") + line)
 
 
+def _of_how_many(plan: Plan) -> str:
+    if len(plan.tried) < plan.possible:
+        return (
+            f", of the {len(plan.tried)} tried; the run divides over {plan.possible} "
+            f"(--try_meshes={plan.possible} takes all)"
+        )
+    return f", of all {plan.possible} that the run divides over" if plan.possible else ""
+
+
 def _meshes_table(plan: Plan) -> Table:
-    table = Table("train step on mesh", "peak GiB", "fits", "least seconds", "bound by")
+    table = Table(
+        f"{plan.programs[0].program} on mesh", "peak GiB", "fits", "least seconds", "bound by"
+    )
     for one in plan.tried:
         least = (f"{one.roof.step_seconds:.3f}", one.roof.binding) if one.roof else ("-", "-")
         table.add_row(mesh_name(one.mesh), _gib(one.memory.peak), _yes(one.fits), *least)

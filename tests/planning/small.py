@@ -2,7 +2,7 @@
 
 from atlas_jax.core.chips import CHIPS, Slice
 from atlas_jax.core.config import load_gin
-from atlas_jax.planning.programs import Run, run_from_gin
+from atlas_jax.planning.run import Run, run_from_gin
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 TINY = [

@@ -7,7 +7,7 @@ from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning import advice
 from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import Memory
-from atlas_jax.planning.programs import PROGRAMS
+from atlas_jax.planning.run import PROGRAMS
 from tests.planning.small import tiny_run
 
 WHOLE = MeshConfig(8, 1, 1)
@@ -81,7 +81,7 @@ def test_splitting_by_tokens_is_advised_where_it_is_possible_and_not_done() -> N
 
 
 @pytest.mark.usefixtures("any_mesh")
-@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "train"])
+@pytest.mark.parametrize("program", PROGRAMS["train"][1:])
 @pytest.mark.parametrize("term", ["temporaries", "parameters", "batch, padding, results"])
 def test_what_only_training_does_is_told_to_training_alone(program: str, term: str) -> None:
     _, found = changes(program, term, WHOLE)

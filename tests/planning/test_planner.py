@@ -24,8 +24,9 @@ from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import Memory, Roofline, Work, shard_bytes
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import Plan, ProgramPlan, make_plan
-from atlas_jax.planning.programs import LANES, PROGRAMS, Run, make_program, run_from_gin
+from atlas_jax.planning.programs import make_program
 from atlas_jax.planning.report import as_json, show, write_json
+from atlas_jax.planning.run import LANES, PROGRAMS, Run, run_from_gin
 from tests.planning.small import RECIPE, SLICE, TINY, tiny_run
 
 needs_libtpu = pytest.mark.skipif(
@@ -249,7 +250,7 @@ def test_of_several_meshes_the_quickest_that_fits_is_recommended(
         roof = Roofline({"compute": seconds[mesh], "memory": 0.01}, 1e9, chip.bf16_flops)
         nothing = Work(1.0, 1.0, 1.0, {})
         return ProgramPlan(
-            name, mesh, fits, Memory(terms, size), nothing, roof, None, [], None, 1.0, 0.0
+            name, mesh, fits, Memory(terms, size), nothing, roof, None, [], "", None, 1.0, 0.0
         )
 
     monkeypatch.setattr(planner, "plan_program", compiled)
@@ -258,7 +259,7 @@ def test_of_several_meshes_the_quickest_that_fits_is_recommended(
     assert found.recommended == recommended
     # The other programs are compiled for that mesh; where none fits, for the best there is.
     assert [(one.program, one.mesh) for one in found.programs] == [
-        (name, chosen) for name in PROGRAMS
+        (name, chosen) for name in PROGRAMS["train"]
     ]
 
 
@@ -292,7 +293,10 @@ def test_without_libtpu_the_command_says_how_to_get_it(
         (["--topology=v5e-7", "--passages=9"], "v5e slices have 1, 4, 8"),
         (["--topology=v5e-8", "--passages=0"], "--passages = 0"),
         (["--topology=v5e-8", "--passages=9", "--mesh=8,1"], "--mesh=8,1: expected three"),
-        (["--topology=v5e-8", "--passages=9", "--programs=fly"], "no program is called fly"),
+        (
+            ["--topology=v5e-8", "--passages=9", "--programs=fly"],
+            "no program of this run (train) is called fly",
+        ),
         (["--topology=v5e-8", "--passages=9", "--gin.MeshConfig.dcn=2"], "a plan is for one slice"),
     ],
 )
