@@ -22,7 +22,7 @@ from atlas_jax.demo.paths import nano_checkpoint
 from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import stored_as
-from atlas_jax.index.passages import StoreConfig
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.training.assembly import load_retriever
 from atlas_jax.training.config import ModelConfig
 from atlas_jax.training.step import embed

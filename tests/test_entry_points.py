@@ -11,7 +11,8 @@ import pytest
 
 from atlas_jax import ask, build_index, evaluate, retrieve, train, train_retriever
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
 from tests.training.runs import read_lines, write_run
 
 Main = Callable[[list[str]], int]

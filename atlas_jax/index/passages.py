@@ -12,74 +12,36 @@ building nor reading holds the corpus in memory. A store is a folder:
 """
 
 import array
-import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import shutil
-import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
-from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
-from atlas_jax.index.files import create_npy, new_directory
+from atlas_jax.index.files import new_directory
 from atlas_jax.index.search import SearchResult
-
-FIELDS = ("id", "title", "section", "text")
-STORE_FORMAT = 1
-REQUIRED: FieldTypes = {"id": (str, int), "title": str, "text": str}
-OPTIONAL: FieldTypes = {"section": str}
-_BATCH = 1024  # passages per call of a tokenizer
-_TOWERS = ("reader", "retriever")
-
-Record = dict[str, str]
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class StoreConfig:
-    """What of a passage each model sees.
-
-    Attributes:
-      reader_format: the reader's text; any of {id}, {title}, {section}, {text}.
-      retriever_format: the retriever's text.
-      reader_length: reader tokens kept of a passage.
-      retriever_length: retriever tokens kept, special tokens included.
-    """
-
-    reader_format: str = "title: {title} context: {text}"
-    retriever_format: str = "{title} {text}"
-    reader_length: int = 192
-    retriever_length: int = 192
-
-    def __post_init__(self) -> None:
-        """Refuse formats with unknown fields and lengths below 1.
-
-        Raises:
-          UserError: names the binding at fault.
-        """
-        for tower in _TOWERS:
-            name, value = f"{tower}_format", getattr(self, f"{tower}_format")
-            try:
-                fields = {field for _, field, _, _ in string.Formatter().parse(value)} - {None}
-            except ValueError as error:
-                raise UserError(f"StoreConfig.{name} = {value!r}: {error}") from None
-            if not fields or not fields <= set(FIELDS):
-                raise UserError(
-                    f"StoreConfig.{name} = {value!r} needs at least one of the fields "
-                    f"{', '.join(f'{{{field}}}' for field in FIELDS)}, and no others"
-                )
-            if getattr(self, f"{tower}_length") < 1:
-                raise UserError(f"StoreConfig.{tower}_length has to be at least 1")
+from atlas_jax.index.store_files import (
+    STORE_FORMAT,
+    TOWERS,
+    Record,
+    StoreConfig,
+    content_hashes,
+    copy_corpus,
+    encode,
+    hash_id,
+    line_of,
+    normalise,
+    read_corpus,
+    tokenise,
+    write_manifest,
+)
 
 
 class PassageStore:
@@ -101,7 +63,7 @@ class PassageStore:
         self.config = StoreConfig(
             **{
                 f"{tower}_{key}": manifest[tower][key]
-                for tower in _TOWERS
+                for tower in TOWERS
                 for key in ("format", "length")
             }
         )
@@ -147,31 +109,31 @@ class PassageStore:
         existing = cls.open(directory) if (Path(directory) / "manifest.json").exists() else None
         if existing:
             digest = hashlib.sha256()
-            for _, record in _read_corpus(passages_jsonl, progress):
-                digest.update(_line(record))
+            for _, record in read_corpus(passages_jsonl, progress):
+                digest.update(line_of(record))
             corpus_hash = digest.hexdigest()
-            wanted = _content_hashes(corpus_hash, config, tokenizers)["content_hash"]
+            wanted = content_hashes(corpus_hash, config, tokenizers)["content_hash"]
             existing._check_hash(wanted, f"the passages of {passages_jsonl}")
             return existing
         with new_directory(directory) as folder:
             lines = array.array("Q")  # line of each row, for the error about two equal ids
 
             def records() -> Iterator[Record]:
-                for line, record in _read_corpus(passages_jsonl, progress):
+                for line, record in read_corpus(passages_jsonl, progress):
                     lines.append(line)
                     yield record
 
-            corpus_hash = _copy_corpus(
+            corpus_hash = copy_corpus(
                 folder, records(), lambda row: f"{passages_jsonl}:{lines[row]}"
             )
             if not lines:
                 raise UserError(f"{passages_jsonl} holds no passages")
             towers = {
-                tower: _tokenise(folder, len(lines), tower, config, tokenizers[tower], progress)
-                for tower in _TOWERS
+                tower: tokenise(folder, len(lines), tower, config, tokenizers[tower], progress)
+                for tower in TOWERS
             }
-            hashes = _content_hashes(corpus_hash, config, tokenizers)
-            _write_manifest(folder, {"count": len(lines), **hashes, **towers})
+            hashes = content_hashes(corpus_hash, config, tokenizers)
+            write_manifest(folder, {"count": len(lines), **hashes, **towers})
         return cls.open(directory, reader_tokenizer, retriever_tokenizer)
 
     @classmethod
@@ -236,7 +198,7 @@ class PassageStore:
 
     def find(self, passage_id: str) -> int | None:
         """The index row of a passage id, or None."""
-        hashed = _hash_id(passage_id)
+        hashed = hash_id(passage_id)
         at = int(np.searchsorted(self._id_hashes, np.uint64(hashed)))
         while at < self.count and int(self._id_hashes[at]) == hashed:
             row = int(self._id_rows[at])
@@ -300,26 +262,26 @@ class PassageStore:
             the store's, or the directory cannot be written.
         """
         tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
-        PassageStore.open(self.directory, **{f"{t}_tokenizer": tokenizers[t] for t in _TOWERS})
+        PassageStore.open(self.directory, **{f"{t}_tokenizer": tokenizers[t] for t in TOWERS})
         changed: dict[int, Record] = {}
         for number, passage in enumerate(passages):
-            record = _normalise(passage, f"replacement {number}")
+            record = normalise(passage, f"replacement {number}")
             changed[self.row_of(record["id"])] = record
         with new_directory(directory) as folder:
             everything = (changed.get(row) or self.passage(row) for row in range(self.count))
-            corpus_hash = _copy_corpus(folder, everything, lambda row: f"row {row}")
-            hashes = _content_hashes(corpus_hash, self.config, tokenizers)
+            corpus_hash = copy_corpus(folder, everything, lambda row: f"row {row}")
+            hashes = content_hashes(corpus_hash, self.config, tokenizers)
             manifest = {**self.manifest, **hashes}
-            for tower in _TOWERS:
+            for tower in TOWERS:
                 name = f"{tower}_tokens.npy"
                 shutil.copyfile(self.directory / name, folder / name)
                 tokens = np.load(folder / name, mmap_mode="r+")
-                fresh = _encode(list(changed.values()), tower, self.config, tokenizers[tower])
+                fresh = encode(list(changed.values()), tower, self.config, tokenizers[tower])
                 tokens[list(changed)] = fresh
                 tokens.flush()
                 greatest = max(manifest[tower]["max_id"], int(fresh.max(initial=0)))
                 manifest[tower] = {**manifest[tower], "max_id": greatest}
-            _write_manifest(folder, manifest)
+            write_manifest(folder, manifest)
         return PassageStore.open(directory)
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -345,149 +307,3 @@ class PassageStore:
                 f"these tokenizers and StoreConfig give ({wanted[:12]}); remove it or choose "
                 "another directory"
             )
-
-
-def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
-    """Line number and checked record of every passage of a jsonl file."""
-    rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
-    for line, record in show_progress("read passages", rows, shown=progress):
-        yield line, _strings(record)
-
-
-def _normalise(record: Mapping[str, Any], where: str) -> Record:
-    """The four fields of a passage as strings; ``where`` begins the error."""
-    check_fields(record, REQUIRED, OPTIONAL, where)
-    _check_filled(record, where)
-    return _strings(record)
-
-
-def _strings(record: Mapping[str, Any]) -> Record:
-    return {field: str(record.get(field) or "") for field in FIELDS}
-
-
-def _check_filled(record: Mapping[str, Any], where: str) -> None:
-    for field in ("id", "text"):
-        if not str(record.get(field) or "").strip():
-            raise UserError(f"{where}: field {field!r} is empty")
-
-
-def _line(record: Record) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def _hash_id(passage_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(passage_id.encode("utf-8"), digest_size=8).digest())
-
-
-def _copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], str]) -> str:
-    """Write the text, its offsets and the index of ids; returns the hash of the text.
-
-    Raises:
-      UserError: an id that two passages have; ``place`` says where a row came from.
-    """
-    digest, offsets, id_hashes = hashlib.sha256(), array.array("Q", [0]), array.array("Q")
-    with (folder / "passages.jsonl").open("wb") as file:
-        for record in records:
-            line = _line(record)
-            file.write(line)
-            digest.update(line)
-            offsets.append(offsets[-1] + len(line))
-            id_hashes.append(_hash_id(record["id"]))
-    hashes = np.asarray(id_hashes, np.uint64)
-    rows = np.argsort(hashes, kind="stable")
-    hashes = hashes[rows]
-    equal = hashes[1:] == hashes[:-1]
-    _check_unique(folder, np.union1d(rows[1:][equal], rows[:-1][equal]), offsets, place)
-    np.save(folder / "offsets.npy", np.asarray(offsets, np.uint64))
-    np.save(folder / "id_hashes.npy", hashes)
-    np.save(folder / "id_rows.npy", rows)
-    return digest.hexdigest()
-
-
-def _check_unique(
-    folder: Path, suspects: np.ndarray, offsets: Sequence[int], place: Callable[[int], str]
-) -> None:
-    """Compare the ids of the rows whose hashes are equal."""
-    seen: dict[str, int] = {}
-    with (folder / "passages.jsonl").open("rb") as file:
-        for row in suspects.tolist():
-            file.seek(offsets[row])
-            passage_id = json.loads(file.readline())["id"]
-            if passage_id in seen:
-                raise UserError(
-                    f"duplicate passage id {passage_id!r}: {place(seen[passage_id])} and "
-                    f"{place(row)}; every passage needs an id of its own"
-                )
-            seen[passage_id] = row
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The type in which token ids are kept."""
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-
-
-def _tokenise(
-    folder: Path,
-    count: int,
-    tower: str,
-    config: StoreConfig,
-    tokenizer: Tokenizer,
-    progress: bool,
-) -> dict[str, Any]:
-    """Write one tower's token array; returns its part of the manifest."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    length = getattr(config, f"{tower}_length")
-    tokens = create_npy(folder / f"{tower}_tokens.npy", (count, length), dtype)
-    greatest = 0
-    with (
-        (folder / "passages.jsonl").open("rb") as file,
-        show_progress(f"{tower} tokens", total=count, shown=progress) as bar,
-    ):
-        for start in range(0, count, _BATCH):
-            records = [json.loads(line) for line in itertools.islice(file, _BATCH)]
-            fresh = _encode(records, tower, config, tokenizer)
-            tokens[start : start + len(records)] = fresh
-            greatest = max(greatest, int(fresh.max()))
-            bar.update(len(records))
-    tokens.flush()
-    return {
-        "tokenizer": tokenizer.content_hash,
-        "format": getattr(config, f"{tower}_format"),
-        "length": length,
-        "max_id": greatest,
-    }
-
-
-def _encode(
-    records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
-) -> np.ndarray:
-    """Int32 tokens of some passages for one tower."""
-    template = getattr(config, f"{tower}_format")
-    texts = [template.format(**record) for record in records]
-    rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
-    return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
-
-
-def _content_hashes(
-    corpus_hash: str, config: StoreConfig, tokenizers: Mapping[str, Tokenizer]
-) -> dict[str, str]:
-    """Hash of everything, and hash of what the embeddings depend on."""
-    half = {
-        tower: [
-            corpus_hash,
-            tokenizers[tower].content_hash,
-            getattr(config, f"{tower}_format"),
-            getattr(config, f"{tower}_length"),
-        ]
-        for tower in _TOWERS
-    }
-
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps([STORE_FORMAT, value]).encode("utf-8")).hexdigest()
-
-    return {"content_hash": digest(half), "retriever_hash": digest(half["retriever"])}
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps({"format": STORE_FORMAT, **manifest}, indent=2) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")

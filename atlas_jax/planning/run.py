@@ -11,7 +11,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import PartitionRules, Rule
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import abstract_rows
-from atlas_jax.index.passages import StoreConfig, token_dtype
+from atlas_jax.index.store_files import StoreConfig, token_dtype
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5

@@ -26,11 +26,12 @@ from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.int8 import INT8, abstract_rows, dtype_of
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import embeddings_layout, rows_sharding, to_device
 from atlas_jax.index.rolling import refresh_rows
 from atlas_jax.index.saved import Unfinished, load_index, resumable_index
 from atlas_jax.index.scann_search import ScannSearcher
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
 from atlas_jax.training.config import CorpusConfig

@@ -13,7 +13,8 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Side
 from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Passages
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Example, PassageText, Task
 from atlas_jax.training.assembly import Tokenizers

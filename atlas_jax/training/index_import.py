@@ -11,8 +11,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.index.passages import StoreConfig
 from atlas_jax.index.saved import new_index
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers

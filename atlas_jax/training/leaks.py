@@ -11,7 +11,7 @@ import gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.core.progress import show_progress
-from atlas_jax.index.passages import OPTIONAL, REQUIRED
+from atlas_jax.index.store_files import OPTIONAL, REQUIRED
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task

@@ -24,7 +24,8 @@ from atlas_jax.core.paths import as_path, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.distillation.config import DistillationConfig
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.assembly import (
     Tokenizers,

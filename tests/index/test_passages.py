@@ -12,8 +12,9 @@ import pytest
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.search import SearchResult
+from atlas_jax.index.store_files import StoreConfig
 
 CONFIG = StoreConfig(reader_length=40, retriever_length=24)
 
@@ -229,13 +230,13 @@ def test_a_kill_while_building_leaves_no_store(
     script = f"""
 import os, signal
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index import passages
-encode = passages._encode
+from atlas_jax.index import passages, store_files
+encode = store_files.encode
 def killed(records, tower, *args):
     if tower == "retriever":
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(records, tower, *args)
-passages._encode = killed
+store_files.encode = killed
 passages.PassageStore.build({str(source)!r}, {str(tmp_path / "store")!r},
     Tokenizer.from_file({str(reader_tokenizer_file)!r}),
     Tokenizer.from_file({str(retriever_tokenizer_file)!r}), progress=False)
@@ -252,7 +253,8 @@ passages.PassageStore.build({str(source)!r}, {str(tmp_path / "store")!r},
 STREAM_SCRIPT = """
 import re, sys
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 tokenizers = [Tokenizer.from_file(name) for name in sys.argv[1:3]]

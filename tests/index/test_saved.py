@@ -18,9 +18,10 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.exact import ExactSearcher
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import ROW_BY_ROW, in_layout, rows_sharding, to_device
 from atlas_jax.index.saved import load_index, new_index, resumable_index, save_index
+from atlas_jax.index.store_files import StoreConfig
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.distillation.config import DistillationConfig
-from atlas_jax.index.passages import StoreConfig
 from atlas_jax.index.refresh import RefreshPolicy
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop import meta_atlas, torch_files
 from atlas_jax.interop.meta_atlas import read_checkpoint
 from atlas_jax.interop.meta_options import to_gin

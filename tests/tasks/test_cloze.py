@@ -12,7 +12,7 @@ import pytest
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.passages import StoreConfig
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.tasks.base import Example, Prediction
 from atlas_jax.tasks.cloze import ClozeRecord, ClozeTask
 from atlas_jax.tasks.facts import find_facts

@@ -11,7 +11,8 @@ import pytest
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.tasks.base import Choice, Example, Shorten
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.qa import QATask

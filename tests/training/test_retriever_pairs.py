@@ -11,7 +11,8 @@ import pytest
 from atlas_jax import train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.passages import PassageStore, StoreConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.training.assembly import Tokenizers
 from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.metrics import read_metrics

@@ -1,0 +1,217 @@
+"""Writes the files of a passage store; `passages.py` says what lies in them."""
+
+import array
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.progress import show_progress
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.files import create_npy
+
+FIELDS = ("id", "title", "section", "text")
+STORE_FORMAT = 1
+REQUIRED: FieldTypes = {"id": (str, int), "title": str, "text": str}
+OPTIONAL: FieldTypes = {"section": str}
+TOWERS = ("reader", "retriever")
+_BATCH = 1024  # passages per call of a tokenizer
+
+Record = dict[str, str]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class StoreConfig:
+    """What of a passage each model sees.
+
+    Attributes:
+      reader_format: the reader's text; any of {id}, {title}, {section}, {text}.
+      retriever_format: the retriever's text.
+      reader_length: reader tokens kept of a passage.
+      retriever_length: retriever tokens kept, special tokens included.
+    """
+
+    reader_format: str = "title: {title} context: {text}"
+    retriever_format: str = "{title} {text}"
+    reader_length: int = 192
+    retriever_length: int = 192
+
+    def __post_init__(self) -> None:
+        """Refuse formats with unknown fields and lengths below 1.
+
+        Raises:
+          UserError: names the binding at fault.
+        """
+        for tower in TOWERS:
+            name, value = f"{tower}_format", getattr(self, f"{tower}_format")
+            try:
+                fields = {field for _, field, _, _ in string.Formatter().parse(value)} - {None}
+            except ValueError as error:
+                raise UserError(f"StoreConfig.{name} = {value!r}: {error}") from None
+            if not fields or not fields <= set(FIELDS):
+                raise UserError(
+                    f"StoreConfig.{name} = {value!r} needs at least one of the fields "
+                    f"{', '.join(f'{{{field}}}' for field in FIELDS)}, and no others"
+                )
+            if getattr(self, f"{tower}_length") < 1:
+                raise UserError(f"StoreConfig.{tower}_length has to be at least 1")
+
+
+def read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
+    """Line number and checked record of every passage of a jsonl file."""
+    rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
+    for line, record in show_progress("read passages", rows, shown=progress):
+        yield line, _strings(record)
+
+
+def normalise(record: Mapping[str, Any], where: str) -> Record:
+    """The four fields of a passage as strings; ``where`` begins the error."""
+    check_fields(record, REQUIRED, OPTIONAL, where)
+    _check_filled(record, where)
+    return _strings(record)
+
+
+def _strings(record: Mapping[str, Any]) -> Record:
+    return {field: str(record.get(field) or "") for field in FIELDS}
+
+
+def _check_filled(record: Mapping[str, Any], where: str) -> None:
+    for field in ("id", "text"):
+        if not str(record.get(field) or "").strip():
+            raise UserError(f"{where}: field {field!r} is empty")
+
+
+def line_of(record: Record) -> bytes:
+    """A passage as its line of passages.jsonl."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def hash_id(passage_id: str) -> int:
+    """64 bits of an id, for id_hashes.npy."""
+    return int.from_bytes(hashlib.blake2b(passage_id.encode("utf-8"), digest_size=8).digest())
+
+
+def copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], str]) -> str:
+    """Write the text, its offsets and the index of ids; returns the hash of the text.
+
+    Raises:
+      UserError: an id that two passages have; ``place`` says where a row came from.
+    """
+    digest, offsets, id_hashes = hashlib.sha256(), array.array("Q", [0]), array.array("Q")
+    with (folder / "passages.jsonl").open("wb") as file:
+        for record in records:
+            line = line_of(record)
+            file.write(line)
+            digest.update(line)
+            offsets.append(offsets[-1] + len(line))
+            id_hashes.append(hash_id(record["id"]))
+    hashes = np.asarray(id_hashes, np.uint64)
+    rows = np.argsort(hashes, kind="stable")
+    hashes = hashes[rows]
+    equal = hashes[1:] == hashes[:-1]
+    _check_unique(folder, np.union1d(rows[1:][equal], rows[:-1][equal]), offsets, place)
+    np.save(folder / "offsets.npy", np.asarray(offsets, np.uint64))
+    np.save(folder / "id_hashes.npy", hashes)
+    np.save(folder / "id_rows.npy", rows)
+    return digest.hexdigest()
+
+
+def _check_unique(
+    folder: Path, suspects: np.ndarray, offsets: Sequence[int], place: Callable[[int], str]
+) -> None:
+    """Compare the ids of the rows whose hashes are equal."""
+    seen: dict[str, int] = {}
+    with (folder / "passages.jsonl").open("rb") as file:
+        for row in suspects.tolist():
+            file.seek(offsets[row])
+            passage_id = json.loads(file.readline())["id"]
+            if passage_id in seen:
+                raise UserError(
+                    f"duplicate passage id {passage_id!r}: {place(seen[passage_id])} and "
+                    f"{place(row)}; every passage needs an id of its own"
+                )
+            seen[passage_id] = row
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type in which token ids are kept."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def tokenise(
+    folder: Path,
+    count: int,
+    tower: str,
+    config: StoreConfig,
+    tokenizer: Tokenizer,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write one tower's token array; returns its part of the manifest."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    length = getattr(config, f"{tower}_length")
+    tokens = create_npy(folder / f"{tower}_tokens.npy", (count, length), dtype)
+    greatest = 0
+    with (
+        (folder / "passages.jsonl").open("rb") as file,
+        show_progress(f"{tower} tokens", total=count, shown=progress) as bar,
+    ):
+        for start in range(0, count, _BATCH):
+            records = [json.loads(line) for line in itertools.islice(file, _BATCH)]
+            fresh = encode(records, tower, config, tokenizer)
+            tokens[start : start + len(records)] = fresh
+            greatest = max(greatest, int(fresh.max()))
+            bar.update(len(records))
+    tokens.flush()
+    return {
+        "tokenizer": tokenizer.content_hash,
+        "format": getattr(config, f"{tower}_format"),
+        "length": length,
+        "max_id": greatest,
+    }
+
+
+def encode(
+    records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Int32 tokens of some passages for one tower."""
+    template = getattr(config, f"{tower}_format")
+    texts = [template.format(**record) for record in records]
+    rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
+    return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
+
+
+def content_hashes(
+    corpus_hash: str, config: StoreConfig, tokenizers: Mapping[str, Tokenizer]
+) -> dict[str, str]:
+    """Hash of everything, and hash of what the embeddings depend on."""
+    half = {
+        tower: [
+            corpus_hash,
+            tokenizers[tower].content_hash,
+            getattr(config, f"{tower}_format"),
+            getattr(config, f"{tower}_length"),
+        ]
+        for tower in TOWERS
+    }
+
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps([STORE_FORMAT, value]).encode("utf-8")).hexdigest()
+
+    return {"content_hash": digest(half), "retriever_hash": digest(half["retriever"])}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json; with it the store is complete."""
+    text = json.dumps({"format": STORE_FORMAT, **manifest}, indent=2) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
