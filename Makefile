@@ -9,7 +9,11 @@
 # ARGS=... is passed on, e.g. make test ARGS="tests/core -q".
 
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3; do \
+  $$one -c '' 2>/dev/null && { echo $$one; break; }; done)
+# As requires-python in pyproject.toml has it.
+CHECK_PYTHON := import sys; (3, 11) <= sys.version_info[:2] < (3, 14) or sys.exit("error: " \
+  "%s is Python %d.%d; needed is 3.11, 3.12 or 3.13" % (sys.executable, *sys.version_info[:2]))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 ARGS ?=
@@ -54,11 +58,11 @@ lint: $(DEV)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; set PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $(PYTHON) is older than 3.11; set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c '$(CHECK_PYTHON)' || { echo "set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(RUN): requirements.txt pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c '$(CHECK_PYTHON)' || { echo "make another $(VENV)" >&2; exit 1; }
 	@echo "== installing into $(VENV) (once, about 1 GB) =="
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps --editable .

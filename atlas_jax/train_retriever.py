@@ -1,4 +1,4 @@
-"""Entry point `python -m atlas_jax.train_retriever`: contrastive pretraining from text alone.
+"""Entry point `python -m atlas_jax.train_retriever`: train the retriever by contrast.
 
     python -m atlas_jax.train_retriever \\
       --gin_file=models/nano.gin \\
@@ -7,6 +7,9 @@
       --gin.CorpusConfig.passages=passages.jsonl --gin.CorpusConfig.store=work/store \\
       --gin.RetrieverTrainConfig.model_dir=work/retriever \\
       --gin.RetrieverTrainConfig.total_steps=1000
+
+From text alone; `runs/retriever_finetune.gin` trains it on questions with gold passages, and
+hard negatives if there are any.
 """
 
 import argparse

@@ -46,7 +46,7 @@ def start(folder: Path, index: str, dtype: str, pause: float) -> subprocess.Pope
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What it prints on stderr, where its bar is."""
+    """What it prints on stderr, where its progress is."""
     told, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert told.endswith(f"{PASSAGES} passages\n")
@@ -86,8 +86,8 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
         assert kept < least <= (kept := rows_kept(index)) < PASSAGES
         assert kept % WINDOW == 0
         assert not (index / "index.json").exists()
-    # The bar of the last build begins with the rows that are kept.
-    assert f"{kept / PASSAGES:.0%}".rjust(4) in finish(start(tmp_path, "killed", dtype, 0))
+    # The last build tells the rows that are kept before it begins.
+    assert f"embed: {kept} of {PASSAGES}, 0 s\n" in finish(start(tmp_path, "killed", dtype, 0))
     assert rows_kept(index) == 0
     assert arrays(index) == arrays(tmp_path / "whole")
     assert set(arrays(index)) == ({"npy", "scales.npy"} if dtype == "int8" else {"npy"})

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from atlas_jax import ask, build_index, evaluate, retrieve, train, train_retriever
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.passages import PassageStore, StoreConfig
 from tests.training.runs import read_lines, write_run
 
 Main = Callable[[list[str]], int]
@@ -57,7 +59,9 @@ def trained(folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_index_retrieve_evaluate(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_retrieve_evaluate(
+    work: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     index = (*trained(work), f"CorpusConfig.index='{work}/index'")
     assert run(build_index.main, work, *index) == 0
     assert capsys.readouterr().out == f"{work}/index: 16 passages\n"
@@ -83,10 +87,12 @@ def test_index_retrieve_evaluate(work: Path, capsys: pytest.CaptureFixture[str])
         assert isinstance(row["prediction"], str)
         assert [p["id"] for p in row["passages"]] == [p["id"] for p in other["passages"]]
 
-    assert run(evaluate.main, work, *index, "EvalConfig.generate=False") == 0
+    wide = ("EvalConfig.generate=False", "EvalConfig.recall_at=(5, 20)")  # the corpus has 16
+    assert run(evaluate.main, work, *index, *wide) == 0
     only = json.loads(capsys.readouterr().out)
     assert only["recall@5"] == scores["recall@5"]
-    assert "exact_match" not in only
+    assert "exact_match" not in only and "recall@20" not in only
+    assert [line for line in caplog.messages if "so recall@20 is left out" in line]
 
 
 @pytest.mark.slow
@@ -212,6 +218,44 @@ def test_an_empty_question_is_refused(
     assert ask.main([" "]) == 2
     error = capsys.readouterr().err
     assert error == "atlas-jax ask: error: the question is empty; type what you want to know\n"
+
+
+def test_stored_token_ids_that_a_model_lacks_are_refused(
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    reader, retriever = map(Tokenizer.from_file, (reader_tokenizer_file, retriever_tokenizer_file))
+    store, passages = tmp_path / "store", tmp_path / "passages.jsonl"
+    lengths = StoreConfig(reader_length=48, retriever_length=48)
+    PassageStore.build(passages, store, reader, retriever, lengths, progress=False)
+    manifest = json.loads((store / "manifest.json").read_text())
+    commands: dict[Main, tuple[str, ...]] = {
+        train.main: (f"TrainConfig.model_dir='{tmp_path}/run'", "TrainConfig.total_steps=1"),
+        evaluate.main: (),
+        retrieve.main: (
+            f"RetrieveConfig.file='{tmp_path}/test.jsonl'",
+            f"RetrieveConfig.output='{tmp_path}/found.jsonl'",
+        ),
+        build_index.main: (f"CorpusConfig.index='{tmp_path}/index'",),
+        train_retriever.main: (
+            f"RetrieverTrainConfig.model_dir='{tmp_path}/retriever'",
+            "RetrieverTrainConfig.total_steps=1",
+        ),
+    }
+    for tower, greatest in (("reader", 368), ("retriever", 144)):  # one more than they have
+        damaged = {**manifest, tower: {**manifest[tower], "max_id": greatest}}
+        (store / "manifest.json").write_text(json.dumps(damaged))
+        for main, bindings in commands.items():
+            if tower == "reader" and main not in (train.main, evaluate.main):
+                continue  # no reader is loaded there
+            assert run(main, tmp_path, *bindings) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert f"error: {store} holds {tower} token id {greatest}, but the {tower}" in error
+            assert f"vocabulary has {greatest} ids" in error
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["store"]
 
 
 def test_what_an_entry_point_needs_is_named(

@@ -17,6 +17,7 @@ from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.training.config import CheckpointConfig, TrainConfig
 from atlas_jax.training.state import Models, abstract_params
 from benchmarks.plan_table import ROW_LIST, ROWS
 
@@ -109,6 +110,25 @@ def test_a_file_parses_with_the_macros_its_header_requires(name):
 def test_a_required_macro_is_missed_by_name(name, macro):
     with pytest.raises(UserError, match=rf"\b{macro} \(required by .*{name}:\d+\)|{macro} \("):
         load(name, without=macro)
+
+
+# Those of the demo take a minute or two, and are begun anew.
+UNSAVED = ("demo_", "small_squad_64shot")
+FINE_TUNING = (
+    "finetune_qa", "nq_", "triviaqa_", "fever_", "mmlu_5", "mmlu_full", "mmlu_multi", "kilt_",
+    "templama", "demo_64shot", "demo_read", "demo_task", "small_squad",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in RUNS if Path(n).stem.startswith(FINE_TUNING)])
+def test_a_killed_fine_tuning_run_has_a_checkpoint_to_go_on_from(name):
+    load(name)
+    every, steps = CheckpointConfig().every, TrainConfig().total_steps
+    if Path(name).stem.startswith(UNSAVED):
+        assert every == 0
+    else:
+        assert 0 < every < steps
+        assert steps / every <= 100  # a checkpoint of 11B parameters takes its time
 
 
 @functools.cache

@@ -50,7 +50,7 @@ relations; those of SQuAD's `train` the `bm25_rank` of their passage (1 = first)
 drawn that make sense without it.
 
 Where 64 questions are asked about the Factbook's countries, they have taught the reader before
-(`runs/demo_read.gin`, half of the demo's steps): without, it copies and does not know which value a
+(`runs/demo_read.gin` for 180 steps instead of 720): without, it copies and does not know which value a
 question means. The lesson needs labels, so the rows of SQuAD, claims and choice go without. The
 retriever learns from the reader alone, in 60 steps with five passages; answers are read from the
 first one, but in the rows of `k`.

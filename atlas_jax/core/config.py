@@ -12,6 +12,7 @@ from a clone as from an installed package.
 """
 
 import argparse
+import errno
 import functools
 import importlib.metadata
 import os
@@ -27,6 +28,7 @@ from atlas_jax.core import gin_files, multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED, Preempted
+from atlas_jax.core.progress import show_lines_at_once
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -107,8 +109,8 @@ def launch(
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
-    A UserError ends with code 2 and one line on stderr; Ctrl-C with 130; a run that saved
-    because of SIGTERM with 75; any other exception is a bug and keeps its traceback.
+    A UserError or a full disk ends with code 2 and one line on stderr; Ctrl-C with 130; a run that
+    saved because of SIGTERM with 75; any other exception is a bug and keeps its traceback.
 
     Args:
       main: gets the parsed flags; None counts as 0.
@@ -121,6 +123,7 @@ def launch(
         {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
         `--gin.ProfileConfig.steps='(10, 12)'`.
     """
+    show_lines_at_once()
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE")
@@ -145,6 +148,10 @@ def launch(
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except UserError as error:
         message = _GIN_TRAILER.sub("", str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = f"{_GIN_TRAILER.sub('', str(error))}; make room and start the same command again"
     except TypeError as error:
         found = _MISSING_ARGUMENTS.search(str(error))
         if found is None:

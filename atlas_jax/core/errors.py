@@ -13,8 +13,12 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """The start of an error's text on one line, for another error to quote; never empty."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """An error's text on one line, for another error to quote; never empty.
+
+    Of a long one the middle is left out: what happened may stand behind the paths it names.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 250 else f"{text[:100]} ... {text[-145:]}"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ _BINDING_NAME = re.compile(r"(?:\w+/)*[A-Za-z_]\w*(?:\.\w+)*")
 # A value that gin cannot parse is taken as a string if it looks like a path, a name or a
 # schedule; anything with quotes or brackets is more likely a slip.
 _BARE_STRING = re.compile(r"[^\s'\"(){}\[\]@%#][^'\"(){}\[\]#\n]*")
+_BARE_WORD = re.compile(r"Failed to parse token '(\w+)'")  # as gin words it
 _PYTHON_CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 
@@ -199,6 +200,11 @@ def _statements(text: str, filename: str) -> Iterator[Any]:
     except SyntaxError as error:
         line = error.args[1][1] if len(error.args) > 1 else error.lineno
         reason = str(error.args[0]).splitlines()[-1].strip()
+        word = _BARE_WORD.fullmatch(reason)
+        if word:
+            python = _PYTHON_CONSTANTS.get(word[1].lower())
+            meant = f"{python}, or '{word[1]}' in quotes" if python else f"'{word[1]}' in quotes"
+            reason = f"{word[1]} is no gin value; write {meant}"
         raise UserError(f"{filename}:{line}: {reason}") from None
     except tokenize.TokenError as error:
         raise UserError(f"{filename}:{error.args[1][0] - 1}: {error.args[0]}") from None
@@ -242,7 +248,10 @@ def parse_value(text: str, place: str) -> Any:
         pass
     python = _PYTHON_CONSTANTS.get(text.strip().lower())
     if python:
-        raise UserError(f"{place}={text}: write {place}={python}")
+        raise UserError(
+            f"""{place}={text}: write {place}={python}, or {place}="'{text.strip()}'" if the """
+            "word itself is meant"
+        )
     if not _BARE_STRING.fullmatch(text):
         raise UserError(
             f"{place}={text}: not a gin value; a string is quoted twice, once for gin and once "

@@ -34,7 +34,7 @@ class Tokenizer:
     (`</s>` for a reader, `[SEP]` for a retriever).
 
     Attributes:
-      vocab_size: number of ids, added tokens included.
+      vocab_size: the greatest id plus 1, added tokens included.
       pad_id: 0.
       eos_id: id of the token that `add_special` puts last.
       cls_id: id of the token that `add_special` puts first, or None.
@@ -56,7 +56,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.content_hash = hashlib.sha256(self._json.encode("utf-8")).hexdigest()
-        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         self.unk_id = self._first_id(UNKNOWN_NAMES)
         self.cls_id = self._first_id(START_NAMES)
         self.pad_id = self._required_id(PAD_NAMES, "padding")

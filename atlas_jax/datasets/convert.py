@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.paths import file_sha256
+from atlas_jax.core.progress import show_progress
 from atlas_jax.datasets.checksums import note, read_checksums, verified
 
 Row = dict[str, Any]
@@ -133,9 +132,7 @@ def _write(part: Part, paths: Sequence[Path], target: Path, sample: bool) -> int
         file.truncate(done.size)
         file.seek(done.size)
         rows = itertools.islice(part.read(paths), done.read, None)
-        for produced in tqdm(
-            rows, part.output, part.rows, unit="", unit_scale=True, initial=done.read, disable=None
-        ):
+        for produced in show_progress(part.output, rows, part.rows, done.read):
             for row in produced:
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
             done.read += 1

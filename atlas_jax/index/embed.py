@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import PAD_ID, Array
 
 LENGTH_STEP = 8  # lengths are rounded up to a multiple of it: few programs, little padding
@@ -35,7 +35,7 @@ def embed_corpus(
       retriever_tokens_nm: tokens padded with 0, an array or a memory map (streamed).
       out: array [n, e] or ``Int8Rows`` to write to, such as the memory map of
         ``saved.new_index``; without it a new float32 array.
-      progress: show a bar.
+      progress: show it.
       first: rows that ``out`` has already, a multiple of ``WINDOW`` or all of them.
       stored: called after each window with the number of rows that ``out`` has by then.
 
@@ -77,9 +77,7 @@ def embedded_batches(
     n = len(retriever_tokens_nm)
     if n == 0:
         raise ValueError("there are no passages to embed")
-    with tqdm(
-        total=n, initial=first, desc="embed", unit="", unit_scale=True, disable=not progress
-    ) as bar:
+    with show_progress("embed", total=n, initial=first, shown=progress) as bar:
         pending: tuple[np.ndarray, Array] | None = None
         for start in range(first, n, WINDOW):
             window = np.asarray(retriever_tokens_nm[start : start + WINDOW])

@@ -25,10 +25,10 @@ from typing import Any
 
 import gin
 import numpy as np
-from tqdm import tqdm
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
 from atlas_jax.index.files import create_npy, new_directory
@@ -229,6 +229,13 @@ class PassageStore:
         Raises:
           UserError: no passage has this id.
         """
+        row = self.find(passage_id)
+        if row is None:
+            raise UserError(f"{self.directory} has no passage with the id {passage_id!r}")
+        return row
+
+    def find(self, passage_id: str) -> int | None:
+        """The index row of a passage id, or None."""
         hashed = _hash_id(passage_id)
         at = int(np.searchsorted(self._id_hashes, np.uint64(hashed)))
         while at < self.count and int(self._id_hashes[at]) == hashed:
@@ -236,15 +243,18 @@ class PassageStore:
             if self.passage(row)["id"] == passage_id:
                 return row
             at += 1
-        raise UserError(f"{self.directory} has no passage with the id {passage_id!r}")
+        return None
 
-    def check_vocab(self, reader_vocab: int, retriever_vocab: int) -> None:
+    def check_vocab(self, **vocab_sizes: int) -> None:
         """Refuse token ids that a model's embedding table does not have.
 
+        Args:
+          vocab_sizes: `reader`, `retriever` or both: rows of their embedding tables.
+
         Raises:
-          UserError: names the tower, the greatest id of the store and the vocabulary size.
+          UserError: names the store, the tower, its greatest id and the vocabulary size.
         """
-        for tower, size in (("reader", reader_vocab), ("retriever", retriever_vocab)):
+        for tower, size in vocab_sizes.items():
             greatest = self.manifest[tower]["max_id"]
             if greatest >= size:
                 raise UserError(
@@ -305,7 +315,7 @@ class PassageStore:
                 shutil.copyfile(self.directory / name, folder / name)
                 tokens = np.load(folder / name, mmap_mode="r+")
                 fresh = _encode(list(changed.values()), tower, self.config, tokenizers[tower])
-                tokens[list(changed)] = _fit(fresh, tokens.dtype)
+                tokens[list(changed)] = fresh
                 tokens.flush()
                 greatest = max(manifest[tower]["max_id"], int(fresh.max(initial=0)))
                 manifest[tower] = {**manifest[tower], "max_id": greatest}
@@ -340,7 +350,7 @@ class PassageStore:
 def _read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
     """Line number and checked record of every passage of a jsonl file."""
     rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
-    for line, record in tqdm(rows, "read passages", unit="", unit_scale=True, disable=not progress):
+    for line, record in show_progress("read passages", rows, shown=progress):
         yield line, _strings(record)
 
 
@@ -431,14 +441,12 @@ def _tokenise(
     greatest = 0
     with (
         (folder / "passages.jsonl").open("rb") as file,
-        tqdm(
-            total=count, desc=f"{tower} tokens", unit="", unit_scale=True, disable=not progress
-        ) as bar,
+        show_progress(f"{tower} tokens", total=count, shown=progress) as bar,
     ):
         for start in range(0, count, _BATCH):
             records = [json.loads(line) for line in itertools.islice(file, _BATCH)]
             fresh = _encode(records, tower, config, tokenizer)
-            tokens[start : start + len(records)] = _fit(fresh, tokens.dtype)
+            tokens[start : start + len(records)] = fresh
             greatest = max(greatest, int(fresh.max()))
             bar.update(len(records))
     tokens.flush()
@@ -458,16 +466,6 @@ def _encode(
     texts = [template.format(**record) for record in records]
     rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
     return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
-
-
-def _fit(tokens: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The tokens in the store's type; a tokenizer with gaps in its ids may exceed it."""
-    if tokens.max(initial=0) > np.iinfo(dtype).max:
-        raise UserError(
-            f"token id {tokens.max()} does not fit {dtype.name}: the tokenizer has ids above its "
-            "vocabulary size"
-        )
-    return tokens.astype(dtype)
 
 
 def _content_hashes(

@@ -42,6 +42,8 @@ class GenerationConfig:
       temperature: divides the logits (sample).
       top_k: sample among the k likeliest tokens; 0 for all.
       top_p: sample among the likeliest tokens that together reach this probability.
+      seed: of what is sampled, from 0 to 2**32 - 1; a question's sample follows from it and
+        from the question's number in the run.
     """
 
     max_length: int = 16
@@ -54,6 +56,7 @@ class GenerationConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -79,6 +82,7 @@ class GenerationConfig:
             "temperature": (self.temperature > 0, "above 0; for its limit use method='greedy'"),
             "top_k": (self.top_k >= 0, "at least 0"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "seed": (0 <= self.seed < 1 << 32, "from 0 to 2**32 - 1"),
         }
         for name, (right, wanted) in rules.items():
             if not right:
@@ -104,7 +108,7 @@ def generate(
       enc_bsd: encoder states; for Fusion-in-Decoder the k * l states of all passages.
       enc_mask_bs: bool, real source positions.
       config: the method and its settings.
-      key: randomness, for ``method='sample'``.
+      key: randomness, for ``method='sample'``: a key for all queries, or keys [b].
       prompt_bp: int32 tokens that each output begins with, padded right; they are neither
         returned nor scored. None = no prompt.
 
@@ -139,7 +143,10 @@ def generate(
         if key is None or config.method == "greedy":
             return jnp.argmax(logits_bv, -1)
         kept = restrict(logits_bv / config.temperature, config.top_k, config.top_p)
-        return jax.random.categorical(jax.random.fold_in(key, index), kept)
+        if not key.ndim:
+            return jax.random.categorical(jax.random.fold_in(key, index), kept)
+        keys_b = jax.vmap(jax.random.fold_in, (0, None))(key, index)
+        return jax.vmap(jax.random.categorical)(keys_b, kept)
 
     tokens_bt, scores_b = _decode_rows(step, decoding, forced, config, choose)
     return forced.remove(tokens_bt, config.max_length), scores_b

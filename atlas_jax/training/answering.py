@@ -55,7 +55,7 @@ class Answers:
     evidence: Evidence | None = None
 
 
-Answer = Callable[[Params, Batch, Passages], Answers]
+Answer = Callable[..., Answers]  # (params, batch, passages, first=0), see `make_answer`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,13 @@ class Reading:
 
 
 def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh: Mesh) -> Answer:
-    """Build the jitted `answer(params, batch, passages) -> Answers`."""
+    """Build the jitted `answer(params, batch, passages, first=0) -> Answers`.
 
-    def answer(params: Params, batch: Batch, passages: Passages) -> Answers:
+    `first` is the number of the batch's first question in the run. Each question is sampled
+    by GenerationConfig.seed and its own number, however the questions fall into batches.
+    """
+
+    def answer(params: Params, batch: Batch, passages: Passages, first: Array | int = 0) -> Answers:
         tokens_bkl = fid.join_inputs(
             batch.query_tokens_bq,
             passages.reader_tokens_bkl[:, : reading.k],
@@ -92,7 +96,7 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
             assert batch.choices is not None
             answers = _choose(source, batch.choices, batch.prompt_tokens_bp)
         else:
-            answers = _generate(source, generation, batch.prompt_tokens_bp)
+            answers = _generate(source, generation, batch.prompt_tokens_bp, first)
         if not reading.explains:
             return answers
         evidence = _explain(source, answers.tokens_bt, batch.prompt_tokens_bp)
@@ -104,8 +108,14 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
 _Source = tuple[T5, Params, jax.Array, jax.Array]  # reader, parameters, enc_bkld, tokens_bkl
 
 
-def _generate(source: _Source, config: GenerationConfig, prompt_bp: Array | None) -> Answers:
+def _generate(
+    source: _Source, config: GenerationConfig, prompt_bp: Array | None, first: Array | int
+) -> Answers:
     reader, params, enc_bkld, tokens_bkl = source
+    keys_b = None
+    if config.method == "sample":
+        numbers_b = jnp.asarray(first, jnp.uint32) + jnp.arange(len(enc_bkld), dtype=jnp.uint32)
+        keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers_b)
     fused = (enc_bkld.shape[0], enc_bkld.shape[1] * enc_bkld.shape[2])  # k passages, one source
     tokens_bt, scores_b = generate(
         reader,
@@ -113,7 +123,7 @@ def _generate(source: _Source, config: GenerationConfig, prompt_bp: Array | None
         enc_bkld.reshape(*fused, -1),
         (tokens_bkl != PAD_ID).reshape(fused),
         config,
-        jax.random.key(0) if config.method == "sample" else None,
+        keys_b,
         prompt_bp,
     )
     return Answers(tokens_bt=tokens_bt, scores_b=scores_b)

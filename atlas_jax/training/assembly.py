@@ -286,8 +286,8 @@ def _check_vocabulary(part: str, loaded: _Part[Any]) -> None:
     ids, rows = loaded.tokenizer.vocab_size, loaded.config.vocab_size
     if ids > rows:
         raise UserError(
-            f"the {part}'s tokenizer has {ids} ids, but {type(loaded.config).__name__}.vocab_size "
-            f"is {rows}; a token id would be out of range"
+            f"the {part}'s tokenizer has ids up to {ids - 1}, but "
+            f"{type(loaded.config).__name__}.vocab_size is {rows}, so they may be up to {rows - 1}"
         )
 
 

@@ -218,6 +218,7 @@ class EvalConfig:
     batch_size: rows per compiled call; the last batch is padded to it.
     generate: False = retrieve only (no answers are written, only retrieval is scored).
     recall_at: the k of recall@k; the largest one decides how many passages are searched.
+        Those beyond the corpus are left out.
     predictions: jsonl file for answers with their passages and scores; "" = none from
         evaluate (a training run always writes its own into model_dir).
     max_rows: evaluate only this many rows from the top of the file (0 = all).

@@ -220,12 +220,9 @@ class Batcher:
         return excluded_bx
 
     def _row_of(self, passage_id: str) -> int:
-        if self._store is None:
-            return NO_ROW
-        try:
-            return self._store.row_of(passage_id)
-        except UserError:  # the passage is not in this corpus, so it cannot be found either
-            return NO_ROW
+        row = self._store.find(passage_id) if self._store else None
+        # A passage that is not in this corpus cannot be found either.
+        return NO_ROW if row is None else row
 
     def _given(self, examples: Sequence[Example]) -> Passages:
         formats = self._formats

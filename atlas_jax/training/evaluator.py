@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
 from atlas_jax.index.passages import PassageStore
@@ -27,6 +27,7 @@ from atlas_jax.training.assembly import Tokenizers, batch_sharding
 from atlas_jax.training.config import EvalConfig
 from atlas_jax.training.corpus import Corpus
 from atlas_jax.training.data import Batcher, DataConfig, most_choices
+from atlas_jax.training.scorable import tell_unscorable, within_corpus
 from atlas_jax.training.sources import Source, make_source
 from atlas_jax.training.state import Models
 from atlas_jax.training.step import StepConfig, embed_query, rerank
@@ -120,24 +121,30 @@ class Evaluator:
     store: PassageStore | None
 
     def __call__(
-        self, params: Params, examples: Sequence[Example], progress: str = "evaluate"
+        self,
+        params: Params,
+        examples: Sequence[Example],
+        progress: str = "evaluate",
+        first: int = 0,
     ) -> list[Found]:
         """Answer the examples, in their order.
 
         Args:
           params: {"reader": ..., "retriever": ...}; the retriever alone if none is read.
           examples: at least one.
-          progress: name of the progress bar; "" = none.
+          progress: the name under which it is shown; "" = it is not.
+          first: number of the first example, for sampled answers.
         """
         found: list[Found] = []
         starts = range(0, len(examples), self.batch_size)
         shown = bool(progress) and multihost.is_first()
-        bar = tqdm(total=len(examples), desc=progress, unit="", disable=None if shown else True)
+        bar = show_progress(progress, total=len(examples), shown=shown)
         with bar:
             waiting: tuple[Sequence[Example], Any] | None = None
             for start in starts:
                 some = examples[start : start + self.batch_size]
-                results = self._compute(params, self.batcher(some, self.batch_size))
+                batch = self.batcher(some, self.batch_size)
+                results = self._compute(params, batch, first + start)
                 if waiting is not None:  # the devices work on the next batch meanwhile
                     found += self._read(*waiting)
                     bar.update(len(waiting[0]))
@@ -147,10 +154,12 @@ class Evaluator:
                 bar.update(len(waiting[0]))
         return found
 
-    def _compute(self, params: Params, batch: Batch) -> Any:
+    def _compute(self, params: Params, batch: Batch, first: int) -> Any:
         batch = multihost.place(batch, self.rows)
         passages = self.find(params, self.source.of_batch(params, batch), batch)
-        answers = self.answer(params, batch, passages) if self.answer else None
+        answers = None
+        if self.answer is not None:  # the number is an array: one program serves all of them
+            answers = self.answer(params, batch, passages, np.uint32(first))
         return passages.rows_bk, passages.scores_bk, passages.mask_bk, answers
 
     def _read(self, examples: Sequence[Example], results: Any) -> Iterator[Found]:
@@ -273,17 +282,18 @@ def make_evaluation(
     if config.max_rows:
         records = records[: config.max_rows]
     k = config.k or step.k
-    depth = max([*config.recall_at, k])
     searched = corpus if config.passages == "index" else None
+    store = searched.store if searched else None
+    recall_at = within_corpus(config.recall_at, store)
+    depth = max([*recall_at, k])
     reranks = searched is not None and step.rerank > 0
     widest = max(depth, step.rerank) if reranks else depth
-    binding = "EvalConfig.recall_at"
-    if widest == k:
-        binding = "EvalConfig.k" if config.k else "StepConfig.k"
+    binding = "EvalConfig.k" if config.k else "StepConfig.k"
     if widest > depth:
         binding = "StepConfig.rerank"
     source = make_source(config.passages, searched, widest, binding, models.retriever, mesh)
     examples = evaluation_examples(task, records)
+    tell_unscorable(config.file, examples, config.generate, store)
     choices = most_choices(examples) if config.generate else 0
     answer = None
     if config.generate:
@@ -293,7 +303,7 @@ def make_evaluation(
         batcher=Batcher(
             tokenizers,
             DataConfig(),
-            searched.store if searched else None,
+            store,
             given_passages=depth if config.passages == "file" else 0,
             choices=choices,
         ),
@@ -303,6 +313,6 @@ def make_evaluation(
         find=make_find(models.retriever, source, mesh, depth if reranks else 0),
         answer=answer,
         tokenizer=tokenizers.reader,
-        store=searched.store if searched else None,
+        store=store,
     )
-    return Evaluation(task, examples, evaluator, config.recall_at)
+    return Evaluation(task, examples, evaluator, recall_at)

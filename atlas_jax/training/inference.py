@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
 from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Record, evaluation_examples
 from atlas_jax.tasks.registry import get_task
@@ -43,6 +45,7 @@ from atlas_jax.training.evaluator import (
     score,
     write_predictions,
 )
+from atlas_jax.training.scorable import tell_unscorable
 from atlas_jax.training.sources import make_source
 from atlas_jax.training.step import StepConfig
 
@@ -67,6 +70,7 @@ def build_index(config: CorpusConfig) -> tuple[int, bool]:
         retriever, params, tokenizer = load_retriever(model_config)
         params = multihost.place(params, partitioning.replicated(mesh))
         store = open_store(config, load_tokenizers(model_config))
+        store.check_vocab(retriever=retriever.config.vocab_size)
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
         if multihost.of_first(_is_there(config, store, embedder.hash(params))):
             return store.count, False
@@ -98,7 +102,9 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         params = multihost.place(params, partitioning.replicated(mesh))
         tokenizers = load_tokenizers(model_config)
         reranks = config.rerank > 0
-        corpus = _load_corpus(corpus_config, retriever, params, tokenizers, mesh, rules, reranks)
+        corpus = _load_corpus(
+            corpus_config, retriever, None, params, tokenizers, mesh, rules, reranks
+        )
         wide = max(config.k, config.rerank)
         binding = "RetrieveConfig.rerank" if reranks else "RetrieveConfig.k"
         source = make_source("index", corpus, wide, binding, retriever, mesh)
@@ -113,6 +119,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
             store=corpus.store,
         )
         examples = evaluation_examples(task, records)
+        tell_unscorable(config.file, examples, False, corpus.store)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
         if multihost.is_first():
             write_predictions(config.output, task, found, config.negatives)
@@ -138,11 +145,15 @@ def evaluate(config: EvalConfig) -> tuple[list[Found], dict[str, float]]:
 
 @dataclasses.dataclass(frozen=True)
 class Asker:
-    """Answers one typed question after the other; the first compiles the programs."""
+    """Answers one typed question after the other; the first compiles the programs.
+
+    A question asked again is sampled anew where GenerationConfig.method is 'sample'.
+    """
 
     made: Assembled
     evaluator: Evaluator
     config: EvalConfig
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def ask(self, question: str) -> Found:
         """The answer with the passages that were read.
@@ -155,7 +166,8 @@ class Asker:
         field = _QUESTION_FIELDS[self.config.task]
         record = Record("1", "the question", {field: question.strip()}, (), None, {})
         example = get_task(self.config.task).example(record)
-        return self.evaluator(self.made.params, [example], progress="")[0]
+        number = next(self.numbers)
+        return self.evaluator(self.made.params, [example], progress="", first=number)[0]
 
 
 @contextlib.contextmanager
@@ -208,6 +220,7 @@ def _ready(passages: str) -> Iterator[tuple[Assembled, Corpus | None]]:
             corpus = _load_corpus(
                 CorpusConfig(),
                 made.models.retriever,
+                made.models.reader,
                 made.params["retriever"],
                 made.tokenizers,
                 mesh,
@@ -220,6 +233,7 @@ def _ready(passages: str) -> Iterator[tuple[Assembled, Corpus | None]]:
 def _load_corpus(
     config: CorpusConfig,
     retriever: DualEncoder,
+    reader: T5 | None,
     params: Params,
     tokenizers: Tokenizers,
     mesh: Mesh,
@@ -227,6 +241,9 @@ def _load_corpus(
     reranks: bool,
 ) -> Corpus:
     store = open_store(config, tokenizers)
+    store.check_vocab(retriever=retriever.config.vocab_size)
+    if reader is not None:
+        store.check_vocab(reader=reader.config.vocab_size)
     embedder = Embedder(retriever, tokenizers.retriever, config, mesh, rules)
     corpus = Corpus(store, embedder, config, mesh, retriever_tokens=reranks)
     corpus.load_first(params)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gin
-from tqdm import tqdm
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.progress import show_progress
 from atlas_jax.index.passages import OPTIONAL, REQUIRED
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.metrics import answer_in_passage
@@ -91,7 +91,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
 
     def report() -> Iterator[dict[str, Any]]:
         nonlocal total
-        for line, passage in tqdm(_passages(config), "find leaks", unit="", disable=None):
+        for line, passage in show_progress("find leaks", _passages(config)):
             total += 1
             found = _leak(passage, asked, grams, config)
             if found is None:

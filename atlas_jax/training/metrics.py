@@ -40,7 +40,12 @@ class RunLog:
             _drop_rows_after(path, first_step)
             self._rows = _Rows(path)
         if writes and not is_remote(directory):
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+            self._board = SummaryWriter(
+                str(directory / "tensorboard"),
+                purge_step=first_step + 1,
+                # Two runs that begin in one second would write one file.
+                filename_suffix=f".{first_step:09d}",
+            )
         self._start = time.monotonic()
         self._total = total_steps
         # disable=None: no bar where nobody watches it (the lines still come).

@@ -102,6 +102,7 @@ def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
         model, params, tokenizer = load_retriever(model_config, config.seed)
         tokenizers = load_tokenizers(model_config)
         store = open_store(CorpusConfig(), tokenizers)
+        store.check_vocab(retriever=model.config.vocab_size)
         state, step_fn = _make(model, params, config, mesh, rules)
         batches = query_pairs(store, tokenizers, config) if config.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)

@@ -295,7 +295,9 @@ def _make_corpus(
     rules: tuple[Rule, ...],
 ) -> Corpus:
     """The corpus of the store; its index is loaded later."""
-    store.check_vocab(models.reader.config.vocab_size, models.retriever.config.vocab_size)
+    store.check_vocab(
+        reader=models.reader.config.vocab_size, retriever=models.retriever.config.vocab_size
+    )
     embedder = Embedder(models.retriever, tokenizers.retriever, CorpusConfig(), mesh, rules)
     versions = None if is_remote(config.model_dir) else Path(config.model_dir) / INDEX
     return Corpus(store, embedder, CorpusConfig(), mesh, StepConfig().embeds_passages, versions)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Literal
 
@@ -288,7 +289,8 @@ def test_a_macros_value_is_checked_where_it_is_used(folder, capsys):
         ("--gin.X='open", "a string is quoted twice"),
         ("--gin.X=", "a string is quoted twice"),
         ("--gin.X=(1, 2", "a string is quoted twice"),
-        ("--gin.X=true", "--gin.X=true: write --gin.X=True"),
+        ("--gin.X=true", "--gin.X=true: write --gin.X=True, or "),
+        ("--gin.X=none", """--gin.X=none: write --gin.X=None, or --gin.X="'none'" if the word"""),
         ("--gin.X=None ", "no gin file uses a macro X"),
         ("--gin.X", "write --gin.X=value"),
         ("--gin.X-Y=1", "'X-Y' is not NAME, Class.field or scope/Class.field"),
@@ -323,7 +325,7 @@ def test_a_file_that_includes_itself_is_refused(folder, capsys):
     [
         ("A = 1\nB = ?\n", 2),
         ("A = 1\nRunConfig.steps 3\n", 2),
-        ("A = bare\n", 1),
+        ("A = bare/path\n", 1),
         ("A = 1\nB = (1,\n", 2),
         ("A = 1 2\n", 1),
     ],
@@ -331,6 +333,16 @@ def test_a_file_that_includes_itself_is_refused(folder, capsys):
 def test_broken_syntax_names_file_and_line(folder, capsys, text, line):
     write(folder / "x.gin", text)
     assert error_of(capsys, "--gin_file=x.gin").startswith(f"x.gin:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("none", "None, or 'none' in quotes"), ("bare", "'bare' in quotes"), ("true", "True, or ")],
+)
+def test_a_bare_word_in_a_file_says_how_to_write_it(folder, capsys, word, meant):
+    write(folder / "x.gin", f"A = 1\nB = {word}\n")
+    message = error_of(capsys, "--gin_file=x.gin")
+    assert message.startswith(f"x.gin:2: {word} is no gin value; write {meant}")
 
 
 def test_a_gin_file_in_another_encoding_is_named(folder, capsys):
@@ -379,6 +391,17 @@ def test_other_exceptions_keep_their_traceback(folder):
 
     with pytest.raises(TypeError, match="a bug"):
         run(main=broken)
+
+
+def test_a_full_disk_is_told_in_one_line(folder, capsys):
+    def fill(flags: argparse.Namespace) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    assert config.launch(fill, argparse.ArgumentParser(prog="demo"), []) == 2
+    assert capsys.readouterr().err == (
+        "demo: error: [Errno 28] No space left on device: 'metrics.jsonl'; make room and start "
+        "the same command again\n"
+    )
 
 
 def test_a_preempted_run_ends_with_its_own_code(folder, capsys):

@@ -57,6 +57,11 @@ def test_reader_has_the_layout_of_t5(reader):
         reader.sentinel_id(100)
 
 
+def test_a_gap_in_the_ids_counts():
+    model = tokenizers.models.WordPiece({"[PAD]": 0, "[SEP]": 1, "far": 70000})
+    assert Tokenizer(tokenizers.Tokenizer(model).to_str()).vocab_size == 70001
+
+
 def test_special_tokens_are_added_when_asked(reader, retriever):
     plain = reader.encode("the country", add_special=False)
     assert reader.encode("the country", add_special=True) == [*plain, reader.eos_id]

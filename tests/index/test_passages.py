@@ -155,12 +155,13 @@ def test_other_tokenizers_are_refused(build, passages_file, tokenizers):
 
 def test_token_ids_above_the_vocabulary_are_refused(build, passages_file, tokenizers):
     store = build(passages_file)
-    store.check_vocab(*(t.vocab_size for t in tokenizers))
+    reader, retriever = tokenizers
+    store.check_vocab(reader=reader.vocab_size, retriever=retriever.vocab_size)
     greatest = int(store.reader_tokens_nl.max())
     with pytest.raises(UserError, match=f"reader token id {greatest}.* {greatest} ids"):
-        store.check_vocab(greatest, 1000)
+        store.check_vocab(reader=greatest, retriever=1000)
     with pytest.raises(UserError, match="retriever token id"):
-        store.check_vocab(1000, int(store.retriever_tokens_nm.max()))
+        store.check_vocab(retriever=int(store.retriever_tokens_nm.max()))
 
 
 def test_missing_damaged_and_foreign_stores_are_refused(build, passages_file, tmp_path):

@@ -92,6 +92,29 @@ def test_all_rows_ending_at_once_takes_one_step() -> None:
     assert (np.asarray(tokens)[:, 1:] == 0).all()
 
 
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_beam_search_ends_before_the_last_position(early_stopping: Any) -> None:
+    """Every row reads the same source, and its likeliest first token ends."""
+    steps: list[int] = []
+
+    class Counting(T5):
+        def step(self, tokens_n: Any, state: Any) -> Any:
+            jax.debug.callback(lambda: steps.append(1))
+            return super().step(tokens_n, state)
+
+    same = np.repeat(SOURCE[:1], 4, axis=0)
+    eos_id = int(greedy()[0][0, 0])
+    settings = GenerationConfig(
+        max_length=8, eos_id=eos_id, method="beam", num_beams=2, early_stopping=early_stopping,
+        length_penalty=0.0,
+    )  # fmt: skip
+    encoded = MODEL.apply({"params": params()}, same, method="encode")
+    tokens, _ = generate(Counting(config()), params(), encoded, same > 0, settings)
+    jax.effects_barrier()
+    assert 1 < len(steps) < settings.max_length  # the second beam ends after the first
+    assert (np.asarray(tokens) == [eos_id] + 7 * [0]).all()
+
+
 def test_one_beam_is_greedy() -> None:
     tokens, scores = decode(
         method="beam", num_beams=1, length_penalty=0.0, max_length=8, eos_id=999
@@ -171,6 +194,7 @@ def test_sampling_without_a_key_is_refused() -> None:
         ({"temperature": 0.0}, "temperature = 0.0: must be above 0"),
         ({"top_k": -1}, "top_k = -1: must be at least 0"),
         ({"top_p": 0.0}, r"top_p = 0.0: must be in \(0, 1\]"),
+        ({"seed": -1}, r"seed = -1: must be from 0 to 2\*\*32 - 1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from atlas_jax.core.config import load_gin
-from atlas_jax.training import assembly, configurables, evaluator  # noqa: F401 (for gin)
+from atlas_jax.training import assembly, configurables, evaluator, inference  # noqa: F401 (gin)
 from atlas_jax.training.config import EvalConfig, ModelConfig
 from atlas_jax.training.evaluator import make_evaluation
 from atlas_jax.training.step import StepConfig
@@ -37,6 +37,33 @@ def test_answers_do_not_depend_on_the_batch_size(
     assert small.evaluator.answer is not None
     assert small.evaluator.answer._cache_size() == 1  # type: ignore[attr-defined]
     assert small.evaluator.find._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_sample_follows_from_the_seed_and_the_questions_number(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "What?"}\n' * 12)
+
+    def sampled(batch_size: int, seed: int) -> list[str | None]:
+        bindings = {"EvalConfig.file": f"'{questions}'", "EvalConfig.passages": "'none'",
+                    "GenerationConfig.method": "'sample'", "GenerationConfig.seed": seed,
+                    "EvalConfig.batch_size": batch_size}  # fmt: skip
+        load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
+        return [one.answer for one in inference.evaluate(EvalConfig())[0]]
+
+    answers = sampled(8, seed=0)
+    assert answers[:4] != answers[4:8] and answers[:4] != answers[8:]  # in one batch, in two
+    assert sampled(8, seed=0) == answers
+    assert sampled(16, seed=0) == answers
+    assert sampled(8, seed=1) != answers
+    load_gin([str(gin_file)], ["EvalConfig.passages='none'", "GenerationConfig.method='sample'"])
+    for _ in range(2):
+        with inference.asker(EvalConfig()) as asked:
+            typed = [asked.ask("What?").answer for _ in range(3)]
+            assert typed == answers[:3]
 
 
 @pytest.mark.parametrize(("k", "read"), [(0, 3), (1, 1), (5, 5)])

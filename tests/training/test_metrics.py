@@ -1,11 +1,39 @@
 """The log of a run: every step once, also after a kill and a resume."""
 
 import math
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from atlas_jax.training.metrics import RunLog, read_metrics
+
+
+def scalars(run: Path) -> dict[tuple[int, str], float]:
+    """What TensorBoard shows: the value of each step and name that no later purge removes."""
+    shown: dict[tuple[int, str], float] = {}
+    for file in sorted((run / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:  # records: length, its checksum, an event, its checksum
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.session_log.status == event.session_log.START:
+                shown = {key: value for key, value in shown.items() if key[0] < event.step}
+            for value in event.summary.value:
+                shown[event.step, value.tag] = value.simple_value
+    return shown
+
+
+def logged(run: Path) -> dict[tuple[int, str], float]:
+    """The numbers of metrics.jsonl, as TensorBoard keeps them: in float32."""
+    return {
+        (int(row["step"]), name): pytest.approx(value, rel=1e-6)
+        for row in read_metrics(run)
+        for name, value in row.items()
+        if "/" in name and value is not None
+    }
 
 
 def test_numbers_reach_the_terminal_the_file_and_tensorboard(
@@ -19,7 +47,9 @@ def test_numbers_reach_the_terminal_the_file_and_tensorboard(
     assert [row["step"] for row in rows] == [2, 4]
     assert rows[0]["train/reader_loss"] == 0.123456
     assert rows[1]["train/reader_loss"] is None
-    assert list((tmp_path / "tensorboard").iterdir())
+    shown = scalars(tmp_path)
+    assert math.isnan(shown.pop((4, "train/reader_loss")))
+    assert shown == logged(tmp_path)
 
 
 def test_a_resumed_run_repeats_no_row(tmp_path: Path) -> None:
@@ -35,3 +65,4 @@ def test_a_resumed_run_repeats_no_row(tmp_path: Path) -> None:
         (4, 4),
         (6, 60),
     ]
+    assert scalars(tmp_path) == logged(tmp_path)

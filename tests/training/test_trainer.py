@@ -94,11 +94,6 @@ REFUSED = {
         "TrainConfig.passages='none'",
         "StepConfig.retriever_training=fixed",
     ),
-    "EvalConfig.recall_at asks for 20 passages, but the corpus has 16": (
-        "EvalConfig.recall_at=(1, 20)",
-        "TrainConfig.passages='none'",
-        "StepConfig.retriever_training=fixed",
-    ),
     "StepConfig.retriever_training = 'query_side': without passages": (
         "TrainConfig.passages='none'",
     ),
