@@ -104,18 +104,24 @@ def test_run_keeps_the_commands_words_apart_on_the_hosts():
     assert words == ["venv/bin/atlas-jax", "train", "--gin.X=a b", "--gin.Y='q'", "&"]
 
 
-# Stands for atlas-jax on a host: tells its words, then ends as the first of them says.
+# Stands for atlas-jax on a host: tells its words and what libtpu would be told, then ends as the
+# first word says.
 COMMAND = """#!/usr/bin/env bash
 trap 'sleep 0.2; exit 75' TERM
-printf '%s\\n' "$@"
+printf '%s\\n' "$@" "$LIBTPU_INIT_ARGS"
 [ "$1" = wait ] || exit "$1"
 while true; do sleep 0.05; done
 """
 
 
-@pytest.mark.parametrize(("word", "code"), [("0", "0"), ("2", "2"), ("wait", "75")])
+LARGER_STACK = "--fibers_default_thread_stack_size=1048576"
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "told"), [("0", "0", None), ("2", "2", "--x=1"), ("wait", "75", None)]
+)
 def test_on_the_host_the_exit_code_is_noted_also_after_a_stop(
-    tmp_path: Path, word: str, code: str
+    tmp_path: Path, word: str, code: str, told: str | None
 ) -> None:
     binary = tmp_path / "atlas-jax" / "venv" / "bin" / "atlas-jax"
     binary.parent.mkdir(parents=True)
@@ -126,6 +132,9 @@ def test_on_the_host_the_exit_code_is_noted_also_after_a_stop(
         (command,) = dry_run(name, *arguments)
         remote = next(w for w in command if w.startswith("--command=")).removeprefix("--command=")
         environment = {**os.environ, "HOME": str(tmp_path)}
+        environment.pop("LIBTPU_INIT_ARGS", None)
+        if told:
+            environment["LIBTPU_INIT_ARGS"] = told
         done = subprocess.run(
             ["bash", "-c", remote], capture_output=True, text=True, env=environment, timeout=60
         )
@@ -154,7 +163,7 @@ def test_on_the_host_the_exit_code_is_noted_also_after_a_stop(
         time.sleep(0.05)
     assert noted() == code
     log = (tmp_path / "atlas-jax" / "run.log").read_text()
-    assert log.splitlines() == [word, "a b", "it's $HOME"]
+    assert log.splitlines() == [word, "a b", "it's $HOME", told or LARGER_STACK]
 
 
 # Stands for gcloud. Each look at the slice finds the next line of `states`, of which the last one
