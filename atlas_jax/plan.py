@@ -37,7 +37,7 @@ UNREAD = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the plan; 0 if the run fits, 3 if not, 2 on bad input."""
+    """Print the plan; 0 if the run fits, 3 if not or if it would stop, 2 on bad input."""
     parser = argparse.ArgumentParser(
         prog="atlas-jax plan",
         description=__doc__,
@@ -83,7 +83,7 @@ def _run(flags: argparse.Namespace) -> int:
     show(plan, Console())
     if flags.json:
         write_json(plan, flags.json)
-    return 0 if all(one.fits for one in plan.programs) else NOT_FITTING
+    return 0 if all(one.fits and not one.warning for one in plan.programs) else NOT_FITTING
 
 
 def _mesh(text: str) -> MeshConfig:

@@ -112,7 +112,7 @@ def test_a_required_macro_is_missed_by_name(name, macro):
         load(name, without=macro)
 
 
-# Those of the demo take a minute or two, and are begun anew.
+# They take a few minutes at most, and are begun anew.
 UNSAVED = ("demo_", "small_squad_64shot")
 FINE_TUNING = (
     "finetune_qa", "nq_", "triviaqa_", "fever_", "mmlu_5", "mmlu_full", "mmlu_multi", "kilt_",

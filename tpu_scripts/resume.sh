@@ -15,7 +15,8 @@
 #
 # A request that waits for its turn is waited for. A look at the slice or at the run that fails
 # (network, login) is repeated: only what Cloud TPU says is taken for the slice's end.
-# Ends with 0 when the run is done, and at once with 2 when it refuses its flags or files.
+# Ends with 0 when the run is done, and at once with 2 when it refuses its flags or files, or a disk
+# is full.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -90,6 +91,10 @@ have_slice() {
         UNKNOWN) say "the slice's state cannot be read; looking again" ;;
         NONE)
             is_new=1
+            if [[ -n "$asked" ]]; then
+                asked=""
+                in_vain "the request is gone"
+            fi
             say "there is no slice; asking for one"
             if "$here/create.sh" --no-wait "${CREATE[@]}"; then
                 asked=1
@@ -131,6 +136,7 @@ while true; do
     if ! "$here/run.sh" -- "${ARGUMENTS[@]}"; then
         # A slice that an interrupted resume.sh asked for is there and was never set up.
         say "could not be started on every host; setting it up for the next start"
+        "$here/stop.sh" >/dev/null 2>&1 || true
         "$here/setup.sh" "${SETUP[@]}" || say "the slice could not be set up"
     fi
     missed=0
@@ -157,7 +163,7 @@ while true; do
         say "done"
         exit 0
         ;;
-    2) die "the run refused its flags or files; logs.sh shows why" ;;
+    2) die "the run refused its flags or files, or a disk is full; logs.sh shows why" ;;
     "$PREEMPTED")
         say "preempted; going on from the last checkpoint"
         failed=0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tell the state of the slice, and of the run on its first host: running, or its exit code
-# (0 done, 2 wrong flags or files, 75 stopped by a preemption with its last step saved).
+# (0 done, 2 wrong flags or files or a full disk, 75 stopped by a preemption, its last step saved).
 #
 #   tpu_scripts/status.sh --name atlas --zone us-central2-b
 

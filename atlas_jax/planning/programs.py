@@ -74,8 +74,8 @@ def held(run: Run, mesh: Mesh) -> dict[str, Any]:
     params = _params(run, mesh)
     if run.entry == "build_index":
         return {"parameters": params["retriever"]}
-    _, source = _source(run, mesh, 1, 1)
-    return {"parameters": params} | _index_terms(source)
+    index = _index_terms(_index(run, mesh)) if run.on_devices else {}
+    return {"parameters": params} | index
 
 
 def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
@@ -92,6 +92,8 @@ def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
 
 def refused_batch(name: str, run: Run, mesh: Mesh) -> str:
     """Why a run would refuse the batch that this program is planned with more rows of, or ""."""
+    if name in ("search", "decode") and not run.evaluates:
+        return ""
     try:
         batch_sharding(*run.batch_of(name), mesh, run.rules)
     except UserError as error:

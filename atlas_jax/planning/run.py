@@ -17,7 +17,13 @@ from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
+from atlas_jax.training.config import (
+    CorpusConfig,
+    EvalConfig,
+    RetrieveConfig,
+    RetrieverTrainConfig,
+    TrainConfig,
+)
 from atlas_jax.training.data import DataConfig
 from atlas_jax.training.freshness import refreshes_index
 from atlas_jax.training.optimizers import configured_optimizers
@@ -31,6 +37,8 @@ PROGRAMS = {
     "evaluate": ("decode", "embed", "search"),
     "build_index": ("embed",),
 }
+# Their step or batch is none of the programs above.
+_UNPLANNED = {RetrieverTrainConfig: "train_retriever", RetrieveConfig: "retrieve"}
 Entry = Literal["train", "evaluate", "build_index"]
 
 
@@ -41,12 +49,14 @@ class Run:
     Attributes:
       entry: the entry point; `evaluate` stands for all that search or answer without training.
       refreshes: whether passages are embedded anew while the index is searched.
+      evaluates: whether it answers questions at all.
       answer_batch, answer_k: rows and passages a row when answers are written.
       answer_depth: passages that are found for each of those rows; more where recall asks for it.
     """
 
     entry: Entry
     refreshes: bool
+    evaluates: bool
     models: Models
     step: StepConfig
     distillation: DistillationConfig
@@ -105,7 +115,7 @@ def run_from_gin(passages: int) -> Run:
     """Everything that a plan needs, from gin's present configuration.
 
     Raises:
-      UserError: the sizes of the reader are not bound.
+      UserError: the sizes of the reader are not bound, or the run is of a command that has no plan.
     """
     if "vocab_size" not in gin.get_bindings(ReaderConfig):
         raise UserError("plan reads no checkpoint: give the sizes with --gin_file=models/NAME.gin")
@@ -121,6 +131,7 @@ def run_from_gin(passages: int) -> Run:
     return Run(
         entry=entry,
         refreshes=entry == "train" and refreshes_index(),
+        evaluates=entry == "evaluate" or bool(evaluation.file),
         models=Models(T5(ReaderConfig()), DualEncoder(retriever)),
         step=step,
         distillation=DistillationConfig(),
@@ -140,6 +151,12 @@ def run_from_gin(passages: int) -> Run:
 
 def _entry() -> Entry:
     """Which entry point the bindings are for."""
+    for config, command in _UNPLANNED.items():
+        if gin.get_bindings(config):
+            raise UserError(
+                f"{config.__name__} is bound, so this is a run of `{command}`, which has no plan; "
+                "those of `train`, `evaluate` and `build_index` have"
+            )
     if gin.get_bindings(TrainConfig):
         return "train"
     return "evaluate" if gin.get_bindings(EvalConfig) else "build_index"

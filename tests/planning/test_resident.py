@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from atlas_jax.core.config import load_gin
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, make_mesh
+from atlas_jax.plan import UNREAD
 from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.planner import Plan, make_plan, plan_program
 from atlas_jax.planning.programs import held, make_program, resident
@@ -86,6 +88,27 @@ def test_what_is_answered_or_built_without_training_has_no_optimiser() -> None:
     assert closed.programs == ("decode",) and set(held(closed, mesh)) == {"parameters"}
 
 
+@pytest.mark.parametrize("bindings", ["PASSAGE_SOURCE='file'", "CorpusConfig.searcher='scann'"])
+def test_an_evaluation_that_does_not_search_on_the_chips_holds_models_alone(bindings: str) -> None:
+    run = run_of("evaluate", bindings)
+    assert "search" not in run.programs
+    assert set(held(run, make_mesh(MESH))) == {"parameters"}
+    found = make_plan(run, SLICE, jax.devices(), programs=["decode"])
+    assert found.recommended is not None
+    assert "index embeddings" not in found.programs[0].memory.terms
+
+
+@pytest.mark.parametrize(
+    ("run", "command"),
+    [("contriever_pretrain", "train_retriever"), ("retriever_finetune", "train_retriever"),
+     ("retrieve", "retrieve")],
+)  # fmt: skip
+def test_commands_without_a_plan_are_named(run: str, command: str) -> None:
+    load_gin([f"runs/{run}.gin"], TINY, unread=UNREAD | {"EVAL_FILE": "x", "OUTPUT": "x"})
+    with pytest.raises(UserError, match=f"run of `{command}`, which has no plan"):
+        run_from_gin(5000)
+
+
 def test_an_index_is_built_with_the_whole_retriever_on_each_chip() -> None:
     run = run_of("build_index")
     assert run.programs == ("embed",)
@@ -132,7 +155,8 @@ def test_the_resident_term_stands_in_table_and_json() -> None:
 
 
 def test_a_batch_that_a_run_would_refuse_is_named_once() -> None:
-    run = tiny_run("EvalConfig.batch_size=6", "CorpusConfig.embed_batch_size=8")
+    sizes_of = ("EvalConfig.batch_size=6", "CorpusConfig.embed_batch_size=8")
+    run = tiny_run("EvalConfig.file='x'", *sizes_of)
     found = make_plan(run, SLICE, jax.devices(), [MESH])
     embed, search, decode = found.programs[1:]
     assert embed.warning == "" and search.warning == decode.warning != ""
@@ -140,6 +164,11 @@ def test_a_batch_that_a_run_would_refuse_is_named_once() -> None:
     assert text.count("EvalConfig.batch_size = 6 does not divide over the 4 parts") == 1
     assert "use a multiple of 4; planned with 8" in text
     assert "embed_batch_size" not in text
+
+
+def test_a_training_that_never_evaluates_is_not_told_so() -> None:
+    run = tiny_run("EvalConfig.batch_size=6", "EvalConfig.file=''")
+    assert all(one.warning == "" for one in make_plan(run, SLICE, jax.devices(), [MESH]).programs)
 
 
 def test_an_evaluations_mesh_divides_its_batch() -> None:
