@@ -127,7 +127,7 @@ def embed(sizes: Sizes) -> Callable[[], object]:
     @torch.inference_mode()
     def run() -> list[torch.Tensor]:
         out = []
-        for rows in order.split(64):
+        for rows in order.split(sizes.embed_batch):
             chunk = tokens[rows]
             out.append(_embed(retriever, chunk[:, : int((chunk > 0).sum(1).max())]))
         return out

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.core import partitioning
-from atlas_jax.core.compiler import encoder_options
+from atlas_jax.core.compiler import CompilerConfig, encoder_options, programs_at_a_time
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
 from atlas_jax.core.types import Batch, DeviceIndex, Params, Passages
 from atlas_jax.distillation.config import DistillationConfig
@@ -120,7 +120,8 @@ def generate(sizes: Sizes) -> Callable[[], object]:
 
 
 def embed(sizes: Sizes) -> Callable[[], object]:
-    """Embed passages sorted by length, in batches of few static lengths."""
+    """Embed passages sorted by length, in batches of few static lengths, one on each core."""
+    CompilerConfig(cores=1).apply()
     retriever = _models(sizes).retriever
     tokens = passages_of_real_lengths(sizes).astype(np.int32)
     params = retriever.init(jax.random.key(0), tokens[:1], True, method="embed_passage")
@@ -128,7 +129,10 @@ def embed(sizes: Sizes) -> Callable[[], object]:
         lambda batch: retriever.apply(params, batch, True, method="embed_passage"),
         compiler_options=encoder_options(),
     )
-    return lambda: embed_corpus(embed_fn, tokens, progress=False)
+    at_a_time = programs_at_a_time()
+    return lambda: embed_corpus(
+        embed_fn, tokens, sizes.embed_batch, progress=False, at_a_time=at_a_time
+    )
 
 
 def search(sizes: Sizes, k: int) -> Callable[[], object]:

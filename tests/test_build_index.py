@@ -27,8 +27,9 @@ sys.exit(build_index.main(sys.argv[3:]))
 """
 
 
-def start(folder: Path, index: str, dtype: str, pause: float) -> subprocess.Popen[str]:
+def start(folder: Path, index: str, dtype: str, cores: int, pause: float) -> subprocess.Popen[str]:
     bindings = [
+        f"CompilerConfig.cores={cores}",
         f"CorpusConfig.passages='{folder / 'many.jsonl'}'",
         f"CorpusConfig.store='{folder / 'many'}'",
         f"CorpusConfig.index='{folder / index}'",
@@ -67,18 +68,22 @@ def arrays(index: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype, cores", [("bfloat16", 0), ("bfloat16", 1), ("int8", 0)])
 def test_a_killed_build_goes_on_to_the_same_bytes(
-    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path, dtype: str
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+    dtype: str,
+    cores: int,
 ) -> None:
     write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     texts = [{"id": str(i), "title": "T", "text": "word " * (1 + i % 9)} for i in range(PASSAGES)]
     write_lines(tmp_path / "many.jsonl", texts)
-    finish(start(tmp_path, "whole", dtype, 0))
+    finish(start(tmp_path, "whole", dtype, cores, 0))
 
     index, kept = tmp_path / "killed", 0
     for least in (2 * WINDOW, 10 * WINDOW):  # killed twice
-        process = start(tmp_path, "killed", dtype, 0.05)
+        process = start(tmp_path, "killed", dtype, cores, 0.05)
         while rows_kept(index) < least and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -87,7 +92,9 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
         assert kept % WINDOW == 0
         assert not (index / "index.json").exists()
     # The last build tells the rows that are kept before it begins.
-    assert f"embed: {kept} of {PASSAGES}, 0 s\n" in finish(start(tmp_path, "killed", dtype, 0))
+    assert f"embed: {kept} of {PASSAGES}, 0 s\n" in finish(
+        start(tmp_path, "killed", dtype, cores, 0)
+    )
     assert rows_kept(index) == 0
     assert arrays(index) == arrays(tmp_path / "whole")
     assert set(arrays(index)) == ({"npy", "scales.npy"} if dtype == "int8" else {"npy"})

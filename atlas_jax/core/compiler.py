@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import os
 
 import gin
 import jax
+
+from atlas_jax.core.errors import UserError
 
 _CPU_OPTIONS: dict[str, str | bool] = {
     # By default joins products with all that precedes a sum or maximum to one unit of YNNPACK,
@@ -16,25 +19,53 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 }
 
 
+_CORES = "PJRT_NPROC"  # read by XLA when its CPU backend starts
+
+
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class CompilerConfig:
-    """Compiled programs that outlive a process.
+    """Compiled programs that outlive a process, and the cores that each of them takes.
 
     Attributes:
       cache: directory (also gs://) where they are kept, so that a run that is started again
         begins at once; "" = what JAX_COMPILATION_CACHE_DIR says, by default none.
       cache_from_seconds: only programs that took so long to compile.
+      cores: of a CPU, for each program; 0 = all. An index is built of as many batches at a time
+        as there are cores for, which takes less time than to split every operation over all of
+        them. Training has one program at a time and needs them all.
+
+    Raises:
+      UserError: `cores` is negative.
     """
 
     cache: str = ""
     cache_from_seconds: float = 1.0
+    cores: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if self.cores < 0:
+            raise UserError(f"CompilerConfig.cores = {self.cores}: expected 0 (all) or more")
 
     def apply(self) -> None:
-        """Tell JAX; before anything is compiled."""
+        """Tell JAX; before its backend starts and anything is compiled."""
+        if self.cores:
+            os.environ[_CORES] = str(self.cores)
+            # Otherwise programs run on threads of the backend, of which there are as many.
+            jax.config.update("jax_cpu_enable_async_dispatch", False)
         if self.cache:
             jax.config.update("jax_compilation_cache_dir", self.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", self.cache_from_seconds)
+
+
+def programs_at_a_time() -> int:
+    """How many programs of one device are to run side by side, after `CompilerConfig.cores`."""
+    told = os.environ.get(_CORES, "")
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or not told.isdigit():
+        return 1
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (present or 1) // max(1, int(told)))
 
 
 @functools.cache

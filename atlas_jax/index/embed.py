@@ -1,6 +1,9 @@
 """From a corpus of tokens to its embeddings, without wasting time on padding."""
 
+import collections
+import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ def embed_corpus(
     progress: bool = True,
     first: int = 0,
     stored: Callable[[int], None] = lambda rows: None,
+    at_a_time: int = 1,
 ) -> Any:
     """Embed every passage, batching passages of like length.
 
@@ -38,6 +42,7 @@ def embed_corpus(
       progress: show it.
       first: rows that ``out`` has already, a multiple of ``WINDOW`` or all of them.
       stored: called after each window with the number of rows that ``out`` has by then.
+      at_a_time: batches that are embedded side by side, each from a thread of its own.
 
     Returns:
       ``out`` [n, e], in the order of the rows.
@@ -47,7 +52,7 @@ def embed_corpus(
     """
     n, begun = len(retriever_tokens_nm), first
     for rows, embedded in embedded_batches(
-        embed_fn, retriever_tokens_nm, batch_size, progress, first
+        embed_fn, retriever_tokens_nm, batch_size, progress, first, at_a_time
     ):
         if out is None:
             out = np.empty((n, embedded.shape[1]), np.float32)
@@ -69,27 +74,52 @@ def embedded_batches(
     batch_size: int,
     progress: bool = True,
     first: int = 0,
+    at_a_time: int = 1,
 ) -> Iterator[tuple[np.ndarray, Array]]:
     """The batches of ``embed_corpus``: rows, and their embeddings (then those that fill up).
 
-    The devices work on the next batch while the caller has one.
+    The devices work on the next batches while the caller has one.
     """
     n = len(retriever_tokens_nm)
     if n == 0:
         raise ValueError("there are no passages to embed")
-    with show_progress("embed", total=n, initial=first, shown=progress) as bar:
-        pending: tuple[np.ndarray, Array] | None = None
+    with (
+        show_progress("embed", total=n, initial=first, shown=progress) as bar,
+        _begun(embed_fn, at_a_time) as begin,
+    ):
+        pending: collections.deque[tuple[np.ndarray, Callable[[], Array]]] = collections.deque()
+
+        def oldest() -> tuple[np.ndarray, Array]:
+            rows, embedded = pending.popleft()
+            return rows, embedded()
+
         for start in range(first, n, WINDOW):
             window = np.asarray(retriever_tokens_nm[start : start + WINDOW])
             for rows, tokens in _batches(window, batch_size):
-                embedded = embed_fn(tokens)
-                if pending is not None:
-                    yield pending
-                    bar.update(len(pending[0]))
-                pending = (start + rows, embedded)
-        if pending is not None:
-            yield pending
-            bar.update(len(pending[0]))
+                pending.append((start + rows, begin(tokens)))
+                if len(pending) > at_a_time:
+                    yield (done := oldest())
+                    bar.update(len(done[0]))
+        while pending:
+            yield (done := oldest())
+            bar.update(len(done[0]))
+
+
+@contextlib.contextmanager
+def _begun(
+    embed_fn: EmbedFn, at_a_time: int
+) -> Iterator[Callable[[np.ndarray], Callable[[], Array]]]:
+    """Gives what begins to embed a batch, and that gives what waits for it."""
+    if at_a_time == 1:  # the devices take orders without being waited for
+
+        def begin(tokens: np.ndarray) -> Callable[[], Array]:
+            embedded = embed_fn(tokens)
+            return lambda: embedded
+
+        yield begin
+        return
+    with ThreadPoolExecutor(at_a_time) as threads:  # JAX compiles a length in one of them
+        yield lambda tokens: threads.submit(lambda: np.asarray(embed_fn(tokens))).result
 
 
 def _batches(tokens_nm: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.compiler import encoder_options
+from atlas_jax.core.compiler import encoder_options, programs_at_a_time
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
@@ -158,7 +158,15 @@ class Embedder:
         if made is None:
             collections.deque(embedded_batches(function, tokens_nm, size, False, first), maxlen=0)
             return
-        embed_corpus(function, tokens_nm, size, made.embeddings_ne, first=first, stored=made.stored)
+        embed_corpus(
+            function,
+            tokens_nm,
+            size,
+            made.embeddings_ne,
+            first=first,
+            stored=made.stored,
+            at_a_time=programs_at_a_time(),
+        )
 
 
 class Corpus:

@@ -1,5 +1,6 @@
 """Compiler options: known ones are used, unknown ones left out; programs outlive a process."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import jax
 import pytest
 
 from atlas_jax.core import compiler
+from atlas_jax.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +75,42 @@ def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
 def test_without_a_folder_nothing_is_told(monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda name, value: pytest.fail(name))
     compiler.CompilerConfig().apply()
+
+
+# In a process of its own: it is told before JAX's backend starts. Each operation over several
+# cores is marked in the compiled program.
+CORES = """
+import os, sys
+os.sched_getaffinity = lambda pid: set(range(8))
+import jax
+from atlas_jax.core.compiler import CompilerConfig, programs_at_a_time
+CompilerConfig(cores=int(sys.argv[1])).apply()
+large = jax.ShapeDtypeStruct((4096, 4096), "float32")
+text = jax.jit(lambda x: jax.numpy.exp(x) + 1).lower(large).compile().as_text()
+print(programs_at_a_time(), "outer_dimension_partitions" in text)
+"""
+
+
+@pytest.mark.parametrize(
+    "cores, told", [(0, "1 True"), (1, "8 False"), (2, "4 True"), (9, "1 True")]
+)
+def test_a_program_takes_so_many_cores(cores, told):
+    if cores != 1 and os.cpu_count() == 1:
+        pytest.skip("one core is all there is")
+    command = [sys.executable, "-c", CORES, str(cores)]
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("NPROC")}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=clean)
+    assert done.stdout.split() == told.split()
+
+
+def test_several_devices_or_a_tpu_have_one_program_at_a_time(monkeypatch):
+    monkeypatch.setenv("PJRT_NPROC", "1")
+    assert jax.device_count() > 1 and compiler.programs_at_a_time() == 1
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert compiler.programs_at_a_time() == 1
+
+
+def test_fewer_than_no_cores_are_refused():
+    with pytest.raises(UserError, match=r"CompilerConfig.cores = -1: expected 0 \(all\) or more"):
+        compiler.CompilerConfig(cores=-1)

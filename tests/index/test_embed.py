@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,42 @@ def test_windows_are_told_and_those_that_are_there_left_out(first, monkeypatch):
     assert told[-1] == 50
     assert (out[:first] == -1).all()
     np.testing.assert_array_equal(out[first:], embed_fn(tokens_nm.astype(np.int32))[first:])
+
+
+@pytest.mark.parametrize("n", [1, 16, 50])
+def test_batches_side_by_side_keep_their_order_and_compile_once(n, monkeypatch):
+    monkeypatch.setattr(embed, "WINDOW", 20)
+    tokens_nm, traced, told = corpus(n), [], []
+
+    @jax.jit
+    def counted(tokens_nm):
+        traced.append(tokens_nm.shape)
+        return embed_fn(tokens_nm)
+
+    got = embed_corpus(counted, tokens_nm, 4, progress=False, stored=told.append, at_a_time=3)
+    np.testing.assert_array_equal(got, embed_fn(tokens_nm.astype(np.int32)))
+    assert len(traced) == len(set(traced))
+    assert told == sorted(told) and told[-1] == n
+
+
+def test_they_do_run_side_by_side():
+    both = threading.Barrier(2)
+
+    def meeting(tokens):
+        both.wait(timeout=60)  # nobody would come
+        return embed_fn(tokens)
+
+    assert embed_corpus(meeting, corpus(32), 8, progress=False, at_a_time=2).shape == (32, 2)
+
+
+def test_what_goes_wrong_in_one_of_them_is_raised():
+    def broken(tokens):
+        if tokens.shape[1] < 32:
+            raise MemoryError("too little")
+        return embed_fn(tokens)
+
+    with pytest.raises(MemoryError, match="too little"):
+        embed_corpus(broken, corpus(50), 4, progress=False, at_a_time=2)
 
 
 # Anonymous memory, looked at all the time: the pages of a written map count as the process's
