@@ -1,6 +1,6 @@
-"""The four layers that reader and retriever share, with logical axes on every parameter.
+"""What reader and retriever share: four layers, their product, the softmax of attention.
 
-Parameters are float32 and named as in T5X (``kernel``, ``bias``, ``embedding``,
+Every parameter has logical axes. Parameters are float32 and named as in T5X (``kernel``, ``bias``, ``embedding``,
 ``scale``); arithmetic is done in the ``dtype`` of the layer.
 """
 
@@ -59,6 +59,17 @@ def _product(
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def softmax(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis, [..., s] -> [..., s], for attention.
+
+    With the derivative that JAX has behind a flag: it reads the result alone. The default one
+    keeps the exponentials and the reciprocals of their sums, spread over the row, beside it:
+    three arrays of an attention's size for each layer instead of one.
+    """
+    with jax.softmax_custom_jvp(True):
+        return jax.nn.softmax(logits, axis=-1)
 
 
 class Dense(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas_jax.core.layers import Dense
+from atlas_jax.core.layers import Dense, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.reader.config import ReaderConfig
 
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         ).astype(jnp.float32)
         for bias in biases:
             logits_nhqs = _add_bias(logits_nhqs, bias)
-        probs_nhqs = jax.nn.softmax(logits_nhqs, axis=-1)
+        probs_nhqs = softmax(logits_nhqs)
         dropped = self.dropout(probs_nhqs, deterministic=deterministic)
         y_nhqc = jnp.einsum("nhqs,nhsc->nhqc", dropped.astype(source.value.dtype), source.value)
         n, h, q, c = y_nhqc.shape

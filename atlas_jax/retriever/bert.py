@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm
+from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID
 from atlas_jax.retriever.config import RetrieverConfig
@@ -95,7 +95,7 @@ class BertAttention(nn.Module):
         logits_bhlm = jnp.einsum(
             "bhlk,bhmk->bhlm", query_bhlk, heads("key"), preferred_element_type=jnp.float32
         )
-        weights_bhlm = jax.nn.softmax(logits_bhlm + bias_b11l, axis=-1).astype(x_bld.dtype)
+        weights_bhlm = softmax(logits_bhlm + bias_b11l).astype(x_bld.dtype)
         # one mask for all query positions, as in T5X: masks of the full size are dear
         weights_bhlm = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             weights_bhlm, deterministic=deterministic

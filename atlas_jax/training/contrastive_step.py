@@ -93,6 +93,8 @@ def make_contrastive_step(
     neither parameters, optimiser nor queue and is counted in `state.skipped`.
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def embed(params: Params, method: str, tokens_bl: Array, key: Array | None) -> Array:
         rngs = {} if key is None else {"dropout": key}
         return dual_encoder.apply(
@@ -125,7 +127,9 @@ def make_contrastive_step(
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"] + norm)
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        changes, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, grad_norm=norm
+        )
         params = optax.apply_updates(state.params, changes)
         new, old = (params, opt_state), (state.params, state.opt_state)
         params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

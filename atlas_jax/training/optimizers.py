@@ -87,11 +87,14 @@ def _once_moving(config: OptimizerConfig) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip, precondition, decay, scale by the schedule; nothing in the frozen steps."""
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Clip, precondition, decay, scale by the schedule; nothing in the frozen steps.
+
+    `update` takes the gradient's global norm as ``grad_norm`` where the caller knows it.
+    """
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm > 0:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+        parts.append(_clip_by_norm(config.clip_norm))
     if config.kind == "adamw":
         parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     else:
@@ -102,6 +105,24 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.frozen_steps == 0:
         return optax.chain(*parts)
     return optax.conditionally_mask(optax.chain(*parts), lambda step: step >= config.frozen_steps)
+
+
+def _clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+    """Scale the gradient down to this global norm where it is longer.
+
+    As `optax.clip_by_global_norm`, for callers that know the norm: `update` takes it as
+    ``grad_norm``. To take it here would write the gradients once more and read them twice.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, grad_norm: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
+        factor = jnp.minimum(1.0, largest / norm)  # 1 for a gradient of zeros
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
@@ -121,7 +142,7 @@ def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
 
 def configured_optimizers(
     parts: Sequence[str],
-) -> tuple[dict[str, optax.GradientTransformation], dict[str, optax.Schedule]]:
+) -> tuple[dict[str, optax.GradientTransformationExtraArgs], dict[str, optax.Schedule]]:
     """The optimiser and the schedule of each part, as gin has them in the scope of its name."""
     optimizers, schedules = {}, {}
     for part in parts:

@@ -103,7 +103,7 @@ def merge(trainable: Params, frozen: Params) -> Params:
     }
 
 
-Optimizers = dict[str, optax.GradientTransformation]
+Optimizers = dict[str, optax.GradientTransformationExtraArgs]
 
 
 def make_state(

@@ -156,10 +156,12 @@ def make_train_step(
         def update() -> tuple[Params, Any]:
             updated, opt_state = {}, {}
             for part in PARTS:
-                # Sums become means here, where it costs no pass over the gradients of its own.
-                means = jax.tree.map(lambda g, part=part: g / sums[part]["count"], grads[part])
+                # Sums become means here, by a product, which costs no pass over the gradients
+                # of its own; a division for each number would.
+                share = 1 / sums[part]["count"]
+                means = jax.tree.map(lambda g, share=share: g * share, grads[part])
                 changes, opt_state[part] = optimizers[part].update(
-                    means, state.opt_state[part], trainable[part]
+                    means, state.opt_state[part], trainable[part], grad_norm=norms[part]
                 )
                 updated[part] = optax.apply_updates(trainable[part], changes)
             return updated, opt_state

@@ -68,6 +68,28 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
     np.testing.assert_allclose(updates[0][0]["kernel"], updates[1][0]["kernel"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [0.0, 0.5, 1.0, 20.0])
+@pytest.mark.parametrize("frozen_steps", [0, 1])
+def test_a_norm_that_is_given_clips_like_the_one_taken(length: float, frozen_steps: int) -> None:
+    """Adam's first moment after one step is the gradient as it was clipped, but for b1 = 0.9."""
+    config = OptimizerConfig(frozen_steps=frozen_steps, warmup_steps=0)
+    optimizer = make_optimizer(config)
+    direction = np.array([3.0, 4.0], np.float32) / 5
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    gradient = {"a": length * 0.6 * direction, "b": length * 0.8 * direction}
+    moments = []
+    for given in ({}, {"grad_norm": jnp.float32(length)}):
+        state = optimizer.init(params)
+        for _ in range(1 + frozen_steps):
+            _, state = optimizer.update(gradient, state, params, **given)
+        moments.append([leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)])
+    mu_a = moments[0][0]
+    clipped, _ = optax.clip_by_global_norm(1.0).update(gradient, optax.EmptyState())
+    np.testing.assert_allclose(mu_a, 0.1 * clipped["a"], rtol=1e-6)
+    for taken, given in zip(*moments, strict=True):
+        np.testing.assert_allclose(given, taken, rtol=1e-6)
+
+
 def test_decay_leaves_norms_biases_and_position_tables_alone() -> None:
     shapes = jax.eval_shape(lambda: _init_boxed(tiny_models(), jax.random.key(0)))
     params = jax.tree.map(
