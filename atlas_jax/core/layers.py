@@ -1,7 +1,7 @@
 """What reader and retriever share: four layers, their product, the softmax of attention.
 
-Every parameter has logical axes. Parameters are float32 and named as in T5X (``kernel``, ``bias``, ``embedding``,
-``scale``); arithmetic is done in the ``dtype`` of the layer.
+Every parameter has logical axes, is float32 and named as in T5X (``kernel``, ``bias``,
+``embedding``, ``scale``); arithmetic is done in the ``dtype`` of the layer.
 """
 
 from collections.abc import Callable

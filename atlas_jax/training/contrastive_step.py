@@ -127,9 +127,7 @@ def make_contrastive_step(
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"] + norm)
-        changes, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, grad_norm=norm
-        )
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=norm)
         params = optax.apply_updates(state.params, changes)
         new, old = (params, opt_state), (state.params, state.opt_state)
         params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
