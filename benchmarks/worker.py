@@ -1,9 +1,7 @@
 """One side of one workload in a process of its own: warm up, then one timed run per line read.
 
 Started by ``benchmarks.run``. Prints ``ready``, then one time in seconds per line of
-standard input, and at its end the process's peak memory in MiB. A run that is not timed goes
-before each one that is: in use a step follows a step, not a pause in which the other side had
-the caches and the operating system took freed memory back.
+standard input, and at its end the process's peak memory in MiB.
 """
 
 import importlib
@@ -34,7 +32,6 @@ def main() -> None:
         run()
     print("ready", flush=True)
     for _ in sys.stdin:
-        run()
         start = time.perf_counter()
         run()
         print(time.perf_counter() - start, flush=True)
