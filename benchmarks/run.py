@@ -28,15 +28,15 @@ from benchmarks.worker import WORKLOADS
 SIDES = {"ours": "ours", "theirs": "alternatives"}
 PACKAGES = ("jax", "flax", "torch", "transformers", "faiss-cpu")
 # Without it each turn begins with page faults: what a side freed, the system has taken back
-# while the other side had its turn.
-KEEP_FREED_MEMORY = ":".join(
-    (
-        "glibc.malloc.arena_max=1",
-        "glibc.malloc.mmap_max=0",
-        "glibc.malloc.trim_threshold=8589934592",
-    )
+# while the other side had its turn. It takes all three.
+KEEP_FREED_MEMORY = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
 )
-TUNABLES = os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY)
+
+
+def tunables() -> str:
+    """The C library's setting that both sides run with."""
+    return os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.P
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "TOKENIZERS_PARALLELISM": "false",
-            "GLIBC_TUNABLES": TUNABLES,
+            "GLIBC_TUNABLES": tunables(),
         },
     )
     try:
@@ -134,13 +134,13 @@ def main() -> int:
     Console(width=110).print(table(results))
     versions = {name: metadata.version(name) for name in PACKAGES}
     print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}")
-    print(f"GLIBC_TUNABLES={TUNABLES}")
+    print(f"GLIBC_TUNABLES={tunables()}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(
                 {
                     "versions": versions,
-                    "glibc_tunables": TUNABLES,
+                    "glibc_tunables": tunables(),
                     "sizes": args.sizes,
                     "results": results,
                 },
