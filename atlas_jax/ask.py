@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.evaluator import Found
+from atlas_jax.answering.inference import Asker, asker
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import EvalConfig
-from atlas_jax.training.evaluator import Found
-from atlas_jax.training.inference import Asker, asker
 
 # The fields of `answering.Evidence`, and the columns they become.
 _EVIDENCE = {"attention": "attention", "alone": "alone", "left_out": "left out"}

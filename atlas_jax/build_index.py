@@ -13,11 +13,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.answering.inference import build_index
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
+from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import CorpusConfig
-from atlas_jax.training.inference import build_index
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,10 +17,10 @@ import re
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.conversion.convert import PARTS, SOURCES, TARGETS, Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.conversion import PARTS, SOURCES, TARGETS, Conversion, convert
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 

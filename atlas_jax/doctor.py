@@ -14,10 +14,11 @@ from collections.abc import Sequence
 
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
-from atlas_jax.core.roll_call import roll_call
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.planning.doctor import clear, examine
+from atlas_jax.planning.roll_call import roll_call
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import CorpusConfig, TrainConfig
-from atlas_jax.training.doctor import clear, examine
+from atlas_jax.training.config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,11 +13,11 @@ import json
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.inference import evaluate
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import EvalConfig
-from atlas_jax.training.inference import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

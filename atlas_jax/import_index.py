@@ -18,11 +18,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.conversion.indices import import_corpus, import_index
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import CorpusConfig
-from atlas_jax.training.index_import import import_corpus, import_index
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from atlas_jax.core.chips import parse_slice
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
@@ -23,6 +22,7 @@ from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.report import show, write_json
 from atlas_jax.planning.run import PROGRAMS, run_from_gin
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training.chips import parse_slice
 
 NOT_FITTING = 3
 # What runs require and a plan does not look at.

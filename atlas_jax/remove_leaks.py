@@ -15,9 +15,9 @@ import json
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.answering.leaks import LeakConfig, remove_leaks
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.leaks import LeakConfig, remove_leaks
 
 
 def main(argv: Sequence[str] | None = None) -> int:

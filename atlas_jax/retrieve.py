@@ -12,11 +12,11 @@ import json
 import sys
 from collections.abc import Sequence
 
+from atlas_jax.answering.config import RetrieveConfig
+from atlas_jax.answering.inference import retrieve
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import RetrieveConfig
-from atlas_jax.training.inference import retrieve
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax.core.config import launch
-from atlas_jax.core.tokenizer_training import READER_FILE, RETRIEVER_FILE, train_tokenizers
+from atlas_jax.datasets.tokenizer_training import READER_FILE, RETRIEVER_FILE, train_tokenizers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

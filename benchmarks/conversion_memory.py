@@ -23,11 +23,11 @@ from pathlib import Path
 import gin
 import numpy as np
 
+from atlas_jax.conversion.convert import expected_shapes, settle_config
 from atlas_jax.interop import huggingface, t5_names
 from atlas_jax.interop.safetensors_files import write_sharded
 from atlas_jax.interop.tensors import FLOATS, Part, Tensor
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.training.conversion import expected_shapes, settle_config
 
 NANO = Path(__file__).parents[1] / "atlas_jax" / "checkpoints" / "nano"
 MODELS = Path(__file__).parents[1] / "gin" / "models"
@@ -36,7 +36,7 @@ LEGS = frozenset(itertools.pairwise(ROUTE))
 _CHILD = """
 import resource, sys
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.training.conversion import Conversion, convert
+from atlas_jax.conversion.convert import Conversion, convert
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 nano, source, target, input, output, shard = sys.argv[1:]

@@ -23,9 +23,9 @@ from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import stored_as
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.training.assembly import load_retriever
-from atlas_jax.training.config import ModelConfig
-from atlas_jax.training.step import embed
+from atlas_jax.models.assembly import load_retriever
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.towers import embed
 
 K = 20
 DTYPES = ("bfloat16", "int8")

@@ -10,9 +10,11 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.compiler import CompilerConfig, encoder_options, programs_at_a_time
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
 from atlas_jax.core.types import Batch, DeviceIndex, Params, Passages
+from atlas_jax.corpus.retrieval import retrieved_already
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.exact import ExactSearcher
+from atlas_jax.models.parameters import PARTS, Models, init_params
 from atlas_jax.reader import fid
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
@@ -21,13 +23,9 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training import state as train_state
+from atlas_jax.training.config import StepConfig
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
-from atlas_jax.training.step import (
-    StepConfig,
-    compile_train_step,
-    make_train_step,
-    retrieved_already,
-)
+from atlas_jax.training.step import compile_train_step, make_train_step
 from benchmarks.workloads import (
     Sizes,
     passages_of_real_lengths,
@@ -36,7 +34,7 @@ from benchmarks.workloads import (
 )
 
 
-def _models(sizes: Sizes) -> train_state.Models:
+def _models(sizes: Sizes) -> Models:
     reader = ReaderConfig(
         vocab_size=sizes.reader_vocab,
         emb_dim=sizes.reader_width,
@@ -55,7 +53,7 @@ def _models(sizes: Sizes) -> train_state.Models:
         mlp_dim=sizes.retriever_mlp,
         dropout_rate=0.0,
     )
-    return train_state.Models(T5(reader), DualEncoder(retriever))
+    return Models(T5(reader), DualEncoder(retriever))
 
 
 def train_step(sizes: Sizes) -> Callable[[], object]:
@@ -64,7 +62,7 @@ def train_step(sizes: Sizes) -> Callable[[], object]:
     mesh = partitioning.make_mesh(MeshConfig())
     optimizers = {
         part: make_optimizer(OptimizerConfig(learning_rate=1e-5, schedule="constant"))
-        for part in train_state.PARTS
+        for part in PARTS
     }
     config = StepConfig(k=sizes.passages, reader_length=sizes.length, retriever_training="joint")
     distillation = DistillationConfig(gold_temperature=0.1, score_temperature=0.1)
@@ -86,7 +84,7 @@ def train_step(sizes: Sizes) -> Callable[[], object]:
         mask_bk=np.ones((sizes.batch, sizes.passages), bool),
     )
     with partitioning.activate(mesh, rules):
-        params = train_state.init_params(models, 0, mesh, rules)
+        params = init_params(models, 0, mesh, rules)
         current = train_state.make_state(models, params, optimizers, "joint", 0, mesh, rules)
         shardings = train_state.state_shardings(models, optimizers, "joint", mesh, rules)
     compiled = compile_train_step(step, shardings, mesh, rules)
@@ -103,7 +101,7 @@ def train_step(sizes: Sizes) -> Callable[[], object]:
 def generate(sizes: Sizes) -> Callable[[], object]:
     """Encode k passages a query, fuse them, decode 16 tokens greedily with a cache."""
     models = _models(sizes)
-    params = train_state.init_params(models, 0, partitioning.make_mesh(MeshConfig()), ())
+    params = init_params(models, 0, partitioning.make_mesh(MeshConfig()), ())
     tokens_bkl = reader_inputs(sizes).tokens_bkl.astype(np.int32)
     # No id equals -1, so every row is decoded to the full length, as on the other side.
     config = GenerationConfig(max_length=sizes.target, eos_id=-1)

@@ -25,11 +25,11 @@ from typing import Any
 
 import gin
 
-from atlas_jax.core.chips import GIB, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.plan import UNREAD
 from atlas_jax.planning.report import DISAGREEMENT, versions
+from atlas_jax.training.chips import GIB, Slice, parse_slice
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -39,9 +39,9 @@ PASSAGES = 37_000_000
 RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
 # What makes figures of a program.
 READING = (
-    "core/chips", "planning/estimate", "planning/flops", "planning/hlo", "planning/hlo_text",
-    "planning/planner", "planning/products", "planning/programs", "planning/run",
-    "planning/traffic",
+    "training/chips", "planning/estimate", "planning/flops", "planning/hlo",
+    "planning/hlo_text", "planning/planner", "planning/products", "planning/programs",
+    "planning/run", "planning/traffic",
 )  # fmt: skip
 # base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
 SCANNED = ("ReaderConfig.scan_layers=True", "RetrieverConfig.scan_layers=True")

@@ -19,11 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig, logical_to_spec, make_mesh
+from atlas_jax.models.parameters import Models, abstract_params
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.state import Models, abstract_params, state_shardings
+from atlas_jax.training.state import state_shardings
 
 PICTURE = Path(__file__).with_name("sharding.svg")
 MESH = MeshConfig(data=2, fsdp=2, model=2)

@@ -20,6 +20,8 @@ import jax
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from tests.training.runs import write_run
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 READER_WORDS = (
@@ -97,3 +99,16 @@ def passages_file(tmp_path: Path) -> Path:
     path = tmp_path / "passages.jsonl"
     path.write_text("".join(json.dumps(passage) + "\n" for passage in PASSAGES), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def arguments(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> list[str]:
+    """Flags of a tiny run of one step."""
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    return [
+        f"--gin_file={gin_file}",
+        f"--gin.TrainConfig.model_dir={tmp_path / 'run'}",
+        "--gin.TrainConfig.total_steps=1",
+    ]

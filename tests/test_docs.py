@@ -10,10 +10,10 @@ import pytest
 
 import atlas_jax
 from atlas_jax import cli
+from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
 from atlas_jax.index.scann_search import ScannConfig
-from atlas_jax.training.config import EvalConfig, TrainConfig
-from atlas_jax.training.step import StepConfig
+from atlas_jax.training.config import StepConfig, TrainConfig
 
 ROOT = Path(atlas_jax.__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))

@@ -13,12 +13,12 @@ import pytest
 import atlas_jax
 from atlas_jax.core.config import gin_folder, load_gin
 from atlas_jax.core.errors import UserError
+from atlas_jax.models.parameters import Models, abstract_params
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.config import CheckpointConfig, TrainConfig
-from atlas_jax.training.state import Models, abstract_params
 from benchmarks.plan_table import ROW_LIST, ROWS
 
 # Their imports register every configurable a gin file may bind.

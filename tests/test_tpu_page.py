@@ -13,9 +13,9 @@ import pytest
 
 import atlas_jax.build_index
 import atlas_jax.train  # noqa: F401 (for gin)
-from atlas_jax.core.chips import GIB, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.plan import UNREAD
+from atlas_jax.training.chips import GIB, parse_slice
 from benchmarks.plan_table import PASSAGES, ROW_LIST, ROWS
 
 ROOT = Path(__file__).parents[1]

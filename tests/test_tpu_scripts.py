@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_jax.core.chips import CHIPS, parse_slice
+from atlas_jax.training.chips import CHIPS, parse_slice
 
 SCRIPTS = Path(__file__).parents[1] / "tpu_scripts"
 NAMES = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name != "common.sh")

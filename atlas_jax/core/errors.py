@@ -31,3 +31,18 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     if close:
         return f"; did you mean {by_lower[close[0]]}?"
     return f"; there are: {', '.join(names)}"
+
+
+def require(condition: bool, binding: str, value: object, expected: str) -> None:
+    """Refuse a value.
+
+    Raises:
+      UserError: names the binding, its value and what is expected.
+    """
+    if not condition:
+        raise UserError(f"{binding} = {value!r}: expected {expected}")
+
+
+def one_of(choices: tuple[str, ...]) -> str:
+    """What a message says is right: one of these texts."""
+    return f"one of {', '.join(map(repr, choices))}"

@@ -281,3 +281,26 @@ def _check_known(name: str) -> None:
         raise UserError(
             f"unknown logical axis {name!r}; known are {', '.join(sorted(LOGICAL_AXES))}"
         )
+
+
+def batch_sharding(
+    binding: str, batch_size: int, mesh: Mesh, rules: tuple[Rule, ...]
+) -> NamedSharding:
+    """How the rows of a batch lie over the mesh.
+
+    Raises:
+      UserError: the batch size, which `binding` set, does not divide over the data axes.
+    """
+    parts = batch_parts(mesh, rules)
+    if batch_size % parts:
+        raise UserError(
+            f"{binding} = {batch_size} does not divide over the {parts} parts of the mesh that "
+            f"hold a batch; use a multiple of {parts}"
+        )
+    return NamedSharding(mesh, logical_to_spec(("batch",), rules))
+
+
+def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
+    """Over how many parts of the mesh the rows of a batch are spread."""
+    axes = logical_to_spec(("batch",), rules)[0] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

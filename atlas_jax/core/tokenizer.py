@@ -1,7 +1,7 @@
 """Text to token ids and back, for the reader and the retriever.
 
 A tokenizer is one `tokenizer.json` file in the format of Hugging Face's `tokenizers`
-library: T5's or BERT's own, or a small one made by `core/tokenizer_training.py`.
+library: T5's or BERT's own, or a small one made by `datasets/tokenizer_training.py`.
 """
 
 import hashlib

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas_jax.answering.batcher import DataConfig
+from atlas_jax.answering.config import EvalConfig
 from atlas_jax.demo import factbook
 from atlas_jax.demo.bm25 import RECALL_AT
 from atlas_jax.demo.paths import bind
-from atlas_jax.training.config import FINAL, EvalConfig
-from atlas_jax.training.data import DataConfig
-from atlas_jax.training.step import StepConfig
+from atlas_jax.training.config import FINAL, StepConfig
 
 READ = "64 questions teach the reader to read"
 FIND = "64 questions teach the retriever to find"

@@ -21,10 +21,11 @@ from atlas_jax.demo.report import Swap
 from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index, save_index
+from atlas_jax.models.assembly import load_retriever, load_tokenizers
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.fingerprint import encoder_hash
+from atlas_jax.models.towers import passage_tower
 from atlas_jax.tasks.metrics import best_over_answers, exact_match, normalize_answer
-from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers
-from atlas_jax.training.config import ModelConfig
-from atlas_jax.training.step import passage_tower
 
 _CHANGES_MOST = ("temporal", "slow", "static")
 _EMBED_BATCH = 8

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from atlas_jax.core.chips import GIB
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.estimate import Memory
 from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
 from atlas_jax.planning.run import Run
+from atlas_jax.training.chips import GIB
 
 
 @dataclasses.dataclass(frozen=True)

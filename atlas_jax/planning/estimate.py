@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from atlas_jax.core.chips import Chip
 from atlas_jax.planning import hlo
+from atlas_jax.training.chips import Chip
 
 _REFUSED = re.compile(r"total memory required for [\w ]+ \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -3,11 +3,10 @@
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MeshConfig, make_mesh
+from atlas_jax.core.partitioning import MeshConfig, batch_sharding, make_mesh
 from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.programs import held
 from atlas_jax.planning.run import Run
-from atlas_jax.training.assembly import batch_sharding
 
 MAX_MODEL = 16  # tensor parallelism beyond this sends more than it computes
 # Of the HBM, what may lie there for the whole run so that a step still has room.

@@ -11,9 +11,9 @@ import jax
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
-from atlas_jax.core.chips import Chip, Slice
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
+from atlas_jax.models.parameters import Models
 from atlas_jax.planning import flops
 from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import (
@@ -32,7 +32,7 @@ from atlas_jax.planning.programs import Program, lowered, make_program, refused_
 from atlas_jax.planning.run import Run
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.state import Models
+from atlas_jax.training.chips import Chip, Slice
 
 # jaxlib cannot read the text of a program whose gathers are left to SparseCores (v5p, v6e), and
 # the collectives are read from it. So they are planned for the TensorCore.

@@ -13,27 +13,21 @@ import jax.numpy as jnp
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
+from atlas_jax.answering.answers import Reading, make_answer
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import batch_parts, batch_sharding
 from atlas_jax.core.types import Batch, DeviceIndex, Passages
+from atlas_jax.corpus.retrieval import make_device_retrieve, no_passages, rerank, retrieved_already
 from atlas_jax.index.int8 import abstract_rows, as_floats
 from atlas_jax.index.placement import embeddings_layout, tokens_layout
+from atlas_jax.models.parameters import abstract_params
+from atlas_jax.models.towers import embed_query, passage_tower
 from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.run import Run, in_lanes, token_type
 from atlas_jax.retriever.dual_encoder import is_tied
-from atlas_jax.training.answering import Reading, make_answer
-from atlas_jax.training.assembly import batch_parts, batch_sharding
-from atlas_jax.training.state import abstract_params, make_state, state_shardings
-from atlas_jax.training.step import (
-    compile_train_step,
-    embed_query,
-    make_device_retrieve,
-    make_train_step,
-    no_passages,
-    passage_tower,
-    rerank,
-    retrieved_already,
-)
+from atlas_jax.training.state import make_state, state_shardings
+from atlas_jax.training.step import compile_train_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +222,7 @@ def _given(run: Run, mesh: Mesh, rows: int, k: int) -> Passages:
 
 
 def _source(run: Run, mesh: Mesh, rows: int, searched: int) -> tuple[Any, Any]:
-    """What `training.sources` gives the step: how `searched` passages a row are had, from what."""
+    """What `corpus.sources` gives the step: how `searched` passages a row are had, from what."""
     if run.passage_source == "none":
         return (lambda source, query_be, batch: no_passages(batch)), None
     if not run.on_devices:

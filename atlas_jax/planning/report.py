@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_jax import __version__
-from atlas_jax.core.chips import GIB
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
+from atlas_jax.training.chips import GIB
 
 DISAGREEMENT = 0.1  # of the products counted and compiled; beyond it a plan warns
 

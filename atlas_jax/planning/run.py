@@ -7,28 +7,23 @@ import gin
 import jax
 import numpy as np
 
+from atlas_jax.answering.batcher import DataConfig
+from atlas_jax.answering.config import EvalConfig, RetrieveConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import PartitionRules, Rule
+from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import abstract_rows
 from atlas_jax.index.store_files import StoreConfig, token_dtype
+from atlas_jax.models.parameters import PARTS, Models
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.config import (
-    CorpusConfig,
-    EvalConfig,
-    RetrieveConfig,
-    RetrieverTrainConfig,
-    TrainConfig,
-)
-from atlas_jax.training.data import DataConfig
+from atlas_jax.training.config import RetrieverTrainConfig, StepConfig, TrainConfig
 from atlas_jax.training.freshness import refreshes_index
 from atlas_jax.training.optimizers import configured_optimizers
-from atlas_jax.training.state import PARTS, Models
-from atlas_jax.training.step import StepConfig
 
 LANES = 128  # of a TPU's tile: a row of a matrix takes the room of a multiple of them
 # What each entry point compiles, the program that decides on a mesh first.

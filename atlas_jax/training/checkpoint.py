@@ -19,8 +19,8 @@ from atlas_jax.core.paths import (
     is_remote,
     remove_tree,
 )
+from atlas_jax.models.matching import describe, first_difference
 from atlas_jax.training.config import CheckpointConfig
-from atlas_jax.training.matching import describe, first_difference
 
 _DELETED = "deleted"  # where old checkpoints go at once, so that a kill leaves no half of one
 

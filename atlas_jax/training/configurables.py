@@ -3,6 +3,7 @@
 So each entry point takes the config.gin of any run, also where it has no use for a part of it.
 """
 
+from atlas_jax.answering import leaks
 from atlas_jax.core import compiler, jsonl, partitioning
 from atlas_jax.distillation import config as distillation_config
 from atlas_jax.index import passages, refresh, scann_search, staleness
@@ -11,7 +12,7 @@ from atlas_jax.reader import generate
 from atlas_jax.retriever import config as retriever_config
 from atlas_jax.retriever import contrastive
 from atlas_jax.tasks import registry
-from atlas_jax.training import config, data, leaks, optimizers, speed, step
+from atlas_jax.training import config, data, optimizers, speed, step
 
 __all__ = [
     "compiler",

@@ -13,14 +13,15 @@ from jax.sharding import Mesh
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array, Batch, Params
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.index.int8 import as_floats, stored_as
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.rolling import embed_tokens
 from atlas_jax.index.staleness import StalenessConfig, measure
+from atlas_jax.models.towers import embed, passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.config import CorpusConfig, TrainConfig
-from atlas_jax.training.corpus import Corpus
-from atlas_jax.training.step import StepConfig, embed, passage_tower
+from atlas_jax.training.config import StepConfig, TrainConfig
 
 
 def refreshes_index() -> bool:

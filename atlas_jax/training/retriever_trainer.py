@@ -16,26 +16,25 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
+from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import as_path
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.corpus import open_store
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.models.assembly import Tokenizers, active_mesh, load_retriever, load_tokenizers
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.folder import ModelPart, save_model
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.assembly import (
-    Tokenizers,
-    active_mesh,
-    batch_sharding,
-    load_retriever,
-    load_tokenizers,
-)
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
@@ -43,8 +42,6 @@ from atlas_jax.training.config import (
     CONFIG_FILE,
     FINAL,
     CheckpointConfig,
-    CorpusConfig,
-    ModelConfig,
     RetrieverTrainConfig,
 )
 from atlas_jax.training.contrastive_step import (
@@ -52,10 +49,7 @@ from atlas_jax.training.contrastive_step import (
     make_contrastive_state,
     make_contrastive_step,
 )
-from atlas_jax.training.corpus import open_store
-from atlas_jax.training.data import DataConfig
 from atlas_jax.training.metrics import RunLog
-from atlas_jax.training.model_folder import ModelPart, save_model
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 from atlas_jax.training.speed import (
     TRACES,

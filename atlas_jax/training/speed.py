@@ -10,10 +10,10 @@ from typing import Any
 import gin
 import jax
 
-from atlas_jax.core.chips import peak_flops
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Batch, Params
-from atlas_jax.training.step import StepConfig
+from atlas_jax.training.chips import peak_flops
+from atlas_jax.training.config import StepConfig
 
 TRACES = "profile"  # in model_dir
 PROFILE_FLAG = {"profile_steps": "ProfileConfig.steps"}  # for `core.config.launch`

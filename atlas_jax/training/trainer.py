@@ -16,25 +16,34 @@ import jax
 import optax
 from jax.sharding import Mesh, Sharding
 
+from atlas_jax.answering.batcher import Batcher, DataConfig
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.evaluator import Evaluation, make_evaluation, write_predictions
 from atlas_jax.core.config import dump_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
-from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import as_path, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.corpus import Corpus, open_store
+from atlas_jax.corpus.embedder import Embedder
+from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.assembly import (
+from atlas_jax.models.assembly import (
     Tokenizers,
     active_mesh,
     assemble,
-    batch_sharding,
     export_model,
     load_tokenizers,
 )
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.parameters import PARTS, Models
+from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
@@ -45,22 +54,17 @@ from atlas_jax.training.config import (
     INDEX,
     PREDICTIONS,
     CheckpointConfig,
-    CorpusConfig,
-    EvalConfig,
-    ModelConfig,
+    StepConfig,
     TrainConfig,
 )
-from atlas_jax.training.corpus import Corpus, Embedder, open_store
-from atlas_jax.training.data import Batcher, DataConfig, training_batches
-from atlas_jax.training.evaluator import Evaluation, make_evaluation, write_predictions
+from atlas_jax.training.data import training_batches
 from atlas_jax.training.freshness import Freshness, check_freshness, refreshes_index
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import configured_optimizers
-from atlas_jax.training.sources import Source, check_rerank, make_source
 from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, StepClock, Tracer, step_speed
-from atlas_jax.training.state import PARTS, Models, TrainState, make_state, state_shardings
-from atlas_jax.training.step import StepConfig, compile_train_step, make_train_step
+from atlas_jax.training.state import TrainState, make_state, state_shardings
+from atlas_jax.training.step import compile_train_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +275,22 @@ def _check(config: TrainConfig, step: StepConfig) -> None:
             "needs a disk that all hosts see; or bind CorpusConfig.index to one that build_index "
             "made and refresh nothing: RefreshPolicy.schedule = '-1', RefreshPolicy.rolling_rows "
             "= 0, StalenessConfig.refresh_below = 0"
+        )
+
+
+def check_rerank(step: StepConfig, dtype: str) -> None:
+    """Refuse to re-rank in training what the search has ranked exactly.
+
+    Args:
+      dtype: of the index.
+
+    Raises:
+      UserError: names the binding.
+    """
+    if step.rerank and step.retriever_training != "joint" and dtype != INT8:
+        raise UserError(
+            f"StepConfig.rerank = {step.rerank} changes nothing: an index in {dtype} is exact "
+            f"with StepConfig.retriever_training = {step.retriever_training!r}; bind it to 0"
         )
 
 

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from atlas_jax.answering.batcher import DataConfig
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.leaks import LeakConfig
 from atlas_jax.claims.bench import Bench
 from atlas_jax.claims.data import Data
 from atlas_jax.claims.rows import GROUPS, selected
@@ -12,14 +15,12 @@ from atlas_jax.claims.steps import Keys, arguments
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.demo import factbook
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.config import CorpusConfig, EvalConfig, TrainConfig
-from atlas_jax.training.data import DataConfig
-from atlas_jax.training.leaks import LeakConfig
-from atlas_jax.training.step import StepConfig
+from atlas_jax.training.config import StepConfig, TrainConfig
 from atlas_jax.training.trainer import _check
 
 ALL = [(group, row) for group in GROUPS for row in group.rows]

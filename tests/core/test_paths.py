@@ -15,8 +15,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.core.paths import as_path
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.models.folder import ModelPart, load_model, save_model
 from atlas_jax.training.metrics import RunLog, read_metrics
-from atlas_jax.training.model_folder import ModelPart, load_model, save_model
 
 
 class Bucket(MemoryFileSystem):

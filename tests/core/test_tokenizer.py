@@ -10,7 +10,7 @@ from atlas_jax import train_tokenizer
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.core.tokenizer_training import (
+from atlas_jax.datasets.tokenizer_training import (
     READER_FILE,
     RETRIEVER_FILE,
     train_reader_tokenizer,

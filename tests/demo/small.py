@@ -6,8 +6,8 @@ import gin
 
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.demo import factbook
-from atlas_jax.training.assembly import active_mesh, assemble, export_model
-from atlas_jax.training.config import ModelConfig
+from atlas_jax.models.assembly import active_mesh, assemble, export_model
+from atlas_jax.models.config import ModelConfig
 
 COUNTRIES = ("Arvo", "Bera", "Coro", "Deva")
 

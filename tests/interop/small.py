@@ -10,9 +10,9 @@ from flax import traverse_util
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
+from atlas_jax.conversion.convert import Conversion, convert, make_model, read_model_folder
 from atlas_jax.interop.tensors import Part, Tensor
 from atlas_jax.reader.t5 import T5
-from atlas_jax.training.conversion import Conversion, convert, make_model, read_model_folder
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "interop"
 LOGITS_TOLERANCE = 1e-4

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop.atlas_corpus import IndexShards
 from atlas_jax.interop.pickles import load_plain
-from atlas_jax.training.conversion import convert
 from tests.interop import small
 from tests.interop.test_torch_files import archive, tensor_program
 

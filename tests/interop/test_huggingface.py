@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import t5_names
 from atlas_jax.interop.huggingface import read_folder, read_tensors
 from atlas_jax.interop.safetensors_files import read_file, write_file, write_sharded
 from atlas_jax.interop.tensors import of_array
-from atlas_jax.training.conversion import convert
 from tests.goldens import make_interop_goldens as goldens
 from tests.interop import small
 

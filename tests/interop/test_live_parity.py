@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
-from atlas_jax.training.conversion import convert
 from tests.goldens import make_interop_goldens as goldens
 from tests.interop import small
 
@@ -76,7 +76,7 @@ def test_a_wrong_pooling_is_noticed(
     wrong: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All layers are right then, and every embedding is wrong."""
-    import atlas_jax.training.conversion as conversion
+    import atlas_jax.conversion.convert as conversion
 
     honest = conversion.huggingface.read_folder
 
@@ -111,7 +111,7 @@ def test_a_wrong_mapping_is_noticed_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bits may be equal and the model another: two matrices that changed places."""
-    import atlas_jax.training.conversion as conversion
+    import atlas_jax.conversion.convert as conversion
 
     honest = conversion.huggingface.read_folder
 

@@ -8,6 +8,8 @@ import gin
 import numpy as np
 import pytest
 
+from atlas_jax.answering.batcher import DataConfig
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.distillation.config import DistillationConfig
@@ -22,10 +24,8 @@ from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.qa import QATask
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.conversion import convert
-from atlas_jax.training.data import DataConfig
+from atlas_jax.training.config import StepConfig
 from atlas_jax.training.optimizers import OptimizerConfig
-from atlas_jax.training.step import StepConfig
 from tests.interop import small
 
 NAMES = ("atlas_tied", "atlas_untied")

@@ -6,6 +6,7 @@ from typing import Any
 import gin
 import pytest
 
+from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.interop.meta_options import to_gin
@@ -13,10 +14,9 @@ from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.multiple_choice import MultipleChoiceTask
 from atlas_jax.tasks.registry import get_task
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import CheckpointConfig, EvalConfig, TrainConfig
+from atlas_jax.training.config import CheckpointConfig, StepConfig, TrainConfig
 from atlas_jax.training.freshness import check_freshness
 from atlas_jax.training.optimizers import OptimizerConfig
-from atlas_jax.training.step import StepConfig
 from tests.interop.atlas_options import DEFAULTS, MMLU_FULL
 
 MACROS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TRAIN_FILE", "STORE")

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from atlas_jax.conversion.convert import convert, make_model
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.embed import embed_corpus
-from atlas_jax.training.conversion import convert, make_model
 from tests.goldens import make_minilm_goldens as goldens
 from tests.interop import small
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorstore
 
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core import partitioning
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
@@ -21,7 +22,6 @@ from atlas_jax.interop.huggingface import read_folder
 from atlas_jax.interop.t5x import read_checkpoint, write_checkpoint
 from atlas_jax.interop.t5x_files import chunk_shape, find_checkpoint, read_leaves, write_leaves
 from atlas_jax.interop.tensors import of_array
-from atlas_jax.training.conversion import convert
 from tests.interop import small
 
 SHARED = Path(os.environ.get("ATLAS_SHARED", Path(__file__).parents[3] / "shared"))

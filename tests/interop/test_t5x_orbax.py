@@ -15,12 +15,12 @@ import pytest
 import tensorstore
 from flax import traverse_util
 
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop.huggingface import read_folder
 from atlas_jax.interop.t5x import read_checkpoint
 from atlas_jax.interop.t5x_files import find_checkpoint, read_leaves
 from atlas_jax.interop.tensors import Part
-from atlas_jax.training.conversion import convert
 from tests.interop import small
 
 KERNEL = "target/encoder/layers_1/mlp/wo/kernel"

@@ -1,9 +1,9 @@
 """A tiny run to be planned, for eight simulated devices."""
 
-from atlas_jax.core.chips import CHIPS, Slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.planning.run import Run, run_from_gin
 from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.training.chips import CHIPS, Slice
 
 TINY = [
     "ReaderConfig.vocab_size=64", "ReaderConfig.emb_dim=16", "ReaderConfig.num_heads=2",

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from atlas_jax.core.chips import CHIPS
 from atlas_jax.planning.estimate import (
     Memory,
     Work,
@@ -16,6 +15,7 @@ from atlas_jax.planning.estimate import (
     roofline,
     shard_bytes,
 )
+from atlas_jax.training.chips import CHIPS
 
 MESH = Mesh(np.array(jax.devices()), ("all",))
 

@@ -8,11 +8,11 @@ from typing import Any
 import gin
 import pytest
 
-from atlas_jax.core.chips import GIB
+from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.core.config import gin_folder, load_gin
 from atlas_jax.plan import UNREAD
 from atlas_jax.planning.report import DISAGREEMENT, versions
-from atlas_jax.training.data import DataConfig
+from atlas_jax.training.chips import GIB
 from benchmarks import plan_table
 from benchmarks.plan_table import Row
 

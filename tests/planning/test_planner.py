@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from atlas_jax import plan as entry_point
-from atlas_jax.core.chips import CHIPS, Chip, Slice, parse_slice
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
@@ -27,6 +26,7 @@ from atlas_jax.planning.planner import Plan, ProgramPlan, make_plan
 from atlas_jax.planning.programs import make_program
 from atlas_jax.planning.report import as_json, show, write_json
 from atlas_jax.planning.run import LANES, PROGRAMS, Run, run_from_gin
+from atlas_jax.training.chips import CHIPS, Chip, Slice, parse_slice
 from tests.planning.small import RECIPE, SLICE, TINY, tiny_run
 
 needs_libtpu = pytest.mark.skipif(

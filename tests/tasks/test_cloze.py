@@ -9,16 +9,17 @@ import gin
 import numpy as np
 import pytest
 
+from atlas_jax.answering.batcher import Batcher, DataConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.tasks.base import Example, Prediction
 from atlas_jax.tasks.cloze import ClozeRecord, ClozeTask
 from atlas_jax.tasks.facts import find_facts
 from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.assembly import Tokenizers
-from atlas_jax.training.data import Batcher, DataConfig, training_batches
+from atlas_jax.training.data import training_batches
 
 NAMES = "Arvo Bera Coro Dela Emin Fasa".split()
 CITIES = "Lindel Tomund Essin Parva Quorl Rivat".split()

@@ -7,11 +7,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core.types import Batch, DeviceIndex
 from atlas_jax.index.placement import rows_sharding
+from atlas_jax.models.parameters import Models
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.state import Models
 
 READER_VOCAB, RETRIEVER_VOCAB, ROWS = 64, 48, 40
 

@@ -8,16 +8,17 @@ import jax
 import numpy as np
 import pytest
 
+from atlas_jax.answering.batcher import Batcher, DataConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.tasks.base import Choice, Example, Shorten
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.qa import QATask
-from atlas_jax.training.assembly import Tokenizers
-from atlas_jax.training.data import Batcher, DataConfig, training_batches
+from atlas_jax.training.data import training_batches
 
 CONFIG = DataConfig(batch_size=4, query_length=80, retriever_query_length=40, target_length=24)
 

@@ -9,7 +9,7 @@ import pytest
 
 import atlas_jax
 from atlas_jax.core.errors import UserError
-from atlas_jax.training.model_folder import load_model
+from atlas_jax.models.folder import load_model
 
 NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
 ROOT = NANO.parents[2]

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.models.parameters import _init_boxed
 from atlas_jax.reader.t5 import stack_layers
 from atlas_jax.training.optimizers import (
     OptimizerConfig,
@@ -16,7 +17,6 @@ from atlas_jax.training.optimizers import (
     make_optimizer,
     make_schedule,
 )
-from atlas_jax.training.state import _init_boxed
 from tests.training.models import tiny_models
 
 

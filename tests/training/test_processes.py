@@ -14,8 +14,8 @@ import pytest
 from atlas_jax import ask, build_index, evaluate
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.preemption import PREEMPTED
-from atlas_jax.training.assembly import active_mesh, assemble, export_model
-from atlas_jax.training.config import ModelConfig
+from atlas_jax.models.assembly import active_mesh, assemble, export_model
+from atlas_jax.models.config import ModelConfig
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import read_lines, write_run
 

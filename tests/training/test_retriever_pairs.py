@@ -13,7 +13,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.training.assembly import Tokenizers
+from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.retriever_trainer import query_pairs

@@ -14,6 +14,7 @@ from atlas_jax import train, train_retriever
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_width
+from atlas_jax.training.config import StepConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.speed import (
     PROFILE_FLAG,
@@ -25,7 +26,6 @@ from atlas_jax.training.speed import (
     step_flops,
     step_speed,
 )
-from atlas_jax.training.step import StepConfig
 from tests.training.runs import write_run
 
 # 4 queries of 6 tokens for the retriever, targets of 5; k = 3 passages of 7, inputs of 10.

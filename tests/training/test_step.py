@@ -13,21 +13,17 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig, PartitionRules, Rule
+from atlas_jax.corpus.retrieval import make_device_retrieve, rerank, retrieved_already
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import quantized
+from atlas_jax.models.parameters import PARTS, init_params
+from atlas_jax.models.towers import embed_query
 from atlas_jax.training import state as train_state
+from atlas_jax.training.config import StepConfig
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
-from atlas_jax.training.sources import check_rerank
-from atlas_jax.training.step import (
-    StepConfig,
-    compile_train_step,
-    embed_query,
-    make_device_retrieve,
-    make_train_step,
-    rerank,
-    retrieved_already,
-)
+from atlas_jax.training.step import compile_train_step, make_train_step
+from atlas_jax.training.trainer import check_rerank
 from tests.training.models import ROWS, random_batch, random_index, tiny_models
 
 LOSSES = ("adist", "emdr2", "pdist", "loop")
@@ -55,11 +51,11 @@ class Run:
         self.models = tiny_models(dropout, **(reader or {}))
         # The sum of the two losses is not scale free, so plain gradients show through eps=1.
         optimizer = OptimizerConfig(kind=kind, learning_rate=0.1, schedule="constant", epsilon=1.0)
-        self.optimizers = {part: make_optimizer(optimizer) for part in train_state.PARTS}
+        self.optimizers = {part: make_optimizer(optimizer) for part in PARTS}
         self.config = StepConfig(k=4, reader_length=14, retriever_training=training, **step)
         args = (self.optimizers, training, self.mesh, rules)
         with self.active():
-            params = train_state.init_params(self.models, 0, self.mesh, rules)
+            params = init_params(self.models, 0, self.mesh, rules)
             self.state = train_state.make_state(
                 self.models, params, self.optimizers, training, 0, self.mesh, rules
             )

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from atlas_jax import train
+from atlas_jax.answering.evaluator import Evaluation
+from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.training import speed
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
-from atlas_jax.training.corpus import Corpus
-from atlas_jax.training.evaluator import Evaluation
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.speed import StepClock
 from tests.training.runs import write_run

@@ -22,12 +22,15 @@ from typing import Any
 import gin
 import jax
 
+from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import gin_folder
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.multihost import joined
 from atlas_jax.core.paths import as_path, remove_tree
-from atlas_jax.training.config import CorpusConfig, EvalConfig, ModelConfig, TrainConfig
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.training.config import TrainConfig
 
 REPORTS = ".doctor"  # in MODEL_DIR, while the doctor is there
 VERDICT = "verdict.json"

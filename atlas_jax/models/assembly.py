@@ -6,19 +6,14 @@ in one way.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import gin
 import jax
-import numpy as np
-from flax import traverse_util
 from flax.core import meta
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.compiler import CompilerConfig
@@ -26,33 +21,23 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.induction import wire_induction
-from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
-from atlas_jax.retriever.config import RetrieverConfig
-from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
-from atlas_jax.training.config import ModelConfig
-from atlas_jax.training.matching import check_params
-from atlas_jax.training.model_folder import ModelPart, load_model, load_tokenizer, save_model
-from atlas_jax.training.state import (
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.folder import ModelPart, load_model, load_tokenizer, save_model
+from atlas_jax.models.matching import check_params
+from atlas_jax.models.parameters import (
     PARTS,
     Models,
     RetrieverTraining,
     abstract_params,
     init_params,
 )
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.induction import wire_induction
+from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
+from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder, untie
 
 Config = TypeVar("Config", ReaderConfig, RetrieverConfig)
-
-# What a passage's embedding depends on, beside the parameters of its tower.
-_ENCODER_FIELDS = (
-    "hidden_dim",
-    "num_heads",
-    "pooling",
-    "normalize",
-    "layer_norm_eps",
-    "released_layer_norm",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,29 +66,6 @@ def active_mesh() -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
     mesh, rules = partitioning.make_mesh(MeshConfig()), tuple(PartitionRules().rules)
     with partitioning.activate(mesh, rules):
         yield mesh, rules
-
-
-def batch_sharding(
-    binding: str, batch_size: int, mesh: Mesh, rules: tuple[Rule, ...]
-) -> NamedSharding:
-    """How the rows of a batch lie over the mesh.
-
-    Raises:
-      UserError: the batch size, which `binding` set, does not divide over the data axes.
-    """
-    parts = batch_parts(mesh, rules)
-    if batch_size % parts:
-        raise UserError(
-            f"{binding} = {batch_size} does not divide over the {parts} parts of the mesh that "
-            f"hold a batch; use a multiple of {parts}"
-        )
-    return NamedSharding(mesh, partitioning.logical_to_spec(("batch",), rules))
-
-
-def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
-    """Over how many parts of the mesh the rows of a batch are spread."""
-    axes = partitioning.logical_to_spec(("batch",), rules)[0] or ()
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def load_tokenizers(config: ModelConfig) -> Tokenizers:
@@ -202,28 +164,6 @@ def export_model(
         dtype=dtype,
         about=about,
     )
-
-
-def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) -> str:
-    """Fingerprint of everything that decides a passage's embedding.
-
-    The query tower is left out: query-side training keeps the index valid, and so does
-    untying a tied retriever.
-
-    Args:
-      config: of the retriever.
-      params: of the retriever, tied or not.
-      tokenizer: of the retriever.
-    """
-    tower = params["encoder"] if is_tied(params) else params["passage_encoder"]
-    fields = {name: getattr(config, name) for name in _ENCODER_FIELDS}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    digest.update(tokenizer.content_hash.encode())
-    for name, leaf in sorted(traverse_util.flatten_dict(tower, sep="/").items()):
-        array = np.ascontiguousarray(multihost.to_host(leaf))
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.training.matching import check_params
-from atlas_jax.training.model_folder import ModelPart, load_model, save_model
+from atlas_jax.models.folder import ModelPart, load_model, save_model
+from atlas_jax.models.matching import check_params
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_saving_again_replaces_the_folder_and_a_failure_does_not(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("atlas_jax.training.model_folder.save_file", full)
+    monkeypatch.setattr("atlas_jax.models.folder.save_file", full)
     with pytest.raises(UserError, match="could not be written: .*No space left"):
         save_model(folder, parts)
     assert (folder / "config.json").read_text() == before

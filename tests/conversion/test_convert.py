@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from atlas_jax import cli
+from atlas_jax.conversion import convert as conversion
+from atlas_jax.conversion.convert import convert
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import certificate
 from atlas_jax.interop.huggingface import read_tensors
 from atlas_jax.interop.safetensors_files import read_file, write_file
 from atlas_jax.interop.tensors import of_array
+from atlas_jax.models.folder import load_model
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.training import conversion
-from atlas_jax.training.conversion import convert
-from atlas_jax.training.model_folder import load_model
 from benchmarks import conversion_memory
 from tests.interop import small
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from atlas_jax.core.roll_call import Caller, _faults, roll_call
+from atlas_jax.planning.roll_call import Caller, _faults, roll_call
 
 HOST = socket.gethostname()
 

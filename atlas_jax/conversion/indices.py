@@ -11,14 +11,16 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.corpus import open_store
 from atlas_jax.index.saved import new_index
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
+from atlas_jax.models.assembly import load_retriever, load_tokenizers
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.fingerprint import encoder_hash
+from atlas_jax.models.towers import passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.assembly import encoder_hash, load_retriever, load_tokenizers
-from atlas_jax.training.config import CorpusConfig, ModelConfig
-from atlas_jax.training.corpus import open_store
-from atlas_jax.training.step import passage_tower
 
 _COSINE = 0.98  # float16 and another cut of long texts cost far less
 

@@ -13,16 +13,10 @@ from jax.sharding import Mesh
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
-from atlas_jax.index.int8 import INT8
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.retrieval import make_device_retrieve, no_passages, retrieved_already
+from atlas_jax.models.towers import embed_query
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.corpus import Corpus
-from atlas_jax.training.step import (
-    StepConfig,
-    embed_query,
-    make_device_retrieve,
-    no_passages,
-    retrieved_already,
-)
 
 
 class Source(Protocol):
@@ -106,22 +100,6 @@ class NoSource:
         """See `Source.retrieve`."""
         del source, query_be
         return no_passages(batch)
-
-
-def check_rerank(step: StepConfig, dtype: str) -> None:
-    """Refuse to re-rank in training what the search has ranked exactly.
-
-    Args:
-      dtype: of the index.
-
-    Raises:
-      UserError: names the binding.
-    """
-    if step.rerank and step.retriever_training != "joint" and dtype != INT8:
-        raise UserError(
-            f"StepConfig.rerank = {step.rerank} changes nothing: an index in {dtype} is exact "
-            f"with StepConfig.retriever_training = {step.retriever_training!r}; bind it to 0"
-        )
 
 
 def make_source(

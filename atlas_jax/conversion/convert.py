@@ -17,6 +17,7 @@ import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
+from atlas_jax.conversion.verification import Verifier
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import is_remote
 from atlas_jax.core.tokenizer import Tokenizer
@@ -24,12 +25,11 @@ from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
 from atlas_jax.interop.tensors import FLOATS, Part, cast, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
+from atlas_jax.models.folder import open_model, replaced_directory, write_folder_config
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.model_folder import open_model, replaced_directory, write_folder_config
-from atlas_jax.training.verification import Verifier
 
 SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
 TARGETS = ("hf", "t5x", "atlas-jax")

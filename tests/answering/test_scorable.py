@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.tasks.base import Example, Prediction
 from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.scorable import tell_unscorable, within_corpus
 
 
 def example(name: str, answers: Sequence[str] = ("a",), gold: Sequence[str] = ()) -> Example:

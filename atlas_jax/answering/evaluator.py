@@ -9,28 +9,30 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from atlas_jax.answering.answers import Answer, Answers, Reading, make_answer
+from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
-from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
+from atlas_jax.corpus.config import ReadConfig
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.retrieval import rerank
+from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.models.assembly import Tokenizers
+from atlas_jax.models.parameters import Models
+from atlas_jax.models.towers import embed_query
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import AddsToRows, Example, Prediction, Task, evaluation_examples
 from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.answering import Answer, Answers, Reading, make_answer
-from atlas_jax.training.assembly import Tokenizers, batch_sharding
-from atlas_jax.training.config import EvalConfig
-from atlas_jax.training.corpus import Corpus
-from atlas_jax.training.data import Batcher, DataConfig, most_choices
-from atlas_jax.training.scorable import tell_unscorable, within_corpus
-from atlas_jax.training.sources import Source, make_source
-from atlas_jax.training.state import Models
-from atlas_jax.training.step import StepConfig, embed_query, rerank
 
 Find = Callable[[Params, Any, Batch], Passages]
 
@@ -258,7 +260,7 @@ class Evaluation:
 
 def make_evaluation(
     config: EvalConfig,
-    step: StepConfig,
+    step: ReadConfig,
     models: Models,
     tokenizers: Tokenizers,
     corpus: Corpus | None,

@@ -5,9 +5,6 @@ which version it was searching. Once a slice has been refreshed, they are of no 
 the checkpoint holds them itself. So a resumed run searches exactly what the killed one did.
 """
 
-import collections
-import contextlib
-import functools
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,25 +14,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.compiler import encoder_options, programs_at_a_time
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import Rule
-from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
-from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.index.exact import gather_rows
-from atlas_jax.index.int8 import INT8, abstract_rows, dtype_of
+from atlas_jax.index.int8 import INT8, dtype_of
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.placement import embeddings_layout, rows_sharding, to_device
-from atlas_jax.index.rolling import refresh_rows
-from atlas_jax.index.saved import Unfinished, load_index, resumable_index
+from atlas_jax.index.placement import embeddings_layout, to_device
+from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.assembly import Tokenizers, batch_sharding, encoder_hash
-from atlas_jax.training.config import CorpusConfig
-from atlas_jax.training.step import passage_tower
+from atlas_jax.models.assembly import Tokenizers
 
 
 def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
@@ -65,108 +56,6 @@ def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
             "CorpusConfig.passages to a jsonl corpus to build it"
         )
     return PassageStore.open(config.store, tokenizers.reader, tokenizers.retriever)
-
-
-class Embedder:
-    """The passage tower as a function over a whole store."""
-
-    def __init__(
-        self,
-        retriever: DualEncoder,
-        tokenizer: Tokenizer,
-        config: CorpusConfig,
-        mesh: Mesh,
-        rules: tuple[Rule, ...],
-    ) -> None:
-        """Compile nothing yet; raise a UserError if batches do not divide over the mesh."""
-        self._retriever, self._tokenizer, self._config = retriever, tokenizer, config
-        self._rows = batch_sharding(
-            "CorpusConfig.embed_batch_size", config.embed_batch_size, mesh, rules
-        )
-
-        tower = passage_tower(retriever)
-        self._embed: Callable[[Params, Any], jax.Array] = jax.jit(
-            tower,
-            out_shardings=partitioning.replicated(mesh),
-            compiler_options=encoder_options(),
-        )
-        self._refresh: Callable[..., Any] = jax.jit(
-            functools.partial(refresh_rows, tower, batch_size=config.embed_batch_size, mesh=mesh),
-            donate_argnums=1,
-            out_shardings=rows_sharding(mesh),
-        )
-
-    def refresh(self, params: Params, index: DeviceIndex, rows_r: np.ndarray) -> Any:
-        """The embeddings of an index, those of some rows made anew; the old ones are given up.
-
-        Compiles once per number of rows.
-        """
-        assert index.retriever_tokens_nm is not None
-        return self._refresh(params, index.embeddings_ne, index.retriever_tokens_nm, rows_r)
-
-    def hash(self, params: Params) -> str:
-        """What identifies the embeddings that these retriever parameters give."""
-        return encoder_hash(self._retriever.config, params, self._tokenizer)
-
-    @property
-    def width(self) -> int:
-        """Of an embedding."""
-        return self._retriever.config.embedding_dim
-
-    def to_memory(self, params: Params, store: PassageStore) -> Any:
-        """Embed a store into an array [n, e], or `Int8Rows`."""
-        shapes = abstract_rows(store.count, self.width, self._config.dtype)
-        out_ne = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-        self._fill(params, store, Unfinished(out_ne, 0, lambda rows: None))
-        return out_ne
-
-    def to_directory(
-        self,
-        params: Params,
-        store: PassageStore,
-        directory: str | Path,
-        version: int = 0,
-        dtype: str = "",
-    ) -> str:
-        """Embed a store into a saved index, replacing one that is there; gives its encoder hash.
-
-        Args:
-          dtype: of the index; "" = CorpusConfig.dtype.
-
-        Raises:
-          UserError: it could not be written; an earlier index is still there then.
-        """
-        found = self.hash(params)
-        dtype = dtype or self._config.dtype
-        with contextlib.ExitStack() as stack:
-            made = None  # the other processes take part in the computation alone
-            if multihost.is_first():
-                made = stack.enter_context(
-                    resumable_index(directory, store, found, self.width, dtype, version)
-                )
-            self._fill(params, store, made)
-        multihost.barrier("index")
-        return found
-
-    def _fill(self, params: Params, store: PassageStore, made: Unfinished | None) -> None:
-        """Embed what `made` lacks; without it, help the process that has it."""
-        first = multihost.of_first(made.first if made else 0)
-        function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
-            params, multihost.place(tokens, self._rows)
-        )
-        tokens_nm, size = store.retriever_tokens_nm, self._config.embed_batch_size
-        if made is None:
-            collections.deque(embedded_batches(function, tokens_nm, size, False, first), maxlen=0)
-            return
-        embed_corpus(
-            function,
-            tokens_nm,
-            size,
-            made.embeddings_ne,
-            first=first,
-            stored=made.stored,
-            at_a_time=programs_at_a_time(),
-        )
 
 
 class Corpus:

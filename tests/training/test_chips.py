@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from atlas_jax.core.chips import CHIPS, parse_slice, peak_flops
 from atlas_jax.core.errors import UserError
+from atlas_jax.training.chips import CHIPS, parse_slice, peak_flops
 
 
 @pytest.mark.parametrize(

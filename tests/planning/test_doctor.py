@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from atlas_jax import doctor as entry
-from atlas_jax.training import doctor
-from atlas_jax.training.doctor import Report, code_hash, device_faults, odd_ones
+from atlas_jax.planning import doctor
+from atlas_jax.planning.doctor import Report, code_hash, device_faults, odd_ones
 
 
 def hosts(number: int, **odd: str) -> list[Report]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.training import assembly
-from atlas_jax.training.config import ModelConfig
+from atlas_jax.models import assembly
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.fingerprint import encoder_hash
 
 SIZES = """
 ReaderConfig.vocab_size = 400
@@ -74,17 +75,15 @@ def test_query_side_training_unties_and_keeps_the_index_valid(fresh: ModelConfig
     towers = made.params["retriever"]
     jax.tree.map(np.testing.assert_array_equal, towers["query_encoder"], towers["passage_encoder"])
     hashes = [
-        assembly.encoder_hash(
-            one.models.retriever.config, one.params["retriever"], one.tokenizers.retriever
-        )
+        encoder_hash(one.models.retriever.config, one.params["retriever"], one.tokenizers.retriever)
         for one in (tied, made)
     ]
     assert hashes[0] == hashes[1]
     moved = {**towers, "query_encoder": jax.tree.map(lambda x: x + 1, towers["query_encoder"])}
     config, tokenizer = made.models.retriever.config, made.tokenizers.retriever
-    assert assembly.encoder_hash(config, moved, tokenizer) == hashes[0]
+    assert encoder_hash(config, moved, tokenizer) == hashes[0]
     moved = {**towers, "passage_encoder": moved["query_encoder"]}
-    assert assembly.encoder_hash(config, moved, tokenizer) != hashes[0]
+    assert encoder_hash(config, moved, tokenizer) != hashes[0]
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, fresh: ModelConfig) -> None:

@@ -7,37 +7,10 @@ from collections.abc import Iterator
 
 from jax.sharding import Mesh
 
-from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import Rule
-from atlas_jax.core.types import Params
-from atlas_jax.index.int8 import dtype_of
-from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import load_index
-from atlas_jax.reader.generate import GenerationConfig
-from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.tasks.base import Record, evaluation_examples
-from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.answering import Reading, make_answer
-from atlas_jax.training.assembly import (
-    Assembled,
-    Tokenizers,
-    active_mesh,
-    assemble,
-    batch_sharding,
-    load_retriever,
-    load_tokenizers,
-)
-from atlas_jax.training.config import (
-    CorpusConfig,
-    EvalConfig,
-    ModelConfig,
-    RetrieveConfig,
-)
-from atlas_jax.training.corpus import Corpus, Embedder, open_store
-from atlas_jax.training.data import Batcher, DataConfig
-from atlas_jax.training.evaluator import (
+from atlas_jax.answering.answers import Reading, make_answer
+from atlas_jax.answering.batcher import Batcher, DataConfig
+from atlas_jax.answering.config import EvalConfig, RetrieveConfig
+from atlas_jax.answering.evaluator import (
     Evaluator,
     Found,
     make_evaluation,
@@ -45,9 +18,33 @@ from atlas_jax.training.evaluator import (
     score,
     write_predictions,
 )
-from atlas_jax.training.scorable import tell_unscorable
-from atlas_jax.training.sources import make_source
-from atlas_jax.training.step import StepConfig
+from atlas_jax.answering.scorable import tell_unscorable
+from atlas_jax.core import multihost, partitioning
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import Rule, batch_sharding
+from atlas_jax.core.types import Params
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.corpus import Corpus, open_store
+from atlas_jax.corpus.embedder import Embedder
+from atlas_jax.corpus.sources import make_source
+from atlas_jax.index.int8 import dtype_of
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.saved import load_index
+from atlas_jax.models.assembly import (
+    Assembled,
+    Tokenizers,
+    active_mesh,
+    assemble,
+    load_retriever,
+    load_tokenizers,
+)
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.tasks.base import Record, evaluation_examples
+from atlas_jax.tasks.registry import get_task
+from atlas_jax.training.config import StepConfig
 
 # The field of a record that holds what a person types.
 _QUESTION_FIELDS = {"qa": "question", "base": "query"}

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from atlas_jax.answering import evaluator, inference
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.evaluator import make_evaluation
 from atlas_jax.core.config import load_gin
-from atlas_jax.training import assembly, configurables, evaluator, inference  # noqa: F401 (gin)
-from atlas_jax.training.config import EvalConfig, ModelConfig
-from atlas_jax.training.evaluator import make_evaluation
-from atlas_jax.training.step import StepConfig
+from atlas_jax.models import assembly
+from atlas_jax.models.config import ModelConfig
+from atlas_jax.training import configurables  # noqa: F401 (gin)
+from atlas_jax.training.config import StepConfig
 from tests.training.runs import write_run
 
 

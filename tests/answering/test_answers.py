@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax.answering.answers import Answers, Reading, make_answer
 from atlas_jax.core import partitioning
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.core.types import Batch, Choices, Passages
 from atlas_jax.reader import fid
 from atlas_jax.reader.generate import GenerationConfig
-from atlas_jax.training.answering import Answers, Reading, make_answer
 from tests.reader.small import random_params
 from tests.training.models import READER_VOCAB, tiny_models
 

@@ -1,0 +1,274 @@
+"""From examples to token batches of one static shape."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+import gin
+import jax
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Side
+from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Passages
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.assembly import Tokenizers
+from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.tasks.base import Example, PassageText
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Shapes of a batch.
+
+    Attributes:
+      batch_size: queries of a training step, over all processes.
+      query_length: reader tokens of the query.
+      retriever_query_length: retriever tokens of the query, special tokens included.
+      target_length: reader tokens of the target, end token included.
+      truncate_query: the side on which a query that is too long loses tokens. The
+        default, 'left', keeps the sentinel that ends a question.
+      max_excluded: rows that one query may forbid; the search takes so many more than k,
+        so that k are left.
+      prompt_length: reader tokens of the decoder's prompt; 0 = there is none.
+    """
+
+    batch_size: int = 32
+    query_length: int = 64
+    retriever_query_length: int = 64
+    target_length: int = 16
+    truncate_query: Side = "left"
+    max_excluded: int = 1
+    prompt_length: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1 and other sides.
+
+        Raises:
+          UserError: names the binding.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "truncate_query":
+                if value not in ("left", "right"):
+                    raise UserError(
+                        f"DataConfig.truncate_query = {value!r}: expected 'left' or 'right'"
+                    )
+            elif value < (least := 0 if field.name == "prompt_length" else 1):
+                raise UserError(f"DataConfig.{field.name} = {value!r}: expected {least} or more")
+
+
+class Batcher:
+    """Turns examples into a `Batch`, tokenising each kind of text in one call.
+
+    Used by training, evaluation and `ask` alike, so that a question is the same tokens
+    everywhere.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Tokenizers,
+        config: DataConfig,
+        store: PassageStore | None = None,
+        given_passages: int = 0,
+        formats: StoreConfig | None = None,
+        choices: int = 0,
+    ) -> None:
+        """Fix the shapes.
+
+        Args:
+          tokenizers: of both models.
+          config: the lengths.
+          store: where the rows of excluded ids are looked up; an id that it lacks, or any
+            id without a store, excludes nothing.
+          given_passages: k > 0 puts the examples' own passages into `Batch.given`, the
+            first k of each; row numbers are then places in the example's list.
+          formats: text and lengths of given passages; what gin says if None.
+          choices: c > 0 puts the examples' choices, up to c of each, into `Batch.choices`.
+
+        Raises:
+          UserError: the reader's end token is not the one that models know.
+        """
+        if tokenizers.reader.eos_id != EOS_ID:
+            raise UserError(
+                f"the reader's end token </s> has id {tokenizers.reader.eos_id}, but must have "
+                f"{EOS_ID}, as in every T5"
+            )
+        self._tokenizers = tokenizers
+        self._config = config
+        self._store = store
+        self._k = given_passages
+        self._formats = (formats or StoreConfig()) if given_passages else None
+        self._choices = choices
+        self._length_penalty = GenerationConfig().length_penalty if choices else 0.0
+
+    def __call__(self, examples: Sequence[Example], rows: int | None = None) -> Batch:
+        """Make a batch of the examples.
+
+        Args:
+          examples: at least one.
+          rows: rows of the batch. Those without an example repeat the first one's query,
+            since every row has to be computable, with an empty target and weight 0.
+            None = as many as there are examples.
+
+        Raises:
+          UserError: an example has no passages where given ones are asked for, excludes too
+            many, does not fit though it has been shortened, or its choices begin alike
+            where their first token decides.
+          ValueError: there are no examples, or more than rows.
+        """
+        rows = len(examples) if rows is None else rows
+        if not 0 < len(examples) <= rows:
+            raise ValueError(f"{len(examples)} examples for a batch of {rows} rows")
+        config, tokenizers = self._config, self._tokenizers
+        reader, retriever = tokenizers.reader, tokenizers.retriever
+        queries = reader.encode_batch([self._query(e) for e in examples], add_special=False)
+        asked = retriever.encode_batch([e.retriever_text for e in examples], add_special=True)
+        targets = reader.encode_batch([e.target_text for e in examples], add_special=True)
+        side = config.truncate_query
+        # Rows beyond the examples take the first one's content.
+        take = np.arange(rows)
+        is_real_b = take < len(examples)
+        take = np.where(is_real_b, take, 0)
+        targets_bt = reader.pad_to(targets, config.target_length)[take]
+        given = self._given(examples) if self._k else None
+        choices = self._choice_tokens(examples) if self._choices else None
+        prompts_bp = self._prompts(examples)
+        return Batch(
+            query_tokens_bq=reader.pad_to(queries, config.query_length, side)[take],
+            retriever_tokens_br=retriever.pad_to(asked, config.retriever_query_length, side)[take],
+            target_tokens_bt=np.where(is_real_b[:, None], targets_bt, 0),
+            excluded_rows_bx=self._excluded(examples)[take],
+            weight_b=is_real_b.astype(np.float32),
+            given=jax.tree.map(lambda leaf: leaf[take], given),
+            prompt_tokens_bp=None if prompts_bp is None else prompts_bp[take],
+            choices=jax.tree.map(lambda leaf: leaf[take], choices),
+        )
+
+    def _query(self, example: Example) -> str:
+        """The query's text, its part that may be cut made to fit."""
+        text, cut, room = example.query_text, example.shorten, self._config.query_length
+        if cut is None:
+            return text
+        part = text[cut.start : cut.end]
+        if len(text.encode("utf-8")) <= min(cut.max_tokens, room):  # a token has a byte at least
+            return text
+        reader = self._tokenizers.reader
+        rest = text[: cut.start] + text[cut.end :]
+        limit = min(cut.max_tokens, room - len(reader.encode(rest, add_special=False)))
+        for spare in range(8):  # cut text may take a token more, where its parts meet
+            kept = reader.last_tokens(part, max(limit - spare, 0))
+            shortened = text[: cut.start] + kept + text[cut.end :]
+            if len(reader.encode(shortened, add_special=False)) <= room:
+                return shortened
+        raise UserError(
+            f"record {example.id!r}: what has to stay whole of its query takes more than "
+            f"DataConfig.query_length = {room} tokens"
+        )
+
+    def _prompts(self, examples: Sequence[Example]) -> np.ndarray | None:
+        length, texts = self._config.prompt_length, [e.prompt_text for e in examples]
+        if not length:
+            if any(texts):
+                raise UserError(
+                    "the task gives the decoder a prompt, but DataConfig.prompt_length = 0: bind "
+                    "it to the tokens of the longest one"
+                )
+            return None
+        reader = self._tokenizers.reader
+        ids = reader.encode_batch(texts, add_special=False)
+        return reader.pad_to(ids, length, self._config.truncate_query)
+
+    def _choice_tokens(self, examples: Sequence[Example]) -> Choices:
+        reader, length = self._tokenizers.reader, self._config.target_length
+        texts = [choice.target_text for example in examples for choice in example.choices]
+        flat = iter(reader.pad_to(reader.encode_batch(texts, add_special=True), length))
+        tokens_bct = np.zeros((len(examples), self._choices, length), np.int32)
+        weights_bct = np.zeros(tokens_bct.shape, np.float32)
+        for row, example in enumerate(examples):
+            if not 2 <= len(example.choices) <= self._choices:
+                raise UserError(
+                    f"record {example.id!r} has {len(example.choices)} choices; all records of a "
+                    "file have two or more, or none has any"
+                )
+            tokens_ct = np.stack(list(itertools.islice(flat, len(example.choices))))
+            tokens_bct[row, : len(tokens_ct)] = tokens_ct
+            if example.choice_score == "first_token":
+                weights_bct[row, : len(tokens_ct), _first_difference(example, tokens_ct)] = 1.0
+            else:
+                real_ct = tokens_ct != 0
+                lengths_c1 = real_ct.sum(axis=1, keepdims=True).astype(np.float32)
+                weights_bct[row, : len(tokens_ct)] = real_ct / lengths_c1**self._length_penalty
+        return Choices(tokens_bct=tokens_bct, weights_bct=weights_bct)
+
+    def _excluded(self, examples: Sequence[Example]) -> np.ndarray:
+        width = self._config.max_excluded
+        excluded_bx = np.full((len(examples), width), NO_ROW, np.int32)
+        for row, example in enumerate(examples):
+            if len(example.excluded_ids) > width:
+                raise UserError(
+                    f"record {example.id!r} excludes {len(example.excluded_ids)} passages, more "
+                    f"than DataConfig.max_excluded = {width}"
+                )
+            for place, passage_id in enumerate(example.excluded_ids):
+                excluded_bx[row, place] = self._row_of(passage_id)
+        return excluded_bx
+
+    def _row_of(self, passage_id: str) -> int:
+        row = self._store.find(passage_id) if self._store else None
+        # A passage that is not in this corpus cannot be found either.
+        return NO_ROW if row is None else row
+
+    def _given(self, examples: Sequence[Example]) -> Passages:
+        formats = self._formats
+        assert formats is not None
+        lists = [_passages_of(example)[: self._k] for example in examples]
+        flat = list(itertools.chain.from_iterable(lists))
+        counts_b = np.array([len(passages) for passages in lists])
+        mask_bk = np.arange(self._k) < counts_b[:, None]
+
+        def spread(tokens_nl: np.ndarray) -> np.ndarray:
+            tokens_bkl = np.zeros((*mask_bk.shape, tokens_nl.shape[1]), np.int32)
+            tokens_bkl[mask_bk] = tokens_nl
+            return tokens_bkl
+
+        def encode(part: str) -> np.ndarray:
+            tokenizer = getattr(self._tokenizers, part)
+            texts = [getattr(formats, f"{part}_format").format(**passage) for passage in flat]
+            ids = tokenizer.encode_batch(texts, add_special=part == "retriever")
+            return spread(tokenizer.pad_to(ids, getattr(formats, f"{part}_length")))
+
+        return Passages(
+            rows_bk=np.where(mask_bk, np.arange(self._k), NO_ROW).astype(np.int32),
+            scores_bk=np.where(mask_bk, 0.0, -np.inf).astype(np.float32),
+            reader_tokens_bkl=encode("reader"),
+            retriever_tokens_bkm=encode("retriever"),
+            mask_bk=mask_bk,
+        )
+
+
+def most_choices(examples: Iterable[Example]) -> int:
+    """The `choices` of a Batcher for these examples; 0 if none has any."""
+    return max((len(example.choices) for example in examples), default=0)
+
+
+def _first_difference(example: Example, tokens_ct: np.ndarray) -> int:
+    """The first position at which the choices' tokens are not all equal; all differ there."""
+    differs_t = (tokens_ct != tokens_ct[:1]).any(axis=0)
+    at = int(differs_t.argmax())
+    if not differs_t[at] or len(set(tokens_ct[:, at].tolist())) < len(tokens_ct):
+        raise UserError(
+            f"record {example.id!r}: two choices begin with one token in this tokenizer, so their "
+            "first token cannot decide; score them by likelihood"
+        )
+    return at
+
+
+def _passages_of(example: Example) -> tuple[PassageText, ...]:
+    if example.given_passages is None:
+        raise UserError(
+            f"record {example.id!r} has no field 'passages', from which its passages shall come"
+        )
+    return example.given_passages

@@ -1,0 +1,99 @@
+"""What evaluation and retrieval are told."""
+
+from dataclasses import dataclass
+
+import gin
+
+from atlas_jax.core.errors import one_of, require
+from atlas_jax.corpus.config import PASSAGE_SOURCES
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation.
+
+    file: data file; "" = no evaluation during training (evaluate requires it).
+    task, passages: as in TrainConfig.
+    k: passages that the reader reads; 0 = as many as in training, StepConfig.k.
+    batch_size: rows per compiled call; the last batch is padded to it.
+    generate: False = retrieve only (no answers are written, only retrieval is scored).
+    recall_at: the k of recall@k; the largest one decides how many passages are searched.
+        Those beyond the corpus are left out.
+    predictions: jsonl file for answers with their passages and scores; "" = none from
+        evaluate (a training run always writes its own into model_dir).
+    max_rows: evaluate only this many rows from the top of the file (0 = all).
+    explain: say for each passage that was read what it did for the answer, in the
+        predictions; costs two more decoder passes a passage.
+    """
+
+    file: str = ""
+    task: str = "qa"
+    passages: str = "index"
+    k: int = 0
+    batch_size: int = 16
+    generate: bool = True
+    recall_at: tuple[int, ...] = (1, 5, 20)
+    predictions: str = ""
+    max_rows: int = 0
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            not self.explain or (self.generate and self.passages != "none"),
+            "EvalConfig.explain",
+            self.explain,
+            "False where nothing is read (EvalConfig.generate, EvalConfig.passages)",
+        )
+        require(self.k >= 0, "EvalConfig.k", self.k, "0 or more")
+        require(self.batch_size > 0, "EvalConfig.batch_size", self.batch_size, "1 or more")
+        require(self.max_rows >= 0, "EvalConfig.max_rows", self.max_rows, "0 or more")
+        require(
+            all(k > 0 for k in self.recall_at), "EvalConfig.recall_at", self.recall_at, "k >= 1"
+        )
+        require(
+            self.passages in PASSAGE_SOURCES,
+            "EvalConfig.passages",
+            self.passages,
+            one_of(PASSAGE_SOURCES),
+        )
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """What `retrieve` writes.
+
+    file, task: questions; queries are formed as the task does it for the retriever.
+    output: jsonl file, one row per question with its passages and scores.
+    k: passages per question.
+    rerank: 0, or more than k: search so many and keep the k best by their fresh embeddings, for
+        an int8 index.
+    negatives: up to so many of the found passages that are not gold and have no accepted
+        answer in them become the row's `negatives`, best first, to train a retriever against.
+    batch_size: questions per compiled call.
+    """
+
+    file: str
+    output: str
+    task: str = "qa"
+    k: int = 20
+    rerank: int = 0
+    negatives: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, naming the binding."""
+        require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
+        require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
+        require(self.k > 0, "RetrieveConfig.k", self.k, "1 or more")
+        require(
+            self.rerank == 0 or self.rerank > self.k,
+            "RetrieveConfig.rerank",
+            self.rerank,
+            f"0, or more than RetrieveConfig.k = {self.k}",
+        )
+        require(
+            0 <= self.negatives <= self.k, "RetrieveConfig.negatives", self.negatives, "from 0 to k"
+        )
+        require(self.batch_size > 0, "RetrieveConfig.batch_size", self.batch_size, "1 or more")

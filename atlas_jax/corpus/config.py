@@ -1,0 +1,121 @@
+"""Which passages are searched, and how."""
+
+from dataclasses import dataclass
+
+import gin
+
+from atlas_jax.core.errors import one_of, require
+from atlas_jax.core.paths import is_remote
+from atlas_jax.models.config import DTYPES
+
+SEARCHERS = ("exact", "scann")
+
+
+INDEX_DTYPES = (*DTYPES, "int8")
+
+
+PASSAGE_SOURCES = ("index", "file", "none")
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which passages are searched, and how.
+
+    passages: jsonl corpus; needed only while the store does not exist yet.
+    store: directory of the passage store (built from `passages` when missing), on a disk.
+    index: directory of a saved index, made by build_index, on a disk; "" embeds the corpus at
+        start.
+    searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
+    recall_target: below 1, 'exact' on a TPU selects approximately, and faster: the share of a
+        chip's best rows that it is to find.
+    embed_batch_size: passages per call of the passage tower.
+    dtype: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md), of embeddings made here; a
+        saved index keeps its own.
+    """
+
+    passages: str = ""
+    store: str = ""
+    index: str = ""
+    searcher: str = "exact"
+    recall_target: float = 1.0
+    embed_batch_size: int = 256
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for field in ("store", "index"):
+            path = getattr(self, field)
+            require(
+                not is_remote(path),
+                f"CorpusConfig.{field}",
+                path,
+                "a folder on a disk, since it is memory-mapped; to read it, mount the bucket (as "
+                "tpu_scripts/setup.sh --bucket NAME does at /mnt/NAME) and bind the path there; "
+                "build it on a disk and copy it",
+            )
+        require(
+            self.searcher in SEARCHERS,
+            "CorpusConfig.searcher",
+            self.searcher,
+            one_of(SEARCHERS),
+        )
+        require(
+            0 < self.recall_target <= 1,
+            "CorpusConfig.recall_target",
+            self.recall_target,
+            "more than 0 and at most 1",
+        )
+        require(
+            self.embed_batch_size > 0,
+            "CorpusConfig.embed_batch_size",
+            self.embed_batch_size,
+            "a positive number",
+        )
+        require(self.dtype in INDEX_DTYPES, "CorpusConfig.dtype", self.dtype, one_of(INDEX_DTYPES))
+        require(
+            self.dtype != "int8" or self.searcher == "exact",
+            "CorpusConfig.dtype",
+            self.dtype,
+            "'float32' or 'bfloat16' with CorpusConfig.searcher = 'scann', which compresses by "
+            "itself",
+        )
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How many passages are read, and how much of each; bound as ``StepConfig``.
+
+    Attributes:
+      k: passages per query that are read.
+      reader_length: tokens of one reader input, query + passage + end token.
+      rerank: 0, or L > k: search L passages with the index's embeddings, embed these anew
+        with the present passage tower, and read the k best of them, in training and in
+        evaluation. For an int8 index, whose rows are rounded, and for ``joint`` training, whose
+        index is stale between its refreshes.
+    """
+
+    k: int = 20
+    reader_length: int = 512
+    rerank: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+          UserError: names the field and what it may be.
+        """
+        require(self.k >= 1, "StepConfig.k", self.k, "1 or more")
+        require(
+            self.reader_length >= 1, "StepConfig.reader_length", self.reader_length, "1 or more"
+        )
+        require(
+            self.rerank == 0 or self.rerank > self.k,
+            "StepConfig.rerank",
+            self.rerank,
+            f"0, or more than StepConfig.k = {self.k}",
+        )
+
+    @property
+    def searched(self) -> int:
+        """Passages per query that the search gives."""
+        return self.rerank or self.k

@@ -1,0 +1,61 @@
+"""Where the two models come from."""
+
+from dataclasses import dataclass
+
+import gin
+
+from atlas_jax.core.errors import one_of, require
+
+READER_INITS = ("random", "induction")
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the two models and their tokenizers come from.
+
+    reader, retriever: model folders (a run writes one at its end; the two may be the same
+        folder). Architecture, parameters and tokenizer are taken from it; explicit
+        bindings of ReaderConfig or RetrieverConfig (dropout, dtype, scan, remat) override
+        its fields. "" = random parameters, architecture from gin alone.
+    reader_tokenizer, retriever_tokenizer: `tokenizer.json` files, needed for (and only
+        for) a model that starts from random parameters.
+    reader_init: how a reader without a folder begins: 'random', or 'induction' with the
+        copying circuit wired in (see reader/induction.py).
+    export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
+    optimizer_state: train on from the optimiser state that `convert` put into the folders; a
+        part whose folder has none begins anew.
+    """
+
+    reader: str = ""
+    retriever: str = ""
+    reader_tokenizer: str = ""
+    retriever_tokenizer: str = ""
+    reader_init: str = "random"
+    export_dtype: str = "float32"
+    optimizer_state: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.reader_init in READER_INITS,
+            "ModelConfig.reader_init",
+            self.reader_init,
+            one_of(READER_INITS),
+        )
+        require(
+            self.export_dtype in DTYPES,
+            "ModelConfig.export_dtype",
+            self.export_dtype,
+            one_of(DTYPES),
+        )
+        for model in ("reader", "retriever"):
+            folder, tokenizer = getattr(self, model), getattr(self, f"{model}_tokenizer")
+            require(
+                not (folder and tokenizer),
+                f"ModelConfig.{model}_tokenizer",
+                tokenizer,
+                f"nothing, since ModelConfig.{model} = {folder!r} brings its own tokenizer",
+            )

@@ -1,0 +1,57 @@
+"""Both models as one value, and their parameters: shapes, shardings, first values."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+from jax.sharding import Mesh
+
+from atlas_jax.core import partitioning
+from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.types import Params
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.dual_encoder import DualEncoder
+
+RetrieverTraining = Literal["joint", "query_side", "fixed"]
+PARTS = ("reader", "retriever")
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The two modules; hashable, so that compiled steps can be cached on them."""
+
+    reader: T5
+    retriever: DualEncoder
+
+
+def abstract_params(models: Models) -> Params:
+    """Shapes of all parameters, boxed with their logical axes; nothing is allocated."""
+    return jax.eval_shape(lambda: _init_boxed(models, jax.random.key(0)))
+
+
+def init_params(models: Models, seed: int, mesh: Mesh, rules: Sequence[Rule]) -> Params:
+    """Draw fresh parameters, each created directly on the devices that hold it."""
+    shardings = partitioning.param_shardings(abstract_params(models), mesh, rules)
+    init = jax.jit(lambda key: meta.unbox(_init_boxed(models, key)), out_shardings=shardings)
+    return init(jax.random.key(seed))
+
+
+def _init_boxed(models: Models, key: jax.Array) -> Params:
+    reader_key, retriever_key = jax.random.split(key)
+    tokens = jnp.ones((1, 4), jnp.int32)
+
+    def both_stacks(reader: T5) -> Any:
+        states = reader.encode(tokens, deterministic=True)
+        return reader.decode(states, tokens > 0, tokens, deterministic=True)
+
+    def both_towers(retriever: DualEncoder) -> Any:
+        return retriever.embed_query(tokens, True), retriever.embed_passage(tokens, True)
+
+    return {
+        "reader": nn.init(both_stacks, models.reader)(reader_key)["params"],
+        "retriever": nn.init(both_towers, models.retriever)(retriever_key)["params"],
+    }
