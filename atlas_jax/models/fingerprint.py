@@ -12,22 +12,13 @@ from atlas_jax.core.types import Params
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import is_tied
 
-# What a passage's embedding depends on, beside the parameters of its tower.
-_ENCODER_FIELDS = (
-    "hidden_dim",
-    "num_heads",
-    "pooling",
-    "normalize",
-    "layer_norm_eps",
-    "released_layer_norm",
-)
-
 
 def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) -> str:
     """Fingerprint of everything that decides a passage's embedding.
 
-    The query tower is left out: query-side training keeps the index valid, and so does
-    untying a tied retriever.
+    That is the kind of encoder, every field of its config that can change its output (see
+    `EncoderConfig.output_fields`), pooling, tokenizer and parameters. The query tower is left
+    out: query-side training keeps the index valid, and so does untying a tied retriever.
 
     Args:
       config: of the retriever.
@@ -35,7 +26,13 @@ def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) 
       tokenizer: of the retriever.
     """
     tower = params["encoder"] if is_tied(params) else params["passage_encoder"]
-    fields = {name: getattr(config, name) for name in _ENCODER_FIELDS}
+    fields = {
+        **config.tower.output_fields(),
+        "pooling": config.pooling,
+        "normalize": config.normalize,
+    }
+    if config.encoder != "bert":  # fingerprints are older than this field
+        fields["encoder"] = config.encoder
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     digest.update(tokenizer.content_hash.encode())
     for name, leaf in sorted(traverse_util.flatten_dict(tower, sep="/").items()):

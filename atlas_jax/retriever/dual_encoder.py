@@ -1,4 +1,6 @@
-"""Queries and passages to embeddings: pooling and one or two BERT towers."""
+"""Queries and passages to embeddings: pooling and one or two encoder towers."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -7,7 +9,8 @@ import jax.numpy as jnp
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Params
-from atlas_jax.retriever.bert import BertEncoder
+from atlas_jax.encoders.bert import check_length
+from atlas_jax.encoders.registry import make_encoder
 from atlas_jax.retriever.config import RetrieverConfig
 
 TIED = frozenset({"encoder"})
@@ -52,12 +55,13 @@ class DualEncoder(nn.Module):
     def setup(self) -> None:
         """Make one tower or two."""
         if self.config.tied:
-            self.encoder = BertEncoder(self.config)
+            self.encoder = make_encoder(self.config.tower)
         else:
-            self.query_encoder = BertEncoder(self.config)
-            self.passage_encoder = BertEncoder(self.config)
+            self.query_encoder = make_encoder(self.config.tower)
+            self.passage_encoder = make_encoder(self.config.tower)
 
-    def _embed(self, tower: BertEncoder, tokens_bl: jax.Array, deterministic: bool) -> jax.Array:
+    def _embed(self, tower: Any, tokens_bl: jax.Array, deterministic: bool) -> jax.Array:
+        check_length(self.config, tokens_bl.shape[1], "the retriever")
         states_bld = tower(tokens_bl, deterministic)
         x_be = pool(states_bld, tokens_bl, self.config.pooling)
         if self.config.normalize:

@@ -4,7 +4,7 @@
 
 The file holds the weights in this project's tree, three batches of tokens of odd shapes and,
 for the standard layer norm and for that of the released Atlas retrievers, the last hidden
-states and the three poolings. tests/retriever/test_bert.py reads it.
+states and the three poolings. tests/encoders/test_bert.py reads it.
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Models from folders and from gin, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import gin
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.models import assembly
 from atlas_jax.models.config import ModelConfig
 from atlas_jax.models.fingerprint import encoder_hash
+from atlas_jax.retriever.config import RetrieverConfig
 
 SIZES = """
 ReaderConfig.vocab_size = 400
@@ -84,6 +87,24 @@ def test_query_side_training_unties_and_keeps_the_index_valid(fresh: ModelConfig
     assert encoder_hash(config, moved, tokenizer) == hashes[0]
     moved = {**towers, "passage_encoder": moved["query_encoder"]}
     assert encoder_hash(config, moved, tokenizer) != hashes[0]
+
+
+def test_the_fingerprint_of_a_bert_is_the_one_that_saved_indices_have(
+    retriever_tokenizer_file: Path,
+) -> None:
+    """Pinned from before encoders had names of their own, so that those indices still open."""
+    tokenizer = Tokenizer(retriever_tokenizer_file.read_text())
+    tokenizer.content_hash = "t"
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    params = {"encoder": {"layers_0": {"output": {"kernel": kernel}}}}
+    fields = {"hidden_dim": 16, "num_heads": 4, "pooling": "cls", "normalize": True}
+    config = RetrieverConfig(**fields, layer_norm_eps=1e-6, released_layer_norm=True)
+    found = encoder_hash(config, params, tokenizer)
+    assert found == "cdc2c63043889c68a1d37cfbc98f66dc495a96f561f1f66b6eed44bacc9d9b2a"
+    tanh = dataclasses.replace(config, encoder_options={"activation": "gelu_tanh"})
+    assert encoder_hash(tanh, params, tokenizer) != found
+    faster = dataclasses.replace(config, dtype="bfloat16", scan_layers=True, dropout_rate=0.0)
+    assert encoder_hash(faster, params, tokenizer) == found
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, fresh: ModelConfig) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flax.core import meta
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.retriever.bert import BertEncoder, gelu
+from atlas_jax.encoders.bert import BertConfig, BertEmbeddings, BertEncoder, gelu
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, pool
 from tests.goldens import make_bert_goldens as goldens
@@ -22,7 +22,11 @@ TOLERANCE = 1e-4
 BATCHES = range(len(goldens.SHAPES))
 
 
-def config(**changes: Any) -> RetrieverConfig:
+def config(**changes: Any) -> BertConfig:
+    return BertConfig(**{**goldens.CONFIG, "dropout_rate": 0.1, **changes})
+
+
+def retriever_config(**changes: Any) -> RetrieverConfig:
     return RetrieverConfig(**{**goldens.CONFIG, "dropout_rate": 0.1, **changes})
 
 
@@ -43,11 +47,11 @@ def params(golden: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 @functools.cache
-def _encoder(cfg: RetrieverConfig) -> Callable[..., jax.Array]:
+def _encoder(cfg: BertConfig) -> Callable[..., jax.Array]:
     return jax.jit(BertEncoder(cfg).apply)
 
 
-def states(cfg: RetrieverConfig, params: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+def states(cfg: BertConfig, params: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
     return np.asarray(_encoder(cfg)({"params": params}, tokens)) * (tokens != 0)[:, :, None]
 
 
@@ -71,7 +75,9 @@ def test_poolings(golden: dict[str, np.ndarray], params: dict[str, Any], pooling
     for batch in BATCHES:
         pooled = pool(golden[f"standard/states/{batch}"], golden[f"tokens/{batch}"], pooling)
         np.testing.assert_allclose(pooled, golden[f"standard/{pooling}/{batch}"], atol=1e-5)
-    apply = functools.partial(DualEncoder(config(pooling=pooling)).apply, method="embed_query")
+    apply = functools.partial(
+        DualEncoder(retriever_config(pooling=pooling)).apply, method="embed_query"
+    )
     ours = jax.jit(apply)({"params": {"encoder": params}}, golden["tokens/0"])
     np.testing.assert_allclose(ours, golden[f"standard/{pooling}/0"], atol=TOLERANCE)
 
@@ -111,7 +117,7 @@ def test_padding_changes_nothing(params: dict[str, Any]) -> None:
 
 def test_bfloat16_stays_near_float32(golden: dict[str, np.ndarray], params: Any) -> None:
     tokens = golden["tokens/0"]
-    model = DualEncoder(config(dtype="bfloat16"))
+    model = DualEncoder(retriever_config(dtype="bfloat16"))
     embed = jax.jit(functools.partial(model.apply, method="embed_query"))
     rough = embed({"params": {"encoder": params}}, tokens)
     assert rough.dtype == jnp.float32, "embeddings are float32 whatever the activations are"
@@ -120,8 +126,12 @@ def test_bfloat16_stays_near_float32(golden: dict[str, np.ndarray], params: Any)
 
 
 def test_a_text_that_is_too_long_is_refused(params: dict[str, Any]) -> None:
+    long = np.ones((1, 18), np.int32)
+    with pytest.raises(UserError, match="18 tokens.*BertConfig.max_positions = 17"):
+        states(config(), params, long)
+    model = DualEncoder(retriever_config())
     with pytest.raises(UserError, match="18 tokens.*RetrieverConfig.max_positions = 17"):
-        states(config(), params, np.ones((1, 18), np.int32))
+        model.apply({"params": {"encoder": params}}, long, method="embed_query")
 
 
 @pytest.mark.parametrize(
@@ -136,4 +146,36 @@ def test_a_text_that_is_too_long_is_refused(params: dict[str, Any]) -> None:
 )
 def test_bad_bindings_are_named(field: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config(**{field: value})
+        retriever_config(**{field: value})
+
+
+def test_masks_types_and_looked_up_tokens(params: dict[str, Any]) -> None:
+    model, tokens = BertEncoder(config()), jnp.array([[5, 9, 3, 44], [5, 9, 0, 0]])
+    run = functools.partial(model.apply, {"params": params})
+    plain = run(tokens)
+    real = tokens != 0
+    np.testing.assert_array_equal(run(tokens, mask=real), plain)
+    square = jnp.broadcast_to(real[:, None], (2, 4, 4))
+    np.testing.assert_array_equal(run(tokens, mask=square), plain)
+    np.testing.assert_array_equal(run(tokens, types_bl=jnp.zeros_like(tokens)), plain)
+    assert np.abs(run(tokens, types_bl=jnp.ones_like(tokens)) - plain).max() > 0.1
+    looked_up = run(tokens, method="embed_tokens")
+    np.testing.assert_array_equal(run(tokens, embedded_ble=looked_up), plain)
+
+    past = run(tokens, mask=jnp.tril(square))  # a token reads itself and what comes before it
+    short = run(tokens[:, :2], mask=jnp.tril(square)[:, :2, :2])
+    np.testing.assert_allclose(past[:, :2], short, atol=1e-6)
+    assert np.abs(past[0] - plain[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_states_of_every_layer(params: dict[str, Any], scan: bool) -> None:
+    model, tokens = BertEncoder(config(scan_layers=scan)), jnp.array([[5, 9, 3, 44]])
+    every = model.apply({"params": params}, tokens, method="all_states")
+    last = model.apply({"params": params}, tokens)
+    assert [state.shape for state in every] == [(1, 4, 36)] * 3
+    np.testing.assert_array_equal(every[-1], last)
+    one = BertEncoder(config(num_layers=1)).apply({"params": params}, tokens)
+    np.testing.assert_allclose(every[1], one, atol=1e-6)
+    embedded = BertEmbeddings(config()).apply({"params": params["embeddings"]}, tokens, True)
+    np.testing.assert_allclose(every[0], embedded, atol=1e-6)

@@ -1,0 +1,1 @@
+"""Text encoders, tokens to states, for the retriever, the reader and heads alike."""

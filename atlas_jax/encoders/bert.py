@@ -1,0 +1,308 @@
+"""The BERT encoder (arXiv 1810.04805): post-layer-norm, learned positions."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
+from atlas_jax.core.partitioning import constrain
+from atlas_jax.core.types import PAD_ID
+from atlas_jax.encoders.config import EncoderConfig
+
+_MASKED = -1e9  # finite, so that a row of padding alone still gives finite states
+init = nn.initializers.normal(0.02)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact gelu, x/2 (1 + erf(x / sqrt 2)); on CPU erf costs less than jax.nn's erfc."""
+    return x * (0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(EncoderConfig):
+    """A BERT; the defaults are those of BERT base as Hugging Face has it.
+
+    Attributes:
+        activation: 'gelu' (exact, Hugging Face's BERT) or 'gelu_tanh' (its approximation by
+            tanh, which the original BERT computes).
+        released_layer_norm: (x - mean) / sqrt(mean(x^2) + eps), which the retrievers of
+            the released Atlas checkpoints need; False is the standard layer norm.
+    """
+
+    TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset(
+        {"vocab_size", "num_layers", "mlp_dim", "max_positions", "type_vocab_size"}
+    )
+
+    activation: str = "gelu"
+    released_layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `UserError`, naming class and field, when a field is out of range."""
+        super().__post_init__()
+        self._check_one_of("activation", tuple(ACTIVATIONS))
+
+    def output_fields(self) -> dict[str, Any]:
+        """As `EncoderConfig.output_fields`."""
+        fields = super().output_fields()
+        if self.activation == "gelu":  # fingerprints are older than this field
+            del fields["activation"]
+        return fields
+
+
+def dense(config: EncoderConfig, features: int, axes: tuple[str, str], name: str) -> Dense:
+    """A product with bias in the config's dtype, initialised as BERT's."""
+    return Dense(
+        features=features,
+        kernel_axes=axes,
+        use_bias=True,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=init,
+        name=name,
+    )
+
+
+def layer_norm(config: BertConfig, name: str | None = None) -> LayerNorm:
+    """The config's layer norm."""
+    return LayerNorm(
+        epsilon=config.layer_norm_eps,
+        released=config.released_layer_norm,
+        dtype=jnp.dtype(config.dtype),
+        name=name,
+    )
+
+
+class BertEmbeddings(nn.Module):
+    """Token + position + type embedding, normalised."""
+
+    config: BertConfig
+
+    def setup(self) -> None:
+        """Make the three tables and the norm."""
+        cfg = self.config
+
+        def table(rows: int, axis: str) -> Embed:
+            return Embed(
+                num_embeddings=rows,
+                features=cfg.hidden_dim,
+                axes=(axis, "embed"),
+                dtype=jnp.dtype(cfg.dtype),
+                embedding_init=init,
+            )
+
+        # BERT's 30,522 rows would not divide over most meshes, so their axis is not split.
+        self.word_embeddings = table(cfg.vocab_size, "unsharded")
+        self.position_embeddings = table(cfg.max_positions, "length")
+        self.token_type_embeddings = table(cfg.type_vocab_size, "unsharded")
+        self.layer_norm = layer_norm(cfg)
+        self.dropout = nn.Dropout(cfg.dropout_rate)
+
+    def __call__(
+        self,
+        tokens_bl: jax.Array,
+        deterministic: bool,
+        types_bl: jax.Array | None = None,
+        embedded_ble: jax.Array | None = None,
+    ) -> jax.Array:
+        """Int tokens [b, l] (or what was looked up for them) -> states [b, l, d]."""
+        x_bld = self.word_embeddings(tokens_bl) if embedded_ble is None else embedded_ble
+        positions_l = jnp.arange(tokens_bl.shape[1])
+        x_bld = x_bld + self.position_embeddings(positions_l)
+        types = jnp.zeros((), jnp.int32) if types_bl is None else types_bl
+        x_bld = x_bld + self.token_type_embeddings(types)
+        return self.dropout(self.layer_norm(x_bld), deterministic=deterministic)
+
+
+class BertAttention(nn.Module):
+    """Self-attention, logits and softmax in float32."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
+        """States [b, l, d] and a float32 bias [b, 1, 1 or l, l] over keys -> [b, l, d]."""
+        cfg = self.config
+        b, length, width = x_bld.shape
+        head_dim = width // cfg.num_heads
+
+        def heads(name: str) -> jax.Array:
+            y_bld = dense(cfg, width, ("embed", "joined_kv"), name)(x_bld)
+            # heads before length: a plain batched product, several times faster on CPU
+            y_bhlk = y_bld.reshape(b, length, cfg.num_heads, head_dim).transpose(0, 2, 1, 3)
+            return constrain(y_bhlk, "batch", "heads", "length", "kv")
+
+        query_bhlk = heads("query") * (1.0 / math.sqrt(head_dim))
+        logits_bhlm = jnp.einsum(
+            "bhlk,bhmk->bhlm", query_bhlk, heads("key"), preferred_element_type=jnp.float32
+        )
+        weights_bhlm = softmax(logits_bhlm + bias_b1ml).astype(x_bld.dtype)
+        # one mask for all query positions, as in T5X: masks of the full size are dear
+        weights_bhlm = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
+            weights_bhlm, deterministic=deterministic
+        )
+        mixed_bhlk = jnp.einsum("bhlm,bhmk->bhlk", weights_bhlm, heads("value"))
+        mixed_bld = mixed_bhlk.transpose(0, 2, 1, 3).reshape(b, length, width)
+        return dense(cfg, width, ("joined_kv", "embed"), "output")(mixed_bld)
+
+
+class BertLayer(nn.Module):
+    """Attention and feed-forward, each followed by residual and layer norm."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
+        """States [b, l, d] -> [b, l, d]."""
+        cfg = self.config
+        y_bld = BertAttention(cfg, name="attention")(x_bld, bias_b1ml, deterministic)
+        y_bld = nn.Dropout(cfg.dropout_rate)(y_bld, deterministic=deterministic)
+        x_bld = layer_norm(cfg, "attention_layer_norm")(x_bld + y_bld)
+        x_bld = constrain(x_bld, "batch", "length", "embed")
+
+        y_blf = dense(cfg, cfg.mlp_dim, ("embed", "mlp"), "intermediate")(x_bld)
+        y_blf = constrain(ACTIVATIONS[cfg.activation](y_blf), "batch", "length", "mlp")
+        y_bld = dense(cfg, cfg.hidden_dim, ("mlp", "embed"), "output")(y_blf)
+        y_bld = nn.Dropout(cfg.dropout_rate)(y_bld, deterministic=deterministic)
+        x_bld = layer_norm(cfg, "output_layer_norm")(x_bld + y_bld)
+        return constrain(x_bld, "batch", "length", "embed")
+
+
+class BertEncoder(nn.Module):
+    """Tokens to states; the interface that every encoder of the registry has."""
+
+    config: BertConfig
+
+    def setup(self) -> None:
+        """Make the embeddings and the layers."""
+        cfg = self.config
+        self.embeddings = BertEmbeddings(cfg)
+        layer = rematerialised(BertLayer, cfg, static_argnums=(3,))
+        self.layers = [layer(cfg) for _ in range(cfg.num_layers)]
+
+    def __call__(
+        self,
+        tokens_bl: jax.Array,
+        deterministic: bool = True,
+        *,
+        mask: jax.Array | None = None,
+        types_bl: jax.Array | None = None,
+        embedded_ble: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encode texts; without a mask they are right-padded with id 0, never attended to.
+
+        Args:
+            tokens_bl: int tokens with their special tokens.
+            deterministic: False applies dropout (needs the rng 'dropout').
+            mask: True where a key may be read, [b, l] for all positions of a row alike or
+                [b, l, l] as [row, reader, key].
+            types_bl: int token types; None is type 0 everywhere.
+            embedded_ble: takes the place of what the token table holds for `tokens_bl`, before
+                positions and types are added; see `embed_tokens`.
+
+        Returns:
+            States [b, l, d] of the last layer in the config's dtype; those of padding mean
+            nothing.
+
+        Raises:
+            UserError: The texts are longer than `max_positions`.
+        """
+        return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble)[-1]
+
+    def all_states(
+        self,
+        tokens_bl: jax.Array,
+        deterministic: bool = True,
+        *,
+        mask: jax.Array | None = None,
+        types_bl: jax.Array | None = None,
+        embedded_ble: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """As a call, but the embeddings' states, then those after each layer."""
+        return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble, every=True)
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the token table, int [...] -> [..., e]; a BERT's are as wide as its states."""
+        return self.embeddings.word_embeddings(tokens.astype(jnp.int32))
+
+    def _encode(
+        self,
+        tokens_bl: jax.Array,
+        deterministic: bool,
+        mask: jax.Array | None,
+        types_bl: jax.Array | None,
+        embedded_ble: jax.Array | None,
+        every: bool = False,
+    ) -> list[jax.Array]:
+        """The last states alone, or those of every layer."""
+        cfg = self.config
+        check_length(cfg, tokens_bl.shape[1], "the encoder")
+        tokens_bl = tokens_bl.astype(jnp.int32)
+        bias_b1ml = attention_bias(tokens_bl != PAD_ID if mask is None else mask)
+        x_bld = self.embeddings(tokens_bl, deterministic, types_bl, embedded_ble)
+        states = [constrain(x_bld, "batch", "length", "embed")]
+        if cfg.scan_layers and not self.is_initializing():
+            return self._scan(states[0], bias_b1ml, deterministic, every)
+        for layer in self.layers:
+            states.append(layer(states[-1], bias_b1ml, deterministic))
+        return states if every else states[-1:]
+
+    def _scan(
+        self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool, every: bool
+    ) -> list[jax.Array]:
+        """The layers as one compiled body; their parameters are stacked here, not in storage."""
+        cfg = self.config
+        layers = [self.variables["params"][f"layers_{i}"] for i in range(cfg.num_layers)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+        keys = None if deterministic else jax.random.split(self.make_rng("dropout"), len(layers))
+        layer = rematerialised(BertLayer, cfg, static_argnums=(3,))(cfg, parent=None)
+
+        def body(x_bld: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+            params, key = inputs
+            rngs = None if deterministic else {"dropout": key}
+            x_bld = layer.apply({"params": params}, x_bld, bias_b1ml, deterministic, rngs=rngs)
+            return x_bld, x_bld if every else None
+
+        last_bld, every_nbld = jax.lax.scan(body, x_bld, (stacked, keys))
+        return [x_bld, *every_nbld] if every else [last_bld]
+
+
+def check_length(config: EncoderConfig, length: int, who: str) -> None:
+    """Refuse texts longer than the position table.
+
+    Raises:
+        UserError: names the field of the config.
+    """
+    if length > config.max_positions:
+        raise UserError(
+            f"{who} got texts of {length} tokens: shorten them or raise "
+            f"{type(config).__name__}.max_positions = {config.max_positions}"
+        )
+
+
+def attention_bias(mask: jax.Array) -> jax.Array:
+    """True where a key may be read, [b, l] or [b, l, l] -> float32 bias [b, 1, 1 or l, l]."""
+    bias = jnp.where(mask, 0.0, _MASKED)
+    return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None]
+
+
+def rematerialised(layer: Any, config: EncoderConfig, static_argnums: tuple[int, ...]) -> Any:
+    """The layer class, made to compute again in the backward pass what the policy drops."""
+    if config.remat_policy == "none":
+        return layer
+    return nn.remat(
+        layer,
+        policy=REMAT_POLICIES[config.remat_policy],
+        prevent_cse=not config.scan_layers,
+        static_argnums=static_argnums,
+    )

@@ -1,0 +1,103 @@
+"""What every encoder's config has, and what of it decides the encoder's output."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from atlas_jax.core.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "minimal", "full")
+
+_SIZES = (
+    "vocab_size",
+    "hidden_dim",
+    "num_layers",
+    "num_heads",
+    "mlp_dim",
+    "max_positions",
+    "type_vocab_size",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The fields that all encoders share; the defaults are BERT base's.
+
+    Attributes:
+        vocab_size: Rows of the token embedding.
+        hidden_dim: Width of the states.
+        num_layers: Encoder layers.
+        num_heads: Attention heads; has to divide hidden_dim.
+        mlp_dim: Width inside the feed-forward block.
+        max_positions: Longest text in tokens, rows of the learned position embedding.
+        type_vocab_size: Rows of the token type embedding; texts are of type 0 unless told.
+        layer_norm_eps: Added to the variance.
+        dropout_rate: Of the hidden states and of the attention probabilities.
+        dtype: Of the activations, 'float32' or 'bfloat16'; parameters are float32.
+        scan_layers: Compile one layer and scan it: compiles faster, runs slower on CPU. The
+            parameters are stored as without it.
+        remat_policy: 'none' stores every activation for the backward pass, 'minimal' only the
+            products with parameters, 'full' only the inputs of each layer.
+    """
+
+    # Without effect on what is computed at inference. `dtype` only rounds it, as the type in
+    # which an index is stored does: both are the choice of who runs the encoder.
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
+        {"dropout_rate", "dtype", "scan_layers", "remat_policy"}
+    )
+    # Told by the names and shapes of the parameters; a subclass says which these are.
+    TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset()
+
+    vocab_size: int = 30522
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    max_positions: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    dropout_rate: float = 0.1
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat_policy: str = "none"
+
+    def __post_init__(self) -> None:
+        """Raise `UserError`, naming class and field, when a field is out of range."""
+        name = type(self).__name__
+        self._check_at_least_1(*_SIZES)
+        if self.hidden_dim % self.num_heads:
+            raise UserError(
+                f"{name}.num_heads = {self.num_heads}: must divide "
+                f"{name}.hidden_dim = {self.hidden_dim}"
+            )
+        self._check_one_of("dtype", DTYPES)
+        self._check_one_of("remat_policy", REMAT)
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"{name}.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
+
+    def output_fields(self) -> dict[str, Any]:
+        """What decides the output beside the parameters and their names: for a fingerprint.
+
+        Every field is in it but those of `NEUTRAL`, which change nothing, and of
+        `TOLD_BY_PARAMETERS`, which a fingerprint of the parameters covers already.
+        """
+        left_out = self.NEUTRAL | self.TOLD_BY_PARAMETERS
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in left_out
+        }
+
+    def _check_at_least_1(self, *fields: str) -> None:
+        for field in fields:
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"{type(self).__name__}.{field} = {getattr(self, field)}: must be >= 1"
+                )
+
+    def _check_one_of(self, field: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, field) not in allowed:
+            raise UserError(
+                f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be one of "
+                f"{', '.join(allowed)}"
+            )

@@ -1,0 +1,73 @@
+"""The encoders by name: their config classes and their modules."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.encoders.bert import BertConfig, BertEncoder
+from atlas_jax.encoders.config import EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderKind:
+    """One kind of encoder.
+
+    Attributes:
+        config: its config class.
+        module: the module over such a config, with the interface of `BertEncoder`.
+    """
+
+    config: type[EncoderConfig]
+    module: Callable[..., nn.Module]
+
+
+ENCODERS: dict[str, EncoderKind] = {"bert": EncoderKind(BertConfig, BertEncoder)}
+
+
+def encoder_config(
+    name: str, fields: Mapping[str, Any], options: Mapping[str, Any], owner: str
+) -> EncoderConfig:
+    """The config of the encoder that another config describes.
+
+    Args:
+        name: of the encoder, in `ENCODERS`.
+        fields: what the other config says in fields of its own; a field that is not the
+            encoder's has to be at the default of `BertConfig`.
+        options: further fields of the encoder's config.
+        owner: class name of the other config, for messages.
+
+    Raises:
+        UserError: an unknown encoder or option, a field that the encoder has not, or a value
+            out of range.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"{owner}.encoder = {name!r}: must be one of {', '.join(ENCODERS)}")
+    kind = ENCODERS[name]
+    known = {field.name for field in dataclasses.fields(kind.config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(BertConfig)}
+    for field, value in fields.items():
+        if field not in known and value != defaults[field]:
+            raise UserError(f"{owner}.{field} = {value!r}: the encoder {name!r} has no such field")
+    free = sorted(known - set(fields))
+    for option in options:
+        if option not in free:
+            raise UserError(
+                f"{owner}.encoder_options: {option!r} is no option of the encoder {name!r}; "
+                + (f"it has {', '.join(free)}" if free else "it has none")
+            )
+    return kind.config(**{k: v for k, v in fields.items() if k in known}, **options)
+
+
+def make_encoder(config: EncoderConfig) -> Any:
+    """The module over a config.
+
+    Raises:
+        TypeError: the config's class is not in the registry.
+    """
+    for kind in ENCODERS.values():
+        if type(config) is kind.config:
+            return kind.module(config)
+    raise TypeError(f"{type(config).__name__} is the config of no registered encoder")

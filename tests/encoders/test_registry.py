@@ -1,0 +1,70 @@
+"""Encoders by name: their configs, and which fields decide their output."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.core import meta
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.encoders.config import EncoderConfig
+from atlas_jax.encoders.registry import ENCODERS, encoder_config, make_encoder
+from atlas_jax.retriever.config import RetrieverConfig
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40, "hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32,
+    "max_positions": 16,
+}  # fmt: skip
+CHANGED: dict[str, Any] = {
+    "vocab_size": 41, "hidden_dim": 8, "num_layers": 4, "num_heads": 4, "mlp_dim": 24,
+    "max_positions": 17, "type_vocab_size": 3, "layer_norm_eps": 1e-5, "activation": "gelu_tanh",
+    "released_layer_norm": True,
+}  # fmt: skip
+
+
+def shapes(config: EncoderConfig) -> Any:
+    """Names and shapes of an encoder's parameters."""
+    init = make_encoder(config).init
+    fresh = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, 4), int))
+    return jax.tree.map(jnp.shape, meta.unbox(fresh["params"]))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_field_that_changes_the_output_is_in_its_fingerprint(name: str) -> None:
+    plain: Any = encoder_config(name, SMALL, {}, "RetrieverConfig")
+    for field in dataclasses.fields(plain):
+        if field.name in EncoderConfig.NEUTRAL:
+            assert field.name not in plain.output_fields()
+            continue
+        changed = dataclasses.replace(plain, **{field.name: CHANGED[field.name]})
+        told = shapes(changed) != shapes(plain)
+        assert told or changed.output_fields() != plain.output_fields(), field.name
+        assert told or field.name not in plain.TOLD_BY_PARAMETERS, field.name
+
+
+def test_a_retriever_names_its_encoder() -> None:
+    plain = RetrieverConfig(**SMALL, released_layer_norm=True).tower
+    assert plain == ENCODERS["bert"].config(**SMALL, released_layer_norm=True)
+    tanh = RetrieverConfig(**SMALL, encoder_options={"activation": "gelu_tanh"})
+    assert tanh.tower.output_fields()["activation"] == "gelu_tanh"
+    assert RetrieverConfig(**dataclasses.asdict(tanh)) == tanh  # as a model folder has it
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder": "bart"}, "RetrieverConfig.encoder = 'bart': must be one of bert"),
+        (
+            {"encoder_options": {"depth": 3}},
+            "RetrieverConfig.encoder_options: 'depth' is no option of the encoder 'bert'; "
+            "it has activation",
+        ),
+        ({"encoder_options": {"num_layers": 3}}, "'num_layers' is no option"),
+        ({"encoder_options": {"activation": "relu"}}, "activation = 'relu': must be one of gelu"),
+    ],
+)
+def test_what_does_not_fit_the_encoder_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RetrieverConfig(**SMALL, **fields)
