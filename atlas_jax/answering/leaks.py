@@ -9,9 +9,9 @@ from typing import Any
 import gin
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.layouts import PASSAGES, read_layout
 from atlas_jax.core.progress import show_progress
-from atlas_jax.index.store_files import OPTIONAL, REQUIRED
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task
@@ -102,7 +102,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
             leaked.add((file, example.id))
             yield {
                 "passage": str(passage["id"]),
-                "title": passage["title"],
+                "title": passage.get("title") or "",
                 "file": file,
                 "question": example.id,
                 "side": side,
@@ -127,7 +127,7 @@ def _asked(config: LeakConfig) -> list[tuple[str, Example]]:
 
 
 def _passages(config: LeakConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    return read_jsonl(config.passages, REQUIRED, OPTIONAL)
+    return read_layout(config.passages, PASSAGES)
 
 
 def _words(text: str) -> list[str]:
@@ -172,5 +172,5 @@ def _has_answer(passage: Mapping[str, Any], example: Example) -> bool:
 
 def _text(passage: Mapping[str, Any]) -> str:
     """All that a query may find and the reader read of it."""
-    parts = (passage["title"], passage.get("section"), passage["text"])
+    parts = (passage.get("title"), passage.get("section"), passage["text"])
     return " ".join(part for part in parts if part)

@@ -70,7 +70,7 @@ def read_jsonl(
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
     broken = BrokenRows(path)
-    for number, raw in _raw_lines(as_path(path)):
+    for number, raw in raw_lines(as_path(path)):
         where = f"{path}:{number}"
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -182,7 +182,12 @@ def _text_in(raw: BinaryIO, target: Path) -> Iterator[TextIO]:
         text.detach()
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line of a file, plain or gzip'd; lines count from 1.
+
+    Raises:
+      UserError: names the file that is not there, or the line where it cannot be read on.
+    """
     number = 0
     try:
         with contextlib.ExitStack() as stack:

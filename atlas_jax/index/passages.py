@@ -94,7 +94,7 @@ class PassageStore:
         config: StoreConfig | None = None,
         progress: bool = True,
     ) -> "PassageStore":
-        """Build a store from a jsonl file of {id, title, section?, text}, plain or .gz.
+        """Build a store from a jsonl file of {id, title?, section?, text}, plain or .gz.
 
         Two passes, both streaming: the file is checked and copied, then tokenised. A store
         of the same content that is there already is opened instead.
@@ -254,7 +254,7 @@ class PassageStore:
         Rows keep their places, so only the rows of the given ids need new embeddings.
 
         Args:
-          passages: {id, title, section?, text}; each id has to be in this store.
+          passages: {id, title?, section?, text}; each id has to be in this store.
           directory: of the new store.
 
         Raises:

@@ -15,15 +15,16 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.jsonl import FieldTypes, check_fields
+from atlas_jax.core.layouts import PASSAGES, Layout, read_layout
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.files import create_npy
 
 FIELDS = ("id", "title", "section", "text")
 STORE_FORMAT = 1
-REQUIRED: FieldTypes = {"id": (str, int), "title": str, "text": str}
-OPTIONAL: FieldTypes = {"section": str}
+_REQUIRED: FieldTypes = {"id": (str, int), "text": str}
+_OPTIONAL: FieldTypes = {"title": str, "section": str}
 TOWERS = ("reader", "retriever")
 _BATCH = 1024  # passages per call of a tokenizer
 
@@ -69,15 +70,19 @@ class StoreConfig:
 
 
 def read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
-    """Line number and checked record of every passage of a jsonl file."""
-    rows = read_jsonl(path, REQUIRED, OPTIONAL, lambda n, row: _check_filled(row, f"{path}:{n}"))
+    """Line number and checked record of every passage of a file, in any of `PASSAGES`."""
+
+    def check(line: int, record: Mapping[str, Any], layout: Layout) -> None:
+        _check_filled(record, f"{path}:{line}", layout.called)
+
+    rows = read_layout(path, PASSAGES, check)
     for line, record in show_progress("read passages", rows, shown=progress):
         yield line, _strings(record)
 
 
 def normalise(record: Mapping[str, Any], where: str) -> Record:
     """The four fields of a passage as strings; ``where`` begins the error."""
-    check_fields(record, REQUIRED, OPTIONAL, where)
+    check_fields(record, _REQUIRED, _OPTIONAL, where)
     _check_filled(record, where)
     return _strings(record)
 
@@ -86,10 +91,12 @@ def _strings(record: Mapping[str, Any]) -> Record:
     return {field: str(record.get(field) or "") for field in FIELDS}
 
 
-def _check_filled(record: Mapping[str, Any], where: str) -> None:
+def _check_filled(
+    record: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None
+) -> None:
     for field in ("id", "text"):
-        if not str(record.get(field) or "").strip():
-            raise UserError(f"{where}: field {field!r} is empty")
+        if not str(record[field]).strip():
+            raise UserError(f"{where}: field {(called or {}).get(field, field)!r} is empty")
 
 
 def line_of(record: Record) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.layouts import Layout, read_layout
 from atlas_jax.tasks import metrics
 
 PassageText = Mapping[str, Any]  # id, title, section, text
@@ -286,6 +287,7 @@ def load_records(
     optional: FieldTypes,
     not_empty: Collection[str],
     check: Callable[[Record], None] | None = None,
+    layouts: Sequence[Layout] = (),
 ) -> list[Record]:
     """Read the records of a task's file.
 
@@ -298,6 +300,7 @@ def load_records(
       optional: types of those that may.
       not_empty: names of text fields that must hold more than blanks.
       check: further demands of the task; raises a UserError that begins with the place.
+      layouts: other layouts in which the file may be; () = the task's own alone.
 
     Raises:
       UserError: naming file, line and field; two records have one id; the file is empty.
@@ -306,11 +309,14 @@ def load_records(
     records: list[Record] = []
     lines: dict[str, int] = {}
 
-    def take(number: int, raw: dict[str, Any]) -> None:
+    def take(number: int, raw: dict[str, Any], layout: Layout | None = None) -> None:
         where = f"{path}:{number}"
+        if layout is not None:
+            check_fields(raw, required, {**shared, **optional}, where)
         for name in not_empty:
             if not str(raw[name]).strip():
-                raise UserError(f"{where}: field {name!r} is empty")
+                called = layout.called.get(name, name) if layout else name
+                raise UserError(f"{where}: field {called!r} is empty")
         own = {name: raw[name] for name in (*required, *optional) if name in raw}
         record = Record(
             id=str(raw["id"]) if raw.get("id") is not None else str(number),
@@ -328,7 +334,11 @@ def load_records(
         lines[record.id] = number
         records.append(record)
 
-    for _ in read_jsonl(path, required, {**shared, **optional}, take):
+    if layouts:
+        rows = read_layout(path, layouts, take)
+    else:
+        rows = read_jsonl(path, required, {**shared, **optional}, take)
+    for _ in rows:
         pass
     if not records:
         raise UserError(f"{path}: there is no record in it")

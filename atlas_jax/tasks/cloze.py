@@ -23,6 +23,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.tasks import wording
 from atlas_jax.tasks.asking import Pattern, load_patterns
 from atlas_jax.tasks.base import (
@@ -130,7 +131,7 @@ class ClozeTask:
     def load(self, path: str | Path, need_targets: bool = True) -> list[ClozeRecord]:
         """See `Task.load`; passages without facts are left out."""
         required: FieldTypes = {"id": (str, int), "title": str, "text": str}
-        passages = load_records(path, required, {"section": str}, not_empty=["id", "text"])
+        passages = load_records(path, required, {"section": str}, ["id", "text"], layouts=PASSAGES)
         sources = [make_source(passage, self.max_value_words) for passage in passages]
         sources = [source for source in sources if source.facts]
         if not sources:

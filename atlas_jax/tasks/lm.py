@@ -25,7 +25,7 @@ _WORD = re.compile(r"\S+")
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class LMTask:
-    """Lines `{id, title, section?, text}`; the text is cut in two between words.
+    """Lines `{id, title?, section?, text}`; the text is cut in two between words.
 
     Attributes:
       query_format: the reader's query, of {text} (the first part), {title} and {section}.
@@ -80,7 +80,7 @@ class LMTask:
         first, rest = text[:at].strip(), text[at:].strip()
         fields = {
             "text": first,
-            "title": record.fields["title"],
+            "title": record.fields.get("title") or "",
             "section": record.fields.get("section") or "",
         }
         hidden = self.filter_self and (rng is None or step >= self.filter_self_after)
@@ -92,7 +92,7 @@ class LMTask:
             answers=(rest,),
             excluded_ids=(record.id,) if hidden else (),
             given_passages=record.passages,
-            meta={"title": record.fields["title"], **record.meta},
+            meta={"title": record.fields.get("title") or "", **record.meta},
         )
 
     def evaluate(

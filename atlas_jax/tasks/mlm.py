@@ -30,7 +30,7 @@ _FIELDS = ("text", "title", "section")
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class MLMTask:
-    """Lines `{id, title, section?, text}`; the target is `<extra_id_0> span <extra_id_1> span`.
+    """Lines `{id, title?, section?, text}`; the target is `<extra_id_0> span <extra_id_1> span`.
 
     Lengths are in words, so that the whole text needs no tokenizer: T5 counts tokens, of
     which a word has between one and two.
@@ -109,7 +109,7 @@ class MLMTask:
             left = end
         query.append(text[left:right])
         bare.append(text[left:right])
-        rest = {"title": record.fields["title"], "section": record.fields.get("section") or ""}
+        rest = {name: record.fields.get(name) or "" for name in ("title", "section")}
         hidden = self.filter_self and step >= self.filter_self_after
         return Example(
             id=record.id,
@@ -119,7 +119,7 @@ class MLMTask:
             answers=(" ".join(text[start:end] for start, end in spans),),
             excluded_ids=(record.id,) if hidden else (),
             given_passages=record.passages,
-            meta={"title": record.fields["title"], **record.meta},
+            meta={"title": rest["title"], **record.meta},
         )
 
     def evaluate(

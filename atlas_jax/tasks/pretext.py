@@ -4,18 +4,20 @@ from pathlib import Path
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.tasks.base import Record, load_records
 
 
 def load_passages(path: str | Path, min_words: int, binding: str) -> list[Record]:
-    """Records `{id, title, section?, text}` of at least `min_words` words.
+    """Records `{id, title?, section?, text}` of at least `min_words` words.
 
     Raises:
       UserError: naming file, line and field; or no passage is long enough (`binding` says
         what set the length).
     """
-    required: FieldTypes = {"id": (str, int), "title": str, "text": str}
-    records = load_records(path, required, {"section": str}, not_empty=["id", "text"])
+    required: FieldTypes = {"id": (str, int), "text": str}
+    optional: FieldTypes = {"title": str, "section": str}
+    records = load_records(path, required, optional, ["id", "text"], layouts=PASSAGES)
     records = [r for r in records if len(r.fields["text"].split()) >= min_words]
     if not records:
         raise UserError(f"{path}: no passage has {min_words} words ({binding})")

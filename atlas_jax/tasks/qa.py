@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.layouts import QUESTIONS
 from atlas_jax.tasks.base import (
     Choice,
     Example,
@@ -69,7 +70,9 @@ class QATask:
             check_choices(record)
 
         optional: FieldTypes = {"answers": list, "target": str, "choices": list}
-        return load_records(path, {"question": str}, optional, ["question"], check)
+        return load_records(
+            path, {"question": str}, optional, ["question"], check, layouts=QUESTIONS
+        )
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

@@ -26,7 +26,7 @@ _FILTERS = ("none", "passage", "section")
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class SectionTask:
-    """Lines `{id, title, section, text}`; passages without a section are left out.
+    """Lines `{id, title?, section, text}`; passages without a section are left out.
 
     Attributes:
       query_format: the reader's query, of {title} and {section}.
@@ -84,7 +84,7 @@ class SectionTask:
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0
     ) -> Example:
         """See `Task.example`; nothing varies."""
-        fields = {name: record.fields[name] for name in ("title", "section")}
+        fields = {name: record.fields.get(name) or "" for name in ("title", "section")}
         text = record.fields["text"]
         excluded = {
             "none": (),
@@ -110,4 +110,4 @@ class SectionTask:
 
 
 def _place(record: Record) -> tuple[str, str]:
-    return record.fields["title"], (record.fields.get("section") or "").strip()
+    return record.fields.get("title") or "", (record.fields.get("section") or "").strip()

@@ -1,0 +1,289 @@
+"""The layouts of data files: this project's own and those of well-known collections.
+
+A file is told by its suffix and by the fields of its first record. Every layout gives records
+with this project's fields, so the rest of the code knows one layout alone. To read another one,
+add a row to `PASSAGES` or `QUESTIONS`.
+"""
+
+import ast
+import csv
+import dataclasses
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import BrokenRows, FieldTypes, check_fields, raw_lines, read_jsonl
+from atlas_jax.core.paths import as_path
+
+Fields = dict[str, Any]
+
+_LONGEST_VALUE = 1 << 24  # of a table, in characters; the csv module stops at 2**17
+
+_ID: FieldTypes = {"id": (str, int)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way to write passages or questions down.
+
+    Attributes:
+      name: as a person knows it.
+      told_by: types of the fields by which it is known; every record has them.
+      optional: types of fields that may be absent.
+      called: our field -> the layout's, where they differ. A record that has one of ours already
+        is not of this layout.
+      table: whether the file is a table of tab-separated values, not jsonl.
+      columns: names of the table's columns; () = the first line says them.
+      repeats: whether a passage may come again, with the same id; it is read once then.
+      settle: what else makes the fields ours; gets the renamed record and its place.
+    """
+
+    name: str
+    told_by: FieldTypes
+    optional: FieldTypes = dataclasses.field(default_factory=dict)
+    called: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    table: bool = False
+    columns: tuple[str, ...] = ()
+    repeats: bool = False
+    settle: Callable[[Fields, str], Fields] | None = None
+
+    def fits(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a record has the fields by which this layout is known."""
+        has_ours = any(own in raw for own in self.called)
+        return not has_ours and all(
+            name in raw and isinstance(raw[name], kind) for name, kind in self.told_by.items()
+        )
+
+    def convert(self, raw: Mapping[str, Any], where: str) -> Fields:
+        """The record with our fields; those of no meaning to us stay as they are.
+
+        Raises:
+          UserError: names the field of the file that is missing or of another type.
+        """
+        check_fields(raw, self.told_by, self.optional, where)
+        ours = {theirs: own for own, theirs in self.called.items()}
+        record = {ours.get(name, name): value for name, value in raw.items()}
+        return self.settle(record, where) if self.settle else record
+
+
+def _title_and_text(record: Fields, where: str) -> Fields:
+    """FlashRAG's `contents`: the title, in quotes or not, is the first of several lines."""
+    first, line_break, rest = record["text"].partition("\n")
+    if not line_break or not rest.strip():
+        return record
+    title = first.strip()
+    if len(title) > 1 and title[0] == title[-1] == '"':
+        title = title[1:-1]
+    return {**record, "title": title, "text": rest}
+
+
+def _context_id(context: str) -> str:
+    return hashlib.blake2b(context.encode("utf-8"), digest_size=8).hexdigest()
+
+
+def _squad_passage(record: Fields, where: str) -> Fields:
+    """The context of a question; questions about one context give one passage."""
+    return {
+        "id": _context_id(record["text"]),
+        "title": record.get("title") or "",
+        "text": record["text"],
+    }
+
+
+def _squad_question(record: Fields, where: str) -> Fields:
+    """A question with its context as gold passage, and as the passage that the file gives."""
+    answers, context = record.pop("answers"), record.pop("context")
+    check_fields(answers, {"text": list}, {}, f"{where}: field 'answers'")
+    passage = {"id": _context_id(context), "title": record.pop("title", ""), "text": context}
+    accepted = list(dict.fromkeys(answers["text"]))
+    return {**record, "answers": accepted, "gold": [passage["id"]], "passages": [passage]}
+
+
+def _listed_answers(record: Fields, where: str) -> Fields:
+    """Answers as DPR writes them: a list in Python's manner."""
+    try:
+        answers = ast.literal_eval(record["answers"])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        answers = None
+    if not isinstance(answers, list):
+        raise UserError(
+            f"{where}: field 'answers' must be a list such as ['Paris', 'paris'], "
+            f"but is {record['answers'][:60]!r}"
+        )
+    return {**record, "answers": answers}
+
+
+# The first that fits a file's first record reads all of it. Ours comes last: whatever is no
+# other layout is checked against it, so that an error tells what is missing.
+PASSAGES = (
+    Layout(
+        "BEIR",
+        told_by={"_id": (str, int), "text": str},
+        optional={"title": str},
+        called={"id": "_id"},
+    ),
+    Layout(
+        "FlashRAG",
+        told_by={"id": (str, int), "contents": str},
+        optional={"title": str},
+        called={"text": "contents"},
+        settle=_title_and_text,
+    ),
+    Layout(
+        "Hugging Face SQuAD",
+        told_by={"context": str, "question": str},
+        optional={"title": str},
+        called={"text": "context"},
+        repeats=True,
+        settle=_squad_passage,
+    ),
+    Layout(
+        "DPR tsv",
+        told_by={"id": str, "text": str},
+        optional={"title": str},
+        table=True,
+    ),
+    Layout(
+        "atlas-jax",
+        told_by={**_ID, "text": str},
+        optional={"title": str, "section": str},
+    ),
+)
+
+QUESTIONS = (
+    Layout(
+        "BEIR",
+        told_by={"_id": (str, int), "text": str},
+        called={"id": "_id", "question": "text"},
+    ),
+    Layout(
+        "FlashRAG",
+        told_by={"question": str, "golden_answers": list},
+        optional=_ID,
+        called={"answers": "golden_answers"},
+    ),
+    Layout(
+        "Hugging Face SQuAD",
+        told_by={"question": str, "context": str, "answers": dict},
+        optional={**_ID, "title": str},
+        settle=_squad_question,
+    ),
+    Layout(
+        "DPR tsv",
+        told_by={"question": str, "answers": str},
+        table=True,
+        columns=("question", "answers"),
+        settle=_listed_answers,
+    ),
+    Layout("atlas-jax", told_by={"question": str}),
+)
+
+
+def read_layout(
+    path: str | os.PathLike[str],
+    layouts: Sequence[Layout],
+    check: Callable[[int, Fields, Layout], None] | None = None,
+) -> Iterator[tuple[int, Fields]]:
+    """Yield `(line, record)` of a data file, the record with our fields.
+
+    A layout that is not ours is told in one line on stderr.
+
+    Args:
+      path: jsonl or, named .tsv or .csv, a table of tab-separated values; perhaps with .gz.
+      layouts: `PASSAGES` or `QUESTIONS`.
+      check: further demands on a record; raises a UserError.
+
+    Raises:
+      UserError: names file, line and field; see `read_jsonl`.
+    """
+    is_table = as_path(path).name.removesuffix(".gz").endswith((".tsv", ".csv"))
+    usable = [layout for layout in layouts if layout.table == is_table]
+    found: list[Layout] = []
+    made: list[Fields] = []
+    seen: set[str] = set()
+
+    def take(number: int, raw: Fields) -> None:
+        made.clear()
+        if not found and (fitting := [layout for layout in usable if layout.fits(raw)]):
+            found.append(fitting[0])
+            if fitting[0] is not layouts[-1]:
+                _tell(path, fitting[0])
+        layout = found[0] if found else usable[-1]
+        record = layout.convert(raw, f"{path}:{number}")
+        if layout.repeats and record["id"] in seen:
+            return
+        if check is not None:
+            check(number, record, layout)
+        if layout.repeats:
+            seen.add(record["id"])
+        made.append(record)
+
+    rows = _read_table(path, usable[-1].columns, take) if is_table else read_jsonl(path, check=take)
+    for number, _ in rows:
+        for record in made:
+            yield number, record
+
+
+def _tell(path: str | os.PathLike[str], layout: Layout) -> None:
+    ours = {theirs: own for own, theirs in layout.called.items()}
+    names = [f"{name} is {ours[name]}" if name in ours else name for name in layout.told_by]
+    print(f"{path}: read in {layout.name}'s layout ({', '.join(names)})", file=sys.stderr)
+
+
+def _read_table(
+    path: str | os.PathLike[str], columns: tuple[str, ...], check: Callable[[int, Fields], None]
+) -> Iterator[tuple[int, Fields]]:
+    """Rows of tab-separated values, quoted as CSV quotes them; numbered by their last line.
+
+    Raises:
+      UserError: as `read_jsonl`; a line that is not UTF-8 always ends the reading.
+    """
+    broken = BrokenRows(path)
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
+    rows = csv.reader(_decoded(path), delimiter="\t", strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            where = f"{path}:{rows.line_num}"
+            broken.take(UserError(f"{where}: no row of tab-separated values: {error}"))
+            continue
+        if row is None:
+            break
+        if not columns:
+            columns = tuple(row)
+            continue
+        if not row:
+            continue
+        try:
+            record = _row(row, columns, f"{path}:{rows.line_num}")
+            check(rows.line_num, record)
+        except UserError as error:
+            broken.take(error)
+            continue
+        yield rows.line_num, record
+    broken.tell()
+
+
+def _row(row: list[str], columns: tuple[str, ...], where: str) -> Fields:
+    if len(row) != len(columns):
+        raise UserError(
+            f"{where}: a row of {len(row)} values, separated by tabs, where {len(columns)} were "
+            f"expected: {', '.join(columns)}"
+        )
+    return dict(zip(columns, row, strict=True))
+
+
+def _decoded(path: str | os.PathLike[str]) -> Iterator[str]:
+    for number, raw in raw_lines(as_path(path)):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not UTF-8 at byte {error.start + 1} of the line; convert the "
+                "file to UTF-8"
+            ) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
