@@ -4,24 +4,35 @@ A tokenizer is one `tokenizer.json` file in the format of Hugging Face's `tokeni
 library: T5's or BERT's own, or a small one made by `datasets/tokenizer_training.py`.
 """
 
+import bisect
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tokenizers
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import DELIBERATE, LITERAL, SENTINEL
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.tokenizer_backend import (
+    END_NAMES,
+    PAD_NAMES,
+    START_NAMES,
+    UNKNOWN_NAMES,
+    check_unknown,
+    make_backend,
+    tokenizer_text,
+)
 
-PAD_NAMES = ("<pad>", "[PAD]")
-END_NAMES = ("</s>", "[SEP]")
-START_NAMES = ("[CLS]",)
-UNKNOWN_NAMES = ("<unk>", "[UNK]")
+_LOG = logging.getLogger(__name__)
+_TOLD: set[str] = set()  # hashes of the tokenizers whose mending has been told
+_MARKED = re.compile(rf"{DELIBERATE}?({SENTINEL.pattern})|{DELIBERATE}(<[^<>\s]+>|\[[^\[\]\s]+\])?")
 
 Side = Literal["left", "right"]
 
@@ -32,6 +43,10 @@ class Tokenizer:
     Truncation and padding that the file carries are switched off: lengths are the
     business of whoever asks. The padding id must be 0 and the file must have an end token
     (`</s>` for a reader, `[SEP]` for a retriever).
+
+    In a text, sentinels (`<extra_id_0>`) count, and other special tokens where a format brought
+    them; everything else is text, see `core/formats.py`. Sentinels, padding and end tokens that
+    the file has as plain pieces are taken as special ones, with a warning.
 
     Attributes:
       vocab_size: the greatest id plus 1, added tokens included.
@@ -48,13 +63,11 @@ class Tokenizer:
         try:
             content: dict[str, Any] = json.loads(text)
             content["truncation"] = content["padding"] = None
-            self._json = json.dumps(content, ensure_ascii=False, sort_keys=True)
-            self._backend = tokenizers.Tokenizer.from_str(self._json)
+            self._json = tokenizer_text(content)
+            self._backend, self._special, mended = make_backend(content)
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{source}: not a tokenizer.json file: {error}") from error
         self._source = source
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self.content_hash = hashlib.sha256(self._json.encode("utf-8")).hexdigest()
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         self.unk_id = self._first_id(UNKNOWN_NAMES)
@@ -63,6 +76,10 @@ class Tokenizer:
         self.eos_id = self._required_id(END_NAMES, "end")
         if self.pad_id != 0:
             raise UserError(f"{source}: the padding token has id {self.pad_id}, but must have 0")
+        check_unknown(self._backend, source)
+        if mended and self.content_hash not in _TOLD:
+            _TOLD.add(self.content_hash)
+            _LOG.warning("%s: %s", source, "; ".join(mended))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -70,7 +87,7 @@ class Tokenizer:
 
         Raises:
           UserError: there is no such file, it is no tokenizer, or it lacks the padding
-            token (with id 0) or the end token.
+            token (with id 0), the end token, or one for characters that it lacks.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -85,20 +102,33 @@ class Tokenizer:
 
     def encode(self, text: str, add_special: bool) -> list[int]:
         """Ids of one text; with `add_special`, the file's special tokens around them."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+        ids: list[int] = self._backend.encode(
+            self._prepared(text), add_special_tokens=add_special
+        ).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str], add_special: bool) -> list[list[int]]:
         """Ids of many texts in one call, which is several times faster than one by one."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
+        prepared = [self._prepared(text) for text in texts]
+        encodings = self._backend.encode_batch_fast(prepared, add_special_tokens=add_special)
         return [encoding.ids for encoding in encodings]
 
     def last_tokens(self, text: str, count: int) -> str:
         """The end of the text that holds its last `count` tokens, or all of a shorter one."""
         if count <= 0:
             return ""
-        offsets = self._backend.encode(text, add_special_tokens=False).offsets
-        return text if len(offsets) <= count else text[offsets[-count][0] :]
+        prepared = self._prepared(text)
+        offsets = self._backend.encode(prepared, add_special_tokens=False).offsets
+        if len(offsets) <= count:
+            return text
+        start = offsets[-count][0]
+        if prepared is text:
+            return text[start:]
+        size = len(prepared) - start  # with marks taken out or put in, count from the end
+        cut = bisect.bisect_left(
+            range(len(text)), -size, key=lambda at: -len(self._prepared(text[at:]))
+        )
+        return text[cut:]
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
         """Text of the ids, without blanks at the ends; special tokens are left out if asked."""
@@ -110,7 +140,7 @@ class Tokenizer:
         """Texts of many rows of ids (lists or an integer array)."""
         plain = [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in rows]
         texts = self._backend.decode_batch(plain, skip_special_tokens=skip_special)
-        return [text.strip() for text in texts]
+        return [text.replace(DELIBERATE, "").strip() for text in texts]
 
     def sentinel_id(self, number: int) -> int:
         """Id of `<extra_id_{number}>`.
@@ -118,13 +148,13 @@ class Tokenizer:
         Raises:
           UserError: the tokenizer has no such sentinel.
         """
-        token = self._backend.token_to_id(f"<extra_id_{number}>")
+        token = self._first_id([f"<extra_id_{number}>"])
         if token is None:
             raise UserError(
                 f"{self._source}: no token <extra_id_{number}>; span corruption and question "
                 "answering need a tokenizer with T5's sentinels"
             )
-        return int(token)
+        return token
 
     def pad_to(
         self, rows: Sequence[Sequence[int]], length: int, truncate: Side = "right"
@@ -156,10 +186,21 @@ class Tokenizer:
 
     def _first_id(self, names: Sequence[str]) -> int | None:
         for name in names:
-            token = self._backend.token_to_id(name)
+            token = self._backend.token_to_id(f"{DELIBERATE}{name}")
             if token is not None:
                 return int(token)
         return None
+
+    def _prepared(self, text: str) -> str:
+        """The text as the backend reads it: special tokens by their inner names, no marks."""
+        if "<extra_id_" not in text and DELIBERATE not in text and LITERAL not in text:
+            return text
+
+        def inner(found: re.Match[str]) -> str:
+            name = found[1] or found[2] or ""
+            return f"{DELIBERATE}{name}" if name in self._special else name
+
+        return _MARKED.sub(inner, text).replace(LITERAL, "")
 
     def _required_id(self, names: Sequence[str], role: str) -> int:
         token = self._first_id(names)

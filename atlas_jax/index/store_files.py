@@ -15,6 +15,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import FieldTypes, check_fields
 from atlas_jax.core.layouts import PASSAGES, Layout, read_layout
 from atlas_jax.core.progress import show_progress
@@ -193,7 +194,7 @@ def encode(
 ) -> np.ndarray:
     """Int32 tokens of some passages for one tower."""
     template = getattr(config, f"{tower}_format")
-    texts = [template.format(**record) for record in records]
+    texts = [fill(template, **record) for record in records]
     rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
     return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
 

@@ -15,6 +15,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
 from atlas_jax.core.layouts import Layout, read_layout
 from atlas_jax.tasks import metrics
@@ -215,16 +216,16 @@ class BaseTask:
         query, target = record.fields["query"], record.fields.get("target") or ""
         return Example(
             id=record.id,
-            query_text=self.query_format.format(query=query),
-            retriever_text=self.retriever_format.format(query=query),
-            target_text=self.target_format.format(target=target) if target else "",
+            query_text=fill(self.query_format, query=query),
+            retriever_text=fill(self.retriever_format, query=query),
+            target_text=fill(self.target_format, target=target) if target else "",
             answers=(target,) if target else (),
             gold_ids=record.gold_ids,
             negative_ids=record.negative_ids,
             given_passages=record.passages,
-            prompt_text=self.prompt_format.format(query=query),
+            prompt_text=fill(self.prompt_format, query=query),
             choices=tuple(
-                Choice(text, self.target_format.format(target=text))
+                Choice(text, fill(self.target_format, target=text))
                 for text in record.fields.get("choices") or ()
             ),
             meta=record.meta,

@@ -22,6 +22,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import Filled, fill, literal
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.tasks import wording
@@ -179,17 +180,19 @@ class ClozeTask:
             given = tuple(shown)
         if pattern:
             question = self._question(corpus, pattern, title, rng)
-            asking = self.ask_format.format(label=question, sentinel="<extra_id_0>")
-            reader_query, retriever_query = self.query_format.format(asked=asking), question
+            asking = fill(self.ask_format, label=question, sentinel=Filled("<extra_id_0>"))
+            reader_query, retriever_query = fill(self.query_format, asked=asking), literal(question)
         else:
             reader_query = self._reader_query(source, corpus, title, chosen, rng)
-            retriever_query = self._retriever_query(source, corpus, title, asked, rng)
+            retriever_query = literal(self._retriever_query(source, corpus, title, asked, rng))
         hidden = self.filter_self and step >= self.filter_self_after
         return Example(
             id=own_id,
             query_text=reader_query,
             retriever_text=retriever_query,
-            target_text=" ".join(f"<extra_id_{i}> {value}" for i, value in enumerate(values)),
+            target_text=" ".join(
+                f"<extra_id_{i}> {literal(value)}" for i, value in enumerate(values)
+            ),
             answers=(" ".join(values),),
             gold_ids=(own_id,),
             excluded_ids=(own_id,) if hidden else (),
@@ -229,7 +232,7 @@ class ClozeTask:
         title: str,
         facts: Sequence[Fact],
         rng: np.random.Generator,
-    ) -> str:
+    ) -> Filled:
         """Title, labels and sentinels, disturbed with probability `noise`."""
         disturbed = rng.random() < self.noise
         asked = []
@@ -238,9 +241,11 @@ class ClozeTask:
             if disturbed and len(facts) == 1:
                 words = wording.around(words, title, rng)
                 title = ""
-            sentinel = f"<extra_id_{number}>"
-            asked.append(self.ask_format.format(label=" ".join(words), sentinel=sentinel))
-        return self.query_format.format(asked=" ".join([title, *asked] if title else asked))
+            sentinel = Filled(f"<extra_id_{number}>")
+            asked.append(fill(self.ask_format, label=" ".join(words), sentinel=sentinel))
+        return fill(
+            self.query_format, asked=Filled(" ".join([literal(title), *asked] if title else asked))
+        )
 
     def _retriever_query(
         self,

@@ -9,6 +9,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks import metrics
 from atlas_jax.tasks.base import (
@@ -82,18 +83,18 @@ class FeverTask:
         """See `Task.example`; nothing varies."""
         claim, label = record.fields["claim"], record.fields.get("label")
         choices = tuple(
-            Choice(word, self.target_format.format(answer=word)) for word in WORDS.values()
+            Choice(word, fill(self.target_format, answer=word)) for word in WORDS.values()
         )
         return Example(
             id=record.id,
-            query_text=self.query_format.format(claim=claim),
-            retriever_text=self.retriever_format.format(claim=claim),
-            target_text=self.target_format.format(answer=WORDS[label]) if label else "",
+            query_text=fill(self.query_format, claim=claim),
+            retriever_text=fill(self.retriever_format, claim=claim),
+            target_text=fill(self.target_format, answer=WORDS[label]) if label else "",
             answers=(WORDS[label],) if label else (),
             gold_ids=record.gold_ids,
             negative_ids=record.negative_ids,
             given_passages=record.passages,
-            prompt_text=self.prompt_format.format(claim=claim),
+            prompt_text=fill(self.prompt_format, claim=claim),
             choices=choices if self.answer_by == "likelihood" else (),
             meta={"claim": claim, **({"label": label} if label else {}), **record.meta},
         )

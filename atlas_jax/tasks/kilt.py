@@ -13,6 +13,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import FieldTypes, check_fields
 from atlas_jax.tasks import kilt_scores, metrics
 from atlas_jax.tasks.base import (
@@ -90,14 +91,14 @@ class KILTTask:
             at = int(rng.integers(len(answers)))
         return Example(
             id=record.id,
-            query_text=self.query_format.format(input=text),
-            retriever_text=self.retriever_format.format(input=text),
-            target_text=self.target_format.format(answer=answers[at]) if answers else "",
+            query_text=fill(self.query_format, input=text),
+            retriever_text=fill(self.retriever_format, input=text),
+            target_text=fill(self.target_format, answer=answers[at]) if answers else "",
             answers=answers,
             gold_ids=record.gold_ids,
             negative_ids=record.negative_ids,
             given_passages=record.passages,
-            prompt_text=self.prompt_format.format(input=text),
+            prompt_text=fill(self.prompt_format, input=text),
             meta={"input": text, "gold_output": record.fields.get("output"), **record.meta},
         )
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import gin
 import numpy as np
 
+from atlas_jax.core.formats import fill
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -86,9 +87,9 @@ class LMTask:
         hidden = self.filter_self and (rng is None or step >= self.filter_self_after)
         return Example(
             id=record.id,
-            query_text=self.query_format.format(**fields),
-            retriever_text=self.retriever_format.format(**fields),
-            target_text=self.target_format.format(text=rest),
+            query_text=fill(self.query_format, **fields),
+            retriever_text=fill(self.retriever_format, **fields),
+            target_text=fill(self.target_format, text=rest),
             answers=(rest,),
             excluded_ids=(record.id,) if hidden else (),
             given_passages=record.passages,

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import gin
 import numpy as np
 
+from atlas_jax.core.formats import Filled, fill, literal
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -103,18 +104,18 @@ class MLMTask:
         spans, (left, right) = self._mask(text, rng)
         query, bare, target = [], [], []
         for number, (start, end) in enumerate(spans):
-            query.append(f"{text[left:start]}<extra_id_{number}>")
+            query.append(f"{literal(text[left:start])}<extra_id_{number}>")
             bare.append(text[left:start])
-            target.append(f"<extra_id_{number}> {text[start:end]}")
+            target.append(f"<extra_id_{number}> {literal(text[start:end])}")
             left = end
-        query.append(text[left:right])
+        query.append(literal(text[left:right]))
         bare.append(text[left:right])
         rest = {name: record.fields.get(name) or "" for name in ("title", "section")}
         hidden = self.filter_self and step >= self.filter_self_after
         return Example(
             id=record.id,
-            query_text=self.query_format.format(text="".join(query), **rest),
-            retriever_text=self.retriever_format.format(text="".join(bare), **rest),
+            query_text=fill(self.query_format, text=Filled("".join(query)), **rest),
+            retriever_text=fill(self.retriever_format, text="".join(bare), **rest),
             target_text=" ".join(target),
             answers=(" ".join(text[start:end] for start, end in spans),),
             excluded_ids=(record.id,) if hidden else (),

@@ -16,6 +16,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import Filled, fill, literal
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks.base import (
     Choice,
@@ -164,31 +165,34 @@ class MultipleChoiceTask:
     def _in_order(self, record: Record, order: Sequence[int]) -> Example:
         question, texts = record.fields["question"], list(record.fields["options"].values())
         right = record.fields.get("answer")
-        options = " ".join(
-            self.option_format.format(letter=LETTERS[place], option=texts[source])
-            for place, source in enumerate(order)
+        asked = literal(question)
+        options = Filled(
+            " ".join(
+                fill(self.option_format, letter=LETTERS[place], option=texts[source])
+                for place, source in enumerate(order)
+            )
         )
-        before = self.query_format.partition("{question}")[0].format(options=options)
+        before = fill(self.query_format.partition("{question}")[0], options=options)
         target = ""
         if right is not None:
             letter = LETTERS[list(order).index(LETTERS.index(right))]
-            target = self.target_format.format(letter=letter)
+            target = fill(self.target_format, letter=letter)
         return Example(
             id=record.id,
-            query_text=self.query_format.format(question=question, options=options),
-            retriever_text=self.retriever_format.format(question=question, options=" ".join(texts)),
+            query_text=fill(self.query_format, question=asked, options=options),
+            retriever_text=fill(self.retriever_format, question=asked, options=" ".join(texts)),
             target_text=target,
             answers=(record.fields["options"][right],) if right is not None else (),
             gold_ids=record.gold_ids,
             negative_ids=record.negative_ids,
             given_passages=record.passages,
-            prompt_text=self.prompt_format.format(question=question, options=options),
+            prompt_text=fill(self.prompt_format, question=asked, options=options),
             choices=tuple(
-                Choice(texts[source], self.target_format.format(letter=LETTERS[place]))
+                Choice(texts[source], fill(self.target_format, letter=LETTERS[place]))
                 for place, source in enumerate(order)
             ),
             choice_score="first_token",
-            shorten=Shorten(len(before), len(before) + len(question), self.max_question_tokens),
+            shorten=Shorten(len(before), len(before) + len(asked), self.max_question_tokens),
             meta={
                 "question": question,
                 "options": record.fields["options"],

@@ -9,6 +9,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.core.layouts import QUESTIONS
 from atlas_jax.tasks.base import (
@@ -86,16 +87,16 @@ class QATask:
             target = answers[int(rng.integers(len(answers))) if several and rng else 0]
         return Example(
             id=record.id,
-            query_text=self.query_format.format(question=question),
-            retriever_text=self.retriever_format.format(question=question),
-            target_text=self.target_format.format(answer=target) if target else "",
+            query_text=fill(self.query_format, question=question),
+            retriever_text=fill(self.retriever_format, question=question),
+            target_text=fill(self.target_format, answer=target) if target else "",
             answers=answers or ((target,) if target else ()),
             gold_ids=record.gold_ids,
             negative_ids=record.negative_ids,
             given_passages=record.passages,
-            prompt_text=self.prompt_format.format(question=question),
+            prompt_text=fill(self.prompt_format, question=question),
             choices=tuple(
-                Choice(text, self.target_format.format(answer=text))
+                Choice(text, fill(self.target_format, answer=text))
                 for text in record.fields.get("choices") or ()
             ),
             meta={"question": question, **record.meta},

@@ -9,6 +9,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.tasks import metrics
 from atlas_jax.tasks.base import (
     Example,
@@ -53,7 +54,7 @@ class RankingTask:
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0
     ) -> Example:
         """See `Task.example`; nothing varies."""
-        query = self.query_format.format(question=record.fields["question"])
+        query = fill(self.query_format, question=record.fields["question"])
         grades: dict[str, float] = record.fields["qrels"]
         best = max(grades.values())
         return Example(

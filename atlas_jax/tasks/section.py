@@ -10,6 +10,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import fill
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -93,9 +94,9 @@ class SectionTask:
         }[self.filter]
         return Example(
             id=record.id,
-            query_text=self.query_format.format(**fields),
-            retriever_text=self.retriever_format.format(**fields),
-            target_text=self.target_format.format(text=text),
+            query_text=fill(self.query_format, **fields),
+            retriever_text=fill(self.retriever_format, **fields),
+            target_text=fill(self.target_format, text=text),
             answers=(text,),
             excluded_ids=excluded if rng is None or step >= self.filter_after else (),
             given_passages=record.passages,

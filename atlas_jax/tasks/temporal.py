@@ -13,6 +13,7 @@ import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import Filled, fill, literal
 from atlas_jax.core.jsonl import FieldTypes
 from atlas_jax.tasks import metrics
 from atlas_jax.tasks.base import (
@@ -31,6 +32,8 @@ from atlas_jax.tasks.qa import check_answers
 @dataclasses.dataclass(frozen=True)
 class TemporalTask:
     """Lines `{question, answers_<edition>, gold_<edition>?, changed, id?}`, for two editions.
+
+    The first `<extra_id_0>` of a question is the blank to be filled, as TempLAMA's have one.
 
     Attributes:
       edition: of the index that is searched; its answers are learnt, and right.
@@ -92,20 +95,21 @@ class TemporalTask:
     ) -> Example:
         """See `Task.example`; nothing varies."""
         question = record.fields["question"]
+        asked = _with_blank(question)
         answers = {
             edition: tuple(record.fields[f"answers_{edition}"])
             for edition in (self.edition, self.other)
         }
         return Example(
             id=record.id,
-            query_text=self.query_format.format(question=question),
-            retriever_text=self.retriever_format.format(question=question),
-            target_text=self.target_format.format(answer=answers[self.edition][0]),
+            query_text=fill(self.query_format, question=asked),
+            retriever_text=fill(self.retriever_format, question=asked),
+            target_text=fill(self.target_format, answer=answers[self.edition][0]),
             answers=answers[self.edition],
             gold_ids=tuple(map(str, record.fields.get(f"gold_{self.edition}") or ())),
             negative_ids=record.negative_ids,
             given_passages=record.passages,
-            prompt_text=self.prompt_format.format(question=question),
+            prompt_text=fill(self.prompt_format, question=asked),
             meta={
                 "question": question,
                 "edition": self.edition,
@@ -159,3 +163,8 @@ class TemporalTask:
         }
         given = [edition for edition, hit in matches.items() if hit]
         return "both" if len(given) == 2 else given[0] if given else "neither"
+
+
+def _with_blank(question: str) -> Filled:
+    """The question as text, but for its blank."""
+    return Filled("<extra_id_0>".join(map(literal, question.split("<extra_id_0>", 1))))

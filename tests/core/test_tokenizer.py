@@ -58,7 +58,7 @@ def test_reader_has_the_layout_of_t5(reader):
 
 
 def test_a_gap_in_the_ids_counts():
-    model = tokenizers.models.WordPiece({"[PAD]": 0, "[SEP]": 1, "far": 70000})
+    model = tokenizers.models.WordPiece({"[PAD]": 0, "[SEP]": 1, "[UNK]": 2, "far": 70000})
     assert Tokenizer(tokenizers.Tokenizer(model).to_str()).vocab_size == 70001
 
 
