@@ -15,8 +15,9 @@ from atlas_jax.core.progress import show_progress
 from atlas_jax.tasks.base import Example
 from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.registry import get_task
+from atlas_jax.tasks.words import words
 
-_WORD = re.compile(r"\w+")
+_ARTICLE = re.compile(r"^(a|an|the)\s+", re.IGNORECASE)  # gives an answer away without it, too
 _OVERLAPS = ("question", "question_and_answer", "question_or_answer")
 
 # By length: the runs of words, and of which evaluation examples' `question` or `answer` they are.
@@ -33,7 +34,8 @@ class LeakConfig:
     output: the corpus without the passages that leak.
     report: jsonl, one line for each of those: what it shares with which question.
     ngram: a passage overlaps a question with so many words in a row (or all words of a
-        shorter question), whatever their case and punctuation.
+        shorter question), whatever their case and punctuation. A character of a script without
+        blanks between words (Chinese, Thai) counts as a word.
     overlap: 'question' takes out every passage that does; 'question_and_answer' only those
         in which an accepted answer stands, too; 'question_or_answer' also every passage that
         overlaps an accepted answer or an option in the same way.
@@ -96,7 +98,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
             found = _leak(passage, asked, grams, config)
             if found is None:
                 continue
-            place, side, words = found
+            place, side, shared = found
             removed.add(line)
             file, example = asked[place]
             leaked.add((file, example.id))
@@ -106,7 +108,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
                 "file": file,
                 "question": example.id,
                 "side": side,
-                "shared": words,
+                "shared": shared,
                 "answer_in_passage": _has_answer(passage, example),
             }
 
@@ -130,22 +132,18 @@ def _passages(config: LeakConfig) -> Iterator[tuple[int, dict[str, Any]]]:
     return read_layout(config.passages, PASSAGES)
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
 def _grams(asked: list[tuple[str, Example]], config: LeakConfig) -> _Grams:
     found: dict[int, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
     for place, (_, example) in enumerate(asked):
-        texts = [("question", _words(example.retriever_text))]
+        texts = [("question", words(example.retriever_text))]
         if config.overlap == "question_or_answer":
             options = (choice.answer for choice in example.choices)
-            answers = [_words(text) for text in dict.fromkeys((*example.answers, *options))]
+            answers = [words(text) for text in dict.fromkeys((*example.answers, *options))]
             texts += [("answer", one) for one in answers if len(one) >= config.min_answer_words]
-        for side, words in texts:
-            length = min(config.ngram, len(words))
-            for start in range(len(words) - length + 1 if length else 0):
-                found[length][" ".join(words[start : start + length])].append((place, side))
+        for side, row in texts:
+            length = min(config.ngram, len(row))
+            for start in range(len(row) - length + 1 if length else 0):
+                found[length][" ".join(row[start : start + length])].append((place, side))
     return found
 
 
@@ -156,10 +154,10 @@ def _leak(
     config: LeakConfig,
 ) -> tuple[int, str, str] | None:
     """The first question that the passage gives away, on which side, and the words they share."""
-    words = _words(_text(passage))
+    row = words(_text(passage))
     for length, known in grams.items():
-        for start in range(len(words) - length + 1):
-            shared = " ".join(words[start : start + length])
+        for start in range(len(row) - length + 1):
+            shared = " ".join(row[start : start + length])
             for place, side in known.get(shared, ()):
                 if config.overlap != "question_and_answer" or _has_answer(passage, asked[place][1]):
                     return place, side, shared
@@ -167,7 +165,8 @@ def _leak(
 
 
 def _has_answer(passage: Mapping[str, Any], example: Example) -> bool:
-    return answer_in_passage(_text(passage), example.answers)
+    bare = (_ARTICLE.sub("", answer) for answer in example.answers)
+    return answer_in_passage(_text(passage), [*example.answers, *bare])
 
 
 def _text(passage: Mapping[str, Any]) -> str:

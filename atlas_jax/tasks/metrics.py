@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rapidrouge import RougeScorer
 
+from atlas_jax.tasks.words import tokens, words
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -48,9 +50,11 @@ def rouge(name: str, prediction: str, answer: str) -> float:
     """F-measure of `name`, one of ROUGE, without stemming.
 
     The numbers are those of Google's `rouge_score`: lower-cased runs of ASCII letters and
-    digits are the words, and what has none scores 0.
+    digits are the words. Where one of the texts has other letters, in which it sees no words,
+    the words are those of `tasks/words.py`.
     """
-    return float(_rouge_scorer(name).score(answer, prediction)[name].fmeasure)
+    scorer = _rouge_scorer(name, _has_other_letters(prediction) or _has_other_letters(answer))
+    return float(scorer.score(answer, prediction)[name].fmeasure)
 
 
 def ndcg_at_k(found_ids: Sequence[str], grades: Mapping[str, float], k: int) -> float:
@@ -92,13 +96,12 @@ def recall_at_k(found_ids: Sequence[str], gold_ids: Collection[str], k: int) -> 
 
 
 def answer_in_passage(passage: str, answers: Sequence[str]) -> bool:
-    """Whether the passage has any of the answers, word for word, after normalising both.
+    """Whether the tokens of any answer stand in the passage in a row (`tasks/words.py`).
 
-    An answer that normalises to nothing is in no passage.
+    An answer without a letter or digit is in no passage.
     """
-    words = f" {_normalize_passage(passage)} "
-    normal = (normalize_answer(answer) for answer in answers)
-    return any(answer and f" {answer} " in words for answer in normal)
+    row = _joined(passage)
+    return any(bool(words(answer)) and f" {' '.join(tokens(answer))} " in row for answer in answers)
 
 
 def answer_recall_at_k(passages: Sequence[str], answers: Sequence[str], k: int) -> float:
@@ -106,12 +109,24 @@ def answer_recall_at_k(passages: Sequence[str], answers: Sequence[str], k: int) 
     return float(any(answer_in_passage(passage, answers) for passage in passages[:k]))
 
 
+class _UnicodeWords:
+    """A tokenizer for RougeScorer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 @functools.cache
-def _rouge_scorer(name: str) -> RougeScorer:
-    return RougeScorer([name], use_stemmer=False)
+def _rouge_scorer(name: str, other_letters: bool) -> RougeScorer:
+    tokenizer = _UnicodeWords() if other_letters else None
+    return RougeScorer([name], use_stemmer=False, tokenizer=tokenizer)
+
+
+def _has_other_letters(text: str) -> bool:
+    return not text.isascii() and any(one.isalnum() and not one.isascii() for one in text)
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _normalize_passage(text: str) -> str:
+def _joined(text: str) -> str:
     # The same passages are found for many questions.
-    return normalize_answer(text)
+    return f" {' '.join(tokens(text))} "

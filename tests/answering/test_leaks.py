@@ -129,3 +129,21 @@ def test_what_is_wrong_is_named(tmp_path, capsys, binding, message):
     assert run(tmp_path, binding) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_leaks_are_found_in_scripts_without_blanks(tmp_path, capsys):
+    write_jsonl(
+        tmp_path / "passages.jsonl",
+        [
+            {"id": "1", "title": "测验", "text": "问：中国的首都是哪座城市？答：北京"},
+            {"id": "2", "title": "北京", "text": "北京是中国的首都。"},
+        ],
+    )
+    row = {"id": "q", "question": "中国的首都是哪座城市?", "answers": ["北京"]}
+    write_jsonl(tmp_path / "test.jsonl", [row])
+    files = {"passages": "passages", "files": "test", "output": "clean", "report": "leaks"}
+    flags = [f"--gin.LeakConfig.{name}={tmp_path / file}.jsonl" for name, file in files.items()]
+    assert entry.main(flags) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 1
+    (line,) = read_lines(tmp_path / "leaks.jsonl")
+    assert line["passage"] == "1" and line["answer_in_passage"]
