@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from atlas_jax import __version__
 from atlas_jax.core.errors import nearest
+from atlas_jax.core.terminal import guarded
 
 # Subcommand -> (module with `main(argv) -> int`, what it does). A module is imported only
 # when its subcommand runs, so that `atlas-jax --help` answers at once.
@@ -47,8 +48,15 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; its exit code, or 2 when there is none of that name."""
+    """Run one subcommand; its exit code, or 2 when there is none of that name.
+
+    A stream that fails is told in a line, see `terminal.guarded`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded("atlas-jax", lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else USAGE_ERROR

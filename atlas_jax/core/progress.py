@@ -1,6 +1,5 @@
 """How far a long piece of work has come: a bar on a terminal, a line now and then elsewhere."""
 
-import io
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -39,12 +38,6 @@ def show_progress(
     if shown and not sys.stderr.isatty():
         return _Lines(name, rows, total, initial)
     return tqdm(rows, name, total, initial=initial, unit="", unit_scale=True, disable=not shown)
-
-
-def show_lines_at_once() -> None:
-    """Let a pipe or file have each line of stdout when it is printed, not kilobytes later."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
 
 
 class _Lines:

@@ -22,6 +22,7 @@ from rich.console import Console
 from atlas_jax import build_index, evaluate, train, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo import commands, factbook
 from atlas_jax.demo.bm25 import bm25_recall
 from atlas_jax.demo.commands import (
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="which 64 questions")  # fmt: skip
     parser.add_argument("bindings", nargs="*", metavar="--gin.NAME=value",
                         help="bindings for the four runs of the whole task")  # fmt: skip
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = expand_arguments(sys.argv[1:] if argv is None else argv)
     bindings = [a for a in arguments if a.startswith("--gin.")]
     options = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
     try:
