@@ -99,7 +99,7 @@ def _embedded(flags: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     model, params, tokenizer = load_retriever(config)
     formats = StoreConfig()
     passages = [
-        formats.retriever_format.format(**{"title": "", "section": "", **record})
+        formats.text("retriever", {"title": "", "section": "", **record})
         for record in _lines(flags.passages)
     ]
     questions = [record["question"] for record in _lines(flags.questions)][: flags.queries]

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.formats import fill
 from atlas_jax.core.tokenizer import Side
 from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Passages
 from atlas_jax.index.passages import PassageStore
@@ -237,7 +236,7 @@ class Batcher:
 
         def encode(part: str) -> np.ndarray:
             tokenizer = getattr(self._tokenizers, part)
-            texts = [fill(getattr(formats, f"{part}_format"), **passage) for passage in flat]
+            texts = [formats.text(part, passage) for passage in flat]
             ids = tokenizer.encode_batch(texts, add_special=part == "retriever")
             return spread(tokenizer.pad_to(ids, getattr(formats, f"{part}_length")))
 

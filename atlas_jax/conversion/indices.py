@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
@@ -111,7 +110,7 @@ def _compare(
     records = shards.passages(0)
     rows = np.unique(np.linspace(0, len(records) - 1, check).astype(np.int64))
     formats = StoreConfig()
-    texts = [fill(formats.retriever_format, **records[row]) for row in rows]
+    texts = [formats.text("retriever", records[row]) for row in rows]
     tokens = tokenizer.pad_to(tokenizer.encode_batch(texts, True), formats.retriever_length)
     embed = jax.jit(passage_tower(retriever))
     fresh, stored = np.asarray(embed(params, tokens)), shards.embeddings(0)[rows]

@@ -60,13 +60,7 @@ class PassageStore:
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory = directory
         self.manifest = manifest
-        self.config = StoreConfig(
-            **{
-                f"{tower}_{key}": manifest[tower][key]
-                for tower in TOWERS
-                for key in ("format", "length")
-            }
-        )
+        self.config = _config_of(manifest)
         self.count: int = manifest["count"]
         self.content_hash: str = manifest["content_hash"]
         self.retriever_hash: str = manifest["retriever_hash"]
@@ -307,3 +301,13 @@ class PassageStore:
                 f"these tokenizers and StoreConfig give ({wanted[:12]}); remove it or choose "
                 "another directory"
             )
+
+
+def _config_of(manifest: Mapping[str, Any]) -> StoreConfig:
+    fields: dict[str, Any] = {
+        f"{t}_{key}": manifest[t][key] for t in TOWERS for key in ("format", "length")
+    }
+    for name, value in fields.items():
+        if isinstance(value, list):  # several formats: JSON has no tuples
+            fields[name] = tuple(value)
+    return StoreConfig(**fields)

@@ -2,11 +2,13 @@
 
 import array
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import os
 import string
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ Record = dict[str, str]
 class StoreConfig:
     """What of a passage each model sees.
 
+    A format may be several: a passage is put into the first of which it has all fields, or into the
+    last one. So a retriever that reads titles and sections can read a passage without them, too.
+
     Attributes:
       reader_format: the reader's text; any of {id}, {title}, {section}, {text}.
       retriever_format: the retriever's text.
@@ -44,8 +49,8 @@ class StoreConfig:
       retriever_length: retriever tokens kept, special tokens included.
     """
 
-    reader_format: str = "title: {title} context: {text}"
-    retriever_format: str = "{title} {text}"
+    reader_format: str | tuple[str, ...] = "title: {title} context: {text}"
+    retriever_format: str | tuple[str, ...] = "{title} {text}"
     reader_length: int = 192
     retriever_length: int = 192
 
@@ -56,18 +61,40 @@ class StoreConfig:
           UserError: names the binding at fault.
         """
         for tower in TOWERS:
-            name, value = f"{tower}_format", getattr(self, f"{tower}_format")
-            try:
-                fields = {field for _, field, _, _ in string.Formatter().parse(value)} - {None}
-            except ValueError as error:
-                raise UserError(f"StoreConfig.{name} = {value!r}: {error}") from None
-            if not fields or not fields <= set(FIELDS):
-                raise UserError(
-                    f"StoreConfig.{name} = {value!r} needs at least one of the fields "
-                    f"{', '.join(f'{{{field}}}' for field in FIELDS)}, and no others"
-                )
+            name = f"StoreConfig.{tower}_format"
+            if not self._formats(tower):
+                raise UserError(f"{name} = (): expected at least one format")
+            for template in self._formats(tower):
+                fields = _fields_of(template, name)
+                if not fields or not fields <= set(FIELDS):
+                    raise UserError(
+                        f"{name} = {template!r} needs at least one of the fields "
+                        f"{', '.join(f'{{{field}}}' for field in FIELDS)}, and no others"
+                    )
             if getattr(self, f"{tower}_length") < 1:
                 raise UserError(f"StoreConfig.{tower}_length has to be at least 1")
+
+    def text(self, tower: str, passage: Mapping[str, Any]) -> str:
+        """What one tower reads of a passage, as text."""
+        *rather, last = self._formats(tower)
+        for template in rather:
+            if all(str(passage[name]).strip() for name in _fields_of(template, "")):
+                return fill(template, **passage)
+        return fill(last, **passage)
+
+    def _formats(self, tower: str) -> tuple[str, ...]:
+        formats = getattr(self, f"{tower}_format")
+        return (formats,) if isinstance(formats, str) else formats
+
+
+@functools.lru_cache(maxsize=64)
+def _fields_of(template: str, name: str) -> frozenset[str]:
+    try:
+        return frozenset(
+            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
+        )
+    except ValueError as error:
+        raise UserError(f"{name} = {template!r}: {error}") from None
 
 
 def read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
@@ -165,22 +192,33 @@ def tokenise(
     tokenizer: Tokenizer,
     progress: bool,
 ) -> dict[str, Any]:
-    """Write one tower's token array; returns its part of the manifest."""
+    """Write one tower's token array; returns its part of the manifest.
+
+    How many passages were too long is told on stderr.
+    """
     dtype = token_dtype(tokenizer.vocab_size)
     length = getattr(config, f"{tower}_length")
     tokens = create_npy(folder / f"{tower}_tokens.npy", (count, length), dtype)
-    greatest = 0
+    greatest = cut = 0
     with (
         (folder / "passages.jsonl").open("rb") as file,
         show_progress(f"{tower} tokens", total=count, shown=progress) as bar,
     ):
         for start in range(0, count, _BATCH):
             records = [json.loads(line) for line in itertools.islice(file, _BATCH)]
-            fresh = encode(records, tower, config, tokenizer)
+            rows = token_ids(records, tower, config, tokenizer)
+            cut += sum(len(row) > length for row in rows)
+            fresh = tokenizer.pad_to(rows, length)
             tokens[start : start + len(records)] = fresh
             greatest = max(greatest, int(fresh.max()))
             bar.update(len(records))
     tokens.flush()
+    if cut:
+        print(
+            f"the {tower} sees the first {length} tokens (StoreConfig.{tower}_length) of {cut:,} "
+            f"of {count:,} passages, which are longer",
+            file=sys.stderr,
+        )
     return {
         "tokenizer": tokenizer.content_hash,
         "format": getattr(config, f"{tower}_format"),
@@ -193,10 +231,16 @@ def encode(
     records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
 ) -> np.ndarray:
     """Int32 tokens of some passages for one tower."""
-    template = getattr(config, f"{tower}_format")
-    texts = [fill(template, **record) for record in records]
-    rows = tokenizer.encode_batch(texts, add_special=tower == "retriever")
+    rows = token_ids(records, tower, config, tokenizer)
     return tokenizer.pad_to(rows, getattr(config, f"{tower}_length"))
+
+
+def token_ids(
+    records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """Tokens of some passages for one tower, as many as there are."""
+    texts = [config.text(tower, record) for record in records]
+    return tokenizer.encode_batch(texts, add_special=tower == "retriever")
 
 
 def content_hashes(

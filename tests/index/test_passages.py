@@ -136,12 +136,41 @@ def test_bad_corpus_names_file_and_line(build, tmp_path, content, message):
         ({"reader_format": "{titel}"}, "StoreConfig.reader_format = '{titel}'"),
         ({"retriever_format": "text"}, "StoreConfig.retriever_format = 'text'"),
         ({"retriever_format": "{text"}, "StoreConfig.retriever_format"),
+        ({"retriever_format": ("{title}", "{titel}")}, "StoreConfig.retriever_format = '{titel}'"),
+        ({"retriever_format": ()}, r"StoreConfig.retriever_format = \(\)"),
         ({"reader_length": 0}, "StoreConfig.reader_length"),
     ],
 )
 def test_bad_config_names_the_binding(settings, message):
     with pytest.raises(UserError, match=message):
         StoreConfig(**settings)
+
+
+def test_a_passage_takes_the_first_format_whose_fields_it_has(tmp_path, tokenizers):
+    formats = ("{title}: {section}", "{title}: {text}", "{text}")
+    config = StoreConfig(retriever_format=formats)
+    rest = {"title": "", "section": "", "text": "x"}
+    assert config.text("retriever", {**rest, "title": "Arvo", "section": "Land"}) == "Arvo: Land"
+    assert config.text("retriever", {**rest, "title": "Arvo"}) == "Arvo: x"
+    assert config.text("retriever", rest) == "x"
+    assert config.text("reader", rest) == "title:  context: x"
+    path = write(tmp_path / "p.jsonl", [{"id": 1, "text": "x"}])
+    store = PassageStore.build(path, tmp_path / "store", *tokenizers, config, progress=False)
+    assert store.config == PassageStore.open(store.directory).config == config
+    again = PassageStore.build(path, tmp_path / "store", *tokenizers, config, progress=False)
+    assert again.content_hash == store.content_hash
+
+
+def test_passages_that_are_too_long_are_cut_and_told(tmp_path, tokenizers, capsys):
+    texts = ["z", "z" * 9, "z" * 10]  # a byte is a token here
+    path = write(tmp_path / "p.jsonl", [{"id": n, "text": t} for n, t in enumerate(texts)])
+    config = StoreConfig(
+        reader_format="{text}", retriever_format="{text}", reader_length=9, retriever_length=64
+    )
+    store = PassageStore.build(path, tmp_path / "store", *tokenizers, config, progress=False)
+    told = "the reader sees the first 9 tokens (StoreConfig.reader_length) of 1 of 3 passages"
+    assert capsys.readouterr().err.count(told) == 1
+    assert [int((row != 0).sum()) for row in store.reader_tokens_nl] == [1, 9, 9]
 
 
 def test_other_tokenizers_are_refused(build, passages_file, tokenizers):
@@ -231,12 +260,12 @@ def test_a_kill_while_building_leaves_no_store(
 import os, signal
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index import passages, store_files
-encode = store_files.encode
+token_ids = store_files.token_ids
 def killed(records, tower, *args):
     if tower == "retriever":
         os.kill(os.getpid(), signal.SIGKILL)
-    return encode(records, tower, *args)
-store_files.encode = killed
+    return token_ids(records, tower, *args)
+store_files.token_ids = killed
 passages.PassageStore.build({str(source)!r}, {str(tmp_path / "store")!r},
     Tokenizer.from_file({str(reader_tokenizer_file)!r}),
     Tokenizer.from_file({str(retriever_tokenizer_file)!r}), progress=False)
