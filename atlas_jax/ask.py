@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atlas_jax.answering.config import EvalConfig
+from atlas_jax import from_gin
 from atlas_jax.answering.evaluator import Found
 from atlas_jax.answering.inference import Asker, asker
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 # The fields of `answering.Evidence`, and the columns they become.
 _EVIDENCE = {"attention": "attention", "alone": "alone", "left_out": "left out"}
@@ -54,10 +53,11 @@ def _run(flags: argparse.Namespace) -> None:
     if flags.question and not question.strip():
         raise UserError("the question is empty; type what you want to know")
     console = Console()
-    config = EvalConfig()
+    told = from_gin.answer_run()
     if flags.explain:
-        config = dataclasses.replace(config, explain=True)
-    with asker(config) as answers:
+        explaining = dataclasses.replace(told.evaluation, explain=True)
+        told = dataclasses.replace(told, evaluation=explaining)
+    with asker(told) as answers:
         if flags.question:
             show(console, _answer(console, answers, question))
         else:

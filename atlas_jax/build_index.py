@@ -13,11 +13,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.answering.inference import build_index
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
-from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    config = CorpusConfig()
-    count, built = build_index(config)
+    told = from_gin.index_run()
+    count, built = build_index(told)
     if multihost.is_first():
-        print(f"{config.index}: {'' if built else 'already there, '}{count} passages")
+        print(f"{told.corpus.config.index}: {'' if built else 'already there, '}{count} passages")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ import re
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.conversion.convert import PARTS, SOURCES, TARGETS, Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.retriever.config import RetrieverConfig
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -71,6 +73,10 @@ def _run(flags: argparse.Namespace) -> None:
             scan_layers=flags.scan_layers,
             max_shard_bytes=_bytes(flags.max_shard_size),
             verify=flags.verify,
+            fields={
+                "reader": from_gin.fields_told(ReaderConfig),
+                "retriever": from_gin.fields_told(RetrieverConfig),
+            },
         )
     )
 

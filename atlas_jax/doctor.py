@@ -12,13 +12,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
-from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.planning.doctor import clear, examine
 from atlas_jax.planning.roll_call import roll_call
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    config = TrainConfig()
-    CorpusConfig()  # refuses a slip before anyone is waited for
-    clear(config)
+    told = from_gin.train_run()  # refuses a slip before anyone is waited for
+    clear(told.train)
     others = multihost.expected(flags, flags.timeout)
     absent = roll_call(*others, flags.timeout) if others else []
     for fault in absent:
@@ -50,7 +47,7 @@ def _run(flags: argparse.Namespace) -> int:
     if absent:
         return 1
     multihost.start(flags)
-    return examine(config, flags.timeout)
+    return examine(told, flags.timeout)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from atlas_jax.answering.config import EvalConfig
+from atlas_jax import from_gin
 from atlas_jax.answering.inference import evaluate
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    config = EvalConfig()
-    found, scores = evaluate(config)
+    told = from_gin.answer_run()
+    found, scores = evaluate(told)
     if multihost.is_first():
-        print(json.dumps({"file": config.file, "rows": len(found), **scores}))
+        print(json.dumps({"file": told.evaluation.file, "rows": len(found), **scores}))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.conversion.indices import import_corpus, import_index
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     if bool(flags.corpus) == bool(flags.shards):
         raise UserError("give either --corpus (passage files) or --shards (a saved index)")
-    config = CorpusConfig()
+    spec = from_gin.corpus()
+    config = spec.config
     if flags.corpus:
-        done = import_corpus(tuple(flags.corpus), config, flags.prefix_ids)
+        done = import_corpus(tuple(flags.corpus), config, flags.prefix_ids, spec.rows)
         print(f"{config.passages}: {done.passages} passages")
     else:
-        done = import_index(flags.shards, config, flags.check)
+        done = import_index(flags.shards, from_gin.models(), spec, flags.check)
         print(f"{config.index}: {done.passages} passages")
 
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
 from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.report import show, write_json
-from atlas_jax.planning.run import PROGRAMS, run_from_gin
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.planning.run import PROGRAMS
 from atlas_jax.training.chips import parse_slice
 
 NOT_FITTING = 3
@@ -62,13 +62,14 @@ def _run(flags: argparse.Namespace) -> int:
     for name in ("passages", "try_meshes"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} = {getattr(flags, name)}: expected 1 or more")
-    if MeshConfig().dcn != 1:
+    shape = from_gin.told(MeshConfig)
+    if shape.dcn != 1:
         raise UserError(
-            f"MeshConfig.dcn = {MeshConfig().dcn}: a plan is for one slice; each of several holds "
+            f"MeshConfig.dcn = {shape.dcn}: a plan is for one slice; each of several holds "
             "the same parameters and index, so plan one with its share of the batch"
         )
-    meshes = [_mesh(text) for text in flags.mesh]
-    run = run_from_gin(flags.passages)
+    meshes = [_mesh(text, shape) for text in flags.mesh]
+    run = from_gin.plan_run(flags.passages)
     programs = flags.programs.split(",") if flags.programs else []
     unknown = sorted(set(programs) - set(PROGRAMS[run.entry]))
     if unknown:
@@ -86,14 +87,14 @@ def _run(flags: argparse.Namespace) -> int:
     return 0 if all(one.fits and not one.warning for one in plan.programs) else NOT_FITTING
 
 
-def _mesh(text: str) -> MeshConfig:
+def _mesh(text: str, shape: MeshConfig) -> MeshConfig:
     try:
         sizes = [int(size) for size in text.split(",")]
     except ValueError:
         sizes = []
     if len(sizes) != len(SLICE_AXES):
         raise UserError(f"--mesh={text}: expected three numbers, data,fsdp,model, as 1,64,4")
-    return dataclasses.replace(MeshConfig(), **dict(zip(SLICE_AXES, sizes, strict=True)))
+    return dataclasses.replace(shape, **dict(zip(SLICE_AXES, sizes, strict=True)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import launch
+from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.datasets.checksums import read_notes
 from atlas_jax.datasets.convert import prepare
 from atlas_jax.datasets.registry import DATASETS, get_dataset
@@ -41,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     dataset = get_dataset(flags.dataset)
-    counts = prepare(dataset, flags.source, flags.out, flags.sample, flags.checksums)
+    counts = prepare(
+        dataset,
+        flags.source,
+        flags.out,
+        flags.sample,
+        flags.checksums,
+        from_gin.told(RowsConfig),
+    )
     notes = read_notes(Path(flags.out))
     published = {part.output: part.rows for part in dataset.parts}
     for name, count in counts.items():

@@ -15,9 +15,10 @@ import json
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.answering.leaks import LeakConfig, remove_leaks
 from atlas_jax.core.config import launch
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.core.jsonl import RowsConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    print(json.dumps(dataclasses.asdict(remove_leaks(LeakConfig()))))
+    config = from_gin.told(LeakConfig)
+    counts = remove_leaks(config, from_gin.task(config.task), from_gin.told(RowsConfig))
+    print(json.dumps(dataclasses.asdict(counts)))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from atlas_jax.answering.config import RetrieveConfig
+from atlas_jax import from_gin
 from atlas_jax.answering.inference import retrieve
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    config = RetrieveConfig()
-    scores = retrieve(config)
+    told = from_gin.retrieve_run()
+    scores = retrieve(told)
     if multihost.is_first():
-        print(json.dumps({"output": config.output, **scores}))
+        print(json.dumps({"output": told.retrieve.output, **scores}))
 
 
 if __name__ == "__main__":

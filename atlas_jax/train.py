@@ -13,9 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import launch
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import FINAL, TrainConfig
+from atlas_jax.training.config import FINAL
 from atlas_jax.training.speed import PROFILE_FLAG, add_profile_flag
 from atlas_jax.training.trainer import train
 
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    config = TrainConfig()
-    state = train(config)
+    told = from_gin.train_run()
+    state = train(told)
     skipped = int(state.skipped)
     if skipped:
         print(f"{skipped} of {int(state.step)} steps were skipped: loss or gradient not finite")
-    print(f"the trained models are in {config.model_dir}/{FINAL}")
+    print(f"the trained models are in {told.train.model_dir}/{FINAL}")
 
 
 if __name__ == "__main__":

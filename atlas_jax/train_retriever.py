@@ -16,10 +16,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import atlas_jax.reader.generate  # noqa: F401 (task files bind GenerationConfig)
+from atlas_jax import from_gin
 from atlas_jax.core.config import launch
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
-from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.retriever_trainer import train_retriever
 from atlas_jax.training.speed import PROFILE_FLAG, add_profile_flag
 
@@ -36,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    config = RetrieverTrainConfig()
-    train_retriever(config)
-    print(f"the retriever is in {config.model_dir}/final")
+    told = from_gin.retriever_run()
+    train_retriever(told)
+    print(f"the retriever is in {told.train.model_dir}/final")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import launch
+from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.datasets.tokenizer_training import READER_FILE, RETRIEVER_FILE, train_tokenizers
 
 
@@ -25,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    for name, tokenizer in zip((READER_FILE, RETRIEVER_FILE), train_tokenizers(), strict=True):
+    made = from_gin.called(train_tokenizers, rows=from_gin.told(RowsConfig))
+    for name, tokenizer in zip((READER_FILE, RETRIEVER_FILE), made, strict=True):
         print(f"{name}: {tokenizer.vocab_size} ids, hash {tokenizer.content_hash[:12]}")
 
 

@@ -20,22 +20,23 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import gin
 import numpy as np
 
+from atlas_jax import from_gin
 from atlas_jax.conversion.convert import expected_shapes, settle_config
+from atlas_jax.core.config import load_gin
 from atlas_jax.interop import huggingface, t5_names
 from atlas_jax.interop.safetensors_files import write_sharded
 from atlas_jax.interop.tensors import FLOATS, Part, Tensor
 from atlas_jax.reader.config import ReaderConfig
 
 NANO = Path(__file__).parents[1] / "atlas_jax" / "checkpoints" / "nano"
-MODELS = Path(__file__).parents[1] / "gin" / "models"
 ROUTE = ("hf", "atlas-jax", "t5x", "hf", "t5x", "atlas-jax", "hf")  # each direction once
 LEGS = frozenset(itertools.pairwise(ROUTE))
 _CHILD = """
 import resource, sys
 from atlas_jax.reader.config import ReaderConfig
+from atlas_jax import from_gin
 from atlas_jax.conversion.convert import Conversion, convert
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -130,9 +131,9 @@ def main() -> int:
     parser.add_argument("--shard_megabytes", type=int, default=500)
     parser.add_argument("--route", type=_route, default=ROUTE, help="formats, from hf; commas")
     flags = parser.parse_args()
-    gin.parse_config_file(str(MODELS / f"{flags.model}.gin"))
+    load_gin([f"models/{flags.model}.gin"])
     shard_bytes = flags.shard_megabytes * 10**6
-    made = make_model(flags.folder / "model", ReaderConfig(), shard_bytes, flags.dtype)
+    made = make_model(flags.folder / "model", from_gin.told(ReaderConfig), shard_bytes, flags.dtype)
     limit = 2 * made.largest + made.shard
     print(f"{made.total / 1e9:.2f} GB; largest tensor {made.largest / 1e6:.0f} MB, shard "
           f"{made.shard / 1e6:.0f} MB; limit {limit / 1e6:.0f} MB", flush=True)  # fmt: skip

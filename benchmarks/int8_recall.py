@@ -24,7 +24,7 @@ from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import stored_as
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import load_retriever
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.towers import embed
 
 K = 20
@@ -96,7 +96,7 @@ def _random(rows: int, queries: int, width: int = 768) -> tuple[np.ndarray, np.n
 def _embedded(flags: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Passages and questions as the model folder's two towers embed them."""
     config = ModelConfig(reader=flags.model, retriever=flags.model)
-    model, params, tokenizer = load_retriever(config)
+    model, params, tokenizer = load_retriever(ModelSpec(config))
     formats = StoreConfig()
     passages = [
         formats.text("retriever", {"title": "", "section": "", **record})

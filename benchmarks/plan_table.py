@@ -23,9 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
-
-from atlas_jax.core.config import load_gin
+from atlas_jax.core.config import clear_gin, config_text, load_gin
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.plan import UNREAD
 from atlas_jax.planning.report import DISAGREEMENT, versions
@@ -265,8 +263,8 @@ def digest(row: Row) -> str:
     without changing what compiles.
     """
     load_gin(row.files, row.bindings, unread=UNREAD)
-    whole = (gin.config_str(), row.where, row.mesh, PASSAGES, _reading())
-    gin.clear_config()
+    whole = (config_text(), row.where, row.mesh, PASSAGES, _reading())
+    clear_gin()
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
 
 

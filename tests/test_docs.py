@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import atlas_jax
-from atlas_jax import cli
+from atlas_jax import cli, from_gin
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
 from atlas_jax.index.scann_search import ScannConfig
@@ -82,8 +82,8 @@ def test_the_modes_are_selected_as_the_table_has_it(
 ) -> None:
     needed = ["MODEL_DIR=run", "INITIAL_CHECKPOINT_PATH=model", "TRAIN_FILE=train.jsonl"]
     load_gin(["runs/finetune_qa.gin"], [*needed, "STORE=store", "TRAIN_STEPS=1", *flags])
-    assert TrainConfig().passages == EvalConfig().passages == passages
-    assert StepConfig().retriever_training == training
+    assert from_gin.told(TrainConfig).passages == from_gin.told(EvalConfig).passages == passages
+    assert from_gin.told(StepConfig).retriever_training == training
 
 
 def test_the_table_of_scann_has_its_defaults() -> None:

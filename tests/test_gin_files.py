@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import atlas_jax
+from atlas_jax import from_gin
 from atlas_jax.core.config import gin_folder, load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.models.parameters import Models, abstract_params
@@ -123,7 +124,7 @@ FINE_TUNING = (
 @pytest.mark.parametrize("name", [n for n in RUNS if Path(n).stem.startswith(FINE_TUNING)])
 def test_a_killed_fine_tuning_run_has_a_checkpoint_to_go_on_from(name):
     load(name)
-    every, steps = CheckpointConfig().every, TrainConfig().total_steps
+    every, steps = from_gin.told(CheckpointConfig).every, from_gin.told(TrainConfig).total_steps
     if Path(name).stem.startswith(UNSAVED):
         assert every == 0
     else:
@@ -158,7 +159,7 @@ def counts(reader: ReaderConfig, retriever: RetrieverConfig) -> tuple[int, int]:
 
 def counts_of(*bindings: str, files: tuple[str, ...]) -> tuple[int, int]:
     load_gin(files, bindings)
-    return counts(ReaderConfig(), RetrieverConfig())
+    return counts(from_gin.told(ReaderConfig), from_gin.told(RetrieverConfig))
 
 
 # Those of base and larger are the counts of the published T5 1.1 and BERT-base (without its

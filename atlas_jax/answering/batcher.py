@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
-import gin
 import jax
 import numpy as np
 
@@ -18,7 +17,6 @@ from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Example, PassageText
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Shapes of a batch.
@@ -73,8 +71,9 @@ class Batcher:
         config: DataConfig,
         store: PassageStore | None = None,
         given_passages: int = 0,
-        formats: StoreConfig | None = None,
+        formats: StoreConfig = StoreConfig(),
         choices: int = 0,
+        length_penalty: float = GenerationConfig().length_penalty,
     ) -> None:
         """Fix the shapes.
 
@@ -85,8 +84,9 @@ class Batcher:
             id without a store, excludes nothing.
           given_passages: k > 0 puts the examples' own passages into `Batch.given`, the
             first k of each; row numbers are then places in the example's list.
-          formats: text and lengths of given passages; what gin says if None.
+          formats: text and lengths of given passages.
           choices: c > 0 puts the examples' choices, up to c of each, into `Batch.choices`.
+          length_penalty: of the choices' likelihoods, see `GenerationConfig`.
 
         Raises:
           UserError: the reader's end token is not the one that models know.
@@ -100,9 +100,9 @@ class Batcher:
         self._config = config
         self._store = store
         self._k = given_passages
-        self._formats = (formats or StoreConfig()) if given_passages else None
+        self._formats = formats
         self._choices = choices
-        self._length_penalty = GenerationConfig().length_penalty if choices else 0.0
+        self._length_penalty = length_penalty
 
     def __call__(self, examples: Sequence[Example], rows: int | None = None) -> Batch:
         """Make a batch of the examples.
@@ -223,7 +223,6 @@ class Batcher:
 
     def _given(self, examples: Sequence[Example]) -> Passages:
         formats = self._formats
-        assert formats is not None
         lists = [_passages_of(example)[: self._k] for example in examples]
         flat = list(itertools.chain.from_iterable(lists))
         counts_b = np.array([len(passages) for passages in lists])

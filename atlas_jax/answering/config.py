@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass
 
-import gin
-
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.corpus.config import PASSAGE_SOURCES
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class EvalConfig:
     """One evaluation.
@@ -59,7 +56,6 @@ class EvalConfig:
         )
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class RetrieveConfig:
     """What `retrieve` writes.

@@ -9,30 +9,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from atlas_jax.answering.answers import Answer, Answers, Reading, make_answer
-from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
-from atlas_jax.answering.config import EvalConfig
-from atlas_jax.answering.scorable import tell_unscorable, within_corpus
+from atlas_jax.answering.answers import Answer, Answers
+from atlas_jax.answering.batcher import Batcher
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
-from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
-from atlas_jax.corpus.config import ReadConfig
-from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.retrieval import rerank
-from atlas_jax.corpus.sources import Source, make_source
+from atlas_jax.corpus.sources import Source
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.models.assembly import Tokenizers
-from atlas_jax.models.parameters import Models
 from atlas_jax.models.towers import embed_query
-from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.tasks.base import AddsToRows, Example, Prediction, Task, evaluation_examples
+from atlas_jax.tasks.base import AddsToRows, Example, Prediction, Task
 from atlas_jax.tasks.metrics import answer_in_passage
-from atlas_jax.tasks.registry import get_task
 
 Find = Callable[[Params, Any, Batch], Passages]
 
@@ -241,80 +232,3 @@ def _negatives(found: Found) -> list[str]:
         if passage["id"] not in example.gold_ids
         and not answer_in_passage(f"{passage['title']} {passage['text']}", example.answers)
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A file of examples with everything to answer and score it, as often as wanted."""
-
-    task: Task
-    examples: Sequence[Example]
-    evaluator: Evaluator
-    recall_at: tuple[int, ...]
-
-    def run(self, params: Params) -> tuple[list[Found], dict[str, float]]:
-        """Answer all examples with these parameters; what was found, and the scores."""
-        found = self.evaluator(params, self.examples)
-        return found, score(self.task, found, self.recall_at)
-
-
-def make_evaluation(
-    config: EvalConfig,
-    step: ReadConfig,
-    models: Models,
-    tokenizers: Tokenizers,
-    corpus: Corpus | None,
-    mesh: Mesh,
-    rules: tuple[Rule, ...],
-) -> Evaluation:
-    """Build what EvalConfig describes; GenerationConfig and DataConfig come from gin.
-
-    Args:
-      config: file, task, mode.
-      step: k and reader_length, as in training.
-      corpus: needed where passages come from the index.
-
-    Raises:
-      UserError: the file or a setting at fault, naming it.
-    """
-    if not config.file:
-        raise UserError("EvalConfig.file is not given: bind it to the file to evaluate on")
-    task = get_task(config.task)
-    records = task.load(config.file, need_targets=False)
-    if config.max_rows:
-        records = records[: config.max_rows]
-    k = config.k or step.k
-    searched = corpus if config.passages == "index" else None
-    store = searched.store if searched else None
-    recall_at = within_corpus(config.recall_at, store)
-    depth = max([*recall_at, k])
-    reranks = searched is not None and step.rerank > 0
-    widest = max(depth, step.rerank) if reranks else depth
-    binding = "EvalConfig.k" if config.k else "StepConfig.k"
-    if widest > depth:
-        binding = "StepConfig.rerank"
-    source = make_source(config.passages, searched, widest, binding, models.retriever, mesh)
-    examples = evaluation_examples(task, records)
-    tell_unscorable(config.file, examples, config.generate, store)
-    choices = most_choices(examples) if config.generate else 0
-    answer = None
-    if config.generate:
-        reading = Reading(k, step.reader_length, choices > 0, config.explain)
-        answer = make_answer(models.reader, GenerationConfig(), reading, mesh)
-    evaluator = Evaluator(
-        batcher=Batcher(
-            tokenizers,
-            DataConfig(),
-            store,
-            given_passages=depth if config.passages == "file" else 0,
-            choices=choices,
-        ),
-        batch_size=config.batch_size,
-        rows=batch_sharding("EvalConfig.batch_size", config.batch_size, mesh, rules),
-        source=source,
-        find=make_find(models.retriever, source, mesh, depth if reranks else 0),
-        answer=answer,
-        tokenizer=tokenizers.reader,
-        store=store,
-    )
-    return Evaluation(task, examples, evaluator, recall_at)

@@ -8,49 +8,37 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 
 from atlas_jax.answering.answers import Reading, make_answer
-from atlas_jax.answering.batcher import Batcher, DataConfig
-from atlas_jax.answering.config import EvalConfig, RetrieveConfig
-from atlas_jax.answering.evaluator import (
-    Evaluator,
-    Found,
-    make_evaluation,
-    make_find,
-    score,
-    write_predictions,
-)
+from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluation, make_evaluator
+from atlas_jax.answering.evaluator import Evaluator, Found, score, write_predictions
+from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
 from atlas_jax.answering.scorable import tell_unscorable
 from atlas_jax.core import multihost, partitioning
+from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import Rule, batch_sharding
+from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Params
-from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.corpus.corpus import Corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
-from atlas_jax.corpus.sources import make_source
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
 from atlas_jax.models.assembly import (
     Assembled,
     Tokenizers,
-    active_mesh,
     assemble,
     load_retriever,
     load_tokenizers,
 )
-from atlas_jax.models.config import ModelConfig
-from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Record, evaluation_examples
-from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.config import StepConfig
 
 # The field of a record that holds what a person types.
 _QUESTION_FIELDS = {"qa": "question", "base": "query"}
 
 
-def build_index(config: CorpusConfig) -> tuple[int, bool]:
+def build_index(told: IndexRun) -> tuple[int, bool]:
     """Build the store and the index of CorpusConfig, where they are not there yet.
 
     Returns:
@@ -60,13 +48,13 @@ def build_index(config: CorpusConfig) -> tuple[int, bool]:
     Raises:
       UserError: a setting or file at fault; what was there before is untouched then.
     """
+    config = told.corpus.config
     if not config.index:
         raise UserError("CorpusConfig.index is not given: bind it to the directory to write")
-    with active_mesh() as (mesh, rules):
-        model_config = ModelConfig()
-        retriever, params, tokenizer = load_retriever(model_config)
+    with use_devices(told.devices) as (mesh, rules):
+        retriever, params, tokenizer = load_retriever(told.models)
         params = multihost.place(params, partitioning.replicated(mesh))
-        store = open_store(config, load_tokenizers(model_config))
+        store = open_store(told.corpus, load_tokenizers(told.models.config))
         store.check_vocab(retriever=retriever.config.vocab_size)
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
         if multihost.of_first(_is_there(config, store, embedder.hash(params))):
@@ -83,7 +71,7 @@ def _is_there(config: CorpusConfig, store: PassageStore, encoder_hash: str) -> b
     return dtype_of(found.embeddings_ne) == config.dtype
 
 
-def retrieve(config: RetrieveConfig) -> dict[str, float]:
+def retrieve(told: RetrieveRun) -> dict[str, float]:
     """Write the passages found for each question of a file; needs the retriever alone.
 
     Returns:
@@ -92,51 +80,42 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
     Raises:
       UserError: a setting or file at fault.
     """
-    with active_mesh() as (mesh, rules):
-        model_config, corpus_config, task = ModelConfig(), CorpusConfig(), get_task(config.task)
-        records = task.load(config.file, need_targets=False)
-        retriever, params, _ = load_retriever(model_config)
+    config, task = told.retrieve, told.task
+    with use_devices(told.devices) as (mesh, rules):
+        records = task.load(config.file, False, told.rows)
+        retriever, params, _ = load_retriever(told.models)
         params = multihost.place(params, partitioning.replicated(mesh))
-        tokenizers = load_tokenizers(model_config)
-        reranks = config.rerank > 0
+        tokenizers = load_tokenizers(told.models.config)
         corpus = _load_corpus(
-            corpus_config, retriever, None, params, tokenizers, mesh, rules, reranks
+            told.corpus, retriever, None, params, tokenizers, mesh, rules, config.rerank > 0
         )
-        wide = max(config.k, config.rerank)
-        binding = "RetrieveConfig.rerank" if reranks else "RetrieveConfig.k"
-        source = make_source("index", corpus, wide, binding, retriever, mesh)
-        evaluator = Evaluator(
-            batcher=Batcher(tokenizers, DataConfig(), corpus.store),
-            batch_size=config.batch_size,
-            rows=batch_sharding("RetrieveConfig.batch_size", config.batch_size, mesh, rules),
-            source=source,
-            find=make_find(retriever, source, mesh, config.k if reranks else 0),
-            answer=None,
-            tokenizer=tokenizers.reader,
-            store=corpus.store,
+        evaluator = make_evaluator(
+            Finder(retriever, tokenizers, corpus, mesh, rules),
+            Search("index", config.k, config.rerank, "RetrieveConfig.k", "RetrieveConfig.rerank"),
+            Rows(config.batch_size, "RetrieveConfig.batch_size"),
+            told.data,
         )
         examples = evaluation_examples(task, records)
         tell_unscorable(config.file, examples, False, corpus.store)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
         if multihost.is_first():
             write_predictions(config.output, task, found, config.negatives)
-        at = sorted({k for k in EvalConfig().recall_at if k <= config.k} | {config.k})
-        return score(task, found, at)
+        return score(task, found, sorted({k for k in told.recall_at if k <= config.k} | {config.k}))
 
 
-def evaluate(config: EvalConfig) -> tuple[list[Found], dict[str, float]]:
+def evaluate(told: AnswerRun) -> tuple[list[Found], dict[str, float]]:
     """Answer and score a file; write its predictions if EvalConfig says where.
 
     Raises:
       UserError: a setting or file at fault.
     """
-    with _ready(config.passages) as (made, corpus):
+    with _ready(told) as (made, corpus):
         evaluation = make_evaluation(
-            config, StepConfig(), made.models, made.tokenizers, corpus, made.mesh, made.rules
+            told, made.models, made.tokenizers, corpus, made.mesh, made.rules
         )
         found, scores = evaluation.run(made.params)
-    if config.predictions and multihost.is_first():
-        write_predictions(config.predictions, evaluation.task, found)
+    if told.evaluation.predictions and multihost.is_first():
+        write_predictions(told.evaluation.predictions, told.task, found)
     return found, scores
 
 
@@ -147,9 +126,9 @@ class Asker:
     A question asked again is sampled anew where GenerationConfig.method is 'sample'.
     """
 
-    made: Assembled
+    told: AnswerRun
+    params: Params
     evaluator: Evaluator
-    config: EvalConfig
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def ask(self, question: str) -> Found:
@@ -160,22 +139,21 @@ class Asker:
         """
         if not question.strip():
             raise UserError("the question is empty; type what you want to know")
-        field = _QUESTION_FIELDS[self.config.task]
+        field = _QUESTION_FIELDS[self.told.evaluation.task]
         record = Record("1", "the question", {field: question.strip()}, (), None, {})
-        example = get_task(self.config.task).example(record)
+        example = self.told.task.example(record)
         number = next(self.numbers)
-        return self.evaluator(self.made.params, [example], progress="", first=number)[0]
+        return self.evaluator(self.params, [example], progress="", first=number)[0]
 
 
 @contextlib.contextmanager
-def asker(config: EvalConfig) -> Iterator[Asker]:
+def asker(told: AnswerRun) -> Iterator[Asker]:
     """Load models and corpus to answer questions.
-
-    Takes task and passages from EvalConfig, k from StepConfig.
 
     Raises:
       UserError: a setting or file at fault.
     """
+    config, read = told.evaluation, told.read
     if config.task not in _QUESTION_FIELDS:
         raise UserError(
             f"EvalConfig.task = {config.task!r} is not for typed questions; "
@@ -186,49 +164,41 @@ def asker(config: EvalConfig) -> Iterator[Asker]:
             "EvalConfig.passages = 'file': a typed question brings no passages; "
             "use 'index', or 'none' for closed book"
         )
-    step = StepConfig()
-    with _ready(config.passages) as (made, corpus):
+    with _ready(told) as (made, corpus):
         models, mesh = made.models, made.mesh
-        reranks = corpus is not None and step.rerank > 0
-        wide, binding = (step.rerank, "StepConfig.rerank") if reranks else (step.k, "StepConfig.k")
-        source = make_source(config.passages, corpus, wide, binding, models.retriever, mesh)
-        reading = Reading(step.k, step.reader_length, explains=config.explain)
-        rows = batch_sharding("", mesh.size, mesh, made.rules)  # one row for each device
-        evaluator = Evaluator(
-            batcher=Batcher(made.tokenizers, DataConfig(), corpus.store if corpus else None),
-            batch_size=mesh.size,
-            rows=rows,
-            source=source,
-            find=make_find(models.retriever, source, mesh, step.k if reranks else 0),
-            answer=make_answer(models.reader, GenerationConfig(), reading, mesh),
-            tokenizer=made.tokenizers.reader,
-            store=corpus.store if corpus else None,
+        reading = Reading(read.k, read.reader_length, explains=config.explain)
+        evaluator = make_evaluator(
+            Finder(models.retriever, made.tokenizers, corpus, mesh, made.rules),
+            Search(config.passages, read.k, read.rerank),
+            Rows(mesh.size),  # one question for each device
+            told.data,
+            make_answer(models.reader, told.generation, reading, mesh),
         )
-        yield Asker(made, evaluator, config)
+        yield Asker(told, made.params, evaluator)
 
 
 @contextlib.contextmanager
-def _ready(passages: str) -> Iterator[tuple[Assembled, Corpus | None]]:
+def _ready(told: AnswerRun) -> Iterator[tuple[Assembled, Corpus | None]]:
     """Models, and the corpus with its index if passages come from there."""
-    with active_mesh() as (mesh, rules):
-        made = assemble(ModelConfig(), mesh, rules)
+    with use_devices(told.devices) as (mesh, rules):
+        made = assemble(told.models, mesh, rules)
         corpus = None
-        if passages == "index":
+        if told.evaluation.passages == "index":
             corpus = _load_corpus(
-                CorpusConfig(),
+                told.corpus,
                 made.models.retriever,
                 made.models.reader,
                 made.params["retriever"],
                 made.tokenizers,
                 mesh,
                 rules,
-                reranks=StepConfig().rerank > 0,
+                reranks=told.read.rerank > 0,
             )
         yield made, corpus
 
 
 def _load_corpus(
-    config: CorpusConfig,
+    spec: CorpusSpec,
     retriever: DualEncoder,
     reader: T5 | None,
     params: Params,
@@ -237,11 +207,11 @@ def _load_corpus(
     rules: tuple[Rule, ...],
     reranks: bool,
 ) -> Corpus:
-    store = open_store(config, tokenizers)
+    store = open_store(spec, tokenizers)
     store.check_vocab(retriever=retriever.config.vocab_size)
     if reader is not None:
         store.check_vocab(reader=reader.config.vocab_size)
-    embedder = Embedder(retriever, tokenizers.retriever, config, mesh, rules)
-    corpus = Corpus(store, embedder, config, mesh, retriever_tokens=reranks)
+    embedder = Embedder(retriever, tokenizers.retriever, spec.config, mesh, rules)
+    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens=reranks)
     corpus.load_first(params)
     return corpus

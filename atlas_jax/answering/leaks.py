@@ -6,15 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import gin
-
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
 from atlas_jax.core.layouts import PASSAGES, read_layout
 from atlas_jax.core.progress import show_progress
-from atlas_jax.tasks.base import Example
+from atlas_jax.tasks.base import Example, Task
 from atlas_jax.tasks.metrics import answer_in_passage
-from atlas_jax.tasks.registry import get_task
 from atlas_jax.tasks.words import words
 
 _ARTICLE = re.compile(r"^(a|an|the)\s+", re.IGNORECASE)  # gives an answer away without it, too
@@ -24,7 +21,6 @@ _OVERLAPS = ("question", "question_and_answer", "question_or_answer")
 _Grams = Mapping[int, Mapping[str, list[tuple[int, str]]]]
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class LeakConfig:
     """What is taken out of a corpus.
@@ -77,15 +73,20 @@ class LeakCounts:
     leaked: int
 
 
-def remove_leaks(config: LeakConfig) -> LeakCounts:
+def remove_leaks(config: LeakConfig, task: Task, rows: RowsConfig = STRICT) -> LeakCounts:
     """Write the corpus without the passages that leak, and the report.
 
     The corpus is read twice and never held; the n-grams of the evaluation files are.
 
+    Args:
+      config: which files.
+      task: what a line of the evaluation files means.
+      rows: what becomes of a broken line.
+
     Raises:
       UserError: a file at fault, naming file and line.
     """
-    asked = _asked(config)
+    asked = _asked(config, task, rows)
     grams = _grams(asked, config)
     leaked: set[tuple[str, str]] = set()
     removed: set[int] = set()
@@ -93,7 +94,7 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
 
     def report() -> Iterator[dict[str, Any]]:
         nonlocal total
-        for line, passage in show_progress("find leaks", _passages(config)):
+        for line, passage in show_progress("find leaks", _passages(config, rows)):
             total += 1
             found = _leak(passage, asked, grams, config)
             if found is None:
@@ -113,23 +114,20 @@ def remove_leaks(config: LeakConfig) -> LeakCounts:
             }
 
     write_jsonl(config.report, report())
-    kept = (passage for line, passage in _passages(config) if line not in removed)
+    kept = (passage for line, passage in _passages(config, rows) if line not in removed)
     write_jsonl(config.output, kept)
     return LeakCounts(total, len(removed), len(asked), len(leaked))
 
 
-def _asked(config: LeakConfig) -> list[tuple[str, Example]]:
-    task = get_task(config.task)
+def _asked(config: LeakConfig, task: Task, rows: RowsConfig) -> list[tuple[str, Example]]:
     files = (config.files,) if isinstance(config.files, str) else config.files
     return [
-        (file, task.example(record))
-        for file in files
-        for record in task.load(file, need_targets=False)
+        (file, task.example(record)) for file in files for record in task.load(file, False, rows)
     ]
 
 
-def _passages(config: LeakConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    return read_layout(config.passages, PASSAGES)
+def _passages(config: LeakConfig, rows: RowsConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    return read_layout(config.passages, PASSAGES, rows=rows)
 
 
 def _grams(asked: list[tuple[str, Example]], config: LeakConfig) -> _Grams:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 
 from atlas_jax import build_index, evaluate, remove_leaks, train
 from atlas_jax.claims.steps import Keys, Step, arguments
-from atlas_jax.core.config import INTERRUPTED, dump_config, load_gin
+from atlas_jax.core.config import INTERRUPTED, clear_gin, config_text, load_gin, write_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED
@@ -101,7 +100,7 @@ class Runner:
             self.failed[key] = f"{type(error).__name__}: {error} (see {folder / LOG_FILE})"
             return
         finally:
-            gin.clear_config()
+            clear_gin()
             jax.clear_caches()  # each step compiles its own programs
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the model folder stays
         seconds = round(time.monotonic() - start, 1)
@@ -114,7 +113,7 @@ class Runner:
         flags = arguments(step, self.folder)
         files = [f.removeprefix("--gin_file=") for f in flags if f.startswith("--gin_file=")]
         load_gin(files, [f.removeprefix("--gin.") for f in flags if f.startswith("--gin.")])
-        dump_config(folder / CONFIG_FILE)
+        write_config(folder / CONFIG_FILE, config_text())
         log = folder / LOG_FILE
         with log.open("w", encoding="utf-8") as said, contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(said))

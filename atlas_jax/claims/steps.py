@@ -10,9 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import gin
-
-from atlas_jax.core.config import load_gin
+from atlas_jax.core.config import clear_gin, config_text, load_gin
 from atlas_jax.core.paths import file_sha256
 from atlas_jax.demo.paths import bind
 
@@ -79,8 +77,8 @@ class Keys:
             same = (step.command, step.files, *bindings)
             if same not in self._configured:
                 load_gin(step.files, bindings)
-                text = f"{step.command}\n{gin.config_str()}"
-                gin.clear_config()
+                text = f"{step.command}\n{config_text()}"
+                clear_gin()
                 found = hashlib.sha256(text.encode()).hexdigest()
                 self._configured[same] = found[:KEY_LENGTH]
             self._steps[step] = self._configured[same]

@@ -7,11 +7,10 @@ its name. So a conversion that fails at any point leaves nothing behind.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from flax import traverse_util
@@ -56,6 +55,7 @@ class Conversion:
       scan_layers: write T5X's scanned layout.
       max_shard_bytes: of one file of an hf folder.
       verify: run both frameworks and compare layer by layer.
+      fields: part -> fields of its config that override what the input says.
     """
 
     source: str
@@ -72,6 +72,7 @@ class Conversion:
     scan_layers: bool = False
     max_shard_bytes: int = 5 << 30
     verify: bool = False
+    fields: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -141,7 +142,7 @@ def _read(job: Conversion) -> _Read:
         part = t5x.read_checkpoint(job.inputs[0], job.optimizer, job.allow_missing)
         read = _Read({"reader": part}, step=_step(part))
     elif job.source == "meta-atlas":
-        fields = gin.get_bindings(RetrieverConfig)
+        fields = job.fields.get("retriever", {})
         found = meta_atlas.read_checkpoint(job.inputs[0], fields, job.allow_missing, job.optimizer)
         read = _Read(found.parts, found.gin, found.step)
     else:
@@ -178,7 +179,7 @@ def read_model_folder(directory: str | Path, optimizer: bool = True) -> dict[str
 
 def _prepare(part: Part, job: Conversion) -> dict[str, str]:
     """Settle config and types, and check the part against the model it describes."""
-    settle_config(part)
+    settle_config(part, job.fields.get(part.kind, {}))
     shapes = expected_shapes(part)
     huggingface.fill_missing(part, shapes)
     certificate.check_shapes(part, shapes)
@@ -214,19 +215,18 @@ def _check_vocabulary(part: Part, allow_spare_rows: bool) -> None:
         )
 
 
-def settle_config(part: Part) -> None:
-    """Complete the config with defaults and with what gin binds explicitly.
+def settle_config(part: Part, told: Mapping[str, Any] | None = None) -> None:
+    """Complete the config with defaults and with the fields that were told.
 
     Raises:
       UserError: a value that no model has; the field is named.
     """
     config_class = _CONFIGS[part.kind]
-    bound = gin.get_bindings(config_class)
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = set(part.config) - known
     if unknown:
         raise UserError(f"the {part.kind}'s config has unknown fields {', '.join(sorted(unknown))}")
-    config = config_class(**{n: v for n, v in part.config.items() if n not in bound})
+    config = config_class(**{**part.config, **(told or {})})
     part.config = dataclasses.asdict(config)
     if part.kind == "reader":
         part.config["scan_layers"] = False  # of how it is run, not of how it is stored

@@ -8,16 +8,16 @@ import jax
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.corpus.corpus import open_store
 from atlas_jax.index.saved import new_index
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
 from atlas_jax.models.assembly import load_retriever, load_tokenizers
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.config import ModelSpec
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.towers import passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -33,18 +33,24 @@ class Imported:
     cosine: float | None = None
 
 
-def import_corpus(files: tuple[str, ...], config: CorpusConfig, prefix_ids: bool) -> Imported:
+def import_corpus(
+    files: tuple[str, ...], config: CorpusConfig, prefix_ids: bool, rows: RowsConfig = STRICT
+) -> Imported:
     """Passage files of Atlas (text, infoboxes) as one corpus file, `CorpusConfig.passages`.
 
     Raises:
       UserError: a record that is broken (file and line are named), or the corpus exists.
     """
     corpus = _new_corpus(config)
-    return Imported(write_jsonl(corpus, read_passages(files, prefix_ids)))
+    return Imported(write_jsonl(corpus, read_passages(files, prefix_ids, rows)))
 
 
 def import_index(
-    folder: str, config: CorpusConfig, check: int, say: Callable[[str], None] = print
+    folder: str,
+    models: ModelSpec,
+    spec: CorpusSpec,
+    check: int,
+    say: Callable[[str], None] = print,
 ) -> Imported:
     """Make corpus, store and index from the shards of a saved index.
 
@@ -55,12 +61,12 @@ def import_index(
       UserError: a shard that is absent, damaged, hostile or of another length; a setting
         that is missing; or embeddings that another encoder made.
     """
+    config = spec.config
     for name in ("store", "index"):
         if not getattr(config, name):
             raise UserError(f"CorpusConfig.{name} is not given: bind it to the directory to write")
     shards = IndexShards(folder)
-    model_config = ModelConfig()
-    retriever, params, tokenizer = load_retriever(model_config)
+    retriever, params, tokenizer = load_retriever(models)
     if shards.width != retriever.config.embedding_dim:
         raise UserError(
             f"{folder}: embeddings of {shards.width} numbers; the retriever's have "
@@ -68,7 +74,7 @@ def import_index(
         )
 
     corpus = _new_corpus(config)
-    cosine = _compare(retriever, params, tokenizer, shards, check) if check else None
+    cosine = _compare(retriever, params, tokenizer, spec.formats, shards, check) if check else None
     if cosine is not None and not cosine >= _COSINE:
         raise UserError(
             f"{folder} was made by another encoder than ModelConfig.retriever: of {check} "
@@ -83,7 +89,7 @@ def import_index(
             yield from shards.passages(shard)
 
     write_jsonl(corpus, records())
-    store = open_store(config, load_tokenizers(model_config))
+    store = open_store(spec, load_tokenizers(models.config))
     made_by = encoder_hash(retriever.config, params, tokenizer)
     with new_index(config.index, store, made_by, shards.width, config.dtype) as out_ne:
         start = 0
@@ -104,12 +110,16 @@ def _new_corpus(config: CorpusConfig) -> Path:
 
 
 def _compare(
-    retriever: DualEncoder, params: Params, tokenizer: Tokenizer, shards: IndexShards, check: int
+    retriever: DualEncoder,
+    params: Params,
+    tokenizer: Tokenizer,
+    formats: StoreConfig,
+    shards: IndexShards,
+    check: int,
 ) -> float:
     """Median cosine of stored and fresh embeddings, of evenly spread rows of the first shard."""
     records = shards.passages(0)
     rows = np.unique(np.linspace(0, len(records) - 1, check).astype(np.int64))
-    formats = StoreConfig()
     texts = [formats.text("retriever", records[row]) for row in rows]
     tokens = tokenizer.pad_to(tokenizer.encode_batch(texts, True), formats.retriever_length)
     embed = jax.jit(passage_tower(retriever))

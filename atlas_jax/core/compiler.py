@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 
-import gin
 import jax
 
 from atlas_jax.core.errors import UserError
@@ -22,7 +21,6 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 _CORES = "PJRT_NPROC"  # read by XLA when its CPU backend starts
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class CompilerConfig:
     """Compiled programs that outlive a process, and the cores that each of them takes.

@@ -24,8 +24,8 @@ from typing import Any
 import gin
 
 from atlas_jax.core import gin_files, multihost
-from atlas_jax.core.devices import missing_backend
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.backend import missing_backend
+from atlas_jax.core.errors import UserError, no_value_for
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED, Preempted
 from atlas_jax.core.terminal import expand_arguments, guarded, told
@@ -93,10 +93,20 @@ def load_gin(
     reading.apply()
 
 
-def dump_config(path: str | os.PathLike[str]) -> None:
-    """Write the whole configuration as a gin file that `--gin_file` takes again (atomically)."""
+def clear_gin() -> None:
+    """Forget everything that gin was told."""
+    gin.clear_config()
+
+
+def config_text() -> str:
+    """All that gin was told, as a gin file that `--gin_file` takes again."""
+    return str(gin.config_str())
+
+
+def write_config(path: str | os.PathLike[str], text: str) -> None:
+    """Write a configuration as a gin file (atomically)."""
     with atomic_text(path) as file:
-        file.write(gin.config_str())
+        file.write(text)
 
 
 def launch(
@@ -201,4 +211,4 @@ def _missing_fields(found: re.Match[str]) -> str:
     fields = [
         f"{scope}{found['configurable']}.{name}" for name in re.findall(r"'(\w+)'", found["names"])
     ]
-    return f"no value for {', '.join(fields)}; give {' '.join(f'--gin.{f}=...' for f in fields)}"
+    return no_value_for(fields)

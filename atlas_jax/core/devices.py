@@ -1,33 +1,39 @@
-"""Says in a line why JAX has none of the devices that it was told to take."""
+"""The devices of a run: what it is told of them, and they themselves made current."""
 
-import os
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 
-import jax
+from jax.sharding import Mesh
 
-from atlas_jax.core.errors import one_line
+from atlas_jax.core import partitioning
+from atlas_jax.core.compiler import CompilerConfig
+from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
 
 
-def missing_backend() -> str | None:
-    """What is wrong where JAX cannot start its backend, and what there is instead; None: nothing.
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """How arrays lie on the devices, and how programs are compiled for them.
 
-    For an error that has happened already: JAX says a bare AssertionError for a CUDA that is not
-    installed, and wraps others in a page of its own frames.
+    Attributes:
+      mesh: the shape of the mesh.
+      rules: which mesh axis each logical axis is split over.
+      compiler: what XLA is told.
     """
-    try:
-        jax.devices()
-        return None
-    except (RuntimeError, AssertionError) as error:
-        reason = one_line(error) if str(error) else "JAX has no plugin for it here"
-    asked = os.environ.get("JAX_PLATFORMS", "")
-    wanted = f"JAX_PLATFORMS={asked}" if asked else "JAX's own choice of a backend"
-    return f"{wanted} cannot be had: {reason}; {_instead()}"
+
+    mesh: MeshConfig = MeshConfig()
+    rules: PartitionRules = PartitionRules()
+    compiler: CompilerConfig = CompilerConfig()
 
 
-def _instead() -> str:
-    """What JAX finds if it may choose."""
-    try:
-        jax.config.update("jax_platforms", None)  # type: ignore[no-untyped-call]
-        found = jax.devices()
-    except (RuntimeError, AssertionError):
-        return "JAX_PLATFORMS=cpu works everywhere"
-    return f"without JAX_PLATFORMS there is {len(found)} x {found[0].platform}"
+@contextlib.contextmanager
+def use_devices(devices: Devices) -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
+    """Build mesh and rules and make them current in this thread.
+
+    Raises:
+      UserError: the mesh does not fit the devices that are there.
+    """
+    devices.compiler.apply()
+    mesh, rules = partitioning.make_mesh(devices.mesh), tuple(devices.rules.rules)
+    with partitioning.activate(mesh, rules):
+        yield mesh, rules

@@ -21,6 +21,12 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 250 else f"{text[:100]} ... {text[-145:]}"
 
 
+def no_value_for(fields: Iterable[str]) -> str:
+    """What is said of fields, as ``Class.name``, that nothing gives a value."""
+    names = list(fields)
+    return f"no value for {', '.join(names)}; give {' '.join(f'--gin.{n}=...' for n in names)}"
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """`; did you mean X?` for the most similar candidate, else the list of candidates."""
     names = sorted(set(candidates))

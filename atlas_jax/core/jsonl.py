@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import gin
-
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import as_path, is_remote, open_to_all
 
@@ -35,7 +33,6 @@ _JSON_NAMES = {
 }
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
     """What becomes of a broken line of a data file.
@@ -48,11 +45,15 @@ class RowsConfig:
     skip_broken: bool = False
 
 
+STRICT = RowsConfig()
+
+
 def read_jsonl(
     path: str | os.PathLike[str],
     required: FieldTypes | Sequence[str] = (),
     optional: FieldTypes | None = None,
     check: Check | None = None,
+    rows: RowsConfig = STRICT,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line_number, record)` of every line that is not blank; lines count from 1.
 
@@ -62,14 +63,15 @@ def read_jsonl(
         name to the type (or tuple of types) that its value must have.
       optional: types of fields that may be absent (or null).
       check: further demands on a record, called with its line number; raises a UserError.
+      rows: what becomes of a broken line.
 
     Raises:
       UserError: naming `file:line`, when the file cannot be opened or read on, or a line
         is not UTF-8, not JSON, cut off or no object, a field is missing or of another type,
-        or `check` refuses it. Such a line is only reported with `RowsConfig.skip_broken`.
+        or `check` refuses it. Such a line is only reported with `rows.skip_broken`.
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
-    broken = BrokenRows(path)
+    broken = BrokenRows(path, rows)
     for number, raw in raw_lines(as_path(path)):
         where = f"{path}:{number}"
         if number == 1:
@@ -91,9 +93,9 @@ def read_jsonl(
 class BrokenRows:
     """What becomes of the broken rows of one file, see `RowsConfig`; for readers of any format."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], rows: RowsConfig = STRICT) -> None:
         """Begin with none."""
-        self._path, self._skips, self._count = path, RowsConfig().skip_broken, 0
+        self._path, self._skips, self._count = path, rows.skip_broken, 0
 
     def take(self, error: UserError) -> None:
         """Raise the error, or count and report it."""

@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, FieldTypes, check_fields, raw_lines, read_jsonl
+from atlas_jax.core.jsonl import (
+    STRICT,
+    BrokenRows,
+    FieldTypes,
+    RowsConfig,
+    check_fields,
+    raw_lines,
+    read_jsonl,
+)
 from atlas_jax.core.paths import as_path
 
 Fields = dict[str, Any]
@@ -186,6 +194,7 @@ def read_layout(
     path: str | os.PathLike[str],
     layouts: Sequence[Layout],
     check: Callable[[int, Fields, Layout], None] | None = None,
+    rows: RowsConfig = STRICT,
 ) -> Iterator[tuple[int, Fields]]:
     """Yield `(line, record)` of a data file, the record with our fields.
 
@@ -195,6 +204,7 @@ def read_layout(
       path: jsonl or, named .tsv or .csv, a table of tab-separated values; perhaps with .gz.
       layouts: `PASSAGES` or `QUESTIONS`.
       check: further demands on a record; raises a UserError.
+      rows: what becomes of a broken row.
 
     Raises:
       UserError: names file, line and field; see `read_jsonl`.
@@ -221,8 +231,11 @@ def read_layout(
             seen.add(record["id"])
         made.append(record)
 
-    rows = _read_table(path, usable[-1].columns, take) if is_table else read_jsonl(path, check=take)
-    for number, _ in rows:
+    if is_table:
+        read = _read_table(path, usable[-1].columns, take, rows)
+    else:
+        read = read_jsonl(path, check=take, rows=rows)
+    for number, _ in read:
         for record in made:
             yield number, record
 
@@ -234,14 +247,17 @@ def _tell(path: str | os.PathLike[str], layout: Layout) -> None:
 
 
 def _read_table(
-    path: str | os.PathLike[str], columns: tuple[str, ...], check: Callable[[int, Fields], None]
+    path: str | os.PathLike[str],
+    columns: tuple[str, ...],
+    check: Callable[[int, Fields], None],
+    policy: RowsConfig,
 ) -> Iterator[tuple[int, Fields]]:
     """Rows of tab-separated values, quoted as CSV quotes them; numbered by their last line.
 
     Raises:
       UserError: as `read_jsonl`; a line that is not UTF-8 always ends the reading.
     """
-    broken = BrokenRows(path)
+    broken = BrokenRows(path, policy)
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
     rows = csv.reader(_decoded(path), delimiter="\t", strict=True)
     while True:

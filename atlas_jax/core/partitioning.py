@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from flax.core import meta
@@ -48,7 +47,6 @@ STANDARD_RULES: tuple[Rule, ...] = (
 )
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, "all remaining devices".
@@ -62,7 +60,6 @@ class MeshConfig:
     dcn: int = 1
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class PartitionRules:
     """Logical axis rules, in T5X's form: pairs of (logical axis, mesh axis or None)."""

@@ -2,22 +2,18 @@
 
 from dataclasses import dataclass
 
-import gin
-
 from atlas_jax.core.errors import one_of, require
+from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.paths import is_remote
+from atlas_jax.index.scann_search import ScannConfig
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import DTYPES
 
 SEARCHERS = ("exact", "scann")
-
-
 INDEX_DTYPES = (*DTYPES, "int8")
-
-
 PASSAGE_SOURCES = ("index", "file", "none")
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class CorpusConfig:
     """Which passages are searched, and how.
@@ -79,6 +75,23 @@ class CorpusConfig:
             "'float32' or 'bfloat16' with CorpusConfig.searcher = 'scann', which compresses by "
             "itself",
         )
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """All that is told of the passages of a run.
+
+    Attributes:
+      config: where they are, and how they are searched.
+      formats: what of a passage each model sees.
+      scann: of a host searcher.
+      rows: what becomes of a broken line of the corpus file.
+    """
+
+    config: CorpusConfig = CorpusConfig()
+    formats: StoreConfig = StoreConfig()
+    scann: ScannConfig = ScannConfig()
+    rows: RowsConfig = RowsConfig()
 
 
 @dataclass(frozen=True)

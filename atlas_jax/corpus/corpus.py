@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import DeviceIndex, Params
-from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.int8 import INT8, dtype_of
@@ -25,11 +25,10 @@ from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import embeddings_layout, to_device
 from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
-from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import Tokenizers
 
 
-def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
+def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
     """Open the store, or build it from the passages.
 
     With both bound, a store that is there already has to hold just these passages, as
@@ -39,6 +38,7 @@ def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
       UserError: nothing says where the store is or what to build it from, or it was made
         for other tokenizers, or of other passages.
     """
+    config = spec.config
     if not config.store:
         raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
     if config.passages:
@@ -48,7 +48,8 @@ def open_store(config: CorpusConfig, tokenizers: Tokenizers) -> PassageStore:
                 config.store,
                 tokenizers.reader,
                 tokenizers.retriever,
-                StoreConfig(),
+                spec.formats,
+                spec.rows,
             )
     if not (Path(config.store) / "manifest.json").exists():
         raise UserError(
@@ -77,7 +78,7 @@ class Corpus:
         self,
         store: PassageStore,
         embedder: Embedder,
-        config: CorpusConfig,
+        spec: CorpusSpec,
         mesh: Mesh,
         retriever_tokens: bool,
         versions: Path | None = None,
@@ -85,15 +86,18 @@ class Corpus:
         """Nothing is searchable before `load_first` or `load_version`.
 
         Args:
+          spec: what was told of the passages.
           retriever_tokens: whether the index on the devices holds those, see `to_device`.
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
         self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
+        config = spec.config
         self.dtype, self.on_host = config.dtype, config.searcher == "scann"
         self.recall_target = config.recall_target
         self.index: DeviceIndex | None = None
         self.searcher: ScannSearcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
+        self._scann = spec.scann
         self._retriever_tokens, self._versions = retriever_tokens, versions
         self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
         self._gather = jax.jit(
@@ -238,7 +242,7 @@ class Corpus:
                     "CorpusConfig.searcher = 'scann' would compress once more; build it with "
                     "CorpusConfig.dtype = 'bfloat16', or use 'exact'"
                 )
-            self.searcher = ScannSearcher(embeddings_ne)
+            self.searcher = ScannSearcher(embeddings_ne, self._scann)
             # Without versions they lie in memory, where the searcher has a copy of its own.
             self._host_ne = embeddings_ne if self._versions is not None else None
             return

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, read_jsonl
+from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl
 from atlas_jax.datasets.convert import Dataset, Part, Row, single
 
 
-def _fever(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _fever(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     fields: Any = {"id": int, "claim": str}
     return single(
         {"id": str(raw["id"]), "claim": raw["claim"]}
         | ({"label": raw["label"]} if raw.get("label") else {})
-        for _, raw in read_jsonl(paths[0], fields, {"label": str})
+        for _, raw in read_jsonl(paths[0], fields, {"label": str}, rows=rows)
     )
 
 
@@ -34,11 +34,11 @@ FEVER = Dataset(
 )
 
 
-def _mmlu(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _mmlu(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     for path in paths:
         split = path.parent.name
         subject = path.stem.removesuffix(f"_{split}")
-        broken = BrokenRows(path)
+        broken = BrokenRows(path, rows)
         with path.open(encoding="utf-8", newline="") as file:
             lines = csv.reader(file)
             for number, row in enumerate(lines):
@@ -93,12 +93,12 @@ _KILT_ROWS = {
 }  # fmt: skip
 
 
-def _kilt(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _kilt(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     """The rows as they are, for `kilt` reads them; checked, without what nothing reads."""
     fields: Any = {"id": (str, int), "input": str}
     return single(
         {name: raw[name] for name in ("id", "input", "output", "meta") if name in raw}
-        for _, raw in read_jsonl(paths[0], fields, {"output": list, "meta": dict})
+        for _, raw in read_jsonl(paths[0], fields, {"output": list, "meta": dict}, rows=rows)
     )
 
 
@@ -113,19 +113,19 @@ KILT = Dataset(
 )
 
 
-def _beir_corpus(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _beir_corpus(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     fields: Any = {"_id": (str, int), "text": str}
-    for _, raw in read_jsonl(paths[0], fields, {"title": str}):
+    for _, raw in read_jsonl(paths[0], fields, {"title": str}, rows=rows):
         title, text = raw.get("title") or "", raw["text"]
         # A document may be empty in BEIR; a passage may not. Its title stands in.
         kept = {"id": str(raw["_id"]), "title": title, "text": text if text.strip() else title}
         yield (kept,) if kept["text"].strip() else ()
 
 
-def _beir_queries(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
-    grades = _qrels(paths[1])
+def _beir_queries(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    grades = _qrels(paths[1], rows)
     fields: Any = {"_id": (str, int), "text": str}
-    for _, raw in read_jsonl(paths[0], fields):
+    for _, raw in read_jsonl(paths[0], fields, rows=rows):
         judged = grades.get(str(raw["_id"]), {})
         # As in BEIR, a query without a relevant document is not asked.
         asked = any(grade > 0 for grade in judged.values())
@@ -133,9 +133,9 @@ def _beir_queries(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
         yield (row,) if asked else ()
 
 
-def _qrels(path: Path) -> dict[str, dict[str, int]]:
+def _qrels(path: Path, rows: RowsConfig) -> dict[str, dict[str, int]]:
     grades: dict[str, dict[str, int]] = defaultdict(dict)
-    broken = BrokenRows(path)
+    broken = BrokenRows(path, rows)
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             fields = line.rstrip("\n").split("\t")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.jsonl import STRICT, RowsConfig, atomic_text
 from atlas_jax.core.paths import file_sha256
 from atlas_jax.core.progress import show_progress
 from atlas_jax.datasets.checksums import note, read_checksums, verified
 
 Row = dict[str, Any]
 # One published row after the other, each as the rows it becomes (none, one or several).
-Read = Callable[[Sequence[Path]], Iterator[Sequence[Row]]]
+Read = Callable[[Sequence[Path], RowsConfig], Iterator[Sequence[Row]]]
 
 _SAVE_EVERY = 10_000  # published rows between two notes
 
@@ -34,7 +34,7 @@ class Part:
       sources: names of the published files it is made of, below the source folder; a name
         may have wildcards, and then stands for all that match.
       rows: published rows in them; None where a file has no fixed number.
-      read: opens them.
+      read: opens them; told what becomes of a broken row.
     """
 
     output: str
@@ -65,6 +65,7 @@ def prepare(
     out: str | Path,
     sample: bool = False,
     checksums: str | Path = "",
+    rows: RowsConfig = STRICT,
 ) -> dict[str, int]:
     """Write all parts whose files are in `source`; those written already stay.
 
@@ -74,6 +75,7 @@ def prepare(
       sample: the files are a part of the published ones, so their rows are not counted.
       checksums: see `checksums.read_checksums`; a published file named in it has to have that
         SHA-256.
+      rows: what becomes of a broken row.
 
     Returns:
       Rows by the name of the file, -1 for one that was there already.
@@ -93,8 +95,8 @@ def prepare(
             counts[part.output] = -1
             continue
         sources = verified(paths, folder, sums)
-        rows = counts[part.output] = _write(part, paths, target, sample)
-        found = {"rows": rows, "sha256": file_sha256(target), "sources": sources}
+        written = counts[part.output] = _write(part, paths, target, sample, rows)
+        found = {"rows": written, "sha256": file_sha256(target), "sources": sources}
         note(target.parent, part.output, found)
     if not counts:
         raise UserError(_absent(dataset, folder))
@@ -122,7 +124,9 @@ class _Progress:
     source: list[list[Any]]
 
 
-def _write(part: Part, paths: Sequence[Path], target: Path, sample: bool) -> int:
+def _write(
+    part: Part, paths: Sequence[Path], target: Path, sample: bool, policy: RowsConfig
+) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     note = target.with_name(f".{target.name}.progress.json")
@@ -131,7 +135,7 @@ def _write(part: Part, paths: Sequence[Path], target: Path, sample: bool) -> int
     with partial.open("r+b" if done.size else "wb") as file:
         file.truncate(done.size)
         file.seek(done.size)
-        rows = itertools.islice(part.read(paths), done.read, None)
+        rows = itertools.islice(part.read(paths, policy), done.read, None)
         for produced in show_progress(part.output, rows, part.rows, done.read):
             for row in produced:
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))

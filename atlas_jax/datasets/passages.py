@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, read_jsonl
+from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl
 from atlas_jax.datasets.convert import Dataset, Part, Row, single
 
 WORDS = 100  # of a passage of KILT's pages, at most
@@ -19,13 +19,13 @@ _HEADING = re.compile(r"Section::::(?P<name>.*?)\.?\s*$")
 _BULLET = re.compile(r"^BULLET::::(?:- )?")
 
 
-def _dpr(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
-    return single(_dpr_rows(paths[0]))
+def _dpr(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    return single(_dpr_rows(paths[0], rows))
 
 
-def _dpr_rows(path: Path) -> Iterator[Row]:
+def _dpr_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    broken = BrokenRows(path)
+    broken = BrokenRows(path, rows)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
         lines = csv.reader(io.TextIOWrapper(raw, encoding="utf-8", newline=""), delimiter="\t")
         try:
@@ -50,9 +50,9 @@ def _dpr_passage(row: list[str], where: str) -> Row:
     return {"id": row[0], "title": row[2], "text": row[1]}
 
 
-def _kilt(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _kilt(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     fields: Any = {"wikipedia_id": (str, int), "wikipedia_title": str, "text": list}
-    for _, page in read_jsonl(paths[0], fields, None, _check_text(paths[0])):
+    for _, page in read_jsonl(paths[0], fields, None, _check_text(paths[0]), rows):
         yield page_passages(str(page["wikipedia_id"]), page["wikipedia_title"], page["text"])
 
 

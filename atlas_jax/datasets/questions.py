@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, check_fields, read_jsonl
+from atlas_jax.core.jsonl import BrokenRows, RowsConfig, check_fields, read_jsonl
 from atlas_jax.datasets.convert import Dataset, Part, Read, Row, single
 
 _CHUNK = 1 << 20  # characters read at a time
 
 
-def _nq_rows(path: Path) -> Iterator[Row]:
-    for number, raw in read_jsonl(path, {"question": str, "answer": list}):
+def _nq_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
+    for number, raw in read_jsonl(path, {"question": str, "answer": list}, rows=rows):
         split = path.name.split(".")[1]
         yield {
             "id": f"nq-{split}-{number - 1}",
@@ -23,8 +23,8 @@ def _nq_rows(path: Path) -> Iterator[Row]:
         }
 
 
-def _trivia_rows(path: Path) -> Iterator[Row]:
-    split, broken = path.stem.rpartition("-")[2], BrokenRows(path)
+def _trivia_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
+    split, broken = path.stem.rpartition("-")[2], BrokenRows(path, rows)
     for number, raw in enumerate(stream_list(path, "Data")):
         where = f"{path}: Data[{number}]"
         try:
@@ -78,19 +78,19 @@ def stream_list(path: Path, key: str) -> Iterator[Any]:
                 read += len(more)
 
 
-def _whole(rows: Any) -> Read:
-    return lambda paths: single(_public(row) for row in rows(paths[0]))
+def _whole(read_rows: Any) -> Read:
+    return lambda paths, rows: single(_public(row) for row in read_rows(paths[0], rows))
 
 
-def _chosen(rows: Any) -> Read:
+def _chosen(read_rows: Any) -> Read:
     """The rows of the first file whose places the second one, a JSON list, has."""
 
-    def read(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
         try:
             places = set(json.loads(paths[1].read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"{paths[1]}: expected a JSON list of places: {error}") from None
-        for row in rows(paths[0]):
+        for row in read_rows(paths[0], rows):
             yield (_public(row),) if row["place"] in places else ()
 
     return read
@@ -146,15 +146,15 @@ TRIVIAQA = Dataset(
 TEMPLAMA_YEARS = ("2017", "2020")
 
 
-def _templama(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _templama(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     """Rows `temporal` reads: a query asked in both years, with both years' answers.
 
     Changed is what shares no answer between the years, as in Atlas.
     """
     waiting: dict[str, dict[str, list[str]]] = {}
     fields = {"query": str, "answer": list, "date": str}
-    for number, raw in read_jsonl(paths[0], fields, {"id": str}, _check_names(paths[0])):
-        del number
+    check = _check_names(paths[0])
+    for _, raw in read_jsonl(paths[0], fields, {"id": str}, check, rows):
         if raw["date"] not in TEMPLAMA_YEARS:
             yield ()
             continue

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, FieldTypes, check_fields
+from atlas_jax.core.jsonl import BrokenRows, FieldTypes, RowsConfig, check_fields
 from atlas_jax.datasets.convert import Dataset, Part, Read, Row
 from atlas_jax.datasets.questions import stream_list
 
 _DEV_EVERY = 20  # articles
 
 
-def _articles(path: Path) -> Iterator[tuple[list[Row], list[Row]]]:
+def _articles(path: Path, rows: RowsConfig) -> Iterator[tuple[list[Row], list[Row]]]:
     """Passages and questions of each article; a broken one is left out whole, when asked."""
-    broken = BrokenRows(path)
+    broken = BrokenRows(path, rows)
     for number, raw in enumerate(stream_list(path, "data")):
         try:
             yield _article(raw, f"{path.name.split('-')[0]}-{number}", f"{path}: data[{number}]")
@@ -61,17 +61,17 @@ def _check(raw: Any, fields: FieldTypes, where: str) -> None:
     check_fields(raw, fields, {}, where)
 
 
-def _passages(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
+def _passages(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     for path in paths:
-        for passages, _ in _articles(path):
+        for passages, _ in _articles(path, rows):
             yield passages
 
 
 def _questions(dev: bool | None) -> Read:
     """Those of the dev articles, of the others, or (None) of all."""
 
-    def read(paths: Sequence[Path]) -> Iterator[Sequence[Row]]:
-        for number, (_, questions) in enumerate(_articles(paths[0])):
+    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+        for number, (_, questions) in enumerate(_articles(paths[0], rows)):
             is_dev = number % _DEV_EVERY == _DEV_EVERY - 1
             yield questions if dev in (None, is_dev) else ()
 

@@ -14,12 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import gin
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import read_jsonl
+from atlas_jax.core.jsonl import STRICT, RowsConfig, read_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 
 READER_FILE = "reader_tokenizer.json"
@@ -35,7 +34,6 @@ _LONE_CHARACTER = r"▁?(?:\p{N}|[^\p{L}\p{M}\p{N}\s▁])"
 _ACCENTS = r"[\u0300-\u036f]"
 
 
-@gin.configurable
 def train_tokenizers(
     passages_path: str | Sequence[str],
     out_dir: str,
@@ -46,6 +44,7 @@ def train_tokenizers(
     retriever_lowercase: bool = True,
     min_character_count: int = 20,
     fields: Sequence[str] = ("title", "section", "text"),
+    rows: RowsConfig = STRICT,
 ) -> tuple[Tokenizer, Tokenizer]:
     """Train and save the reader's and the retriever's tokenizer; the same text, the same files.
 
@@ -63,6 +62,7 @@ def train_tokenizers(
       retriever_lowercase: the retriever sees lower-case text without accents.
       min_character_count: a character that the text has less often is spelt in bytes.
       fields: the fields of a record whose text counts, where it has them.
+      rows: what becomes of a broken line.
 
     Returns:
       The reader's and the retriever's tokenizer, as saved.
@@ -71,7 +71,7 @@ def train_tokenizers(
       UserError: a file is bad or without text, or a vocabulary is too small.
     """
     paths = [passages_path] if isinstance(passages_path, str) else list(passages_path)
-    texts = read_texts(paths, fields)
+    texts = read_texts(paths, fields, rows)
     folder = Path(out_dir)
     reader = train_reader_tokenizer(
         texts, vocab_size, num_sentinels, reader_lowercase, min_character_count
@@ -84,7 +84,9 @@ def train_tokenizers(
     return reader, retriever
 
 
-def read_texts(paths: Iterable[str | os.PathLike[str]], fields: Sequence[str]) -> list[str]:
+def read_texts(
+    paths: Iterable[str | os.PathLike[str]], fields: Sequence[str], rows: RowsConfig = STRICT
+) -> list[str]:
     """The text fields of every record of jsonl files.
 
     Raises:
@@ -93,7 +95,7 @@ def read_texts(paths: Iterable[str | os.PathLike[str]], fields: Sequence[str]) -
     texts: list[str] = []
     for path in paths:
         before = len(texts)
-        for _, record in read_jsonl(path, optional=dict.fromkeys(fields, str)):
+        for _, record in read_jsonl(path, optional=dict.fromkeys(fields, str), rows=rows):
             texts.extend(record[name] for name in fields if record.get(name))
         if len(texts) == before:
             raise UserError(f"{path}: no record has text in any of {', '.join(fields)}")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas_jax import from_gin
 from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.demo import factbook
@@ -96,8 +97,9 @@ class Reading:
     @classmethod
     def of_last_run(cls) -> "Reading":
         """That of the run whose configuration gin still holds."""
-        step = StepConfig()
-        return cls(EvalConfig().k or step.k, step.reader_length, DataConfig().query_length)
+        step = from_gin.told(StepConfig)
+        k = from_gin.told(EvalConfig).k or step.k
+        return cls(k, step.reader_length, from_gin.told(DataConfig).query_length)
 
 
 def index(place: Place, mode: str) -> list[str]:

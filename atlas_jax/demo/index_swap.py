@@ -22,7 +22,7 @@ from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index, save_index
 from atlas_jax.models.assembly import load_retriever, load_tokenizers
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.towers import passage_tower
 from atlas_jax.tasks.metrics import best_over_answers, exact_match, normalize_answer
@@ -150,7 +150,7 @@ def swap_index(
     """
     config = ModelConfig(reader=model, retriever=model)
     tokenizers = load_tokenizers(config)
-    retriever, params, tokenizer = load_retriever(config)
+    retriever, params, tokenizer = load_retriever(ModelSpec(config))
     fingerprint = encoder_hash(retriever.config, params, tokenizer)
     old = PassageStore.open(store_directory, tokenizers.reader, tokenizers.retriever)
     embeddings_ne = np.array(load_index(index_directory, old, fingerprint).embeddings_ne)

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import gin
-
 from atlas_jax.core.errors import UserError
 
 LOSSES = ("adist", "emdr2", "pdist", "loop")
@@ -11,7 +9,6 @@ KL_REDUCTIONS = ("batch", "released")
 ADIST_NORMALIZERS = ("released", "target")
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
     """The distillation loss and its temperatures (method.md, section 1).

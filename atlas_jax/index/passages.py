@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
 from atlas_jax.index.files import new_directory
@@ -85,7 +86,8 @@ class PassageStore:
         directory: str | os.PathLike[str],
         reader_tokenizer: Tokenizer,
         retriever_tokenizer: Tokenizer,
-        config: StoreConfig | None = None,
+        config: StoreConfig = StoreConfig(),
+        rows: RowsConfig = STRICT,
         progress: bool = True,
     ) -> "PassageStore":
         """Build a store from a jsonl file of {id, title?, section?, text}, plain or .gz.
@@ -98,12 +100,11 @@ class PassageStore:
             missing or empty field or an id used twice; or the corpus is empty, the
             directory holds something else, or the disk is full. Nothing is left behind.
         """
-        config = config or StoreConfig()
         tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
         existing = cls.open(directory) if (Path(directory) / "manifest.json").exists() else None
         if existing:
             digest = hashlib.sha256()
-            for _, record in read_corpus(passages_jsonl, progress):
+            for _, record in read_corpus(passages_jsonl, progress, rows):
                 digest.update(line_of(record))
             corpus_hash = digest.hexdigest()
             wanted = content_hashes(corpus_hash, config, tokenizers)["content_hash"]
@@ -113,7 +114,7 @@ class PassageStore:
             lines = array.array("Q")  # line of each row, for the error about two equal ids
 
             def records() -> Iterator[Record]:
-                for line, record in read_corpus(passages_jsonl, progress):
+                for line, record in read_corpus(passages_jsonl, progress, rows):
                     lines.append(line)
                     yield record
 

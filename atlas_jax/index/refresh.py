@@ -7,8 +7,6 @@ index by a schedule, or a slice of it at a time (rolling), or both.
 import dataclasses
 import re
 
-import gin
-
 from atlas_jax.core.errors import UserError
 
 
@@ -21,7 +19,6 @@ class RefreshRange:
     every: int
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class RefreshPolicy:
     """Refreshes of the index by the step number.

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
@@ -12,7 +11,6 @@ from atlas_jax.core.types import NO_ROW, Array
 from atlas_jax.index.search import SearchResult, check_k
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ScannConfig:
     """Which ScaNN index serves which size, after ScaNN's own advice.
@@ -53,7 +51,7 @@ class ScannSearcher:
     index may differ in a few of their results.
     """
 
-    def __init__(self, embeddings_ne: Array, config: ScannConfig | None = None) -> None:
+    def __init__(self, embeddings_ne: Array, config: ScannConfig = ScannConfig()) -> None:
         """Build the index in memory; a refreshed embedding array needs a new searcher.
 
         Args:
@@ -69,7 +67,7 @@ class ScannSearcher:
                 f"ScaNN cannot be imported ({error}); it exists for Linux only: pip install "
                 "scann there, or use exact search"
             ) from error
-        self._config = config = config or ScannConfig()
+        self._config = config
         self.count = n = int(embeddings_ne.shape[0])
         rows_ne = np.asarray(embeddings_ne, np.float32)
         builder = scann_ops_pybind.builder(rows_ne, min(10, n), "dot_product")

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,6 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class StalenessConfig:
     """The staleness meter of a run, and the refresh that it may call for.

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
-from atlas_jax.core.jsonl import FieldTypes, check_fields
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
 from atlas_jax.core.layouts import PASSAGES, Layout, read_layout
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
@@ -34,7 +33,6 @@ _BATCH = 1024  # passages per call of a tokenizer
 Record = dict[str, str]
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class StoreConfig:
     """What of a passage each model sees.
@@ -97,14 +95,16 @@ def _fields_of(template: str, name: str) -> frozenset[str]:
         raise UserError(f"{name} = {template!r}: {error}") from None
 
 
-def read_corpus(path: str | os.PathLike[str], progress: bool) -> Iterator[tuple[int, Record]]:
+def read_corpus(
+    path: str | os.PathLike[str], progress: bool, rows: RowsConfig = STRICT
+) -> Iterator[tuple[int, Record]]:
     """Line number and checked record of every passage of a file, in any of `PASSAGES`."""
 
     def check(line: int, record: Mapping[str, Any], layout: Layout) -> None:
         _check_filled(record, f"{path}:{line}", layout.called)
 
-    rows = read_layout(path, PASSAGES, check)
-    for line, record in show_progress("read passages", rows, shown=progress):
+    records = read_layout(path, PASSAGES, check, rows)
+    for line, record in show_progress("read passages", records, shown=progress):
         yield line, _strings(record)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, read_jsonl
 from atlas_jax.interop.pickles import load_plain
 from atlas_jax.interop.tensors import Tensor
 from atlas_jax.interop.torch_files import load
@@ -49,19 +49,21 @@ def _record(item: Mapping[str, Any], prefix: str = "") -> Record:
     }
 
 
-def read_passages(files: Sequence[str | Path], prefix_ids: bool = False) -> Iterator[Record]:
+def read_passages(
+    files: Sequence[str | Path], prefix_ids: bool = False, rows: RowsConfig = STRICT
+) -> Iterator[Record]:
     """Every passage of some jsonl files, plain or .gz, in order.
 
     Args:
       prefix_ids: put `<name of the file>/` in front of each id, for files that count alike.
+      rows: what becomes of a broken line.
 
     Raises:
-      UserError: names file and line of a record that is broken, unless such are skipped, see
-        `RowsConfig`.
+      UserError: names file and line of a record that is broken, unless such are skipped.
     """
     for file in files:
         prefix = f"{Path(file).name.split('.')[0]}/" if prefix_ids else ""
-        for _, item in read_jsonl(file, _REQUIRED, _OPTIONAL):
+        for _, item in read_jsonl(file, _REQUIRED, _OPTIONAL, rows=rows):
             yield _record(item, prefix)
 
 

@@ -1,27 +1,24 @@
-"""From gin configs to the things a run works with: mesh, models, parameters, tokenizers.
+"""From configs to the things a run works with: models, parameters, tokenizers.
 
 Every entry point begins here, so that a model folder, a tokenizer or a mesh is understood
 in one way.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-import gin
 import jax
 from flax.core import meta
 from jax.sharding import Mesh
 
 from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.compiler import CompilerConfig
-from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
+from atlas_jax.core.errors import UserError, no_value_for
+from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.folder import ModelPart, load_model, load_tokenizer, save_model
 from atlas_jax.models.matching import check_params
 from atlas_jax.models.parameters import (
@@ -59,15 +56,6 @@ class Assembled:
     params: Params
 
 
-@contextlib.contextmanager
-def active_mesh() -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
-    """Build mesh and rules from gin and make them current in this thread."""
-    CompilerConfig().apply()
-    mesh, rules = partitioning.make_mesh(MeshConfig()), tuple(PartitionRules().rules)
-    with partitioning.activate(mesh, rules):
-        yield mesh, rules
-
-
 def load_tokenizers(config: ModelConfig) -> Tokenizers:
     """Load both tokenizers, from model folders or from their own files.
 
@@ -78,7 +66,7 @@ def load_tokenizers(config: ModelConfig) -> Tokenizers:
 
 
 def assemble(
-    config: ModelConfig,
+    spec: ModelSpec,
     mesh: Mesh,
     rules: tuple[Rule, ...],
     seed: int = 0,
@@ -90,20 +78,20 @@ def assemble(
     as it is; both start as the tied one.
 
     Args:
-      config: where the models come from.
+      spec: where the models come from.
       mesh, rules: where parameters lie.
       seed: of random parameters.
       training: how the retriever will be trained.
 
     Raises:
-      UserError: a folder or file at fault, a binding that does not fit the folder's
+      UserError: a folder or file at fault, a field that does not fit the folder's
         parameters (the first one that differs is named), a tokenizer with more ids than
         the model has.
     """
-    reader = _load_part(config, "reader", ReaderConfig)
-    retriever = _load_part(config, "retriever", RetrieverConfig)
+    reader = _load_part(spec, "reader", ReaderConfig)
+    retriever = _load_part(spec, "retriever", RetrieverConfig)
     models = Models(T5(reader.config), DualEncoder(retriever.config))
-    params = _initial_params(config, models, reader, retriever, seed, mesh, rules)
+    params = _initial_params(spec.config, models, reader, retriever, seed, mesh, rules)
     if training == "query_side" and retriever.config.tied:
         untied = dataclasses.replace(retriever.config, tied=False)
         models = Models(models.reader, DualEncoder(untied))
@@ -117,13 +105,13 @@ def assemble(
     )
 
 
-def load_retriever(config: ModelConfig, seed: int = 0) -> tuple[DualEncoder, Params, Tokenizer]:
+def load_retriever(spec: ModelSpec, seed: int = 0) -> tuple[DualEncoder, Params, Tokenizer]:
     """The retriever alone, its parameters on the default device.
 
     Raises:
       UserError: as `assemble`.
     """
-    part = _load_part(config, "retriever", RetrieverConfig)
+    part = _load_part(spec, "retriever", RetrieverConfig)
     model = DualEncoder(part.config)
     expected = _abstract_retriever(model)
     params = part.params
@@ -174,19 +162,20 @@ class _Part(Generic[Config]):
     origin: str
 
 
-def _load_part(config: ModelConfig, part: str, config_class: type[Config]) -> _Part[Config]:
+def _load_part(spec: ModelSpec, part: str, config_class: type[Config]) -> _Part[Config]:
     """One model as its folder has it, or only its config and tokenizer.
 
     Layers come as the config wants them, and a tied retriever is untied if it says so.
     """
-    folder: str = getattr(config, part)
+    folder: str = getattr(spec.config, part)
+    told: Mapping[str, Any] = getattr(spec, part)
     if not folder:
-        config_from_gin = cast(Callable[[], Config], config_class)()
-        fresh = _Part(config_from_gin, None, _load_tokenizer(config, part), f"ModelConfig.{part}")
+        tokenizer = _load_tokenizer(spec.config, part)
+        fresh = _Part(whole_config(config_class, told), None, tokenizer, f"ModelConfig.{part}")
         _check_vocabulary(part, fresh)
         return fresh
     saved = load_model(folder, (part,))[part]
-    made = _with_bindings(config_class, saved.config, folder)
+    made = _overridden(config_class, saved.config, told, folder)
     params = saved.params
     if isinstance(made, ReaderConfig) and made.scan_layers:
         params = stack_layers(params)
@@ -197,16 +186,35 @@ def _load_part(config: ModelConfig, part: str, config_class: type[Config]) -> _P
     return loaded
 
 
-def _with_bindings(config_class: type[Config], saved: dict[str, Any], folder: str) -> Config:
-    """The folder's config; a field that gin binds explicitly takes gin's value."""
+def whole_config(config_class: type[Config], told: Mapping[str, Any]) -> Config:
+    """A model's config of these fields and the defaults of the others.
+
+    Raises:
+      UserError: a field without default is not among them.
+    """
+    missing = [
+        f"{config_class.__name__}.{field.name}"
+        for field in dataclasses.fields(config_class)
+        if field.name not in told
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(no_value_for(missing))
+    return config_class(**told)
+
+
+def _overridden(
+    config_class: type[Config], saved: dict[str, Any], told: Mapping[str, Any], folder: str
+) -> Config:
+    """The folder's config, but for the fields that were told."""
     unknown = set(saved) - {field.name for field in dataclasses.fields(config_class)}
     if unknown:
         raise UserError(
             f"model folder {folder}: {config_class.__name__} has no field "
             f"{', '.join(sorted(unknown))}; it was written by another version"
         )
-    bound = gin.get_bindings(config_class)
-    return config_class(**{name: value for name, value in saved.items() if name not in bound})
+    return config_class(**{**saved, **told})
 
 
 def _load_tokenizer(config: ModelConfig, part: str) -> Tokenizer:

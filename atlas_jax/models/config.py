@@ -1,8 +1,8 @@
 """Where the two models come from."""
 
-from dataclasses import dataclass
-
-import gin
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from atlas_jax.core.errors import one_of, require
 
@@ -12,7 +12,6 @@ READER_INITS = ("random", "induction")
 DTYPES = ("float32", "bfloat16")
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class ModelConfig:
     """Where the two models and their tokenizers come from.
@@ -59,3 +58,19 @@ class ModelConfig:
                 tokenizer,
                 f"nothing, since ModelConfig.{model} = {folder!r} brings its own tokenizer",
             )
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where the two models come from, and what of their configs was told.
+
+    Attributes:
+      config: folders, tokenizers, how random parameters begin.
+      reader: fields of ReaderConfig. They override those of a model folder; where there is no
+        folder, the reader's config is made of them.
+      retriever: likewise fields of RetrieverConfig.
+    """
+
+    config: ModelConfig = ModelConfig()
+    reader: Mapping[str, Any] = field(default_factory=dict)
+    retriever: Mapping[str, Any] = field(default_factory=dict)

@@ -19,18 +19,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 
-from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import gin_folder
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.multihost import joined
 from atlas_jax.core.paths import as_path, remove_tree
 from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.models.config import ModelConfig
 from atlas_jax.training.config import TrainConfig
+from atlas_jax.training.run import TrainRun
 
 REPORTS = ".doctor"  # in MODEL_DIR, while the doctor is there
 VERDICT = "verdict.json"
@@ -74,17 +72,18 @@ def code_hash(folders: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def report(process: int, inputs: Sequence[str] = ()) -> Report:
+def report(process: int, inputs: Sequence[str] = (), configuration: str = "") -> Report:
     """This host's report.
 
     Args:
       process: its index.
       inputs: files and folders that the run reads.
+      configuration: of the run, as text.
     """
     package = Path(__file__).resolve().parents[1]
     facts = {
         "code": code_hash([package, gin_folder()]),
-        "configuration": hashlib.sha256(gin.config_str().encode()).hexdigest()[:16],
+        "configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         **{name: os.environ.get(name, "not set") for name in _VARIABLES},
@@ -124,24 +123,24 @@ def odd_ones(reports: Sequence[Report], expected_missing: Sequence[str] = ()) ->
     return sentences
 
 
-def examine(config: TrainConfig, timeout: float) -> int:
-    """Compare all hosts of the run that gin describes and print what is found; 1 if they differ.
+def examine(told: TrainRun, timeout: float) -> int:
+    """Compare all hosts of the run and print what is found; 1 if they differ.
 
     Call it when the processes have been joined (`multihost.start`).
 
     Args:
-      config: of the run.
+      told: of the run.
       timeout: seconds to wait for the other hosts' reports.
 
     Raises:
       UserError: a setting at fault, or MODEL_DIR cannot be written here.
     """
     process, count = joined()
-    folder = as_path(config.model_dir) / REPORTS
-    mine = report(process, _inputs(config))
+    folder = as_path(told.train.model_dir) / REPORTS
+    mine = report(process, _inputs(told), told.text)
     _write(folder / f"{process}.json", dataclasses.asdict(mine))
     if process == 0:
-        faults, hosts = _faults(folder, count, timeout)
+        faults, hosts = _faults(folder, count, told.corpus.config, timeout)
         _write(folder / VERDICT, (faults, hosts))
     else:
         verdict = _wait_for(folder / VERDICT, 2 * timeout)
@@ -154,7 +153,7 @@ def examine(config: TrainConfig, timeout: float) -> int:
         while len(list(folder.glob("*.json"))) > 2 and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         remove_tree(folder)
-        _tell(mine, count, config.model_dir, faults)
+        _tell(mine, count, told.train.model_dir, faults)
     else:
         for fault in faults:
             print(f"doctor: {fault}", file=sys.stderr)
@@ -170,16 +169,18 @@ def clear(config: TrainConfig) -> None:
         raise _unwritable(folder, error) from error
 
 
-def _inputs(config: TrainConfig) -> list[str]:
+def _inputs(told: TrainRun) -> list[str]:
     """What the run reads, where it is bound."""
-    model, corpus = ModelConfig(), CorpusConfig()
-    paths = [config.file, EvalConfig().file, model.reader, model.retriever]
-    if config.passages == "index":
+    model, corpus = told.models.config, told.corpus.config
+    paths = [told.train.file, told.evaluation.file, model.reader, model.retriever]
+    if told.train.passages == "index":
         paths += [corpus.index, corpus.store, corpus.passages]
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def _faults(folder: Path, count: int, timeout: float) -> tuple[list[str], list[str]]:
+def _faults(
+    folder: Path, count: int, corpus: CorpusConfig, timeout: float
+) -> tuple[list[str], list[str]]:
     """What is wrong by the reports of all processes, and the hosts of those who wrote one."""
     until = time.monotonic() + timeout
     reports, silent = [], []
@@ -189,7 +190,6 @@ def _faults(folder: Path, count: int, timeout: float) -> tuple[list[str], list[s
             silent.append(_unseen(process, timeout))
         else:
             reports.append(Report(**told))
-    corpus = CorpusConfig()
     built = [corpus.store] if corpus.passages else []
     return silent + odd_ones(reports, built), [one.host for one in reports]
 

@@ -1,29 +1,20 @@
-"""What gin says of a run that is to be planned. Nothing is read: its paths are not looked at."""
+"""A run that is to be planned. Nothing is read: its paths are not looked at."""
 
 import dataclasses
 from typing import Any, Literal
 
-import gin
 import jax
 import numpy as np
 
 from atlas_jax.answering.batcher import DataConfig
-from atlas_jax.answering.config import EvalConfig, RetrieveConfig
-from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import PartitionRules, Rule
+from atlas_jax.core.partitioning import Rule
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import abstract_rows
 from atlas_jax.index.store_files import StoreConfig, token_dtype
-from atlas_jax.models.parameters import PARTS, Models
-from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.models.parameters import Models
 from atlas_jax.reader.generate import GenerationConfig
-from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.config import RetrieverConfig
-from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.config import RetrieverTrainConfig, StepConfig, TrainConfig
-from atlas_jax.training.freshness import refreshes_index
-from atlas_jax.training.optimizers import configured_optimizers
+from atlas_jax.training.config import StepConfig
 
 LANES = 128  # of a TPU's tile: a row of a matrix takes the room of a multiple of them
 # What each entry point compiles, the program that decides on a mesh first.
@@ -32,14 +23,12 @@ PROGRAMS = {
     "evaluate": ("decode", "embed", "search"),
     "build_index": ("embed",),
 }
-# Their step or batch is none of the programs above.
-_UNPLANNED = {RetrieverTrainConfig: "train_retriever", RetrieveConfig: "retrieve"}
 Entry = Literal["train", "evaluate", "build_index"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What gin says of a run, and how many passages it will search.
+    """What a run is told that decides on its programs, and how many passages it will search.
 
     Attributes:
       entry: the entry point; `evaluate` stands for all that search or answer without training.
@@ -104,57 +93,6 @@ class Run:
             width = in_lanes(store.retriever_length)
             tokens += width * token_type(models.retriever.config).itemsize
         return sum(leaf.size * leaf.dtype.itemsize for leaf in embedding) + tokens
-
-
-def run_from_gin(passages: int) -> Run:
-    """Everything that a plan needs, from gin's present configuration.
-
-    Raises:
-      UserError: the sizes of the reader are not bound, or the run is of a command that has no plan.
-    """
-    if "vocab_size" not in gin.get_bindings(ReaderConfig):
-        raise UserError("plan reads no checkpoint: give the sizes with --gin_file=models/NAME.gin")
-    step, retriever, evaluation = StepConfig(), RetrieverConfig(), EvalConfig()
-    entry, source = _entry(), evaluation.passages
-    if entry == "train":
-        source = gin.get_bindings(TrainConfig).get("passages", "index")
-    else:
-        step = dataclasses.replace(step, retriever_training="fixed")
-    if step.retriever_training == "query_side" and retriever.tied:
-        retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
-    answer_k = evaluation.k or step.k
-    return Run(
-        entry=entry,
-        refreshes=entry == "train" and refreshes_index(),
-        evaluates=entry == "evaluate" or bool(evaluation.file),
-        models=Models(T5(ReaderConfig()), DualEncoder(retriever)),
-        step=step,
-        distillation=DistillationConfig(),
-        optimizers=configured_optimizers(PARTS)[0],
-        data=DataConfig(),
-        store=StoreConfig(),
-        corpus=CorpusConfig(),
-        generation=GenerationConfig(),
-        answer_batch=evaluation.batch_size,
-        answer_k=answer_k,
-        answer_depth=max(*evaluation.recall_at, answer_k) if evaluation.recall_at else answer_k,
-        passage_source=source,
-        passages=passages,
-        rules=tuple(PartitionRules().rules),
-    )
-
-
-def _entry() -> Entry:
-    """Which entry point the bindings are for."""
-    for config, command in _UNPLANNED.items():
-        if gin.get_bindings(config):
-            raise UserError(
-                f"{config.__name__} is bound, so this is a run of `{command}`, which has no plan; "
-                "those of `train`, `evaluate` and `build_index` have"
-            )
-    if gin.get_bindings(TrainConfig):
-        return "train"
-    return "evaluate" if gin.get_bindings(EvalConfig) else "build_index"
 
 
 def token_type(config: Any) -> np.dtype[Any]:

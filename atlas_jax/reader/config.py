@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import gin
 import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
@@ -19,7 +18,6 @@ _POSITIVE = (
 )  # fmt: skip
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ReaderConfig:
     """A T5 encoder-decoder.

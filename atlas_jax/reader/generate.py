@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.struct
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +21,6 @@ from atlas_jax.reader.t5 import T5, DecodingState
 NEVER = -1e9  # score of a hypothesis that may not be chosen
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """How answers are decoded.

@@ -4,15 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import gin
-
 from atlas_jax.encoders.config import EncoderConfig
 from atlas_jax.encoders.registry import encoder_config
 
 POOLINGS = ("average", "sqrt", "cls")
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class RetrieverConfig(EncoderConfig):
     """A dual encoder (arXiv 2112.09118); the defaults are Contriever's, BERT base.

@@ -10,7 +10,6 @@ import dataclasses
 import math
 
 import flax.struct
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -21,7 +20,6 @@ from atlas_jax.core.types import PAD_ID, Array, Params
 _ABSENT = -1e30  # logit of what is no candidate; finite, so that gradients stay finite
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ContrastiveConfig:
     """The defaults are Contriever's.

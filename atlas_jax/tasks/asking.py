@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks.base import Record, load_records
 from atlas_jax.tasks.fact_corpus import Source
 from atlas_jax.tasks.facts import Fact
@@ -73,7 +73,9 @@ class Pattern:
         return slice(0, 0)
 
 
-def load_patterns(path: str, sources: Mapping[str, Source]) -> dict[str, tuple[Pattern, ...]]:
+def load_patterns(
+    path: str, sources: Mapping[str, Source], rows: RowsConfig = STRICT
+) -> dict[str, tuple[Pattern, ...]]:
     """The patterns of a file of questions, by the label that each asks for.
 
     Questions are left out that do not name the title of their passage, or whose answer is not
@@ -82,12 +84,13 @@ def load_patterns(path: str, sources: Mapping[str, Source]) -> dict[str, tuple[P
     Args:
       path: lines `{question, answers, gold}`.
       sources: passages with facts, by id.
+      rows: what becomes of a broken line.
 
     Raises:
       UserError: a bad line; no question of the file can be asked of other titles.
     """
     optional: FieldTypes = {"answers": list}
-    records = load_records(path, {"question": str}, optional, ["question"])
+    records = load_records(path, {"question": str}, optional, ["question"], rows=rows)
     found: dict[str, list[Pattern]] = {}
     facts = _by_label(sources.values())
     for record in records:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
-from atlas_jax.core.jsonl import FieldTypes, check_fields, read_jsonl
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, read_jsonl
 from atlas_jax.core.layouts import Layout, read_layout
 from atlas_jax.tasks import metrics
 
@@ -105,8 +104,15 @@ class Task(Protocol):
 
     name: ClassVar[str]
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Any]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Any]:
         """Check a jsonl file and return its records.
+
+        Args:
+          path: the file.
+          need_targets: whether a record without answers is an error.
+          rows: what becomes of a broken line.
 
         Raises:
           UserError: naming file, line and field; or there is no record at all.
@@ -173,7 +179,6 @@ class Record:
     negative_ids: tuple[str, ...] = ()
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class BaseTask:
     """Task `base`: lines `{query, target, choices?, id?, passages?, gold?}`, as they are.
@@ -203,11 +208,13 @@ class BaseTask:
         check_format("BaseTask.retriever_format", self.retriever_format, ["query"])
         check_format("BaseTask.prompt_format", self.prompt_format, ["query"])
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`."""
         required: FieldTypes = {"query": str, "target": str} if need_targets else {"query": str}
         optional: FieldTypes = {"target": str, "choices": list}
-        return load_records(path, required, optional, not_empty=list(required), check=check_choices)
+        return load_records(path, required, optional, list(required), check_choices, rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0
@@ -288,6 +295,7 @@ def load_records(
     optional: FieldTypes,
     not_empty: Collection[str],
     check: Callable[[Record], None] | None = None,
+    rows: RowsConfig = STRICT,
     layouts: Sequence[Layout] = (),
 ) -> list[Record]:
     """Read the records of a task's file.
@@ -301,6 +309,7 @@ def load_records(
       optional: types of those that may.
       not_empty: names of text fields that must hold more than blanks.
       check: further demands of the task; raises a UserError that begins with the place.
+      rows: what becomes of a broken line.
       layouts: other layouts in which the file may be; () = the task's own alone.
 
     Raises:
@@ -336,10 +345,10 @@ def load_records(
         records.append(record)
 
     if layouts:
-        rows = read_layout(path, layouts, take)
+        read = read_layout(path, layouts, take, rows)
     else:
-        rows = read_jsonl(path, required, {**shared, **optional}, take)
-    for _ in rows:
+        read = read_jsonl(path, required, {**shared, **optional}, take, rows)
+    for _ in read:
         pass
     if not records:
         raise UserError(f"{path}: there is no record in it")

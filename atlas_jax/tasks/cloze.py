@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import Filled, fill, literal
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.tasks import wording
 from atlas_jax.tasks.asking import Pattern, load_patterns
@@ -60,7 +59,6 @@ class ClozeRecord:
     patterns: tuple[Pattern, ...] = ()
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ClozeTask:
     """Lines `{id, title, section?, text}`; passages without facts are left out.
@@ -129,10 +127,14 @@ class ClozeTask:
                     "ClozeTask.given_passages = 0"
                 )
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[ClozeRecord]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[ClozeRecord]:
         """See `Task.load`; passages without facts are left out."""
         required: FieldTypes = {"id": (str, int), "title": str, "text": str}
-        passages = load_records(path, required, {"section": str}, ["id", "text"], layouts=PASSAGES)
+        passages = load_records(
+            path, required, {"section": str}, ["id", "text"], rows=rows, layouts=PASSAGES
+        )
         sources = [make_source(passage, self.max_value_words) for passage in passages]
         sources = [source for source in sources if source.facts]
         if not sources:
@@ -144,7 +146,7 @@ class ClozeTask:
         corpus = make_corpus(sources)
         if not self.question_file:
             return [ClozeRecord(source, corpus) for source in sources]
-        patterns = load_patterns(self.question_file, {s.passage.id: s for s in sources})
+        patterns = load_patterns(self.question_file, {s.passage.id: s for s in sources}, rows)
         return _asked_records(sources, corpus, patterns)
 
     def example(

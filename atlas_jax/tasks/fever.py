@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks import metrics
 from atlas_jax.tasks.base import (
     Choice,
@@ -27,7 +26,6 @@ from atlas_jax.tasks.base import (
 WORDS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": "maybe"}
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class FeverTask:
     """Lines `{claim, label, id?, gold?, negatives?, passages?}`; labels are those of `WORDS`.
@@ -63,7 +61,9 @@ class FeverTask:
                 f"FeverTask.answer_by = {self.answer_by!r}: expected 'generation' or 'likelihood'"
             )
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; without `need_targets` a claim may come without its label."""
 
         def check(record: Record) -> None:
@@ -75,7 +75,7 @@ class FeverTask:
                 )
 
         optional: FieldTypes = {"label": str}
-        return load_records(path, {"claim": str}, optional, ["claim"], check)
+        return load_records(path, {"claim": str}, optional, ["claim"], check, rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
-from atlas_jax.core.jsonl import FieldTypes, check_fields
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
 from atlas_jax.tasks import kilt_scores, metrics
 from atlas_jax.tasks.base import (
     Example,
@@ -29,7 +28,6 @@ from atlas_jax.tasks.base import (
 _RECALL_AT = 5
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class KILTTask:
     """Lines `{id, input, output: [{answer?, provenance?: [{wikipedia_id, ..}]}], meta?}`.
@@ -70,7 +68,9 @@ class KILTTask:
                     f"{', '.join(map(repr, allowed))}"
                 )
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; the published test files have no `output`."""
 
         def check(record: Record) -> None:
@@ -79,7 +79,7 @@ class KILTTask:
                 raise UserError(f"{record.place}: field 'output' gives no answer")
 
         optional: FieldTypes = {"output": list, "meta": dict}
-        return load_records(path, {"input": str}, optional, ["input"], check)
+        return load_records(path, {"input": str}, optional, ["input"], check, rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

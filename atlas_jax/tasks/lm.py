@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from atlas_jax.core.formats import fill
+from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -23,7 +23,6 @@ from atlas_jax.tasks.pretext import check_range, load_passages
 _WORD = re.compile(r"\S+")
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class LMTask:
     """Lines `{id, title?, section?, text}`; the text is cut in two between words.
@@ -64,9 +63,11 @@ class LMTask:
         check_range("LMTask.max_prefix", high, low <= high < 1, f"from {low} to below 1")
         check_range("LMTask.min_words", self.min_words, self.min_words >= 2, "2 or more")
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
-        return load_passages(path, self.min_words, "LMTask.min_words")
+        return load_passages(path, self.min_words, "LMTask.min_words", rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import gin
 import numpy as np
 
 from atlas_jax.core.formats import Filled, fill, literal
+from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -28,7 +28,6 @@ from atlas_jax.tasks.spans import KINDS, layout, random_spans, salient_spans
 _FIELDS = ("text", "title", "section")
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class MLMTask:
     """Lines `{id, title?, section?, text}`; the target is `<extra_id_0> span <extra_id_1> span`.
@@ -90,9 +89,11 @@ class MLMTask:
         ):  # fmt: skip
             check_range(f"MLMTask.{name}", getattr(self, name), bool(fits), expected)
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
-        return load_passages(path, self.min_words, "MLMTask.min_words")
+        return load_passages(path, self.min_words, "MLMTask.min_words", rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import Filled, fill, literal
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks.base import (
     Choice,
     Example,
@@ -36,7 +35,6 @@ _ORDERS = ("single", "cyclic", "all")
 _MOST_FOR_ALL = 5  # 120 orders
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class MultipleChoiceTask:
     """Lines `{question, options: {A: .., B: ..}, answer, id?, gold?, passages?}`.
@@ -97,7 +95,9 @@ class MultipleChoiceTask:
                 f"{name}.max_question_tokens = {self.max_question_tokens}: expected 1 or more"
             )
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; without `need_targets` a question may come without its answer."""
 
         def check(record: Record) -> None:
@@ -111,7 +111,7 @@ class MultipleChoiceTask:
                 )
 
         required: FieldTypes = {"question": str, "options": dict}
-        return load_records(path, required, {"answer": str}, ["question"], check)
+        return load_records(path, required, {"answer": str}, ["question"], check, rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

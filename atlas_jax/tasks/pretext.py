@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.tasks.base import Record, load_records
 
 
-def load_passages(path: str | Path, min_words: int, binding: str) -> list[Record]:
+def load_passages(
+    path: str | Path, min_words: int, binding: str, rows: RowsConfig = STRICT
+) -> list[Record]:
     """Records `{id, title?, section?, text}` of at least `min_words` words.
 
     Raises:
@@ -17,7 +19,7 @@ def load_passages(path: str | Path, min_words: int, binding: str) -> list[Record
     """
     required: FieldTypes = {"id": (str, int), "text": str}
     optional: FieldTypes = {"title": str, "section": str}
-    records = load_records(path, required, optional, ["id", "text"], layouts=PASSAGES)
+    records = load_records(path, required, optional, ["id", "text"], rows=rows, layouts=PASSAGES)
     records = [r for r in records if len(r.fields["text"].split()) >= min_words]
     if not records:
         raise UserError(f"{path}: no passage has {min_words} words ({binding})")

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.core.layouts import QUESTIONS
 from atlas_jax.tasks.base import (
     Choice,
@@ -25,7 +24,6 @@ from atlas_jax.tasks.base import (
 )
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class QATask:
     """Lines `{question, answers, target?, choices?, id?, gold?, negatives?, passages?}`.
@@ -63,7 +61,9 @@ class QATask:
                 f"QATask.answer_choice = {self.answer_choice!r}: expected 'random' or 'first'"
             )
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; without `need_targets` a question may come without answers."""
 
         def check(record: Record) -> None:
@@ -71,9 +71,7 @@ class QATask:
             check_choices(record)
 
         optional: FieldTypes = {"answers": list, "target": str, "choices": list}
-        return load_records(
-            path, {"question": str}, optional, ["question"], check, layouts=QUESTIONS
-        )
+        return load_records(path, {"question": str}, optional, ["question"], check, rows, QUESTIONS)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

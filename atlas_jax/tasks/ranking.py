@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks import metrics
 from atlas_jax.tasks.base import (
     Example,
@@ -23,7 +23,6 @@ from atlas_jax.tasks.base import (
 _NDCG_AT = 10
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class RankingTask:
     """Lines `{question, qrels: {passage id: grade}, id?}`, see `atlas-jax prepare beir`.
@@ -46,9 +45,12 @@ class RankingTask:
         """
         check_format("RankingTask.query_format", self.query_format, ["question"])
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; every query has a relevant passage."""
-        return load_records(path, {"question": str, "qrels": dict}, {}, ["question"], _check_grades)
+        required: FieldTypes = {"question": str, "qrels": dict}
+        return load_records(path, required, {}, ["question"], _check_grades, rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

@@ -49,12 +49,12 @@ def register(task: Made) -> Made:
     return task
 
 
-def get_task(name: str) -> Task:
-    """The task of this name, as gin configures it.
+def task_class(name: str) -> Callable[[], Task]:
+    """What makes the task of this name.
 
     Raises:
       UserError: there is none; the nearest name is told.
     """
     if name not in TASKS:
         raise UserError(f"no task is called {name!r}{nearest(name, TASKS)}")
-    return TASKS[name]()
+    return TASKS[name]

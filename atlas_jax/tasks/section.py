@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
+from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -24,7 +24,6 @@ from atlas_jax.tasks.pretext import check_range, load_passages
 _FILTERS = ("none", "passage", "section")
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class SectionTask:
     """Lines `{id, title?, section, text}`; passages without a section are left out.
@@ -64,9 +63,11 @@ class SectionTask:
                 f"{', '.join(map(repr, _FILTERS))}"
             )
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; a record knows the other passages of its section."""
-        records = load_passages(path, self.min_words, "SectionTask.min_words")
+        records = load_passages(path, self.min_words, "SectionTask.min_words", rows)
         together: dict[tuple[str, str], list[str]] = defaultdict(list)
         for record in records:
             together[_place(record)].append(record.id)

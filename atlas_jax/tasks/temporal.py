@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gin
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import Filled, fill, literal
-from atlas_jax.core.jsonl import FieldTypes
+from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks import metrics
 from atlas_jax.tasks.base import (
     Example,
@@ -28,7 +27,6 @@ from atlas_jax.tasks.base import (
 from atlas_jax.tasks.qa import check_answers
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class TemporalTask:
     """Lines `{question, answers_<edition>, gold_<edition>?, changed, id?}`, for two editions.
@@ -73,7 +71,9 @@ class TemporalTask:
             check_format(f"TemporalTask.{field}", getattr(self, field), ["question"])
         check_format("TemporalTask.target_format", self.target_format, ["answer"])
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; both editions' answers are always needed."""
 
         def check(record: Record) -> None:
@@ -88,7 +88,7 @@ class TemporalTask:
             "changed": bool,
         }
         optional: FieldTypes = {f"gold_{self.edition}": list, f"gold_{self.other}": list}
-        return load_records(path, required, optional, ["question"], check)
+        return load_records(path, required, optional, ["question"], check, rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

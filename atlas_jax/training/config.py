@@ -5,8 +5,6 @@ An empty string means "not given".
 
 from dataclasses import dataclass
 
-import gin
-
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.corpus.config import PASSAGE_SOURCES, ReadConfig
 from atlas_jax.models.parameters import RetrieverTraining
@@ -20,7 +18,6 @@ FINAL_INDEX = "final_index"  # by the passage tower of FINAL, if the index was r
 PREDICTIONS = "predictions"
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class CheckpointConfig:
     """every: steps between checkpoints (0 = only after the last step); keep: how many stay."""
@@ -33,7 +30,6 @@ class CheckpointConfig:
         require(self.keep >= 1, "CheckpointConfig.keep", self.keep, "1 or more")
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run.
@@ -73,7 +69,6 @@ class TrainConfig:
         )
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class RetrieverTrainConfig:
     """One run of contrastive pretraining, on the passages of `CorpusConfig`.
@@ -122,7 +117,6 @@ class RetrieverTrainConfig:
         require(bool(self.task) == bool(self.file), f"{name}.file", self.file, "given with a task")
 
 
-@gin.configurable
 @dataclass(frozen=True)
 class StepConfig(ReadConfig):
     """What one step does, beside what `ReadConfig` says of reading.

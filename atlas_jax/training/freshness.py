@@ -13,29 +13,22 @@ from jax.sharding import Mesh
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array, Batch, Params
-from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.index.int8 import as_floats, stored_as
-from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.rolling import embed_tokens
-from atlas_jax.index.staleness import StalenessConfig, measure
+from atlas_jax.index.staleness import measure
 from atlas_jax.models.towers import embed, passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.config import StepConfig, TrainConfig
+from atlas_jax.training.run import TrainRun
 
 
-def refreshes_index() -> bool:
-    """Whether this configuration ever refreshes the index."""
-    return RefreshPolicy().refreshes or StalenessConfig().refresh_below > 0
-
-
-def check_freshness(config: TrainConfig, step: StepConfig) -> None:
+def check_freshness(told: TrainRun) -> None:
     """Refuse to refresh or measure what never goes stale or cannot be refreshed so.
 
     Raises:
       UserError: names the bindings.
     """
-    policy, meter = RefreshPolicy(), StalenessConfig()
+    policy, meter, config, step = told.refresh, told.staleness, told.train, told.step
     at_fault = {
         "RefreshPolicy.rolling_rows": policy.rolling_rows > 0,
         "RefreshPolicy.schedule": policy.refreshes,
@@ -49,7 +42,7 @@ def check_freshness(config: TrainConfig, step: StepConfig) -> None:
             f"TrainConfig.passages = {config.passages!r}, StepConfig.retriever_training = "
             f"{step.retriever_training!r}; bind {binding} = {default}"
         )
-    if policy.rolling_rows and CorpusConfig().searcher != "exact":
+    if policy.rolling_rows and told.corpus.config.searcher != "exact":
         raise UserError(
             "RefreshPolicy.rolling_rows refreshes an index in place on the devices; that of "
             "CorpusConfig.searcher = 'scann' can only be built anew as a whole: bind "
@@ -61,13 +54,13 @@ def check_freshness(config: TrainConfig, step: StepConfig) -> None:
 class Freshness:
     """What is done to a corpus's index between steps, as RefreshPolicy and StalenessConfig say."""
 
-    def __init__(self, corpus: Corpus, retriever: DualEncoder, mesh: Mesh) -> None:
+    def __init__(self, told: TrainRun, corpus: Corpus, retriever: DualEncoder, mesh: Mesh) -> None:
         """Draw the probe; nothing is embedded yet.
 
         Raises:
           UserError: a slice or the meter's k is larger than the corpus.
         """
-        self._corpus, self._policy, self._meter = corpus, RefreshPolicy(), StalenessConfig()
+        self._corpus, self._policy, self._meter = corpus, told.refresh, told.staleness
         # The step at which all rows were last embedded at once, and slices since then.
         self._whole_at, self._slices = 0, 0
         self._has_rolled = False  # in this process
@@ -80,7 +73,7 @@ class Freshness:
         if self._meter.every:
             self._rows_p = self._meter.probe_rows(count)
             self._tokens_pm = corpus.store.retriever_tokens_nm[self._rows_p].astype("int32")
-        batch_size, k = CorpusConfig().embed_batch_size, min(self._meter.k, count)
+        batch_size, k = told.corpus.config.embed_batch_size, min(self._meter.k, count)
 
         tower = passage_tower(retriever)
 

@@ -1,10 +1,8 @@
 """The two optimisers: one for the reader, one for the retriever, each with its schedule."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import gin
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,7 +10,6 @@ import optax
 from atlas_jax.core.errors import UserError
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """One optimiser. Gin scopes tell the two apart: ``reader/OptimizerConfig.learning_rate``.
@@ -138,18 +135,6 @@ def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
         return update / jnp.maximum(1.0, rms / threshold)
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
-
-
-def configured_optimizers(
-    parts: Sequence[str],
-) -> tuple[dict[str, optax.GradientTransformationExtraArgs], dict[str, optax.Schedule]]:
-    """The optimiser and the schedule of each part, as gin has them in the scope of its name."""
-    optimizers, schedules = {}, {}
-    for part in parts:
-        with gin.config_scope(part):
-            config = OptimizerConfig()
-        optimizers[part], schedules[part] = make_optimizer(config), make_schedule(config)
-    return optimizers, schedules
 
 
 def decay_mask(params: Any) -> Any:

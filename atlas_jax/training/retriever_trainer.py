@@ -10,38 +10,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.config import dump_config
+from atlas_jax.core.config import write_config
+from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import as_path
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
-from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.corpus import open_store
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.models.assembly import Tokenizers, active_mesh, load_retriever, load_tokenizers
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.assembly import Tokenizers, load_retriever, load_tokenizers
 from atlas_jax.models.folder import ModelPart, save_model
-from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_pair, crop_width
+from atlas_jax.retriever.contrastive import crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Example
-from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
     CHECKPOINTS,
     CONFIG_FILE,
     FINAL,
-    CheckpointConfig,
     RetrieverTrainConfig,
 )
 from atlas_jax.training.contrastive_step import (
@@ -50,10 +45,10 @@ from atlas_jax.training.contrastive_step import (
     make_contrastive_step,
 )
 from atlas_jax.training.metrics import RunLog
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.optimizers import make_optimizer
+from atlas_jax.training.run import RetrieverRun
 from atlas_jax.training.speed import (
     TRACES,
-    ProfileConfig,
     Speed,
     StepClock,
     Tracer,
@@ -80,47 +75,46 @@ class _Run:
     length: int
 
 
-def train_retriever(config: RetrieverTrainConfig) -> ContrastiveState:
+def train_retriever(told: RetrieverRun) -> ContrastiveState:
     """Train until `total_steps`, going on from the run's last checkpoint if there is one.
 
-    Reads ModelConfig, CorpusConfig, ContrastiveConfig, CheckpointConfig, ProfileConfig and
-    retriever/OptimizerConfig from gin. Ends with the model folder `model_dir/final`, which
+    Ends with the model folder `model_dir/final`, which
     holds the retriever alone.
 
     Raises:
-      UserError: any of them at fault, or a checkpoint of another model.
+      UserError: a setting or file at fault, or a checkpoint of another model.
     """
+    config = told.train
     directory = as_path(config.model_dir)
-    with active_mesh() as (mesh, rules):
-        model_config = ModelConfig()
-        model, params, tokenizer = load_retriever(model_config, config.seed)
-        tokenizers = load_tokenizers(model_config)
-        store = open_store(CorpusConfig(), tokenizers)
+    with use_devices(told.devices) as (mesh, rules):
+        model, params, tokenizer = load_retriever(told.models, config.seed)
+        tokenizers = load_tokenizers(told.models.config)
+        store = open_store(told.corpus, tokenizers)
         store.check_vocab(retriever=model.config.vocab_size)
-        state, step_fn = _make(model, params, config, mesh, rules)
-        batches = query_pairs(store, tokenizers, config) if config.task else _rows(store, config)
+        state, step_fn = _make(model, params, told, mesh, rules)
+        batches = query_pairs(store, tokenizers, told) if told.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
-        checkpoints = Checkpointer(directory / CHECKPOINTS, CheckpointConfig())
+        checkpoints = Checkpointer(directory / CHECKPOINTS, told.checkpoints)
         found = checkpoints.restore(state)
         if found is not None:
             state = found.state
             batches.set_state(found.notes["data"])
         if multihost.is_first():
-            dump_config(directory / CONFIG_FILE)
+            write_config(directory / CONFIG_FILE, told.text)
         run = _Run(step_fn, batches, store, rows, checkpoints, _longest(store))
         first, writes = int(state.step), multihost.is_first()
         with RunLog(directory, first, config.total_steps, writes) as log:
-            tracer = Tracer(ProfileConfig(), str(directory / TRACES))
+            tracer = Tracer(told.profile, str(directory / TRACES))
             with Preemption() as preemption, tracer:
-                state = _loop(config, run, state, log, preemption, tracer)
+                state = _loop(told, run, state, log, preemption, tracer)
         checkpoints.close()
-        _export(directory / FINAL, model, state, tokenizer, model_config.export_dtype)
+        _export(directory / FINAL, model, state, tokenizer, told.models.config.export_dtype)
     return state
 
 
 def _loop(
-    config: RetrieverTrainConfig,
+    told: RetrieverRun,
     run: _Run,
     state: ContrastiveState,
     log: RunLog,
@@ -132,7 +126,7 @@ def _loop(
     Raises:
       Preempted: the machine is about to be taken away; the last step is saved.
     """
-    every, clock, speed = CheckpointConfig().every, StepClock(), None
+    config, every, clock, speed = told.train, told.checkpoints.every, StepClock(), None
     for step in range(int(state.step) + 1, config.total_steps + 1):
         tracer.before(step)
         queries, passage_rows = next(run.batches)
@@ -145,7 +139,7 @@ def _loop(
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
-            speed = speed or _speed(config, state.params, *pair)
+            speed = speed or _speed(told, state.params, *pair)
             log.write(step, "train", values | speed.of(clock.lap()))
         stopping = preemption.reached(step) and not last
         if last or stopping or (every and step % every == 0):
@@ -157,31 +151,29 @@ def _loop(
     return state
 
 
-def _speed(
-    config: RetrieverTrainConfig, params: Params, queries: Array | None, passages: Array
-) -> Speed:
+def _speed(told: RetrieverRun, params: Params, queries: Array | None, passages: Array) -> Speed:
     """What turns a step's time into rates; without queries the passages are cropped twice."""
-    contrastive = ContrastiveConfig()
+    contrastive = told.contrastive
     if queries is None:
         crops = passages.shape[0] * crop_width(passages.shape[1], contrastive)
         tokens = (crops, crops)
     else:
         tokens = (queries.size, passages.size)
     flops = contrastive_flops(params, *tokens, slow=bool(contrastive.momentum))
-    return Speed(flops, {"tokens": sum(tokens), "pairs": config.batch_size})
+    counts = {"tokens": sum(tokens), "pairs": told.train.batch_size}
+    return Speed(flops, counts, told.profile)
 
 
 def _make(
     model: DualEncoder,
     params: Any,
-    config: RetrieverTrainConfig,
+    told: RetrieverRun,
     mesh: Mesh,
     rules: tuple[Rule, ...],
 ) -> tuple[ContrastiveState, CompiledOnce]:
     """The state, everywhere but for the queue, which lies over all devices; and its step."""
-    contrastive = ContrastiveConfig()
-    with gin.config_scope("retriever"):
-        optimizer = make_optimizer(OptimizerConfig())
+    config, contrastive = told.train, told.contrastive
+    optimizer = make_optimizer(told.optimizer)
     state = make_contrastive_state(model, params, contrastive, optimizer, config.seed)
     everywhere = partitioning.replicated(mesh)
     shardings = jax.tree.map(lambda _: everywhere, state)
@@ -221,15 +213,16 @@ def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
     return iter(batches.to_iter_dataset())
 
 
-def query_pairs(store: PassageStore, tokenizers: Tokenizers, config: RetrieverTrainConfig) -> Any:
+def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun) -> Any:
     """Endless (query tokens, rows of passages); groups of records stay together.
 
     The rows are the gold passage of each query, then `hard_negatives` of its negatives for
     each. What a query and its negatives are depends on the seed and its place in the stream
     alone. Records of the file's end that fill no group are left out.
     """
-    task, data = get_task(config.task), DataConfig()
-    records = task.load(config.file)
+    config, task, data = told.train, told.task, told.data
+    assert task is not None
+    records = task.load(config.file, rows=told.rows)
     groups = len(records) // config.group
     if groups * config.group < config.batch_size:
         raise UserError(

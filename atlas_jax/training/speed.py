@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import gin
 import jax
 
 from atlas_jax.core.errors import UserError
@@ -28,7 +27,6 @@ def add_profile_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
     """What is measured of a training run.
@@ -130,15 +128,18 @@ class StepClock:
 class Speed:
     """A step's time as rates, memory and utilisation."""
 
-    def __init__(self, flops: float, counts: Mapping[str, int]) -> None:
+    def __init__(
+        self, flops: float, counts: Mapping[str, int], config: ProfileConfig = ProfileConfig()
+    ) -> None:
         """Keep what a step does, over all devices.
 
         Args:
           flops: model FLOPs.
           counts: of tokens and other things that it takes in, by their names.
+          config: the peak of a device, where it is not known.
         """
         self._flops, self._counts = flops, counts
-        peak = ProfileConfig().peak_flops or peak_flops(jax.devices()[0].device_kind)
+        peak = config.peak_flops or peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count()
 
     def of(self, seconds: float | None) -> dict[str, float]:
@@ -200,8 +201,15 @@ def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage
     return total
 
 
-def step_speed(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> Speed:
-    """Of a training step; arguments as in `step_flops`.
+def step_speed(
+    params: Params,
+    batch: Batch,
+    config: StepConfig,
+    k: int,
+    passage: int,
+    profile: ProfileConfig = ProfileConfig(),
+) -> Speed:
+    """Of a training step; arguments as in `step_flops` and `Speed`.
 
     Counted are the tokens of reader inputs and targets, padding included, and the passages read.
     """
@@ -209,7 +217,7 @@ def step_speed(params: Params, batch: Batch, config: StepConfig, k: int, passage
     counts = {"tokens": rows * k * config.reader_length + batch.target_tokens_bt.size}
     if passage:
         counts["passages"] = rows * k
-    return Speed(step_flops(params, batch, config, k, passage), counts)
+    return Speed(step_flops(params, batch, config, k, passage), counts, profile)
 
 
 def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: bool) -> float:

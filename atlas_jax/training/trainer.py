@@ -16,34 +16,29 @@ import jax
 import optax
 from jax.sharding import Mesh, Sharding
 
-from atlas_jax.answering.batcher import Batcher, DataConfig
-from atlas_jax.answering.config import EvalConfig
-from atlas_jax.answering.evaluator import Evaluation, make_evaluation, write_predictions
-from atlas_jax.core.config import dump_config
+from atlas_jax.answering.batcher import Batcher
+from atlas_jax.answering.evaluation import Evaluation, make_evaluation
+from atlas_jax.answering.evaluator import write_predictions
+from atlas_jax.core.config import write_config
+from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import as_path, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
-from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.corpus import Corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.sources import Source, make_source
-from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import (
     Tokenizers,
-    active_mesh,
     assemble,
     export_model,
     load_tokenizers,
 )
-from atlas_jax.models.config import ModelConfig
 from atlas_jax.models.parameters import PARTS, Models
-from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
@@ -53,16 +48,15 @@ from atlas_jax.training.config import (
     FINAL_INDEX,
     INDEX,
     PREDICTIONS,
-    CheckpointConfig,
     StepConfig,
-    TrainConfig,
 )
 from atlas_jax.training.data import training_batches
-from atlas_jax.training.freshness import Freshness, check_freshness, refreshes_index
+from atlas_jax.training.freshness import Freshness, check_freshness
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
-from atlas_jax.training.optimizers import configured_optimizers
-from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, StepClock, Tracer, step_speed
+from atlas_jax.training.optimizers import make_optimizer, make_schedule
+from atlas_jax.training.run import TrainRun
+from atlas_jax.training.speed import TRACES, Speed, StepClock, Tracer, step_speed
 from atlas_jax.training.state import TrainState, make_state, state_shardings
 from atlas_jax.training.step import compile_train_step, make_train_step
 
@@ -72,12 +66,14 @@ class _Run:
     """What the loop works with and does not replace.
 
     Attributes:
+      told: everything that the run was told.
       place: a process's rows of a batch -> the batch on the mesh.
       corpus: None where nothing is searched, in training or evaluation.
       freshness: None where training searches nothing.
       evaluation: None without EvalConfig.file.
     """
 
+    told: TrainRun
     directory: Path
     models: Models
     tokenizers: Tokenizers
@@ -92,52 +88,55 @@ class _Run:
     checkpoints: Checkpointer
 
 
-def train(config: TrainConfig) -> TrainState:
+def train(told: TrainRun) -> TrainState:
     """Train until `total_steps`, going on from the run's last checkpoint if there is one.
 
-    Every other config comes from gin. The run ends with the model folder
+    The run ends with the model folder
     `model_dir/final`, and `model_dir/final_index` if the index was refreshed on the way.
 
     Raises:
       UserError: a setting or file at fault, or a checkpoint of another model.
     """
-    with active_mesh() as (mesh, rules):
-        run, state = _prepare(config, mesh, rules)
+    total = told.train.total_steps
+    with use_devices(told.devices) as (mesh, rules):
+        run, state = _prepare(told, mesh, rules)
         state = _resume(run, state)
         if is_first():
-            dump_config(run.directory / CONFIG_FILE)
-        with RunLog(run.directory, int(state.step), config.total_steps, is_first()) as log:
-            tracer = Tracer(ProfileConfig(), str(run.directory / TRACES))
+            write_config(run.directory / CONFIG_FILE, told.text)
+        with RunLog(run.directory, int(state.step), total, is_first()) as log:
+            tracer = Tracer(told.profile, str(run.directory / TRACES))
             with Preemption() as preemption, tracer:
-                state = _loop(config, run, state, log, preemption, tracer)
-            if run.corpus is not None and refreshes_index():  # for the last evaluation, and to keep
+                state = _loop(run, state, log, preemption, tracer)
+            if run.corpus is not None and told.refreshes_index:  # for the last evaluation, too
                 run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
             if run.evaluation is not None:
-                _evaluate(run, run.evaluation, state.params, config.total_steps, log)
+                _evaluate(run, run.evaluation, state.params, total, log)
         run.checkpoints.close()
         export_model(
             run.directory / FINAL,
             run.models,
             state.params,
             run.tokenizers,
-            ModelConfig().export_dtype,
+            told.models.config.export_dtype,
             about={"steps": int(state.step), "skipped": int(state.skipped)},
         )
     return state
 
 
-def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run, TrainState]:
+def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run, TrainState]:
     """Everything that a run needs, and its state before the first step."""
-    step_config, model_config = StepConfig(), ModelConfig()
-    _check(config, step_config)
+    _check(told)
+    config, step_config = told.train, told.step
     # Files first: what is wrong with them shows before anything is compiled.
-    records = get_task(config.task).load(config.file)
-    rows = batch_sharding("DataConfig.batch_size", DataConfig().batch_size, mesh, rules)
-    store = _open_store(config, load_tokenizers(model_config))
-    made = assemble(model_config, mesh, rules, config.seed, step_config.retriever_training)
+    records = told.task.load(config.file, rows=told.rows)
+    rows = batch_sharding("DataConfig.batch_size", told.data.batch_size, mesh, rules)
+    store = None
+    if told.searches:
+        store = open_store(told.corpus, load_tokenizers(told.models.config))
+    made = assemble(told.models, mesh, rules, config.seed, step_config.retriever_training)
     models, tokenizers, corpus = made.models, made.tokenizers, None
     if store is not None:
-        corpus = _make_corpus(config, store, models, tokenizers, mesh, rules)
+        corpus = _make_corpus(told, store, models, tokenizers, mesh, rules)
     source = make_source(
         config.passages,
         corpus,
@@ -146,36 +145,37 @@ def _prepare(config: TrainConfig, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[
         models.retriever,
         mesh,
     )
-    optimizers, schedules = configured_optimizers(PARTS)
+    optimizers = {part: make_optimizer(told.optimizers[part]) for part in PARTS}
     shaping = (optimizers, step_config.retriever_training)
-    step = make_train_step(models, step_config, DistillationConfig(), optimizers, source.retrieve)
+    step = make_train_step(models, step_config, told.distillation, optimizers, source.retrieve)
     shardings = state_shardings(models, *shaping, mesh, rules)
     evaluation = None
-    if EvalConfig().file:
-        evaluation = make_evaluation(
-            EvalConfig(), step_config, models, tokenizers, corpus, mesh, rules
-        )
+    if told.evaluation.file:
+        evaluation = make_evaluation(told.answers, models, tokenizers, corpus, mesh, rules)
     directory = as_path(config.model_dir)
     run = _Run(
+        told=told,
         directory=directory,
         models=models,
         tokenizers=tokenizers,
         corpus=corpus,
-        freshness=Freshness(corpus, models.retriever, mesh)
+        freshness=Freshness(told, corpus, models.retriever, mesh)
         if corpus is not None and config.passages == "index"
         else None,
         source=source,
-        batches=_batches(config, step_config, records, tokenizers, store, rows),
-        place=functools.partial(place_rows, sharding=rows, rows=DataConfig().batch_size),
+        batches=_batches(told, records, tokenizers, store, rows),
+        place=functools.partial(place_rows, sharding=rows, rows=told.data.batch_size),
         step=CompiledOnce(
             compile_train_step(step, shardings, mesh, rules), "state", "source", "batch"
         ),
-        schedules=schedules,
+        schedules={part: make_schedule(told.optimizers[part]) for part in PARTS},
         evaluation=evaluation,
-        checkpoints=Checkpointer(directory / CHECKPOINTS, CheckpointConfig()),
+        checkpoints=Checkpointer(directory / CHECKPOINTS, told.checkpoints),
     )
     state = make_state(models, made.params, *shaping, config.seed, mesh, rules)
-    return run, taken_over(state, model_config) if model_config.optimizer_state else state
+    if told.models.config.optimizer_state:
+        state = taken_over(state, told.models.config)
+    return run, state
 
 
 def _resume(run: _Run, state: TrainState) -> TrainState:
@@ -186,24 +186,19 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
         run.batches.set_state(found.notes["data"])
     if run.corpus is not None:
         _load_index(run, state.params, found)
-        check_rerank(StepConfig(), run.corpus.dtype)
+        check_rerank(run.told.step, run.corpus.dtype)
     return state
 
 
 def _loop(
-    config: TrainConfig,
-    run: _Run,
-    state: TrainState,
-    log: RunLog,
-    preemption: Preemption,
-    tracer: Tracer,
+    run: _Run, state: TrainState, log: RunLog, preemption: Preemption, tracer: Tracer
 ) -> TrainState:
     """Take the steps that are left.
 
     Raises:
       Preempted: the machine is about to be taken away; the last step is saved.
     """
-    saving, first = CheckpointConfig(), int(state.step)
+    config, saving, first = run.told.train, run.told.checkpoints, int(state.step)
     due = first > 0 and _due(config.eval_every, first)
     if run.evaluation is not None and due and not _is_evaluated(run, first):
         _evaluate(run, run.evaluation, state.params, first, log)  # the run was ended before it
@@ -220,7 +215,7 @@ def _loop(
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
-            speed = speed or _speed(config, state.params, batch)
+            speed = speed or _speed(run.told, state.params, batch)
             values |= speed.of(clock.lap())
             log.write(step, "train", {**values, **_settings(run, step)})
         stopping = preemption.reached(step) and not last
@@ -251,8 +246,9 @@ def _freshen(
             log.write(step, "index", measured)
 
 
-def _check(config: TrainConfig, step: StepConfig) -> None:
+def _check(told: TrainRun) -> None:
     """Refuse settings that contradict each other, naming their bindings."""
+    config, step = told.train, told.step
     training = step.retriever_training
     if config.passages == "none" and training != "fixed":
         raise UserError(
@@ -264,11 +260,11 @@ def _check(config: TrainConfig, step: StepConfig) -> None:
             f"StepConfig.rerank = {step.rerank}: TrainConfig.passages = {config.passages!r} "
             "searches nothing; bind it to 0"
         )
-    check_freshness(config, step)
+    check_freshness(told)
     if (
         is_remote(config.model_dir)
-        and _searches(config)
-        and (refreshes_index() or not CorpusConfig().index)
+        and told.searches
+        and (told.refreshes_index or not told.corpus.config.index)
     ):
         raise UserError(
             f"TrainConfig.model_dir = {config.model_dir!r}: an index that the run makes itself "
@@ -294,21 +290,8 @@ def check_rerank(step: StepConfig, dtype: str) -> None:
         )
 
 
-def _searches(config: TrainConfig) -> bool:
-    """Whether training or its evaluation searches an index."""
-    evaluation = EvalConfig()
-    return config.passages == "index" or (bool(evaluation.file) and evaluation.passages == "index")
-
-
-def _open_store(config: TrainConfig, tokenizers: Tokenizers) -> PassageStore | None:
-    """The store, if training or its evaluation searches one."""
-    if not _searches(config):
-        return None
-    return open_store(CorpusConfig(), tokenizers)
-
-
 def _make_corpus(
-    config: TrainConfig,
+    told: TrainRun,
     store: PassageStore,
     models: Models,
     tokenizers: Tokenizers,
@@ -319,9 +302,10 @@ def _make_corpus(
     store.check_vocab(
         reader=models.reader.config.vocab_size, retriever=models.retriever.config.vocab_size
     )
-    embedder = Embedder(models.retriever, tokenizers.retriever, CorpusConfig(), mesh, rules)
-    versions = None if is_remote(config.model_dir) else Path(config.model_dir) / INDEX
-    return Corpus(store, embedder, CorpusConfig(), mesh, StepConfig().embeds_passages, versions)
+    embedder = Embedder(models.retriever, tokenizers.retriever, told.corpus.config, mesh, rules)
+    directory = told.train.model_dir
+    versions = None if is_remote(directory) else Path(directory) / INDEX
+    return Corpus(store, embedder, told.corpus, mesh, told.step.embeds_passages, versions)
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
@@ -341,23 +325,23 @@ def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
 
 
 def _batches(
-    config: TrainConfig,
-    step: StepConfig,
+    told: TrainRun,
     records: Sequence[Any],
     tokenizers: Tokenizers,
     store: PassageStore | None,
     rows: Sharding,
 ) -> Any:
     """The resumable iterator over this process's rows of each batch."""
-    data = DataConfig()
+    config, data = told.train, told.data
     batcher = Batcher(
         tokenizers,
         data,
         store,
-        given_passages=step.k if config.passages == "file" else 0,
+        given_passages=told.step.k if config.passages == "file" else 0,
+        formats=told.corpus.formats,
     )
     return training_batches(
-        get_task(config.task),
+        told.task,
         records,
         batcher,
         data.batch_size,
@@ -366,11 +350,12 @@ def _batches(
     )
 
 
-def _speed(config: TrainConfig, params: Params, batch: Batch) -> Speed:
+def _speed(told: TrainRun, params: Params, batch: Batch) -> Speed:
     """What turns a step's time into rates."""
-    step, closed_book = StepConfig(), config.passages == "none"
-    passage = 0 if closed_book else StoreConfig().retriever_length
-    return step_speed(params, batch, step, 1 if closed_book else step.k, passage)
+    step, closed_book = told.step, told.train.passages == "none"
+    passage = 0 if closed_book else told.corpus.formats.retriever_length
+    k = 1 if closed_book else step.k
+    return step_speed(params, batch, step, k, passage, told.profile)
 
 
 def _settings(run: _Run, step: int) -> dict[str, float]:

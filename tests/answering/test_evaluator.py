@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from atlas_jax.answering import evaluator, inference
-from atlas_jax.answering.config import EvalConfig
-from atlas_jax.answering.evaluator import make_evaluation
+from atlas_jax import from_gin
+from atlas_jax.answering import evaluation, inference
+from atlas_jax.answering.evaluation import make_evaluation
+from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core.config import load_gin
+from atlas_jax.core.devices import use_devices
 from atlas_jax.models import assembly
-from atlas_jax.models.config import ModelConfig
-from atlas_jax.training import configurables  # noqa: F401 (gin)
-from atlas_jax.training.config import StepConfig
 from tests.training.runs import write_run
 
 
@@ -26,12 +25,18 @@ def test_answers_do_not_depend_on_the_batch_size(
     questions.write_text(
         "".join(f'{{"question": "What is {word}?"}}\n' for word in "a b c d e f g h i j k".split())
     )
-    config = EvalConfig()
-    with assembly.active_mesh() as (mesh, rules):
-        made = assembly.assemble(ModelConfig(), mesh, rules)
-        rest = (StepConfig(), made.models, made.tokenizers, None, mesh, rules)
-        small = make_evaluation(dataclasses.replace(config, batch_size=8), *rest)
-        large = make_evaluation(dataclasses.replace(config, batch_size=16), *rest)
+    told = from_gin.answer_run()
+
+    def in_batches_of(size: int) -> AnswerRun:
+        return dataclasses.replace(
+            told, evaluation=dataclasses.replace(told.evaluation, batch_size=size)
+        )
+
+    with use_devices(told.devices) as (mesh, rules):
+        made = assembly.assemble(told.models, mesh, rules)
+        rest = (made.models, made.tokenizers, None, mesh, rules)
+        small = make_evaluation(in_batches_of(8), *rest)
+        large = make_evaluation(in_batches_of(16), *rest)
         found, scores = small.run(made.params)
         together, _ = large.run(made.params)
     assert [one.example.id for one in found] == [str(i) for i in range(1, 12)]
@@ -55,7 +60,7 @@ def test_a_sample_follows_from_the_seed_and_the_questions_number(
                     "GenerationConfig.method": "'sample'", "GenerationConfig.seed": seed,
                     "EvalConfig.batch_size": batch_size}  # fmt: skip
         load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
-        return [one.answer for one in inference.evaluate(EvalConfig())[0]]
+        return [one.answer for one in inference.evaluate(from_gin.answer_run())[0]]
 
     answers = sampled(8, seed=0)
     assert answers[:4] != answers[4:8] and answers[:4] != answers[8:]  # in one batch, in two
@@ -64,7 +69,7 @@ def test_a_sample_follows_from_the_seed_and_the_questions_number(
     assert sampled(8, seed=1) != answers
     load_gin([str(gin_file)], ["EvalConfig.passages='none'", "GenerationConfig.method='sample'"])
     for _ in range(2):
-        with inference.asker(EvalConfig()) as asked:
+        with inference.asker(from_gin.answer_run()) as asked:
             typed = [asked.ask("What?").answer for _ in range(3)]
             assert typed == answers[:3]
 
@@ -84,9 +89,9 @@ def test_an_evaluation_reads_as_many_passages_as_it_says(
     bindings = [f"EvalConfig.file='{questions}'", "EvalConfig.passages='file'", f"EvalConfig.k={k}"]
     load_gin([str(gin_file)], bindings)
     seen: list[int] = []
-    monkeypatch.setattr(evaluator, "make_answer", lambda *a: seen.append(a[2].k))
-    with assembly.active_mesh() as (mesh, rules):
-        made = assembly.assemble(ModelConfig(), mesh, rules)
-        rest = (made.models, made.tokenizers, None, mesh, rules)
-        make_evaluation(EvalConfig(), StepConfig(), *rest)
+    monkeypatch.setattr(evaluation, "make_answer", lambda *a: seen.append(a[2].k))
+    told = from_gin.answer_run()
+    with use_devices(told.devices) as (mesh, rules):
+        made = assembly.assemble(told.models, mesh, rules)
+        make_evaluation(told, made.models, made.tokenizers, None, mesh, rules)
     assert seen == [read]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.tasks.base import Example, Prediction
-from atlas_jax.tasks.registry import get_task
 
 
 def example(name: str, answers: Sequence[str] = ("a",), gold: Sequence[str] = ()) -> Example:
@@ -83,5 +83,5 @@ def test_recall_beyond_the_corpus_is_left_out(
 
 
 def test_a_file_without_answers_has_no_scores_of_answers() -> None:
-    task = get_task("qa")
+    task = from_gin.task("qa")
     assert task.evaluate([Prediction(example("1", ()), "an answer")]) == {}

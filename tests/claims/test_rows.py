@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from atlas_jax.answering.batcher import DataConfig
-from atlas_jax.answering.config import EvalConfig
+from atlas_jax import from_gin
 from atlas_jax.answering.leaks import LeakConfig
 from atlas_jax.claims.bench import Bench
 from atlas_jax.claims.data import Data
@@ -17,10 +16,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.demo import factbook
-from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.tasks.cloze import ClozeTask
-from atlas_jax.tasks.registry import get_task
-from atlas_jax.training.config import StepConfig, TrainConfig
 from atlas_jax.training.trainer import _check
 
 ALL = [(group, row) for group in GROUPS for row in group.rows]
@@ -156,22 +152,23 @@ def test_every_configuration_is_one_that_its_entry_point_takes(data, tmp_path):
         files = [flag.removeprefix("--gin_file=") for flag in flags if "gin_file" in flag]
         load_gin(files, [f.removeprefix("--gin.") for f in flags if f.startswith("--gin.")])
         if step.command == "remove_leaks":
-            assert LeakConfig().ngram in (4, 8)
+            assert from_gin.told(LeakConfig).ngram in (4, 8)
             continue
         if step.command == "build_index":
-            assert CorpusConfig().store and CorpusConfig().index and CorpusConfig().passages
+            config = from_gin.told(CorpusConfig)
+            assert config.store and config.index and config.passages
             continue
-        _check(TrainConfig(), StepConfig())
+        told = from_gin.train_run()
+        _check(told)
         if step.files == ("runs/demo_read.gin",):
-            assert (TrainConfig().passages, ClozeTask().question_share) == ("file", 0.85)
-            assert ClozeTask().question_file and StepConfig().k == 1
+            assert isinstance(told.task, ClozeTask)
+            assert (told.train.passages, told.task.question_share) == ("file", 0.85)
+            assert told.task.question_file and told.step.k == 1
             continue
-        assert CorpusConfig().store and CorpusConfig().index
-        asked = TrainConfig().passages, EvalConfig().passages
+        assert told.corpus.config.store and told.corpus.config.index
+        asked = told.train.passages, told.evaluation.passages
         assert asked in (("index", "index"), ("none", "none"))
-        assert {get_task(name).name for name in (TrainConfig().task, EvalConfig().task)} == {
-            TrainConfig().task
-        }
-        assert DataConfig().query_length < StepConfig().reader_length
-        distillation = DistillationConfig()
+        assert {told.task.name, told.eval_task.name} == {told.train.task}
+        assert told.data.query_length < told.step.reader_length
+        distillation = told.distillation
         assert (distillation.loss, distillation.score_temperature) != ("pdist", 0.01)

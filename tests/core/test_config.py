@@ -164,7 +164,7 @@ def test_the_dumped_configuration_gives_the_same_run_again(folder):
     write(folder / "a.gin", "N = 3\nRunConfig.steps = %N\nreader/RunConfig.rate = 0.25\n")
     bindings = ["RunConfig.model_dir=m", "RunConfig.names=('x', 'y')", "N=4"]
     config.load_gin(["a.gin"], bindings)
-    config.dump_config(folder / "run" / "config.gin")
+    config.write_config(folder / "run" / "config.gin", config.config_text())
     first, text = RunConfig(), gin.config_str()
     config.load_gin(["run/config.gin"])
     assert RunConfig() == first == RunConfig("m", 4, names=("x", "y"))

@@ -310,7 +310,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     opened: list[int] = []
 
     def dataset(fails_at: int) -> Dataset:
-        def read(paths):
+        def read(paths, rows):
             opened.append(fails_at)
             for number in range(35):
                 if number == fails_at:
@@ -337,7 +337,7 @@ def test_an_interrupted_run_of_other_files_begins_again(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "_SAVE_EVERY", 1)
     source = write(tmp_path / "source.txt", "x")
 
-    def read(paths):
+    def read(paths, rows):
         text = paths[0].read_text()
         for number in range(3):
             if number == 2 and "x" in text:

@@ -1,12 +1,15 @@
 """A Factbook of a few passages and a model of a few parameters, for tests of whole runs."""
 
+import dataclasses
 from pathlib import Path
 
 import gin
 
+from atlas_jax import from_gin
+from atlas_jax.core.devices import use_devices
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.demo import factbook
-from atlas_jax.models.assembly import active_mesh, assemble, export_model
+from atlas_jax.models.assembly import assemble, export_model
 from atlas_jax.models.config import ModelConfig
 
 COUNTRIES = ("Arvo", "Bera", "Coro", "Deva")
@@ -58,7 +61,8 @@ def tiny_checkpoint(folder: Path, reader_tokenizer: Path, retriever_tokenizer: P
     config = ModelConfig(
         reader_tokenizer=str(reader_tokenizer), retriever_tokenizer=str(retriever_tokenizer)
     )
-    with active_mesh() as (mesh, rules):
-        made = assemble(config, mesh, rules)
+    spec = dataclasses.replace(from_gin.models(), config=config)
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        made = assemble(spec, mesh, rules)
         export_model(folder, made.models, made.params, made.tokenizers, "float32", {})
     return folder

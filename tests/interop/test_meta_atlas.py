@@ -8,6 +8,7 @@ import gin
 import numpy as np
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.conversion.convert import convert
 from atlas_jax.core.config import load_gin
@@ -23,7 +24,6 @@ from atlas_jax.interop.tensors import Tensor
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.qa import QATask
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.optimizers import OptimizerConfig
 from tests.interop import small
@@ -101,18 +101,17 @@ def test_moments_reach_t5x(tmp_path: Path) -> None:
 def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None:
     folder = ours(tmp_path, "atlas_tied")
     load_gin([str(folder / "options.gin")])
-    assert StepConfig() == StepConfig(7, 96, "joint", 2)
-    assert DataConfig().target_length == 12
-    assert DistillationConfig() == DistillationConfig("pdist", 0.1, 0.05, "released")
+    assert from_gin.told(StepConfig) == StepConfig(7, 96, retriever_training="joint", accumulate=2)
+    assert from_gin.told(DataConfig).target_length == 12
+    assert from_gin.told(DistillationConfig) == DistillationConfig("pdist", 0.1, 0.05, "released")
     # It accumulates two forward passes: a step of ours is two of its.
-    assert RefreshPolicy().schedule == "0-5:3,5-50:10"
-    assert GenerationConfig() == GenerationConfig(
+    assert from_gin.told(RefreshPolicy).schedule == "0-5:3,5-50:10"
+    assert from_gin.told(GenerationConfig) == GenerationConfig(
         max_length=19, method="beam", num_beams=3, length_penalty=0.5
     )
-    assert StoreConfig().reader_format == "title: {title} context: {text}"
-    assert QATask().query_format == "question: {question} answer: <extra_id_0>"
-    with gin.config_scope("retriever"):
-        optimizer = OptimizerConfig()
+    assert from_gin.told(StoreConfig).reader_format == "title: {title} context: {text}"
+    assert from_gin.told(QATask).query_format == "question: {question} answer: <extra_id_0>"
+    optimizer = from_gin.told(OptimizerConfig, "retriever")
     assert optimizer.learning_rate == 1e-5
     assert (optimizer.schedule, optimizer.warmup_steps, optimizer.total_steps) == ("linear", 4, 30)
     assert (optimizer.b2, optimizer.epsilon, optimizer.weight_decay) == (0.999, 1e-6, 0.01)

@@ -6,14 +6,13 @@ from typing import Any
 import gin
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.interop.meta_options import to_gin
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.multiple_choice import MultipleChoiceTask
-from atlas_jax.tasks.registry import get_task
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.config import CheckpointConfig, StepConfig, TrainConfig
 from atlas_jax.training.freshness import check_freshness
 from atlas_jax.training.optimizers import OptimizerConfig
@@ -96,7 +95,7 @@ def test_an_options_binding(
     load(tmp_path, {**DEFAULTS, **options})
     assert {name: gin.query_parameter(name) for name in expected} == expected
     if "task" in options:
-        get_task(options["task"])  # its formats have the fields that it knows
+        from_gin.task(options["task"])  # its formats have the fields that it knows
 
 
 @pytest.mark.parametrize(
@@ -110,31 +109,29 @@ def test_the_index_is_refreshed_only_where_it_gets_stale(
         "query_side_retriever_training": mode == "query_side",
     }  # fmt: skip
     load(tmp_path, options, "models/xl.gin", "runs/nq_full.gin")  # whose own mode is joint
-    assert StepConfig().retriever_training == mode
-    assert RefreshPolicy().refreshes is refreshes
-    check_freshness(TrainConfig(), StepConfig())
+    assert from_gin.told(StepConfig).retriever_training == mode
+    assert from_gin.told(RefreshPolicy).refreshes is refreshes
+    check_freshness(from_gin.train_run())
     assert "#   refresh_index = '0-10:5'  (bound for joint" in to_gin(options)
 
 
 def test_the_options_of_a_full_mmlu_run_go_with_its_run_file(tmp_path: Path) -> None:
     load(tmp_path, MMLU_FULL, "models/xl.gin", "runs/mmlu_full.gin")
-    config = TrainConfig()
+    config = from_gin.told(TrainConfig)
     assert (config.task, config.passages, config.total_steps) == ("multiple_choice", "index", 2000)
     assert (config.log_every, config.eval_every) == (4, 150)
-    assert CheckpointConfig().every == 10000000000  # after the last step alone
-    assert EvalConfig().task == "multiple_choice"
-    assert StepConfig() == StepConfig(30, 512, "query_side", 1)
-    assert (MultipleChoiceTask().train_orders, MultipleChoiceTask().eval_orders) == (
-        "all", "cyclic",
-    )  # fmt: skip
-    assert GenerationConfig().max_length == 127
+    assert from_gin.told(CheckpointConfig).every == 10000000000  # after the last step alone
+    assert from_gin.told(EvalConfig).task == "multiple_choice"
+    assert from_gin.told(StepConfig) == StepConfig(30, 512, retriever_training="query_side")
+    task = from_gin.told(MultipleChoiceTask)
+    assert (task.train_orders, task.eval_orders) == ("all", "cyclic")
+    assert from_gin.told(GenerationConfig).max_length == 127
     for part, rate in (("reader", 5e-5), ("retriever", 1e-5)):
-        with gin.config_scope(part):
-            optimizer = OptimizerConfig()
+        optimizer = from_gin.told(OptimizerConfig, part)
         assert (optimizer.learning_rate, optimizer.schedule) == (rate, "linear")
         assert (optimizer.warmup_steps, optimizer.total_steps) == (50, 2000)
     assert gin.query_parameter("ReaderConfig.remat_policy") == "full"
-    check_freshness(config, StepConfig())
+    check_freshness(from_gin.train_run())
 
 
 def test_a_hostile_option_binds_nothing(tmp_path: Path) -> None:

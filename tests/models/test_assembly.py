@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from atlas_jax import from_gin
+from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.models import assembly
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.retriever.config import RetrieverConfig
 
@@ -45,22 +47,26 @@ def fresh(reader_tokenizer_file: Path, retriever_tokenizer_file: Path) -> ModelC
     )
 
 
+def told(config: ModelConfig) -> ModelSpec:
+    return dataclasses.replace(from_gin.models(), config=config)
+
+
 def _export(folder: Path, made: assembly.Assembled) -> ModelConfig:
     assembly.export_model(folder, made.models, made.params, made.tokenizers, "float32", {})
     return ModelConfig(reader=str(folder), retriever=str(folder))
 
 
 def test_a_folder_needs_no_gin_and_bindings_override_it(tmp_path: Path, fresh: ModelConfig) -> None:
-    with assembly.active_mesh() as (mesh, rules):
-        made = assembly.assemble(fresh, mesh, rules, seed=3)
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        made = assembly.assemble(told(fresh), mesh, rules, seed=3)
         config = _export(tmp_path / "model", made)
         gin.clear_config()
         gin.parse_config("ReaderConfig.dropout_rate = 0.0")
-        found = assembly.assemble(config, mesh, rules)
+        found = assembly.assemble(told(config), mesh, rules)
         gin.parse_config("ReaderConfig.scan_layers = True")
-        scanned = assembly.assemble(config, mesh, rules)
+        scanned = assembly.assemble(told(config), mesh, rules)
         back = _export(tmp_path / "again", scanned)
-        assert assembly.assemble(back, mesh, rules).models.reader.config.scan_layers is True
+        assert assembly.assemble(told(back), mesh, rules).models.reader.config.scan_layers is True
     jax.tree.map(np.testing.assert_array_equal, made.params, found.params)
     assert made.models.reader.config.dropout_rate == 0.1
     assert found.models.reader.config.dropout_rate == 0.0
@@ -72,9 +78,9 @@ def test_a_folder_needs_no_gin_and_bindings_override_it(tmp_path: Path, fresh: M
 
 
 def test_query_side_training_unties_and_keeps_the_index_valid(fresh: ModelConfig) -> None:
-    with assembly.active_mesh() as (mesh, rules):
-        tied = assembly.assemble(fresh, mesh, rules)
-        made = assembly.assemble(fresh, mesh, rules, training="query_side")
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        tied = assembly.assemble(told(fresh), mesh, rules)
+        made = assembly.assemble(told(fresh), mesh, rules, training="query_side")
     towers = made.params["retriever"]
     jax.tree.map(np.testing.assert_array_equal, towers["query_encoder"], towers["passage_encoder"])
     hashes = [
@@ -108,25 +114,25 @@ def test_the_fingerprint_of_a_bert_is_the_one_that_saved_indices_have(
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, fresh: ModelConfig) -> None:
-    with assembly.active_mesh() as (mesh, rules):
-        config = _export(tmp_path / "model", assembly.assemble(fresh, mesh, rules))
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        config = _export(tmp_path / "model", assembly.assemble(told(fresh), mesh, rules))
         gin.parse_config("ReaderConfig.mlp_dim = 64")
         with pytest.raises(
             UserError,
             match=r"\(reader\) is a checkpoint of another model: parameter .*mlp/w\S+ is float32",
         ):
-            assembly.assemble(config, mesh, rules)
+            assembly.assemble(told(config), mesh, rules)
         gin.parse_config("RetrieverConfig.vocab_size = 10")
         with pytest.raises(UserError, match="retriever's tokenizer has ids up to .*may be up to 9"):
-            assembly.load_retriever(fresh)
+            assembly.load_retriever(told(fresh))
         with pytest.raises(UserError, match="bind ModelConfig.reader to a model folder"):
             assembly.load_tokenizers(ModelConfig())
 
 
 def test_the_retriever_alone_is_the_same_retriever(tmp_path: Path, fresh: ModelConfig) -> None:
-    with assembly.active_mesh() as (mesh, rules):
-        made = assembly.assemble(fresh, mesh, rules)
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        made = assembly.assemble(told(fresh), mesh, rules)
         config = _export(tmp_path / "model", made)
-    _, params, tokenizer = assembly.load_retriever(config)
+    _, params, tokenizer = assembly.load_retriever(told(config))
     jax.tree.map(np.testing.assert_array_equal, params, made.params["retriever"])
     assert tokenizer.content_hash == made.tokenizers.retriever.content_hash

@@ -1,8 +1,8 @@
 """A tiny run to be planned, for eight simulated devices."""
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
-from atlas_jax.planning.run import Run, run_from_gin
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
+from atlas_jax.planning.run import Run
 from atlas_jax.training.chips import CHIPS, Slice
 
 TINY = [
@@ -24,4 +24,4 @@ SLICE = Slice("v5e-8", CHIPS["v5e"], 8)
 
 def tiny_run(*more: str, passages: int = 5000) -> Run:
     load_gin(["runs/finetune_qa.gin"], [*TINY, *RECIPE, *more])
-    return run_from_gin(passages)
+    return from_gin.plan_run(passages)

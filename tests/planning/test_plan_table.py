@@ -8,6 +8,7 @@ from typing import Any
 import gin
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.core.config import gin_folder, load_gin
 from atlas_jax.plan import UNREAD
@@ -51,7 +52,7 @@ def lines_of(page: str, start: str) -> list[str]:
 def batch_of(row: Row) -> int:
     """Queries a step, as the row's gin files say."""
     load_gin(row.files, row.bindings, unread=UNREAD)
-    batch = DataConfig().batch_size
+    batch = from_gin.told(DataConfig).batch_size
     gin.clear_config()
     return batch
 

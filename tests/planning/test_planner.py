@@ -14,6 +14,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from atlas_jax import from_gin
 from atlas_jax import plan as entry_point
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
@@ -25,7 +26,7 @@ from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import Plan, ProgramPlan, make_plan
 from atlas_jax.planning.programs import make_program
 from atlas_jax.planning.report import as_json, show, write_json
-from atlas_jax.planning.run import LANES, PROGRAMS, Run, run_from_gin
+from atlas_jax.planning.run import LANES, PROGRAMS, Run
 from atlas_jax.training.chips import CHIPS, Chip, Slice, parse_slice
 from tests.planning.small import RECIPE, SLICE, TINY, tiny_run
 
@@ -308,7 +309,7 @@ def test_slips_are_named(flags: list[str], said: str, capsys: pytest.CaptureFixt
 def test_a_run_without_sizes_is_refused() -> None:
     load_gin(["runs/finetune_qa.gin"], RECIPE)
     with pytest.raises(UserError, match="models/NAME.gin"):
-        run_from_gin(1000)
+        from_gin.plan_run(1000)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, make_mesh
@@ -15,7 +16,7 @@ from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.planner import Plan, make_plan, plan_program
 from atlas_jax.planning.programs import held, make_program, resident
 from atlas_jax.planning.report import as_json, show
-from atlas_jax.planning.run import Run, run_from_gin
+from atlas_jax.planning.run import Run
 from tests.planning.small import SLICE, TINY, tiny_run
 
 MESH = MeshConfig(2, 2, 2)
@@ -35,7 +36,7 @@ BUILDING = [
 def run_of(entry: str, *more: str) -> Run:
     bindings = {"evaluate": EVALUATION, "build_index": BUILDING}[entry]
     load_gin([f"runs/{entry}.gin"], [*TINY, *bindings, *more])
-    return run_from_gin(5000)
+    return from_gin.plan_run(5000)
 
 
 def sizes(run: Run, program: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -106,7 +107,7 @@ def test_an_evaluation_that_does_not_search_on_the_chips_holds_models_alone(bind
 def test_commands_without_a_plan_are_named(run: str, command: str) -> None:
     load_gin([f"runs/{run}.gin"], TINY, unread=UNREAD | {"EVAL_FILE": "x", "OUTPUT": "x"})
     with pytest.raises(UserError, match=f"run of `{command}`, which has no plan"):
-        run_from_gin(5000)
+        from_gin.plan_run(5000)
 
 
 def test_an_index_is_built_with_the_whole_retriever_on_each_chip() -> None:

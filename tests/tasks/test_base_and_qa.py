@@ -4,11 +4,11 @@ import gin
 import numpy as np
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.tasks.base import BaseTask, Example, Prediction
 from atlas_jax.tasks.qa import QATask
-from atlas_jax.tasks.registry import get_task
 
 QUESTION = {"id": "q1", "question": "What is the capital of Chad?", "answers": ["N'Djamena"]}
 
@@ -20,14 +20,14 @@ def _file(tmp_path, *rows):
 
 
 def test_a_task_is_found_by_name():
-    assert [get_task(name).name for name in ("base", "qa", "mlm")] == ["base", "qa", "mlm"]
+    assert [from_gin.task(name).name for name in ("base", "qa", "mlm")] == ["base", "qa", "mlm"]
     with pytest.raises(UserError, match="no task is called 'qaa'; did you mean qa"):
-        get_task("qaa")
+        from_gin.task("qaa")
 
 
 def test_gin_fills_a_task():
     gin.parse_config("QATask.query_format = 'Q: {question}'")
-    assert get_task("qa").query_format == "Q: {question}"
+    assert from_gin.task("qa").query_format == "Q: {question}"
 
 
 def test_a_question_becomes_text(tmp_path):

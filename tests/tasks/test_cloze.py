@@ -9,6 +9,7 @@ import gin
 import numpy as np
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.answering.batcher import Batcher, DataConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
@@ -18,7 +19,6 @@ from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.tasks.base import Example, Prediction
 from atlas_jax.tasks.cloze import ClozeRecord, ClozeTask
 from atlas_jax.tasks.facts import find_facts
-from atlas_jax.tasks.registry import get_task
 from atlas_jax.training.data import training_batches
 
 NAMES = "Arvo Bera Coro Dela Emin Fasa".split()
@@ -97,7 +97,7 @@ def test_a_record_becomes_text(tmp_path: Path) -> None:
         meta={"title": "Arvo", "code": "ar"},
     )
     gin.parse_config("ClozeTask.ask_format = '{sentinel} is {label}'\nClozeTask.given_passages = 2")
-    example = get_task("cloze").example(record)
+    example = from_gin.task("cloze").example(record)
     assert example.query_text == "question: Arvo <extra_id_0> is Capital name"
     given = {"id": "arvo", "title": "Arvo", "section": "S", "text": text}
     assert example.given_passages == (given,), "there is no other passage to give"

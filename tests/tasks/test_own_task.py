@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import atlas_jax
+from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
@@ -31,7 +32,7 @@ def test_the_worked_example_works(my_tasks, tmp_path):
     gin_file = tmp_path / "language.gin"
     gin_file.write_text("import my_tasks\nLanguageTask.query_format = 'which: {text}'\n")
     load_gin([str(gin_file)])
-    task = registry.get_task("language")
+    task = from_gin.task("language")
     write_jsonl(tmp_path / "x.jsonl", [{"text": "Guten Tag", "language": "German"}])
     (record,) = task.load(tmp_path / "x.jsonl")
     example = task.example(record)

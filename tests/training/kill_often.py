@@ -20,14 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.preemption import PREEMPTED, Preempted
-from atlas_jax.training import (
-    configurables,  # noqa: F401 (for gin)
-    trainer,
-)
+from atlas_jax.training import trainer
 from atlas_jax.training.checkpoint import Checkpointer, Restored
-from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.metrics import read_metrics
 
 EVERY, KEEP = 3, 2
@@ -72,7 +69,7 @@ def live(folder: Path, series: str, run: str, steps: int) -> int:
         paths = [f"TrainConfig.model_dir='{folder / run}'", f"TrainConfig.total_steps={steps}"]
         load_gin([str(folder / "run.gin")], [*BINDINGS, *SERIES[series], *paths])
         _read_all_checkpoints(folder / f"{run}.read", folder / f"{run}.indexes")
-        state = trainer.train(TrainConfig())
+        state = trainer.train(from_gin.train_run())
         (folder / f"{run}.hash").write_text(state_hash(state))
         code = 0
     except Preempted:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
-from atlas_jax.training import configurables  # noqa: F401 (for gin)
 from atlas_jax.training.compiled_once import CompiledOnce
-from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.trainer import train
 from tests.training.runs import write_run
 from tests.training.test_resume import FULL, ROLLING
@@ -88,7 +87,7 @@ def test_refreshes_and_a_resumption_compile_nothing_again(
         }
         load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
         with caplog.at_level(logging.WARNING):
-            state = train(TrainConfig())
+            state = train(from_gin.train_run())
         assert int(state.step) == steps
     assert programs == [1] * 11
     assert not [line for line in caplog.messages if WARNED in line]

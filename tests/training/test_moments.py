@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import traverse_util
 
+from atlas_jax import from_gin
 from atlas_jax.conversion.convert import convert, expected_shapes, settle_config
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
@@ -17,7 +18,6 @@ from atlas_jax.interop.meta_atlas import read_checkpoint
 from atlas_jax.interop.t5x import write_checkpoint
 from atlas_jax.interop.tensors import Part, Tensors, of_array
 from atlas_jax.reader.t5 import stack_layers
-from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.moments import fill
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 from atlas_jax.training.trainer import train
@@ -203,7 +203,7 @@ def test_a_run_goes_on_from_a_t5x_checkpoint(
             "reader/OptimizerConfig.weight_decay": 0.0, **more,
         }  # fmt: skip
         load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
-        state = train(TrainConfig())
+        state = train(from_gin.train_run())
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params["reader"], before)
         return max(jax.tree.leaves(moved)), moments(state.opt_state["reader"], optax.FactoredState)
 

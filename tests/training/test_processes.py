@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_jax import ask, build_index, evaluate
+from atlas_jax import ask, build_index, evaluate, from_gin
 from atlas_jax.core.config import load_gin
+from atlas_jax.core.devices import use_devices
 from atlas_jax.core.preemption import PREEMPTED
-from atlas_jax.models.assembly import active_mesh, assemble, export_model
-from atlas_jax.models.config import ModelConfig
+from atlas_jax.models.assembly import assemble, export_model
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import read_lines, write_run
 
@@ -136,8 +136,8 @@ def test_two_processes_index_and_evaluate_as_one_does(
 ) -> None:
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     load_gin([str(gin_file)])
-    with active_mesh() as (mesh, rules):
-        made = assemble(ModelConfig(), mesh, rules)
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        made = assemble(from_gin.models(), mesh, rules)
         parts = (made.models, made.params, made.tokenizers)
         export_model(tmp_path / "model", *parts, dtype="float32", about={})
 

@@ -8,15 +8,18 @@ import gin
 import numpy as np
 import pytest
 
-from atlas_jax import train_retriever
+from atlas_jax import from_gin, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import Tokenizers
+from atlas_jax.models.config import ModelSpec
 from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.retriever_trainer import query_pairs
+from atlas_jax.training.run import RetrieverRun
 from tests.training.runs import CAPITALS, COUNTRIES, read_lines, write_lines
 
 FORMATS = StoreConfig(reader_length=48, retriever_length=48)
@@ -67,7 +70,8 @@ class Corpus:
     def pairs(self, **settings: Any) -> Any:
         fields = {"task": "cloze", "file": str(self.file), "batch_size": 8, **settings}
         config = RetrieverTrainConfig(model_dir="run", total_steps=1, **fields)
-        return query_pairs(self.store, self.tokenizers, config)
+        told = RetrieverRun(config, ModelSpec(), CorpusSpec(), from_gin.task(config.task))
+        return query_pairs(self.store, self.tokenizers, told)
 
     def texts(self, batch: tuple[np.ndarray, np.ndarray]) -> list[tuple[str, str]]:
         """Of each pair, the query and the passage's id."""

@@ -1,0 +1,179 @@
+"""From what a run is told to what answers its questions, for every command in one way."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from atlas_jax.answering.answers import Answer, Reading, make_answer
+from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
+from atlas_jax.answering.evaluator import Evaluator, Found, make_find, score
+from atlas_jax.answering.run import AnswerRun
+from atlas_jax.answering.scorable import tell_unscorable, within_corpus
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import Rule, batch_sharding
+from atlas_jax.core.types import Params
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.sources import make_source
+from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.assembly import Tokenizers
+from atlas_jax.models.parameters import Models
+from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.tasks.base import Example, Task, evaluation_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Finder:
+    """What finds passages.
+
+    Attributes:
+      corpus: what is searched; None where nothing is.
+    """
+
+    retriever: DualEncoder
+    tokenizers: Tokenizers
+    corpus: Corpus | None
+    mesh: Mesh
+    rules: tuple[Rule, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Which passages a question is given.
+
+    Attributes:
+      passages: one of `corpus.config.PASSAGE_SOURCES`.
+      k: so many are kept.
+      rerank: 0, or so many are searched, of which the k best by their fresh embeddings are kept.
+      k_binding, rerank_binding: what set the two, for an error.
+    """
+
+    passages: str
+    k: int
+    rerank: int = 0
+    k_binding: str = "StepConfig.k"
+    rerank_binding: str = "StepConfig.rerank"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How many questions are answered at a time, and what set it."""
+
+    size: int
+    binding: str = "EvalConfig.batch_size"
+
+
+def make_evaluator(
+    finder: Finder,
+    search: Search,
+    rows: Rows,
+    data: DataConfig,
+    answer: Answer | None = None,
+    formats: StoreConfig = StoreConfig(),
+    choices: int = 0,
+    length_penalty: float = GenerationConfig().length_penalty,
+) -> Evaluator:
+    """Put together what finds passages for a batch of questions and answers from them.
+
+    Args:
+      answer: writes the answers; None = passages are found alone.
+      formats: of passages that the questions bring along.
+      choices: see `Batcher`, as is `length_penalty`.
+
+    Raises:
+      UserError: more passages are asked for than there are, or the rows do not divide over the
+        mesh; the binding is named.
+    """
+    corpus, mesh = finder.corpus if search.passages == "index" else None, finder.mesh
+    reranks = corpus is not None and search.rerank > 0
+    wide, binding = search.k, search.k_binding
+    if reranks and search.rerank > wide:
+        wide, binding = search.rerank, search.rerank_binding
+    source = make_source(search.passages, corpus, wide, binding, finder.retriever, mesh)
+    store = corpus.store if corpus else None
+    return Evaluator(
+        batcher=Batcher(
+            finder.tokenizers,
+            data,
+            store,
+            given_passages=search.k if search.passages == "file" else 0,
+            formats=formats,
+            choices=choices,
+            length_penalty=length_penalty,
+        ),
+        batch_size=rows.size,
+        rows=batch_sharding(rows.binding, rows.size, mesh, finder.rules),
+        source=source,
+        find=make_find(finder.retriever, source, mesh, search.k if reranks else 0),
+        answer=answer,
+        tokenizer=finder.tokenizers.reader,
+        store=store,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A file of examples with everything to answer and score it, as often as wanted."""
+
+    task: Task
+    examples: Sequence[Example]
+    evaluator: Evaluator
+    recall_at: tuple[int, ...]
+
+    def run(self, params: Params) -> tuple[list[Found], dict[str, float]]:
+        """Answer all examples with these parameters; what was found, and the scores."""
+        found = self.evaluator(params, self.examples)
+        return found, score(self.task, found, self.recall_at)
+
+
+def make_evaluation(
+    told: AnswerRun,
+    models: Models,
+    tokenizers: Tokenizers,
+    corpus: Corpus | None,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+) -> Evaluation:
+    """Build what EvalConfig describes.
+
+    Args:
+      told: file, task, mode, lengths; where models and corpus come from is not looked at.
+      corpus: needed where passages come from the index.
+
+    Raises:
+      UserError: the file or a setting at fault, naming it.
+    """
+    config = told.evaluation
+    if not config.file:
+        raise UserError("EvalConfig.file is not given: bind it to the file to evaluate on")
+    records = told.task.load(config.file, False, told.rows)
+    if config.max_rows:
+        records = records[: config.max_rows]
+    k = config.k or told.read.k
+    searched = corpus if config.passages == "index" else None
+    store = searched.store if searched else None
+    recall_at = within_corpus(config.recall_at, store)
+    examples = evaluation_examples(told.task, records)
+    tell_unscorable(config.file, examples, config.generate, store)
+    choices = most_choices(examples) if config.generate else 0
+    answer = None
+    if config.generate:
+        reading = Reading(k, told.read.reader_length, choices > 0, config.explain)
+        answer = make_answer(models.reader, told.generation, reading, mesh)
+    evaluator = make_evaluator(
+        Finder(models.retriever, tokenizers, searched, mesh, rules),
+        Search(
+            config.passages,
+            max([*recall_at, k]),
+            told.read.rerank,
+            "EvalConfig.k" if config.k else "StepConfig.k",
+        ),
+        Rows(config.batch_size),
+        told.data,
+        answer,
+        told.corpus.formats,
+        choices,
+        told.generation.length_penalty,
+    )
+    return Evaluation(told.task, examples, evaluator, recall_at)
