@@ -10,9 +10,12 @@ from flax import traverse_util
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
+from atlas_jax import from_gin
 from atlas_jax.conversion.convert import Conversion, convert, make_model, read_model_folder
 from atlas_jax.interop.tensors import Part, Tensor
+from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.config import RetrieverConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "interop"
 LOGITS_TOLERANCE = 1e-4
@@ -49,8 +52,11 @@ def wordpiece_file(folder: Path) -> Path:
 
 
 def job(source: str, target: str, input: Path | str, output: Path, **changes: Any) -> Conversion:
-    inputs = (str(input),)
-    return Conversion(source, target, inputs, str(output), **changes)
+    fields = {
+        "reader": from_gin.fields_told(ReaderConfig),
+        "retriever": from_gin.fields_told(RetrieverConfig),
+    }
+    return Conversion(source, target, (str(input),), str(output), fields=fields, **changes)
 
 
 def to_ours(folder: Path, source: str, input: Path, **changes: Any) -> Path:

@@ -149,8 +149,8 @@ def test_hosts_that_differ_and_one_that_is_silent(
     monkeypatch.setattr(entry, "clear", lambda config: folder.mkdir(parents=True))
     real = doctor.report
 
-    def with_a_neighbour(process: int, inputs: list[str]) -> Report:
-        mine = real(process, inputs)
+    def with_a_neighbour(process: int, inputs: list[str], text: str) -> Report:
+        mine = real(process, inputs, text)
         other = Report(1, "tpu-w1", {**mine.facts, "jax": "0.9.0"})
         (folder / "1.json").write_text(json.dumps(dataclasses.asdict(other)))
         return mine

@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import gin
 import jax
 import numpy as np
 import pytest
@@ -231,13 +230,12 @@ def _choices(*texts):
 
 
 def test_choices_are_weighted_tokens(tokenizers):
-    gin.bind_parameter("GenerationConfig.length_penalty", 0.5)
     few, more = _choices("yes", "no"), _choices("a", "b", "c")
     examples = [
         _example(choices=few),
         _example(1, choices=more, choice_score="first_token"),
     ]
-    made = Batcher(tokenizers, CONFIG, choices=3)(examples).choices
+    made = Batcher(tokenizers, CONFIG, choices=3, length_penalty=0.5)(examples).choices
     assert made.tokens_bct.shape == made.weights_bct.shape == (2, 3, 24)
     yes = tokenizers.reader.encode("<extra_id_0> yes", add_special=True)
     assert made.tokens_bct[0, 0, : len(yes)].tolist() == yes

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import from_gin, train_retriever
+from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.corpus.config import CorpusSpec
@@ -70,7 +71,8 @@ class Corpus:
     def pairs(self, **settings: Any) -> Any:
         fields = {"task": "cloze", "file": str(self.file), "batch_size": 8, **settings}
         config = RetrieverTrainConfig(model_dir="run", total_steps=1, **fields)
-        told = RetrieverRun(config, ModelSpec(), CorpusSpec(), from_gin.task(config.task))
+        data = from_gin.told(DataConfig)
+        told = RetrieverRun(config, ModelSpec(), CorpusSpec(), from_gin.task(config.task), data)
         return query_pairs(self.store, self.tokenizers, told)
 
     def texts(self, batch: tuple[np.ndarray, np.ndarray]) -> list[tuple[str, str]]:
