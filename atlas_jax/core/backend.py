@@ -26,7 +26,7 @@ def missing_backend() -> str | None:
 def _instead() -> str:
     """What JAX finds if it may choose."""
     try:
-        jax.config.update("jax_platforms", None)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_platforms", None)
         found = jax.devices()
     except (RuntimeError, AssertionError):
         return "JAX_PLATFORMS=cpu works everywhere"
