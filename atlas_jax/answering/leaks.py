@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.file_sets import read_passages
 from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
-from atlas_jax.core.layouts import PASSAGES, read_layout
 from atlas_jax.core.progress import show_progress
 from atlas_jax.tasks.base import Example, Task
 from atlas_jax.tasks.metrics import answer_in_passage
@@ -127,7 +127,8 @@ def _asked(config: LeakConfig, task: Task, rows: RowsConfig) -> list[tuple[str, 
 
 
 def _passages(config: LeakConfig, rows: RowsConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    return read_layout(config.passages, PASSAGES, rows=rows)
+    found = read_passages(config.passages, rows=rows)
+    return ((number, passage) for number, (_, passage) in enumerate(found))
 
 
 def _grams(asked: list[tuple[str, Example]], config: LeakConfig) -> _Grams:

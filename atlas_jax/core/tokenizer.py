@@ -113,6 +113,19 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(prepared, add_special_tokens=add_special)
         return [encoding.ids for encoding in encodings]
 
+    def unknown_shares(self, texts: Sequence[str]) -> list[float]:
+        """Which share of each text's characters, blanks apart, becomes unknown tokens."""
+        if self.unk_id is None:
+            return [0.0] * len(texts)
+        shares = []
+        for text, encoding in zip(
+            texts, self._backend.encode_batch(list(texts), add_special_tokens=False), strict=True
+        ):
+            pairs = zip(encoding.ids, encoding.offsets, strict=True)
+            unknown = "".join(text[a:b] for token, (a, b) in pairs if token == self.unk_id)
+            shares.append(len("".join(unknown.split())) / max(len("".join(text.split())), 1))
+        return shares
+
     def last_tokens(self, text: str, count: int) -> str:
         """The end of the text that holds its last `count` tokens, or all of a shorter one."""
         if count <= 0:

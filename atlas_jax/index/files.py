@@ -9,32 +9,53 @@ from pathlib import Path
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.locks import locked
+
+_LAST = "manifest.json"  # with it a folder is whole
+_IGNORED = {"lost+found"}  # of the root of a disk
 
 
 @contextlib.contextmanager
 def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder that becomes ``directory`` when the block ends well.
+    """A temporary folder whose files are at ``directory`` when the block ends well.
 
-    It lies beside its target as ``.NAME.partial``. An error removes it; a kill leaves it
-    to the next attempt, which begins by removing it.
+    It lies beside its target as ``.NAME.partial`` and is renamed at the end. In an empty folder
+    that is there already (a mount point, ``.``, behind a link) it lies inside, and its files are
+    moved up, the manifest last. An error removes it; a kill leaves it to the next attempt, which
+    begins by removing it. Only one process at a time makes a directory.
 
     Raises:
-      UserError: something is at ``directory`` already, or it could not be written (a full
-        disk, no permission).
+      UserError: something is at ``directory`` already, another process is making it, or it could
+        not be written (a full disk, no permission).
     """
-    target = Path(directory).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    target = Path(os.path.realpath(directory))
+    name = target.name or "root"
+    inside = target.is_dir()
+    place = target if inside else target.parent
+    partial, lock = place / f".{name}.partial", place / f".{name}.lock"
+    own = {partial.name, lock.name, *_IGNORED}
+    if target.exists() and not (inside and all(one.name in own for one in target.iterdir())):
         raise UserError(f"{directory} exists already; remove it or choose another directory")
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(target)
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(lock, str(directory)):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                yield partial
+                _move(partial, target, inside)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise unwritten(directory, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(partial: Path, target: Path, inside: bool) -> None:
+    if not inside:
+        partial.rename(target)
+        return
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == _LAST):
+        file.rename(target / file.name)
 
 
 def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:

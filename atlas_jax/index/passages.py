@@ -43,6 +43,7 @@ from atlas_jax.index.store_files import (
     tokenise,
     write_manifest,
 )
+from atlas_jax.index.unknown import check_scripts
 
 
 class PassageStore:
@@ -92,6 +93,8 @@ class PassageStore:
     ) -> "PassageStore":
         """Build a store from a jsonl file of {id, title?, section?, text}, plain or .gz.
 
+        Other layouts, tables, texts, folders and patterns are read as well (`core/file_sets.py`).
+
         Two passes, both streaming: the file is checked and copied, then tokenised. A store
         of the same content that is there already is opened instead.
 
@@ -111,18 +114,21 @@ class PassageStore:
             existing._check_hash(wanted, f"the passages of {passages_jsonl}")
             return existing
         with new_directory(directory) as folder:
-            lines = array.array("Q")  # line of each row, for the error about two equal ids
+            # File and line of each row, for the error about two equal ids.
+            lines, numbers, files = array.array("Q"), array.array("L"), dict[str, int]()
 
             def records() -> Iterator[Record]:
-                for line, record in read_corpus(passages_jsonl, progress, rows):
+                for (file, line), record in read_corpus(passages_jsonl, progress, rows):
                     lines.append(line)
+                    numbers.append(files.setdefault(file, len(files)))
                     yield record
 
             corpus_hash = copy_corpus(
-                folder, records(), lambda row: f"{passages_jsonl}:{lines[row]}"
+                folder, records(), lambda row: f"{list(files)[numbers[row]]}:{lines[row]}"
             )
             if not lines:
                 raise UserError(f"{passages_jsonl} holds no passages")
+            check_scripts(folder, len(lines), tokenizers)
             towers = {
                 tower: tokenise(folder, len(lines), tower, config, tokenizers[tower], progress)
                 for tower in TOWERS

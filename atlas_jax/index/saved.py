@@ -19,6 +19,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.locks import locked
 from atlas_jax.index.files import create_npy, unwritten
 from atlas_jax.index.int8 import INT8, Int8Rows, dtype_of
 from atlas_jax.index.passages import PassageStore
@@ -27,6 +28,7 @@ INDEX_FORMAT = 1
 REBUILD = "`python -m atlas_jax.build_index`"
 _MANIFEST = "index.json"
 _PROGRESS = ".index.json.unfinished"
+_LOCK = f".{_MANIFEST}.lock"
 _CHUNK_BYTES = 1 << 24
 _ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
 # NumPy has no bfloat16 of its own, so its bits are stored.
@@ -81,13 +83,14 @@ def new_index(
     folder, manifest = _begin(directory, store, encoder_hash, width, dtype, version)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            embeddings_ne = _create(folder, manifest)
-            yield embeddings_ne
-            _flush(embeddings_ne)
-            _write_json(folder / _MANIFEST, manifest)
-        finally:
-            _remove_unnamed(folder)
+        with locked(folder / _LOCK, str(directory)):
+            try:
+                embeddings_ne = _create(folder, manifest)
+                yield embeddings_ne
+                _flush(embeddings_ne)
+                _write_json(folder / _MANIFEST, manifest)
+            finally:
+                _remove_unnamed(folder)
     except OSError as error:
         raise unwritten(directory, error) from error
 
@@ -129,30 +132,31 @@ def resumable_index(
     progress = folder / _PROGRESS
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            first = 0
-            found = _progress(folder, manifest)
-            if found is not None:
-                manifest["embeddings"], first = found
-                embeddings_ne = _open(folder, manifest, "r+")
-            else:
+        with locked(folder / _LOCK, str(directory)):
+            try:
+                first = 0
+                found = _progress(folder, manifest)
+                if found is not None:
+                    manifest["embeddings"], first = found
+                    embeddings_ne = _open(folder, manifest, "r+")
+                else:
+                    progress.unlink(missing_ok=True)
+                    _remove_unnamed(folder)
+                    embeddings_ne = _create(folder, manifest)
+
+                def stored(rows: int) -> None:
+                    _flush(embeddings_ne)
+                    _write_json(progress, {**manifest, "rows": rows})
+
+                yield Unfinished(embeddings_ne, first, stored)
+                _flush(embeddings_ne)
+                _write_json(folder / _MANIFEST, manifest)
                 progress.unlink(missing_ok=True)
                 _remove_unnamed(folder)
-                embeddings_ne = _create(folder, manifest)
-
-            def stored(rows: int) -> None:
-                _flush(embeddings_ne)
-                _write_json(progress, {**manifest, "rows": rows})
-
-            yield Unfinished(embeddings_ne, first, stored)
-            _flush(embeddings_ne)
-            _write_json(folder / _MANIFEST, manifest)
-            progress.unlink(missing_ok=True)
-            _remove_unnamed(folder)
-        except OSError:
-            progress.unlink(missing_ok=True)
-            _remove_unnamed(folder)
-            raise
+            except OSError:
+                progress.unlink(missing_ok=True)
+                _remove_unnamed(folder)
+                raise
     except OSError as error:
         raise unwritten(directory, error) from error
 
@@ -315,7 +319,7 @@ def _is_index_folder(folder: Path) -> bool:
 def _remove_unnamed(folder: Path) -> None:
     """Remove what a kill left, and arrays that `index.json` does not name: older or failed."""
     for path in folder.glob(".*"):
-        if path.name != _PROGRESS:
+        if path.name not in (_PROGRESS, _LOCK):
             path.unlink(missing_ok=True)
     try:
         named = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["embeddings"]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.file_sets import Place, read_passages
 from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
-from atlas_jax.core.layouts import PASSAGES, Layout, read_layout
+from atlas_jax.core.layouts import Layout
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.files import create_npy
@@ -97,15 +98,15 @@ def _fields_of(template: str, name: str) -> frozenset[str]:
 
 def read_corpus(
     path: str | os.PathLike[str], progress: bool, rows: RowsConfig = STRICT
-) -> Iterator[tuple[int, Record]]:
-    """Line number and checked record of every passage of a file, in any of `PASSAGES`."""
+) -> Iterator[tuple[Place, Record]]:
+    """File, line and checked record of every passage of a file, folder or pattern."""
 
-    def check(line: int, record: Mapping[str, Any], layout: Layout) -> None:
-        _check_filled(record, f"{path}:{line}", layout.called)
+    def check(file: str, line: int, record: Mapping[str, Any], layout: Layout | None) -> None:
+        _check_filled(record, f"{file}:{line}", layout.called if layout else None)
 
-    records = read_layout(path, PASSAGES, check, rows)
-    for line, record in show_progress("read passages", records, shown=progress):
-        yield line, _strings(record)
+    records = read_passages(path, check, rows)
+    for place, record in show_progress("read passages", records, shown=progress):
+        yield place, _strings(record)
 
 
 def normalise(record: Mapping[str, Any], where: str) -> Record:
@@ -116,7 +117,7 @@ def normalise(record: Mapping[str, Any], where: str) -> Record:
 
 
 def _strings(record: Mapping[str, Any]) -> Record:
-    return {field: str(record.get(field) or "") for field in FIELDS}
+    return {field: "" if record.get(field) is None else str(record[field]) for field in FIELDS}
 
 
 def _check_filled(

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers as tokenizers_library
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
@@ -309,3 +310,49 @@ def test_building_streams(tmp_path, reader_tokenizer_file, retriever_tokenizer_f
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < many.stat().st_size / 3
+
+
+def test_a_folder_of_files_becomes_one_store(build, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write(folder / "a.jsonl", passages(2))
+    (folder / "b.md").write_text("# Tolm\n\nTolm is a town.\n")
+    store = build(folder)
+    assert [store.passage(row)["id"] for row in range(3)] == ["p0", "p1", "b.md#0"]
+    assert build(f"{folder}/*").content_hash == store.content_hash  # found there
+    write(folder / "c.jsonl", passages(1))
+    with pytest.raises(UserError, match=r"a\.jsonl:1 and .*c\.jsonl:1"):
+        build(folder, "other")
+
+
+def test_the_id_0_is_an_id_like_any_other(build, tmp_path):
+    rows = [{"id": i, "title": "", "text": "a"} for i in range(2)]
+    store = build(write(tmp_path / "p.jsonl", rows))
+    assert [store.row_of("0"), store.row_of("1")] == [0, 1]
+
+
+def latin_tokenizer() -> Tokenizer:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(chr(code), -3.0) for code in range(33, 127)]
+    backend = tokenizers_library.Tokenizer(tokenizers_library.models.Unigram(pieces, unk_id=2))
+    backend.pre_tokenizer = tokenizers_library.pre_tokenizers.Metaspace("▁")
+    return Tokenizer(backend.to_str())
+
+
+def test_a_script_that_the_tokenizer_lacks_is_told_or_refused(tmp_path, tokenizers, capsys):
+    def attempt(texts):
+        rows = [{"id": f"p{i}", "title": "", "text": text} for i, text in enumerate(texts)]
+        source = write(tmp_path / "p.jsonl", rows)
+        name = tmp_path / str(len(list(tmp_path.iterdir())))
+        return PassageStore.build(source, name, latin_tokenizer(), tokenizers[1], CONFIG, False)
+
+    attempt(["Tolm is a town."])
+    assert "does not know" not in capsys.readouterr().err
+    attempt(["Tolm is a town.", "托尔姆是一座城市"])
+    assert (
+        "the reader's tokenizer does not know 50% of the characters of 2 passages looked at, and "
+        "next to nothing of 1 of them (passage 'p1': '托尔姆是一座城市')"
+    ) in capsys.readouterr().err
+    with pytest.raises(UserError, match="take a model whose tokenizer has this script"):
+        attempt(["Tolm.", "托尔姆是一座城市", "托尔姆"])
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir())

@@ -1,0 +1,166 @@
+"""Passages of one file, of a folder, or of all files that a pattern names; notes and text as well.
+
+A folder is read with its subfolders, in the order of the names. Texts (.md, .txt) become passages
+of whole paragraphs with about a hundred words, the usual size; a Markdown heading begins a new one
+and becomes its section.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import STRICT, RowsConfig, raw_lines
+from atlas_jax.core.layouts import PASSAGES, Fields, Layout, read_layout
+from atlas_jax.core.paths import as_path, is_remote
+
+RECORDS = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".csv", ".csv.gz")
+TEXTS = (".md", ".markdown", ".txt")
+WORDS = 100  # of a passage that is cut from a text, about
+
+Place = tuple[str, int]  # file and line
+Check = Callable[[str, int, Fields, Layout | None], None]
+
+_HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$")
+_FENCE = re.compile(r"\s*(```|~~~)")
+_WANTED = (
+    "passages are read from jsonl files of {id, title, text}, one object a line, from tables "
+    f"({', '.join(RECORDS[2::2])}) and from texts ({', '.join(TEXTS)}); see docs/data_formats.md"
+)
+
+
+def passage_files(path: str | os.PathLike[str]) -> list[str]:
+    """The files that a path means: itself, those of a folder, or those that a pattern names.
+
+    Raises:
+      UserError: there is none, or a folder holds none that can be read.
+    """
+    text = os.fspath(path)
+    if is_remote(text) or as_path(text).is_file():
+        return [text]
+    if as_path(text).is_dir():
+        found = sorted(
+            os.fspath(one)
+            for one in Path(text).rglob("*")
+            if one.name.lower().endswith(RECORDS + TEXTS)
+            and one.is_file()
+            and not any(part.startswith(".") for part in one.relative_to(text).parts)
+        )
+        if not found:
+            raise UserError(f"{text}: no file of this folder can be read; {_WANTED}")
+        return found
+    if glob.has_magic(text):
+        found = sorted(one for one in glob.glob(text, recursive=True) if os.path.isfile(one))
+        if not found:
+            raise UserError(f"{text}: no file has such a name; {_WANTED}")
+        return found
+    raise UserError(f"{text}: no such file")
+
+
+def read_passages(
+    path: str | os.PathLike[str], check: Check | None = None, rows: RowsConfig = STRICT
+) -> Iterator[tuple[Place, Fields]]:
+    """Yield `((file, line), record)` of every passage that a path means, see `passage_files`.
+
+    The id of a passage of a text is the file's name below the folder, `#` and a number.
+
+    Args:
+      check: further demands on a record; gets file, line, record and its layout, None for a text.
+      rows: what becomes of broken rows.
+
+    Raises:
+      UserError: names file and line.
+    """
+    files = passage_files(path)
+    base = os.fspath(path) if as_path(path).is_dir() else _common_folder(files)
+    for file in files:
+        if file.lower().endswith(TEXTS) and not _begins_with_an_object(file):
+            name = os.path.relpath(file, base) if not is_remote(file) else file
+            for line, record in _passages_of_text(file, name.replace(os.sep, "/")):
+                if check is not None:
+                    check(file, line, record, None)
+                yield (file, line), record
+            continue
+
+        def check_record(line: int, record: Fields, layout: Layout, file: str = file) -> None:
+            if check is not None:
+                check(file, line, record, layout)
+
+        for line, record in read_layout(file, PASSAGES, check_record, rows):
+            yield (file, line), record
+
+
+def _common_folder(files: list[str]) -> str:
+    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+
+
+def _begins_with_an_object(file: str) -> bool:
+    """Whether a file that is called a text holds jsonl."""
+    for _, raw in raw_lines(as_path(file)):
+        text = raw.removeprefix(b"\xef\xbb\xbf").strip()
+        if text:
+            return text.startswith(b"{") and text.endswith(b"}")
+    return False
+
+
+def _passages_of_text(file: str, name: str) -> Iterator[tuple[int, Fields]]:
+    """Passages of a text: headings begin a new one, paragraphs fill it up."""
+    title = re.sub(r"\.(md|markdown|txt)$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    section, first, number = "", 0, 0
+    words: list[str] = []
+
+    def made() -> tuple[int, Fields]:
+        record = {"id": f"{name}#{number}", "title": title, "section": section}
+        return first, {**record, "text": " ".join(words)}
+
+    for line, paragraph, heading in _paragraphs(file):
+        too_many = len(words) + len(paragraph) > WORDS
+        if words and (heading is not None or too_many):
+            yield made()
+            words, number = [], number + 1
+        if heading is not None:
+            level, text = heading
+            if level == 1 and number == 0:
+                title, section = text or title, ""
+            else:
+                section = text
+            continue
+        if not words:
+            first = line
+        for start in range(0, len(paragraph), WORDS):
+            part = paragraph[start : start + WORDS]
+            if start:
+                yield made()
+                words, number = [], number + 1
+            words = [*words, *part]
+    if words:
+        yield made()
+
+
+def _paragraphs(file: str) -> Iterator[tuple[int, list[str], tuple[int, str] | None]]:
+    """Line, words and, for a Markdown heading, its level and text."""
+    is_markdown = not file.lower().endswith(".txt")
+    words: list[str] = []
+    first, fenced = 1, False
+    for line, raw in raw_lines(as_path(file)):
+        try:
+            text = raw.removeprefix(b"\xef\xbb\xbf" if line == 1 else b"").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}:{line}: not UTF-8 at byte {error.start + 1} of the line "
+                f"(0x{raw[error.start]:02x}); convert the file to UTF-8"
+            ) from None
+        fenced ^= is_markdown and bool(_FENCE.match(text))
+        heading = _HEADING.match(text) if is_markdown and not fenced else None
+        if (heading or not text.strip()) and words:
+            yield first, words, None
+            words = []
+        if heading:
+            yield line, [], (len(heading[1]), heading[2])
+        elif text.strip():
+            first = line if not words else first
+            words += text.split()
+    if words:
+        yield first, words, None

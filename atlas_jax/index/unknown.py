@@ -1,0 +1,51 @@
+"""Whether tokenizers know the script of a corpus; a Latin one turns Chinese into nothing."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
+
+_LOOKED_AT = 2000  # passages, evenly over the corpus
+_WORTH_TELLING = 0.02  # of the characters
+_UNREAD = 0.5  # of a passage's characters: the model gets next to nothing of it
+_UNUSABLE = 0.5  # of the passages
+
+
+def check_scripts(folder: Path, count: int, tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Tell on stderr how much of a copied corpus each tokenizer does not know.
+
+    Args:
+      folder: with `passages.jsonl` and `offsets.npy`.
+      count: of the passages.
+      tokenizers: by tower.
+
+    Raises:
+      UserError: one of them knows next to nothing of most passages; names an example.
+    """
+    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+    rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(np.int64))
+    with (folder / "passages.jsonl").open("rb") as file:
+        passages = []
+        for row in rows:
+            file.seek(int(offsets[row]))
+            passages.append(json.loads(file.readline()))
+    texts = [passage["text"] for passage in passages]
+    for tower, tokenizer in tokenizers.items():
+        shares = np.array(tokenizer.unknown_shares(texts))
+        if shares.mean() <= _WORTH_TELLING:
+            continue
+        worst = passages[int(shares.argmax())]
+        unread = int((shares >= _UNREAD).sum())
+        told = (
+            f"the {tower}'s tokenizer does not know {shares.mean():.0%} of the characters of "
+            f"{len(texts):,} passages looked at, and next to nothing of {unread:,} of them "
+            f"(passage {worst['id']!r}: {worst['text'][:40]!r})"
+        )
+        if unread > _UNUSABLE * len(texts):
+            raise UserError(f"{told}; take a model whose tokenizer has this script")
+        print(told, file=sys.stderr)
