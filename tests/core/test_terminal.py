@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from atlas_jax import cli
-from atlas_jax.core import devices
+from atlas_jax.core import backend
 from atlas_jax.core.config import launch, load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.terminal import expand_arguments, expand_home, guarded
@@ -44,7 +44,7 @@ def test_a_tilde_is_the_home_folder_in_flags(home):
 def test_a_tilde_is_the_home_folder_in_bindings(home, tmp_path):
     file = tmp_path / "a.gin"
     file.write_text(
-        "import atlas_jax.training.configurables\n"
+        "import atlas_jax.from_gin\n"
         "FILES = ('~/b.jsonl', 'c.jsonl')\n"
         "LeakConfig.files = %FILES\n"
         "LeakConfig.report = '~/report'\n"
@@ -137,8 +137,8 @@ def test_a_backend_that_is_not_there_is_one_line(error, monkeypatch, capsys):
             raise error
         return real()
 
-    monkeypatch.setattr(devices.jax, "devices", devices_once_broken)
-    monkeypatch.setattr(devices.jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(backend.jax, "devices", devices_once_broken)
+    monkeypatch.setattr(backend.jax.config, "update", lambda name, value: None)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
 
     def fail(flags):

@@ -344,7 +344,9 @@ def test_a_script_that_the_tokenizer_lacks_is_told_or_refused(tmp_path, tokenize
         rows = [{"id": f"p{i}", "title": "", "text": text} for i, text in enumerate(texts)]
         source = write(tmp_path / "p.jsonl", rows)
         name = tmp_path / str(len(list(tmp_path.iterdir())))
-        return PassageStore.build(source, name, latin_tokenizer(), tokenizers[1], CONFIG, False)
+        return PassageStore.build(
+            source, name, latin_tokenizer(), tokenizers[1], CONFIG, progress=False
+        )
 
     attempt(["Tolm is a town."])
     assert "does not know" not in capsys.readouterr().err
