@@ -25,8 +25,9 @@ import gin
 
 from atlas_jax.core import gin_files, multihost
 from atlas_jax.core.backend import missing_backend
-from atlas_jax.core.errors import UserError, no_value_for
+from atlas_jax.core.errors import UserError, is_panic, no_value_for, one_line, printable
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.paths import text_problem
 from atlas_jax.core.preemption import PREEMPTED, Preempted
 from atlas_jax.core.terminal import expand_arguments, guarded, told
 
@@ -119,10 +120,11 @@ def launch(
 ) -> int:
     """Parse flags and gin, call `main` with the flags, give back the exit code.
 
-    A UserError, an error of the operating system (a full disk, no permission) or a backend that
-    JAX cannot start ends with code 2 and one line on stderr; Ctrl-C with 130; a run that saved
-    because of SIGTERM with 75; a reader of stdout that has enough with 141; any other exception is
-    a bug and keeps its traceback. `~` at the beginning of a path is the home folder.
+    A UserError, an error of the operating system (a full disk, no permission), a backend that JAX
+    cannot start, too little memory, or a library that broke down on its input ends with code 2 and
+    one line on stderr; Ctrl-C with 130; a run that saved because of SIGTERM with 75; a reader of
+    stdout that has enough with 141; any other exception is a bug and keeps its traceback. `~` at
+    the beginning of a path is the home folder.
 
     Args:
       main: gets the parsed flags; None counts as 0.
@@ -144,6 +146,9 @@ def launch(
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
+        for argument in arguments:
+            if problem := text_problem(argument):
+                raise UserError(f"{ascii(argument)} holds {problem}")
         flags = _read_flags(parser, expand_arguments(arguments), unread, tuple_flags or {})
         if on_devices:
             multihost.start(flags)
@@ -185,11 +190,12 @@ def _report(program: str, run: Callable[[], int]) -> int:
         if error.errno is None:
             raise
         message = told(error, _GIN_TRAILER.sub("", str(error)))
-    except (AssertionError, RuntimeError) as error:
-        problem = None if isinstance(error, NotImplementedError) else missing_backend()
-        if problem is None:
+    except (AssertionError, RuntimeError, MemoryError) as error:
+        message = _too_large(error)
+        if not message and not isinstance(error, NotImplementedError):
+            message = missing_backend() or ""
+        if not message:
             raise
-        message = problem
     except TypeError as error:
         found = _MISSING_ARGUMENTS.search(str(error))
         if found is None:
@@ -201,8 +207,20 @@ def _report(program: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    print(f"{program}: error: {message}", file=sys.stderr)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        message = f"a library broke down on its input: {one_line(error)}"
+    print(f"{program}: error: {printable(message)}", file=sys.stderr)
     return USER_ERROR
+
+
+def _too_large(error: BaseException) -> str:
+    """What to say of memory that the machine or its devices have not; '' of other errors."""
+    text = one_line(_GIN_TRAILER.sub("", str(error)) or type(error).__name__)
+    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):
+        return f"more memory is needed than there is: {text}"
+    return ""
 
 
 def _missing_fields(found: re.Match[str]) -> str:

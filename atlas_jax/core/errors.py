@@ -12,7 +12,7 @@ class UserError(ValueError):
     """
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """An error's text on one line, for another error to quote; never empty.
 
     Of a long one the middle is left out: what happened may stand behind the paths it names.
@@ -25,6 +25,16 @@ def no_value_for(fields: Iterable[str]) -> str:
     """What is said of fields, as ``Class.name``, that nothing gives a value."""
     names = list(fields)
     return f"no value for {', '.join(names)}; give {' '.join(f'--gin.{n}=...' for n in names)}"
+
+
+def printable(text: str) -> str:
+    """A message with whatever would move a terminal's cursor spelt out, on one line."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is a panic of a library written in Rust, which is no subclass of Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -14,7 +14,10 @@ token is text unless it is marked.
 import functools
 import re
 import string
+from collections.abc import Sequence
 from typing import Any
+
+from atlas_jax.core.errors import UserError
 
 LITERAL = "\ufdd0"
 DELIBERATE = "\ufdd1"
@@ -53,6 +56,32 @@ def fill(template: str, /, **fields: Any) -> Filled:
             value = fields[name]
             parts.append(value if isinstance(value, Filled) else literal(str(value)))
     return Filled("".join(parts))
+
+
+def check_format(binding: str, template: str, fields: Sequence[str]) -> tuple[str, ...]:
+    """Refuse a format string that is malformed or has other than the given fields, as they are.
+
+    Returns:
+      The fields that it has.
+
+    Raises:
+      UserError: names the gin binding and the fields there are.
+    """
+    known = ", ".join(f"{{{field}}}" for field in fields)
+    try:
+        used = [piece[1:] for piece in string.Formatter().parse(template) if piece[1] is not None]
+    except ValueError as error:
+        raise UserError(f"{binding} = {template!r}: {error}; fields are {known}") from None
+    for name, width, conversion in used:
+        if name not in fields:
+            raise UserError(f"{binding} = {template!r}: no field {{{name}}}; there is {known}")
+        if width or conversion:
+            extra = f"!{conversion}" if conversion else f":{width}"
+            raise UserError(
+                f"{binding} = {template!r}: a field stands as it is, without {extra!r}; write "
+                f"{{{name}}}"
+            )
+    return tuple(str(name) for name, _, _ in used)
 
 
 @functools.lru_cache(maxsize=64)

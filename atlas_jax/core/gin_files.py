@@ -10,10 +10,9 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import re
 import tokenize
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from atlas_jax.core.errors import UserError, nearest
+from atlas_jax.core import bounds
+from atlas_jax.core.errors import UserError, nearest, one_line
+from atlas_jax.core.paths import check_name, kind_of, read_text, text_problem
 from atlas_jax.core.terminal import expand_home
 
 # The only scopes the program opens: one configurable, two settings (reader/OptimizerConfig...).
@@ -33,6 +34,12 @@ _BINDING_NAME = re.compile(r"(?:\w+/)*[A-Za-z_]\w*(?:\.\w+)*")
 # schedule; anything with quotes or brackets is more likely a slip.
 _BARE_STRING = re.compile(r"[^\s'\"(){}\[\]@%#][^'\"(){}\[\]#\n]*")
 _BARE_WORD = re.compile(r"Failed to parse token '(\w+)'")  # as gin words it
+_LARGEST = (1 << 63) - 1
+_LONGEST_VALUE = 1 << 16
+_DEEPEST_VALUE = 20  # lists in each other
+_DEEPEST_INCLUDE = 32
+# What gin's parser lets through beside syntax errors: numbers too long, null bytes, ...
+_PARSER_ERRORS = (ValueError, TypeError, OverflowError, AttributeError, IndexError, StopIteration)
 _PYTHON_CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 
@@ -59,14 +66,18 @@ class Reading:
 
     bindings: dict[str, Binding] = dataclasses.field(default_factory=dict)
     imports: list[str] = dataclasses.field(default_factory=list)
+    read: set[Path] = dataclasses.field(default_factory=set)
 
     def add(self, binding: Binding) -> None:
-        """Take a binding after checking its names.
+        """Take a binding after checking its names and what no setting can be.
 
         Raises:
-          UserError: unknown scope, configurable or parameter; names the nearest one. Or a `~name`
-            of nobody.
+          UserError: unknown scope, configurable or parameter, and names the nearest one; a value
+            that no program can hold; or a `~name` of nobody.
         """
+        problem = _impossible(binding.value)
+        if problem:
+            raise UserError(f"{binding.place}: {binding.label}: {problem}")
         if binding.parameter:
             binding = _checked(binding)
         binding = dataclasses.replace(binding, value=expand_home(binding.value, binding.place))
@@ -139,15 +150,44 @@ class _Delegate(gin_config.ParserDelegate):
         return super().configurable_reference(scoped_selector, evaluate)
 
 
+def _impossible(value: Any) -> str:
+    """What is wrong with a value whatever it is bound to; '' if nothing is."""
+    level = [value]
+    for _ in range(_DEEPEST_VALUE):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str) and (problem := text_problem(item)):
+                return f"{ascii(item)} holds {problem}"
+            if isinstance(item, int) and not -_LARGEST <= item <= _LARGEST:
+                return f"a number of {item.bit_length()} bits; whole numbers have 63 at most"
+            if isinstance(item, float) and not math.isfinite(item):
+                return f"{item}: a finite number is needed"
+            if isinstance(item, dict):
+                below += [*item.keys(), *item.values()]
+            elif isinstance(item, list | tuple | set):
+                below += item
+        if not below:
+            return ""
+        level = below
+    return f"lists lie in each other more than {_DEEPEST_VALUE} deep"
+
+
 def find_file(name: str, search_paths: Sequence[Path], asked_by: str) -> Path:
     """The first of `search_paths` that holds the gin file `name`.
 
     Raises:
       UserError: there is none; lists the search paths and the nearest file name.
     """
+    try:
+        check_name(name)
+    except UserError as error:
+        raise UserError(f"{asked_by}: there is no such gin file: {error}") from None
     for folder in search_paths:
-        if (folder / name).is_file():  # an absolute `name` stays as it is
+        kind = kind_of(folder / name)  # an absolute `name` stays as it is
+        if not kind:
             return folder / name
+        if kind not in ("nothing", "a folder"):
+            raise UserError(f"{asked_by}: {folder / name} is {kind}; a gin file is needed")
     known = [
         path.relative_to(folder).as_posix()
         for folder in search_paths
@@ -169,24 +209,28 @@ def read_file(
 ) -> None:
     """Add the bindings of one gin file, and of those it includes, to `reading`.
 
+    A file that has been read already is not included again.
+
     Raises:
       UserError: file missing, not UTF-8, broken syntax, unknown name, circular include;
         names file and line.
     """
     path = find_file(name, search_paths, asked_by)
-    if path.resolve() in within:
+    resolved = path.resolve()
+    if resolved in within:
         raise UserError(f"{asked_by}: {name} includes itself")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    for statement in _statements(text, str(path)):
+    if len(within) >= _DEEPEST_INCLUDE:
+        raise UserError(f"{asked_by}: files include each other more than {_DEEPEST_INCLUDE} deep")
+    if within and resolved in reading.read:
+        return
+    reading.read.add(resolved)
+    for statement in _statements(read_text(path), str(path)):
         place = f"{path}:{statement.location.line_num}"
         if isinstance(statement, config_parser.BindingStatement):
             scope, selector, parameter, value, _ = statement
             reading.add(Binding(scope, selector, parameter, value, place))
         elif isinstance(statement, config_parser.IncludeStatement):
-            inside = (*within, path.resolve())
+            inside = (*within, resolved)
             read_file(reading, statement.filename, search_paths, place, inside)
         elif isinstance(statement, config_parser.ImportStatement):
             _import(statement.module, place)
@@ -195,30 +239,41 @@ def read_file(
 
 def _statements(text: str, filename: str) -> Iterator[Any]:
     """Gin's statements of a file's text; syntax errors become UserErrors with their line."""
+    line = 1
     try:
         parser = config_parser.ConfigParser(
             text, _Delegate(lambda: f"{filename}:{parser.current_token.start[0]}")
         )
-        yield from parser
+        for statement in parser:
+            line = statement.location.line_num
+            yield statement
+    except UserError:  # of the delegate
+        raise
     except SyntaxError as error:
-        line = error.args[1][1] if len(error.args) > 1 else error.lineno
+        line = error.args[1][1] if len(error.args) > 1 else error.lineno or line
         reason = str(error.args[0]).splitlines()[-1].strip()
         word = _BARE_WORD.fullmatch(reason)
         if word:
             python = _PYTHON_CONSTANTS.get(word[1].lower())
             meant = f"{python}, or '{word[1]}' in quotes" if python else f"'{word[1]}' in quotes"
             reason = f"{word[1]} is no gin value; write {meant}"
-        raise UserError(f"{filename}:{line}: {reason}") from None
+        raise UserError(f"{filename}:{line}: {one_line(reason)}") from None
     except tokenize.TokenError as error:
         raise UserError(f"{filename}:{error.args[1][0] - 1}: {error.args[0]}") from None
+    except (RecursionError, MemoryError):
+        raise UserError(
+            f"{filename}: lists lie in each other too deep in or behind line {line}"
+        ) from None
+    except _PARSER_ERRORS as error:
+        raise UserError(f"{filename}: no gin in or behind line {line}: {one_line(error)}") from None
 
 
 def _import(module: str, place: str) -> None:
     """``import my_package.my_task`` in a gin file: its configurables become known."""
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{place}: import {module}: {error}") from None
+    except (ImportError, ValueError, TypeError) as error:
+        raise UserError(f"{place}: import {module}: {one_line(error)}") from None
 
 
 def read_command_line(reading: Reading, bindings: Sequence[str]) -> None:
@@ -247,8 +302,14 @@ def parse_value(text: str, place: str) -> Any:
     try:
         statement = next(config_parser.ConfigParser(f"VALUE = {text}\n", _Delegate(lambda: place)))
         return statement.value
-    except (SyntaxError, tokenize.TokenError):
+    except UserError:  # of the delegate
+        raise
+    except (RecursionError, MemoryError):
+        raise UserError(f"{place}: lists lie in each other too deep") from None
+    except (SyntaxError, tokenize.TokenError, *_PARSER_ERRORS):
         pass
+    if len(text) > _LONGEST_VALUE:
+        raise UserError(f"{place}={text[:60]}...: not a gin value, and too long for a name")
     python = _PYTHON_CONSTANTS.get(text.strip().lower())
     if python:
         raise UserError(
@@ -325,16 +386,12 @@ def _check_missing(reading: Reading, used: dict[str, Binding]) -> None:
         raise UserError(f"no value for {', '.join(missing)}; give {given}")
 
 
-class _Unknown:
-    """Stands for the result of a configurable reference: not known before it is called."""
-
-
 def _resolved(reading: Reading, value: Any, binding: Binding, within: tuple[str, ...] = ()) -> Any:
     """`value` with its macros replaced by what they stand for."""
     if isinstance(value, gin_config.ConfigurableReference):
         macro = _macro_name(value)
         if macro is None:
-            return _Unknown()
+            return bounds.Unknown()  # not before it is called
         if macro in within:
             circle = " -> ".join((*within, macro))
             raise UserError(f"{binding.place}: macros refer to each other: {circle}")
@@ -348,47 +405,15 @@ def _resolved(reading: Reading, value: Any, binding: Binding, within: tuple[str,
 def _check_type(reading: Reading, binding: Binding) -> None:
     """A literal of the wrong type is an error now, not after an hour of indexing."""
     wrapped = _configurable(binding.name, binding.place).wrapped
-    hinted = wrapped.__init__ if _is_plain_class(wrapped) else wrapped
-    try:
-        annotation = typing.get_type_hints(hinted).get(binding.parameter, Any)
-    except NameError:  # a name imported for type checking alone
-        return
+    annotations = bounds.annotations(wrapped.__init__ if _is_plain_class(wrapped) else wrapped)
     value = _resolved(reading, binding.value, binding)
-    if not accepts(annotation, value):
-        plain = inspect.isclass(annotation) and not typing.get_args(annotation)
-        expected = annotation.__name__ if plain else str(annotation).replace("typing.", "")
-        raise UserError(f"{binding.place}: {binding.label} = {value!r}: expected {expected}")
+    expected = bounds.expected(annotations.get(binding.parameter, Any), value)
+    if expected:
+        raise UserError(
+            f"{binding.place}: {binding.label} = {bounds.shown(value)}: expected {expected}"
+        )
 
 
 def _is_plain_class(wrapped: Any) -> bool:
     """Whether the parameters' annotations stand on ``__init__`` and not on the class."""
     return inspect.isclass(wrapped) and not dataclasses.is_dataclass(wrapped)
-
-
-def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a gin value fits a field's annotation; unknown annotations accept anything."""
-    if isinstance(value, _Unknown) or annotation is Any:
-        return True
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(accepts(argument, value) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if annotation is None or annotation is type(None):
-        return value is None
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is Path:
-        return isinstance(value, str)
-    if origin is tuple and isinstance(value, tuple):
-        if len(arguments) == 2 and arguments[1] is ...:
-            return all(accepts(arguments[0], item) for item in value)
-        return len(value) == len(arguments) and all(map(accepts, arguments, value))
-    expected = origin or annotation
-    if expected is Sequence:
-        return isinstance(value, tuple | list)
-    if expected in (bool, str, tuple, list, dict):
-        return isinstance(value, expected)
-    return True

@@ -6,22 +6,28 @@ import gzip
 import io
 import json
 import os
-import re
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import as_path, is_remote, open_to_all
+from atlas_jax.core.paths import (
+    check_output_file,
+    input_file,
+    is_remote,
+    open_to_all,
+    utf8_text,
+)
 
 FieldTypes = Mapping[str, type | tuple[type, ...]]
 Check = Callable[[int, dict[str, Any]], None]
 
 _MAX_REPORTS = 20  # broken lines of one file that are told one by one
 
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _JSON_NAMES = {
     str: "a string",
     int: "a whole number",
@@ -72,14 +78,14 @@ def read_jsonl(
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
     broken = BrokenRows(path, rows)
-    for number, raw in raw_lines(as_path(path)):
+    for number, raw in raw_lines(path):
         where = f"{path}:{number}"
         if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            raw = raw.removeprefix(strict_json.BYTE_ORDER_MARK)
         if not raw.strip():
             continue
         try:
-            record = _parse(raw, where)
+            record = _parse(raw.rstrip(), where)
             check_fields(record, needed, optional or {}, where)
             if check is not None:
                 check(number, record)
@@ -145,8 +151,11 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
 
     The text goes to a temporary name in the same folder, which is flushed to the disk and
     renamed at the end, or removed if the block raises. To a bucket it goes in one write.
+
+    Raises:
+      UserError: `path` is a folder, a device, a pipe or a socket, or lies below a file.
     """
-    target = as_path(path)
+    target = check_output_file(path)
     if is_remote(path):
         content = io.BytesIO()
         with _text_in(content, target) as text:
@@ -184,54 +193,48 @@ def _text_in(raw: BinaryIO, target: Path) -> Iterator[TextIO]:
         text.detach()
 
 
-def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every line of a file, plain or gzip'd; lines count from 1.
 
     Raises:
-      UserError: names the file that is not there, or the line where it cannot be read on.
+      UserError: names the file that is not there or is no regular file, or the line where it
+        cannot be read on.
     """
-    number = 0
+    number, source = 0, input_file(path)
     try:
         with contextlib.ExitStack() as stack:
-            file: Any = stack.enter_context(path.open("rb"))
-            if path.suffix == ".gz":
+            file: Any = stack.enter_context(source.open("rb"))
+            if source.suffix == ".gz":
                 file = stack.enter_context(gzip.open(file))
             for number, raw in enumerate(file, start=1):
                 yield number, raw
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         problem = str(error) or type(error).__name__
         raise UserError(f"{path}:{number + 1}: cannot read on: {problem}") from error
 
 
+def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Every line of a UTF-8 file, plain or gzip'd, with its end; no byte order mark.
+
+    Raises:
+      UserError: as `raw_lines`, or names the line that is not UTF-8.
+    """
+    for number, raw in raw_lines(path):
+        text = utf8_text(raw, f"{path}:{number}") if number == 1 else _decoded(raw, path, number)
+        yield text
+
+
+def _decoded(raw: bytes, path: str | os.PathLike[str], number: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return utf8_text(raw, f"{path}:{number}")  # which says what is wrong
+
+
 def _parse(raw: bytes, where: str) -> dict[str, Any]:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not UTF-8 at byte {error.start + 1} of the line "
-            f"(0x{raw[error.start]:02x}); convert the file to UTF-8"
-        ) from None
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        problem = "the line is cut off" if cut_off else "not JSON"
-        raise UserError(
-            f"{where}: {problem} (column {error.colno}: {error.msg}); "
-            "each line must be one complete JSON object"
-        ) from None
+    record = strict_json.parse(raw, where)
     if not isinstance(record, dict):
         raise UserError(f"{where}: {_describe(record)} where a JSON object was expected")
-    if _HALF_CHARACTER.search(text):  # JSON may spell it; no text, file or tokenizer takes it
-        try:
-            json.dumps(record, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])
-            raise UserError(
-                f"{where}: {half} is half a character, without its other half"
-            ) from None
     return record
 
 

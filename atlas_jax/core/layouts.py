@@ -21,8 +21,8 @@ from atlas_jax.core.jsonl import (
     FieldTypes,
     RowsConfig,
     check_fields,
-    raw_lines,
     read_jsonl,
+    text_lines,
 )
 from atlas_jax.core.paths import as_path
 
@@ -259,7 +259,7 @@ def _read_table(
     """
     broken = BrokenRows(path, policy)
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
-    rows = csv.reader(_decoded(path), delimiter="\t", strict=True)
+    rows = csv.reader(text_lines(path), delimiter="\t", strict=True)
     while True:
         try:
             row = next(rows, None)
@@ -291,15 +291,3 @@ def _row(row: list[str], columns: tuple[str, ...], where: str) -> Fields:
             f"expected: {', '.join(columns)}"
         )
     return dict(zip(columns, row, strict=True))
-
-
-def _decoded(path: str | os.PathLike[str]) -> Iterator[str]:
-    for number, raw in raw_lines(as_path(path)):
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not UTF-8 at byte {error.start + 1} of the line; convert the "
-                "file to UTF-8"
-            ) from None
-        yield text.removeprefix("\ufeff") if number == 1 else text

@@ -2,13 +2,18 @@
 
 An object of a bucket appears whole or not at all, so where a disk needs a temporary name and a
 rename, a bucket needs one write.
+
+What no file can be called is refused here, and so is what is no regular file: to read a pipe may
+take for ever, and to rename over a device takes it away from every program.
 """
 
 import atexit
 import functools
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -16,7 +21,17 @@ from typing import cast
 import fsspec
 from etils import epath
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, one_line
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, as Linux has it
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -28,9 +43,10 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """A path to work with, wherever it lies: `pathlib`'s, or one of a bucket that acts like it.
 
     Raises:
-      UserError: the package for this kind of bucket is missing.
+      UserError: no file can be called so, or the package for this kind of bucket is missing.
     """
     text = os.fspath(path)
+    check_name(text)
     if not is_remote(text):
         return Path(text)
     try:
@@ -38,6 +54,157 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     except (ImportError, ValueError) as error:
         raise UserError(f"{text}: {error}; gs:// needs the extra [tpu], which has gcsfs") from error
     return cast(Path, epath.Path(text))
+
+
+def check_name(text: str) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+      UserError: the path holds a null byte or half a character, or is too long.
+    """
+    problem = text_problem(text)
+    if problem:
+        raise UserError(f"the path {ascii(text)} holds {problem}; no file can be called so")
+    names = text.split("/")
+    longest = max(names, key=len)
+    if not is_remote(text) and (
+        len(os.fsencode(longest)) > _LONGEST_NAME or len(os.fsencode(text)) > _LONGEST_PATH
+    ):
+        raise UserError(
+            f"the path {text[:60]}... is too long: a name may have {_LONGEST_NAME} bytes, a whole "
+            f"path {_LONGEST_PATH}"
+        )
+
+
+def text_problem(text: str) -> str:
+    """What in a text no file, path or tokenizer takes: a null byte or half a character; or ''."""
+    if "\0" in text:
+        return "a null byte"
+    half = _HALF_CHARACTER.search(text)
+    if half is None:
+        return ""
+    # Python reads a byte of the command line that is not UTF-8 as one of these.
+    if 0xDC80 <= ord(half[0]) <= 0xDCFF:
+        return f"the byte 0x{ord(half[0]) - 0xDC00:02x}, which is not UTF-8"
+    return f"half a character, {ascii(half[0])}"
+
+
+def kind_of(path: Path) -> str:
+    """What is there: '' a regular file (or an object of a bucket), 'nothing', or another kind.
+
+    Raises:
+      UserError: it cannot be looked at.
+    """
+    try:
+        if is_remote(path):
+            return "" if path.is_file() else "a folder" if path.is_dir() else "nothing"
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def input_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to read.
+
+    Raises:
+      UserError: there is none, or it is no regular file: to read a pipe may take for ever.
+    """
+    found = as_path(path)
+    kind = kind_of(found)
+    if kind == "nothing":
+        raise UserError(f"{path}: no such file")
+    if kind:
+        raise UserError(f"{path} is {kind}; a regular file is needed")
+    return found
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """All of a file.
+
+    Raises:
+      UserError: there is no such regular file, or it cannot be read.
+    """
+    try:
+        return input_file(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """All of a UTF-8 file, without a byte order mark.
+
+    Raises:
+      UserError: there is no such regular file, it cannot be read, or it is not UTF-8.
+    """
+    return utf8_text(read_bytes(path), str(path))
+
+
+def utf8_text(raw: bytes, where: str) -> str:
+    """Bytes of UTF-8 as text, without a byte order mark.
+
+    Raises:
+      UserError: it is something else; `where` begins the message.
+    """
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x}); convert "
+            "the file to UTF-8"
+        ) from None
+
+
+def check_output_file(path: str | os.PathLike[str], name: str = "") -> Path:
+    """Where a file is to be written, once it may be: what is there already is a file or nothing.
+
+    Args:
+      name: the flag or binding that says it, for the message.
+
+    Raises:
+      UserError: it is a folder, a device, a pipe or a socket, or lies below a file.
+    """
+    target = as_path(path)
+    label = f"{name} = {str(path)!r}" if name else str(path)
+    if is_remote(path):
+        return target
+    kind = kind_of(target)
+    if kind not in ("", "nothing"):
+        raise UserError(f"{label}: is {kind}; choose the name of a file, or one that is not there")
+    _check_above(target, label)
+    return target
+
+
+def check_output_folder(path: str | os.PathLike[str], name: str = "") -> Path:
+    """Where a folder is to be written, once it may be: what is there already is one or nothing.
+
+    Args:
+      name: as in `check_output_file`.
+
+    Raises:
+      UserError: there is something else, or it lies below a file.
+    """
+    target = as_path(path)
+    label = f"{name} = {str(path)!r}" if name else str(path)
+    if is_remote(path):
+        return target
+    kind = kind_of(target)
+    if kind not in ("a folder", "nothing"):
+        raise UserError(f"{label}: is {kind or 'a file'}; choose a folder, or one to be made")
+    _check_above(target, label)
+    return target
+
+
+def _check_above(target: Path, label: str) -> None:
+    for above in target.absolute().parents:
+        kind = kind_of(above)
+        if kind == "nothing":
+            continue
+        if kind != "a folder":
+            raise UserError(f"{label}: lies below {above}, which is {kind or 'a file'}")
+        return
 
 
 def file_sha256(path: Path) -> str:
@@ -74,7 +241,7 @@ def copy_files(source: Path, target: Path, last: str) -> None:
 def local_folder(folder: str) -> Path:
     """A folder of files on the disk: itself, or a copy that lives as long as this process."""
     if not is_remote(folder):
-        return Path(folder)
+        return as_path(folder)
     copy = Path(tempfile.mkdtemp(prefix="atlas-jax-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     if as_path(folder).is_dir():

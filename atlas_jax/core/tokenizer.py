@@ -6,20 +6,21 @@ library: T5's or BERT's own, or a small one made by `datasets/tokenizer_training
 
 import bisect
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import strict_json
+from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.formats import DELIBERATE, LITERAL, SENTINEL
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.core.panics import panics_told
+from atlas_jax.core.paths import read_text
 from atlas_jax.core.tokenizer_backend import (
     END_NAMES,
     PAD_NAMES,
@@ -33,6 +34,8 @@ from atlas_jax.core.tokenizer_backend import (
 _LOG = logging.getLogger(__name__)
 _TOLD: set[str] = set()  # hashes of the tokenizers whose mending has been told
 _MARKED = re.compile(rf"{DELIBERATE}?({SENTINEL.pattern})|{DELIBERATE}(<[^<>\s]+>|\[[^\[\]\s]+\])?")
+
+_PROBES = ("", "a b", "\u00e9\u4e2d. ")
 
 Side = Literal["left", "right"]
 
@@ -60,26 +63,44 @@ class Tokenizer:
 
     def __init__(self, text: str, source: str = "tokenizer") -> None:
         """Take the text of a `tokenizer.json`; `source` is named in errors."""
+        content: dict[str, Any] = strict_json.parse_as(text.encode(), dict[str, Any], source)
+        content["truncation"] = content["padding"] = None
+        self._json = tokenizer_text(content)
         try:
-            content: dict[str, Any] = json.loads(text)
-            content["truncation"] = content["padding"] = None
-            self._json = tokenizer_text(content)
-            self._backend, self._special, mended = make_backend(content)
+            with panics_told(source):
+                self._backend, self._special, mended = make_backend(content)
+        except UserError:
+            raise
         except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{source}: not a tokenizer.json file: {error}") from error
+            raise UserError(f"{source}: not a tokenizer.json file: {one_line(error)}") from error
         self._source = source
         self.content_hash = hashlib.sha256(self._json.encode("utf-8")).hexdigest()
-        self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = 1 + max(vocabulary.values(), default=-1)
         self.unk_id = self._first_id(UNKNOWN_NAMES)
         self.cls_id = self._first_id(START_NAMES)
         self.pad_id = self._required_id(PAD_NAMES, "padding")
         self.eos_id = self._required_id(END_NAMES, "end")
         if self.pad_id != 0:
             raise UserError(f"{source}: the padding token has id {self.pad_id}, but must have 0")
-        check_unknown(self._backend, source)
+        with panics_told(source):
+            check_unknown(self._backend, source)
+            self._try(source)
         if mended and self.content_hash not in _TOLD:
             _TOLD.add(self.content_hash)
             _LOG.warning("%s: %s", source, "; ".join(mended))
+
+    def _try(self, source: str) -> None:
+        """What works once, there and back, will not break a run.
+
+        Raises:
+          UserError: it does not.
+        """
+        try:
+            for probe in _PROBES:
+                self._backend.decode(self._backend.encode(probe).ids)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{source}: it encodes no text: {one_line(error)}") from error
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -89,11 +110,7 @@ class Tokenizer:
           UserError: there is no such file, it is no tokenizer, or it lacks the padding
             token (with id 0), the end token, or one for characters that it lacks.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
-        return cls(text, source=str(path))
+        return cls(read_text(path), source=str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `tokenizer.json`; it loads with the same content hash."""

@@ -112,5 +112,5 @@ def test_several_devices_or_a_tpu_have_one_program_at_a_time(monkeypatch):
 
 
 def test_fewer_than_no_cores_are_refused():
-    with pytest.raises(UserError, match=r"CompilerConfig.cores = -1: expected 0 \(all\) or more"):
+    with pytest.raises(UserError, match="CompilerConfig.cores = -1: expected a whole number"):
         compiler.CompilerConfig(cores=-1)

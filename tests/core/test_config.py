@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -260,15 +261,15 @@ def test_circular_macros_are_named(folder, capsys):
 @pytest.mark.parametrize(
     ("binding", "expected"),
     [
-        ("RunConfig.steps=thirty", "RunConfig.steps = 'thirty': expected int"),
-        ("RunConfig.steps=1.5", "RunConfig.steps = 1.5: expected int"),
-        ("RunConfig.steps=True", "RunConfig.steps = True: expected int"),
-        ("RunConfig.shuffle=0", "RunConfig.shuffle = 0: expected bool"),
-        ("RunConfig.model_dir=3", "RunConfig.model_dir = 3: expected str"),
-        ("RunConfig.cut=x", "RunConfig.cut = 'x': expected int | None"),
-        ("RunConfig.names=['a']", "RunConfig.names = ['a']: expected tuple[str, ...]"),
-        ("RunConfig.kind=adam", "RunConfig.kind = 'adam': expected Literal['adamw', 'adafactor']"),
-        ("PlainConfig.width=x", "PlainConfig.width = 'x': expected int"),
+        ("RunConfig.steps=thirty", "RunConfig.steps = 'thirty': expected a whole number"),
+        ("RunConfig.steps=1.5", "RunConfig.steps = 1.5: expected a whole number"),
+        ("RunConfig.steps=True", "RunConfig.steps = True: expected a whole number"),
+        ("RunConfig.shuffle=0", "RunConfig.shuffle = 0: expected True or False"),
+        ("RunConfig.model_dir=3", "RunConfig.model_dir = 3: expected a text"),
+        ("RunConfig.cut=x", "RunConfig.cut = 'x': expected a whole number or None"),
+        ("RunConfig.names=['a']", "RunConfig.names = ['a']: expected a tuple"),
+        ("RunConfig.kind=adam", "RunConfig.kind = 'adam': expected 'adamw' or 'adafactor'"),
+        ("PlainConfig.width=x", "PlainConfig.width = 'x': expected a whole number"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(folder, capsys, binding, expected):
@@ -279,7 +280,7 @@ def test_a_value_of_the_wrong_type_is_refused(folder, capsys, binding, expected)
 def test_a_macros_value_is_checked_where_it_is_used(folder, capsys):
     write(folder / "x.gin", "STEPS = 3\nRunConfig.steps = %STEPS\n")
     message = error_of(capsys, "--gin_file=x.gin", "--gin.STEPS=many")
-    assert message == "x.gin:2: RunConfig.steps = 'many': expected int"
+    assert message == "x.gin:2: RunConfig.steps = 'many': expected a whole number"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_a_bare_word_in_a_file_says_how_to_write_it(folder, capsys, word, meant)
 
 def test_a_gin_file_in_another_encoding_is_named(folder, capsys):
     (folder / "x.gin").write_bytes(b"A = 1\n# caf\xe9\n")
-    assert error_of(capsys, "--gin_file=x.gin").startswith("x.gin: not UTF-8 text")
+    assert error_of(capsys, "--gin_file=x.gin").startswith("x.gin: not UTF-8 at byte 12 (0xe9)")
 
 
 def test_an_import_that_fails_names_its_line(folder, capsys):
@@ -418,3 +419,65 @@ def test_an_interrupt_ends_with_its_own_code(folder, capsys):
 
     assert run(main=main) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_file_included_again_and_again_is_read_once(folder, capsys):
+    for number in range(24):
+        write(folder / f"c{number}.gin", f"include 'c{number + 1}.gin'\n" * 2)
+    write(folder / "c24.gin", "RunConfig.steps = 3\n")
+    assert run("--gin_file=c0.gin") == 0
+
+
+def test_includes_have_a_bounded_depth(folder, capsys):
+    for number in range(40):
+        write(folder / f"c{number}.gin", f"include 'c{number + 1}.gin'\n")
+    assert "more than 32 deep" in error_of(capsys, "--gin_file=c0.gin")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("RunConfig.steps = " + "[" * 5000 + "]" * 5000, "too deep"),
+        ("RunConfig.steps = " + "[" * 60 + "]" * 60, "more than 20 deep"),
+        ("RunConfig.steps = " + "1" * 5000, "x.gin"),
+        ("RunConfig.steps = 9223372036854775808", "a number of 64 bits"),
+        ("RunConfig.steps = 2147483648", "from -2,147,483,647 to 2,147,483,647"),
+        ("RATE = 1e999", "inf: a finite number is needed"),
+        ("RunConfig.model_dir = 'a\\x00b'", "holds a null byte"),
+        ("RunConfig.model_dir = 'a\\ud800b'", "holds half a character"),
+        ("A = 1\0", "x.gin"),
+        ("import nowhere.at_all", "x.gin:1: import nowhere.at_all"),
+    ],
+)
+def test_values_that_no_program_can_hold_are_refused(folder, capsys, text, message):
+    write(folder / "x.gin", text + "\n")
+    told = error_of(capsys, "--gin_file=x.gin")
+    assert message in told and told.startswith("x.gin") and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x" * 300 + ".gin", "is too long"), ("pipe.gin", "is a pipe"), ("a\udcff", "0xff")],
+)
+def test_a_gin_file_that_is_none_is_refused(folder, capsys, name, message):
+    os.mkfifo(folder / "pipe.gin")
+    assert message in error_of(capsys, f"--gin_file={name}")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "Not a directory: 'a/b'"),
+        (MemoryError("1 TB"), "more memory is needed than there is: 1 TB"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 8 TB"), "than there is: RESOURCE_EXHAUSTED: 8 TB"),
+        (type("PanicException", (BaseException,), {})("x\ny"), "a library broke down"),
+        (UserError("a\nb\x1b[2J"), "a\\nb\\x1b[2J"),
+    ],
+)
+def test_a_machine_or_library_that_gives_in_costs_one_line(folder, capsys, error, message):
+    def main(flags):
+        raise error
+
+    assert config.launch(main, argparse.ArgumentParser(prog="x"), []) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1

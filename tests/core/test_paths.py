@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
-from atlas_jax.core.paths import as_path
+from atlas_jax.core.paths import (
+    as_path,
+    check_output_file,
+    check_output_folder,
+    input_file,
+    read_text,
+)
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.models.folder import ModelPart, load_model, save_model
 from atlas_jax.training.metrics import RunLog, read_metrics
@@ -67,12 +76,73 @@ def test_a_model_folder_comes_back(
     part = ModelPart(
         {"d": 4}, {"w": np.ones(4, np.float32)}, Tokenizer.from_file(reader_tokenizer_file)
     )
-    save_model("gs://b/run/final", {"reader": part}, about={"steps": 3})
+    save_model("gs://b/run/final", {"toy": part}, about={"steps": 3})
     assert json.loads(as_path("gs://b/run/final/config.json").read_text())["about"] == {"steps": 3}
-    found = load_model("gs://b/run/final")["reader"]
+    found = load_model("gs://b/run/final")["toy"]
     np.testing.assert_array_equal(found.params["w"], part.params["w"])
     with pytest.raises(UserError, match="is not a model folder"):
         load_model("gs://b/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a\0b", "holds a null byte"),
+        ("a\udcffb", "holds the byte 0xff, which is not UTF-8"),
+        ("a\ud800b", r"holds half a character, '\\ud800'"),
+        ("x" * 256, "is too long"),
+        ("é" * 128, "is too long"),
+        ("/".join(["x" * 200] * 21), "is too long"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_path(path)
+    assert as_path("x" * 255) == Path("x" * 255)
+
+
+def _of_every_kind(folder: Path) -> dict[str, Path]:
+    found = {kind: folder / kind for kind in ("folder", "pipe", "socket", "device", "link")}
+    found["folder"].mkdir()
+    os.mkfifo(found["pipe"])
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(found["socket"]))
+    try:
+        os.mknod(found["device"], stat.S_IFCHR | 0o600, os.makedev(1, 3))  # a null device
+    except PermissionError:
+        del found["device"]
+    found["link"].symlink_to("pipe")
+    return found
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    for kind, path in _of_every_kind(tmp_path).items():
+        before = path.lstat().st_mode
+        for refused in (check_output_file, input_file, lambda p: write_jsonl(p, [{"a": 1}])):
+            with pytest.raises(UserError, match=f"is a {kind.replace('link', 'pipe')}"):
+                refused(path)
+        assert path.lstat().st_mode == before
+        if kind != "folder":
+            with pytest.raises(UserError, match="choose a folder"):
+                check_output_folder(path)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_output_below_a_file_names_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for check in (check_output_file, check_output_folder):
+        with pytest.raises(UserError, match=r"^--out = '.*file/new/x': lies below .*file, which"):
+            check(tmp_path / "file" / "new" / "x", "--out")
+        assert check(tmp_path / "new" / "x", "--out") == tmp_path / "new" / "x"
+    assert check_output_file(tmp_path / "file") == tmp_path / "file"
+
+
+def test_text_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfA = 1")
+    assert read_text(tmp_path / "a") == "A = 1"
+    (tmp_path / "a").write_bytes(b"A = \xe9")
+    with pytest.raises(UserError, match=r"a: not UTF-8 at byte 5 \(0xe9\)"):
+        read_text(tmp_path / "a")
 
 
 def test_a_kind_of_bucket_that_is_not_installed_is_named() -> None:

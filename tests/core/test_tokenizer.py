@@ -179,7 +179,7 @@ def test_the_hash_ignores_layout_but_not_content(tmp_path, reader):
 
 
 def test_an_unfit_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match="none.json: cannot read the tokenizer"):
+    with pytest.raises(UserError, match="none.json: no such file"):
         Tokenizer.from_file(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text('{"model": 3}')
     with pytest.raises(UserError, match="broken.json: not a tokenizer.json file"):

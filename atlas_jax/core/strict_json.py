@@ -1,0 +1,134 @@
+"""JSON that comes from a file: the one reader of it, strict and typed.
+
+A type says which fields there are, of which kind and between which bounds; what does not fit is
+an error that names the file and the field. Standard JSON alone is read: no NaN or Infinity, no
+numbers beyond what a program can hold, no lists a thousand deep.
+"""
+
+import os
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import read_bytes, utf8_text
+
+T = TypeVar("T")
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DEEPEST = 100  # lists and objects in each other; tokenizers and models have fewer than 20
+_BITS = 64  # of a whole number
+_BRACKETS = (b"[", b"{")
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_HALF = re.compile(
+    r"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\u[dD][89abAB]..)(?<!\\)(?:\\\\)*(\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_AT_BYTE = re.compile(r"^JSON is malformed: (.*) \(byte (\d+)\)$")
+_AT_FIELD = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field (\S+)$")
+_WORDS = {
+    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
+    "array": "a list", "object": "an object", "null": "null",
+}  # fmt: skip
+
+
+def parse(raw: bytes, where: str) -> Any:
+    """The value that UTF-8 JSON says, without a byte order mark.
+
+    Raises:
+      UserError: it is not UTF-8, not JSON, cut off, nested too deep, or holds a number or half a
+        character that nothing can hold; `where` begins the message.
+    """
+    return parse_as(raw, Any, where)
+
+
+def parse_as(raw: bytes, kind: type[T] | Any, where: str) -> T:
+    """Like `parse`, and of a type: dataclasses, TypedDicts, `Annotated` with `msgspec.Meta`, ...
+
+    Raises:
+      UserError: as `parse`, or a field is missing, of another type or out of bounds; it is named.
+    """
+    raw = raw.removeprefix(BYTE_ORDER_MARK)
+    try:
+        value: T = msgspec.json.decode(raw, type=kind)
+    except RecursionError:
+        raise UserError(f"{where}: lists and objects lie in each other too deep") from None
+    except UnicodeDecodeError:
+        utf8_text(raw, where)
+        raise
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: {_explained(str(error))}") from None
+    except msgspec.DecodeError as error:
+        raise UserError(f"{where}: {_malformed(str(error), raw, where)}") from None
+    if sum(map(raw.count, _BRACKETS)) > _DEEPEST or _LONG_NUMBER.search(raw):
+        _check_extremes(value, where)
+    return value
+
+
+def read(path: str | os.PathLike[str], kind: type[T] | Any = Any) -> T:
+    """The value of a JSON file, of a type; see `parse_as`.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or as `parse_as`.
+    """
+    return parse_as(read_bytes(path), kind, str(path))
+
+
+def convert(value: Any, kind: type[T] | Any, where: str) -> T:
+    """A value that is parsed already (by another library), checked against a type.
+
+    Raises:
+      UserError: as `parse_as`.
+    """
+    try:
+        converted: T = msgspec.convert(value, kind)
+    except RecursionError:
+        raise UserError(f"{where}: lists and objects lie in each other too deep") from None
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: {_explained(str(error))}") from None
+    return converted
+
+
+def _explained(text: str) -> str:
+    """What msgspec says of a field, in this project's words: the field first."""
+    found = _AT_FIELD.match(text)
+    assert found is not None
+    problem, field = found[1], (found[2] or "").lstrip(".")
+    missing = _MISSING.match(problem.replace("`", ""))
+    if missing:
+        name = f"{field}.{missing[1]}" if field else missing[1]
+        return f"the field {name} is missing"
+    problem = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[1]), problem)
+    problem = problem[:1].lower() + problem[1:].replace("`", "")
+    return f"{field}: {problem}" if field else problem
+
+
+def _malformed(text: str, raw: bytes, where: str) -> str:
+    """Why something is no JSON."""
+    half = _HALF.search(utf8_text(raw, where))
+    if half:
+        return f"'{half[1] or half[2]}' is half a character, without its other half"
+    if text == "Input data was truncated":
+        return f"cut off (after {len(raw.rstrip())} bytes)"
+    at = _AT_BYTE.match(text)
+    return f"not JSON ({f'{at[1]} at byte {int(at[2]) + 1}' if at else text})"
+
+
+def _check_extremes(value: Any, where: str) -> None:
+    """Refuse whole numbers and depths that a program further on would stumble over."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, int) and item.bit_length() > _BITS:
+                raise UserError(f"{where}: a whole number of {item.bit_length()} bits")
+            if isinstance(item, dict):
+                below += item.values()
+            elif isinstance(item, list | tuple):
+                below += item
+        if not below:
+            return
+        level = below
+    raise UserError(f"{where}: lists and objects lie in each other more than {_DEEPEST} deep")
