@@ -3,10 +3,13 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
+from msgspec import Meta
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Side
 from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Passages
@@ -33,13 +36,13 @@ class DataConfig:
       prompt_length: reader tokens of the decoder's prompt; 0 = there is none.
     """
 
-    batch_size: int = 32
-    query_length: int = 64
-    retriever_query_length: int = 64
-    target_length: int = 16
+    batch_size: bounds.BatchSize = 32
+    query_length: bounds.Length = 64
+    retriever_query_length: bounds.Length = 64
+    target_length: bounds.Length = 16
     truncate_query: Side = "left"
-    max_excluded: int = 1
-    prompt_length: int = 0
+    max_excluded: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
+    prompt_length: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
     def __post_init__(self) -> None:
         """Refuse sizes below 1 and other sides.
@@ -47,15 +50,7 @@ class DataConfig:
         Raises:
           UserError: names the binding.
         """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "truncate_query":
-                if value not in ("left", "right"):
-                    raise UserError(
-                        f"DataConfig.truncate_query = {value!r}: expected 'left' or 'right'"
-                    )
-            elif value < (least := 0 if field.name == "prompt_length" else 1):
-                raise UserError(f"DataConfig.{field.name} = {value!r}: expected {least} or more")
+        bounds.check(self)
 
 
 class Batcher:

@@ -1,7 +1,11 @@
 """What evaluation and retrieval are told."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta
+
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.corpus.config import PASSAGE_SOURCES
 
@@ -27,26 +31,21 @@ class EvalConfig:
     file: str = ""
     task: str = "qa"
     passages: str = "index"
-    k: int = 0
-    batch_size: int = 16
+    k: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    batch_size: bounds.BatchSize = 16
     generate: bool = True
-    recall_at: tuple[int, ...] = (1, 5, 20)
+    recall_at: tuple[bounds.Passages, ...] = (1, 5, 20)
     predictions: str = ""
-    max_rows: int = 0
+    max_rows: bounds.AtLeast0 = 0
     explain: bool = False
 
     def __post_init__(self) -> None:
+        bounds.check(self)
         require(
             not self.explain or (self.generate and self.passages != "none"),
             "EvalConfig.explain",
             self.explain,
             "False where nothing is read (EvalConfig.generate, EvalConfig.passages)",
-        )
-        require(self.k >= 0, "EvalConfig.k", self.k, "0 or more")
-        require(self.batch_size > 0, "EvalConfig.batch_size", self.batch_size, "1 or more")
-        require(self.max_rows >= 0, "EvalConfig.max_rows", self.max_rows, "0 or more")
-        require(
-            all(k > 0 for k in self.recall_at), "EvalConfig.recall_at", self.recall_at, "k >= 1"
         )
         require(
             self.passages in PASSAGE_SOURCES,
@@ -73,23 +72,20 @@ class RetrieveConfig:
     file: str
     output: str
     task: str = "qa"
-    k: int = 20
-    rerank: int = 0
-    negatives: int = 0
-    batch_size: int = 64
+    k: bounds.Passages = 20
+    rerank: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    negatives: bounds.AtLeast0 = 0
+    batch_size: bounds.BatchSize = 64
 
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the binding."""
+        bounds.check(self)
         require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
         require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
-        require(self.k > 0, "RetrieveConfig.k", self.k, "1 or more")
         require(
             self.rerank == 0 or self.rerank > self.k,
             "RetrieveConfig.rerank",
             self.rerank,
             f"0, or more than RetrieveConfig.k = {self.k}",
         )
-        require(
-            0 <= self.negatives <= self.k, "RetrieveConfig.negatives", self.negatives, "from 0 to k"
-        )
-        require(self.batch_size > 0, "RetrieveConfig.batch_size", self.batch_size, "1 or more")
+        require(self.negatives <= self.k, "RetrieveConfig.negatives", self.negatives, "from 0 to k")

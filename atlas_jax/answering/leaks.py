@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import read_passages
 from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
@@ -44,18 +45,16 @@ class LeakConfig:
     output: str = ""
     report: str = ""
     task: str = "qa"
-    ngram: int = 8
+    ngram: bounds.AtLeast1 = 8
     overlap: str = "question"
-    min_answer_words: int = 5
+    min_answer_words: bounds.AtLeast1 = 5
 
     def __post_init__(self) -> None:
         """Refuse missing values and those out of range, naming the binding."""
+        bounds.check(self)
         for name in ("passages", "files", "output", "report"):
             if not getattr(self, name):
                 raise UserError(f"LeakConfig.{name} is not given: bind it to a jsonl file")
-        for name in ("ngram", "min_answer_words"):
-            if getattr(self, name) < 1:
-                raise UserError(f"LeakConfig.{name} = {getattr(self, name)}: expected 1 or more")
         if self.overlap not in _OVERLAPS:
             raise UserError(
                 f"LeakConfig.overlap = {self.overlap!r}: expected one of "

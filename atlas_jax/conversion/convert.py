@@ -18,13 +18,13 @@ from flax.core import meta
 
 from atlas_jax.conversion.verification import Verifier
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import is_remote
+from atlas_jax.core.paths import check_output_folder, is_remote, read_text
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
-from atlas_jax.interop.tensors import FLOATS, Part, cast, recorded
+from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
-from atlas_jax.models.folder import open_model, replaced_directory, write_folder_config
+from atlas_jax.models.folder import check_depth, open_model, replaced_directory, write_folder_config
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
@@ -92,7 +92,7 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
     """
     if is_remote(job.output):
         raise UserError(f"--output={job.output}: expected a folder on a disk; copy it afterwards")
-    output = Path(job.output)
+    output = check_output_folder(job.output, "--output")
     if output.exists():
         raise UserError(f"{output} exists already; remove it or choose another --output")
     read = _read(job)
@@ -168,8 +168,11 @@ def read_model_folder(directory: str | Path, optimizer: bool = True) -> dict[str
     parts = {}
     for kind, files in open_model(directory).items():
         tensors = read_file(files.weights)
+        check_depth(
+            files.config, tensors, f"{files.weights.with_name('config.json')}: models.{kind}"
+        )
         part = Part(kind, dict(files.config), tensors, source=tensors)
-        part.tokenizer = files.tokenizer.read_text("utf-8")
+        part.tokenizer = read_text(files.tokenizer)
         if files.optimizer is not None and optimizer:
             part.optimizer = read_file(files.optimizer)
             part.empty = t5x.empty_from_text(read_metadata(files.optimizer))
@@ -185,7 +188,7 @@ def _prepare(part: Part, job: Conversion) -> dict[str, str]:
     certificate.check_shapes(part, shapes)
     why = certificate.account_for(part, job.allow_unused)
     for name in part.tensors:
-        tensor = part.tensors[name]
+        tensor = part.tensors[name] = finite(part.tensors[name])
         if tensor.dtype not in FLOATS.values():
             raise UserError(
                 f"{tensor.where} is of type {tensor.dtype}; expected {', '.join(FLOATS)}"

@@ -1,5 +1,6 @@
 """A saved index of Meta's Atlas as this project's corpus, store and index."""
 
+import array
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
+from atlas_jax.core.paths import check_output_file, check_output_folder, remove_tree
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.corpus.corpus import open_store
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import new_index
-from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.index.store_files import StoreConfig, hash_id
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
 from atlas_jax.models.assembly import load_retriever, load_tokenizers
 from atlas_jax.models.config import ModelSpec
@@ -65,6 +68,7 @@ def import_index(
     for name in ("store", "index"):
         if not getattr(config, name):
             raise UserError(f"CorpusConfig.{name} is not given: bind it to the directory to write")
+        check_output_folder(getattr(config, name), f"CorpusConfig.{name}")
     shards = IndexShards(folder)
     retriever, params, tokenizer = load_retriever(models)
     if shards.width != retriever.config.embedding_dim:
@@ -84,26 +88,65 @@ def import_index(
     if cosine is not None:
         say(f"{check} passages embedded anew: median cosine {cosine:.4f}")
 
+    made_by = encoder_hash(retriever.config, params, tokenizer)
+    before = Path(config.store).exists()
+    try:
+        _write_corpus(corpus, shards)
+        store = open_store(spec, load_tokenizers(models.config))
+        _take_over(shards, config, store, made_by)
+    except BaseException:  # the next attempt would find the corpus and refuse it
+        corpus.unlink(missing_ok=True)
+        if not before:
+            remove_tree(Path(config.store))
+        raise
+    return Imported(store.count, cosine)
+
+
+def _write_corpus(corpus: Path, shards: IndexShards) -> None:
+    """Write the passages of all shards.
+
+    Raises:
+      UserError: two have one id; names their shards.
+    """
+    hashes = array.array("Q")
+
     def records() -> Iterator[Record]:
         for shard in range(shards.count):
-            yield from shards.passages(shard)
+            for record in shards.passages(shard):
+                hashes.append(hash_id(record["id"]))
+                yield record
+        _check_unique(np.asarray(hashes, np.uint64), shards)
 
     write_jsonl(corpus, records())
-    store = open_store(spec, load_tokenizers(models.config))
-    made_by = encoder_hash(retriever.config, params, tokenizer)
-    with new_index(config.index, store, made_by, shards.width, config.dtype) as out_ne:
+
+
+def _check_unique(hashes_n: np.ndarray, shards: IndexShards) -> None:
+    rows = np.argsort(hashes_n, kind="stable")
+    equal = hashes_n[rows[1:]] == hashes_n[rows[:-1]]
+    seen: dict[str, str] = {}
+    for row in np.union1d(rows[1:][equal], rows[:-1][equal]).tolist():
+        passage, place = shards.at(row)
+        if passage["id"] in seen:
+            raise UserError(
+                f"{place} has the id {passage['id']!r}, and so has {seen[passage['id']]}; every "
+                "passage needs an id of its own"
+            )
+        seen[passage["id"]] = place
+
+
+def _take_over(shards: IndexShards, config: CorpusConfig, store: PassageStore, by: str) -> None:
+    with new_index(config.index, store, by, shards.width, config.dtype) as out_ne:
         start = 0
         for shard in range(shards.count):
             part = shards.embeddings(shard)
             out_ne[start : start + len(part)] = part
             start += len(part)
-    return Imported(store.count, cosine)
 
 
 def _new_corpus(config: CorpusConfig) -> Path:
     if not config.passages:
         raise UserError("CorpusConfig.passages is not given: bind it to the jsonl file to write")
-    path = Path(config.passages)
+    path = check_output_file(config.passages, "CorpusConfig.passages")
     if path.exists():
         raise UserError(f"{path} exists already; remove it or choose another CorpusConfig.passages")
     return path

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import os
+from typing import Annotated
 
 import jax
+from msgspec import Meta
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import bounds
 
 _CPU_OPTIONS: dict[str, str | bool] = {
     # By default joins products with all that precedes a sum or maximum to one unit of YNNPACK,
@@ -34,17 +36,16 @@ class CompilerConfig:
         them. Training has one program at a time and needs them all.
 
     Raises:
-      UserError: `cores` is negative.
+      UserError: a number is out of its bounds.
     """
 
     cache: str = ""
-    cache_from_seconds: float = 1.0
-    cores: int = 0
+    cache_from_seconds: bounds.NotNegative = 1.0
+    cores: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        if self.cores < 0:
-            raise UserError(f"CompilerConfig.cores = {self.cores}: expected 0 (all) or more")
+        bounds.check(self)
 
     def apply(self) -> None:
         """Tell JAX; before its backend starts and anything is compiled."""

@@ -12,14 +12,16 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from flax.core import meta
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from msgspec import Meta
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
 SLICE_AXES = ("data", "fsdp", "model")
@@ -47,6 +49,9 @@ STANDARD_RULES: tuple[Rule, ...] = (
 )
 
 
+_Devices = Annotated[int, Meta(ge=-1, le=1 << 20)]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, "all remaining devices".
@@ -54,10 +59,14 @@ class MeshConfig:
     dcn: slices, which the data-centre network joins; each has data x fsdp x model devices.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
-    dcn: int = 1
+    data: _Devices = -1
+    fsdp: _Devices = 1
+    model: _Devices = 1
+    dcn: _Devices = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of devices."""
+        bounds.check(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Which passages are searched, and how."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta
+
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.paths import is_remote
@@ -34,11 +38,12 @@ class CorpusConfig:
     store: str = ""
     index: str = ""
     searcher: str = "exact"
-    recall_target: float = 1.0
-    embed_batch_size: int = 256
+    recall_target: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    embed_batch_size: bounds.BatchSize = 256
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        bounds.check(self)
         for field in ("store", "index"):
             path = getattr(self, field)
             require(
@@ -54,18 +59,6 @@ class CorpusConfig:
             "CorpusConfig.searcher",
             self.searcher,
             one_of(SEARCHERS),
-        )
-        require(
-            0 < self.recall_target <= 1,
-            "CorpusConfig.recall_target",
-            self.recall_target,
-            "more than 0 and at most 1",
-        )
-        require(
-            self.embed_batch_size > 0,
-            "CorpusConfig.embed_batch_size",
-            self.embed_batch_size,
-            "a positive number",
         )
         require(self.dtype in INDEX_DTYPES, "CorpusConfig.dtype", self.dtype, one_of(INDEX_DTYPES))
         require(
@@ -107,9 +100,9 @@ class ReadConfig:
         index is stale between its refreshes.
     """
 
-    k: int = 20
-    reader_length: int = 512
-    rerank: int = 0
+    k: bounds.Passages = 20
+    reader_length: bounds.Length = 512
+    rerank: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -117,10 +110,7 @@ class ReadConfig:
         Raises:
           UserError: names the field and what it may be.
         """
-        require(self.k >= 1, "StepConfig.k", self.k, "1 or more")
-        require(
-            self.reader_length >= 1, "StepConfig.reader_length", self.reader_length, "1 or more"
-        )
+        bounds.check(self, "StepConfig")
         require(
             self.rerank == 0 or self.rerank > self.k,
             "StepConfig.rerank",

@@ -1,13 +1,14 @@
 """FEVER, MMLU, KILT's tasks, and any data set in BEIR's layout."""
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl
+from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl, text_lines
 from atlas_jax.datasets.convert import Dataset, Part, Row, single
 
 
@@ -34,19 +35,24 @@ FEVER = Dataset(
 )
 
 
+_GRADE = re.compile(r"\s*-?[0-9]{1,9}\s*")
+
+
 def _mmlu(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     for path in paths:
         split = path.parent.name
         subject = path.stem.removesuffix(f"_{split}")
         broken = BrokenRows(path, rows)
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.reader(file)
+        lines = csv.reader(text_lines(path))
+        try:
             for number, row in enumerate(lines):
                 try:
                     yield (_mmlu_row(row, f"mmlu-{subject}-{split}-{number:04d}", subject,
                                      f"{path}:{lines.line_num}"),)  # fmt: skip
                 except UserError as error:
                     broken.take(error)
+        except csv.Error as error:
+            raise UserError(f"{path}:{lines.line_num + 1}: cannot read on: {error}") from error
         broken.tell()
 
 
@@ -136,17 +142,18 @@ def _beir_queries(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[
 def _qrels(path: Path, rows: RowsConfig) -> dict[str, dict[str, int]]:
     grades: dict[str, dict[str, int]] = defaultdict(dict)
     broken = BrokenRows(path, rows)
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.rstrip("\n").split("\t")
-            if number == 1 and fields[0] == "query-id":
-                continue
-            try:
-                query, passage, grade = fields
-                grades[query][passage] = int(grade)
-            except ValueError:
-                wanted = "query, passage and a whole number, with tabs between"
-                broken.take(UserError(f"{path}:{number}: expected {wanted}"))
+    for number, line in enumerate(text_lines(path), start=1):
+        fields = line.rstrip("\r\n").split("\t")
+        if number == 1 and fields[0] == "query-id":
+            continue
+        try:
+            query, passage, grade = fields
+            if not _GRADE.fullmatch(grade):
+                raise ValueError(grade)
+            grades[query][passage] = int(grade)
+        except ValueError:
+            wanted = "query, passage and a whole number, with tabs between"
+            broken.take(UserError(f"{path}:{number}: expected {wanted}"))
     broken.tell()
     return grades
 

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
-from atlas_jax.core.paths import file_sha256
+from atlas_jax.core.paths import file_sha256, read_text
 
 CHECKSUMS = "SHA256SUMS"  # beside the published files, as `sha256sum` writes it
 NOTES = "prepared.json"  # beside the prepared files
@@ -26,10 +27,7 @@ def read_checksums(source: Path, given: str | Path = "") -> dict[str, str]:
     path = Path(given) if given else source / CHECKSUMS
     if not given and not path.exists():
         return {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    lines = read_text(path).splitlines()
     sums = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -78,9 +76,7 @@ def read_notes(out: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it") from error
-    if not isinstance(notes, dict):
-        raise UserError(f"{path}: expected a JSON object; remove it")
+        notes: dict[str, Any] = strict_json.read(path, dict[str, dict[str, Any]])
+    except UserError as error:
+        raise UserError(f"{error}; remove it") from error
     return notes

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig, atomic_text
-from atlas_jax.core.paths import file_sha256
+from atlas_jax.core.paths import as_path, check_output_file, check_output_folder, file_sha256
 from atlas_jax.core.progress import show_progress
 from atlas_jax.datasets.checksums import note, read_checksums, verified
 
@@ -84,7 +85,8 @@ def prepare(
       UserError: none of the files is there (tells where they are published), or one has a
         broken row, another number of rows or another SHA-256.
     """
-    folder, counts = Path(source), dict[str, int]()
+    folder, counts = as_path(source), dict[str, int]()
+    check_output_folder(out, "--out")
     sums = read_checksums(folder, checksums)
     for part in dataset.parts:
         paths = [path for name in part.sources for path in sorted(folder.glob(name))]
@@ -131,20 +133,14 @@ def _write(
     partial = target.with_name(f".{target.name}.partial")
     note = target.with_name(f".{target.name}.progress.json")
     source = [[path.name, path.stat().st_size] for path in paths]
+    check_output_file(target)
     done = _noted(note, partial, source)
-    with partial.open("r+b" if done.size else "wb") as file:
-        file.truncate(done.size)
-        file.seek(done.size)
-        rows = itertools.islice(part.read(paths, policy), done.read, None)
-        for produced in show_progress(part.output, rows, part.rows, done.read):
-            for row in produced:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
-            done.read += 1
-            done.written += len(produced)
-            if done.read % _SAVE_EVERY == 0:
-                _save(note, file, done)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        _read(part, paths, partial, note, done, policy)
+    except BaseException:
+        if not note.exists():  # nothing that a later run could go on from
+            partial.unlink(missing_ok=True)
+        raise
     if part.rows is not None and done.read != part.rows and not sample:
         partial.unlink()
         note.unlink(missing_ok=True)
@@ -158,13 +154,33 @@ def _write(
     return done.written
 
 
+def _read(
+    part: Part, paths: Sequence[Path], partial: Path, note: Path, done: _Progress,
+    policy: RowsConfig,
+) -> None:  # fmt: skip
+    """Append the rows that are not there yet, and note now and then how far they go."""
+    with partial.open("r+b" if done.size else "wb") as file:
+        file.truncate(done.size)
+        file.seek(done.size)
+        rows = itertools.islice(part.read(paths, policy), done.read, None)
+        for produced in show_progress(part.output, rows, part.rows, done.read):
+            for row in produced:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+            done.read += 1
+            done.written += len(produced)
+            if done.read % _SAVE_EVERY == 0:
+                _save(note, file, done)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _noted(note: Path, partial: Path, source: list[list[Any]]) -> _Progress:
     """Where an interrupted run left off; the beginning if that was of other files."""
     try:
-        done = _Progress(**json.loads(note.read_text(encoding="utf-8")))
+        done: _Progress = strict_json.read(note, _Progress)
         if done.source == source and partial.stat().st_size >= done.size:
             return done
-    except (OSError, ValueError, TypeError):
+    except (OSError, UserError):
         pass
     return _Progress(0, 0, 0, source)
 

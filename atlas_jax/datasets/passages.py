@@ -1,8 +1,6 @@
 """Wikipedia passages: DPR's 100-word ones, and those of KILT's knowledge source."""
 
 import csv
-import gzip
-import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl
+from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl, text_lines
 from atlas_jax.datasets.convert import Dataset, Part, Row, single
 
 WORDS = 100  # of a passage of KILT's pages, at most
@@ -26,18 +24,17 @@ def _dpr(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
 def _dpr_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     broken = BrokenRows(path, rows)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
-        lines = csv.reader(io.TextIOWrapper(raw, encoding="utf-8", newline=""), delimiter="\t")
-        try:
-            for row in lines:
-                if row == ["id", "text", "title"]:
-                    continue
-                try:
-                    yield _dpr_passage(row, f"{path}:{lines.line_num}")
-                except UserError as error:
-                    broken.take(error)
-        except (csv.Error, EOFError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{lines.line_num + 1}: cannot read on: {error}") from error
+    lines = csv.reader(text_lines(path), delimiter="\t")
+    try:
+        for row in lines:
+            if row == ["id", "text", "title"]:
+                continue
+            try:
+                yield _dpr_passage(row, f"{path}:{lines.line_num}")
+            except UserError as error:
+                broken.take(error)
+    except csv.Error as error:
+        raise UserError(f"{path}:{lines.line_num + 1}: cannot read on: {error}") from error
     broken.tell()
 
 

@@ -1,12 +1,15 @@
 """Natural Questions (open), TriviaQA (unfiltered) and TempLAMA."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import strict_json
+from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.jsonl import BrokenRows, RowsConfig, check_fields, read_jsonl
+from atlas_jax.core.paths import input_file
 from atlas_jax.datasets.convert import Dataset, Part, Read, Row, single
 
 _CHUNK = 1 << 20  # characters read at a time
@@ -53,7 +56,7 @@ def stream_list(path: Path, key: str) -> Iterator[Any]:
       UserError: there is no such list, or it is broken; says at which character.
     """
     decoder, buffer, read = json.JSONDecoder(), "", 0
-    with path.open(encoding="utf-8") as file:
+    with _text_of(path) as file:
         while f'"{key}"' not in buffer and (more := file.read(_CHUNK)):
             buffer = buffer[-len(key) - 2 :] + more
             read += len(more)
@@ -66,9 +69,9 @@ def stream_list(path: Path, key: str) -> Iterator[Any]:
             if buffer.startswith("]"):
                 return
             try:
-                member, end = decoder.raw_decode(buffer)
-                yield member
-                buffer = buffer[end:]
+                _, end = decoder.raw_decode(buffer)
+            except RecursionError:
+                raise UserError(f"{path}: lists and objects lie in each other too deep") from None
             except json.JSONDecodeError as error:
                 more = file.read(_CHUNK)
                 if not more:
@@ -76,6 +79,28 @@ def stream_list(path: Path, key: str) -> Iterator[Any]:
                     raise UserError(f"{path}: not JSON at character {at}: {error.msg}") from None
                 buffer += more
                 read += len(more)
+                continue
+            except ValueError as error:  # a number with thousands of digits
+                raise UserError(f"{path}: {one_line(error)}") from None
+            yield strict_json.parse(buffer[:end].encode("utf-8"), f"{path}: one of {key!r}")
+            buffer = buffer[end:]
+
+
+@contextlib.contextmanager
+def _text_of(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file to read from, without a byte order mark.
+
+    Raises:
+      UserError: it is something else, said when the block comes to it.
+    """
+    with input_file(path).open(encoding="utf-8-sig") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UserError(
+                f"{path}: not UTF-8 (the byte 0x{byte:02x}); convert the file to UTF-8"
+            ) from None
 
 
 def _whole(read_rows: Any) -> Read:
@@ -86,10 +111,7 @@ def _chosen(read_rows: Any) -> Read:
     """The rows of the first file whose places the second one, a JSON list, has."""
 
     def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
-        try:
-            places = set(json.loads(paths[1].read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{paths[1]}: expected a JSON list of places: {error}") from None
+        places: set[int] = set(strict_json.read(paths[1], list[int]))
         for row in read_rows(paths[0], rows):
             yield (_public(row),) if row["place"] in places else ()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
 LOSSES = ("adist", "emdr2", "pdist", "loop")
@@ -25,13 +26,14 @@ class DistillationConfig:
     """
 
     loss: str = "pdist"
-    gold_temperature: float = 0.01
-    score_temperature: float = 0.01
+    gold_temperature: bounds.Positive = 0.01
+    score_temperature: bounds.Positive = 0.01
     kl_reduction: str = "batch"
     adist_normalizer: str = "released"
 
     def __post_init__(self) -> None:
         """Raise `UserError`, naming the gin binding, when a field is out of range."""
+        bounds.check(self)
         for field, allowed in (
             ("loss", LOSSES),
             ("kl_reduction", KL_REDUCTIONS),
@@ -42,7 +44,3 @@ class DistillationConfig:
                 raise UserError(
                     f"DistillationConfig.{field} = {value!r}: must be one of {', '.join(allowed)}"
                 )
-        for field in ("gold_temperature", "score_temperature"):
-            value = getattr(self, field)
-            if not value > 0:
-                raise UserError(f"DistillationConfig.{field} = {value!r}: must be positive")

@@ -3,20 +3,11 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "minimal", "full")
-
-_SIZES = (
-    "vocab_size",
-    "hidden_dim",
-    "num_layers",
-    "num_heads",
-    "mlp_dim",
-    "max_positions",
-    "type_vocab_size",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +39,15 @@ class EncoderConfig:
     # Told by the names and shapes of the parameters; a subclass says which these are.
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset()
 
-    vocab_size: int = 30522
-    hidden_dim: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    max_positions: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    dropout_rate: float = 0.1
+    vocab_size: bounds.Vocabulary = 30522
+    hidden_dim: bounds.Width = 768
+    num_layers: bounds.Layers = 12
+    num_heads: bounds.Width = 12
+    mlp_dim: bounds.Width = 3072
+    max_positions: bounds.Length = 512
+    type_vocab_size: bounds.Width = 2
+    layer_norm_eps: bounds.BelowOne = 1e-12
+    dropout_rate: bounds.BelowOne = 0.1
     dtype: str = "float32"
     scan_layers: bool = False
     remat_policy: str = "none"
@@ -64,7 +55,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         """Raise `UserError`, naming class and field, when a field is out of range."""
         name = type(self).__name__
-        self._check_at_least_1(*_SIZES)
+        bounds.check(self)
         if self.hidden_dim % self.num_heads:
             raise UserError(
                 f"{name}.num_heads = {self.num_heads}: must divide "
@@ -72,8 +63,6 @@ class EncoderConfig:
             )
         self._check_one_of("dtype", DTYPES)
         self._check_one_of("remat_policy", REMAT)
-        if not 0 <= self.dropout_rate < 1:
-            raise UserError(f"{name}.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
 
     def output_fields(self) -> dict[str, Any]:
         """What decides the output beside the parameters and their names: for a fingerprint.
@@ -87,13 +76,6 @@ class EncoderConfig:
             for field in dataclasses.fields(self)
             if field.name not in left_out
         }
-
-    def _check_at_least_1(self, *fields: str) -> None:
-        for field in fields:
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"{type(self).__name__}.{field} = {getattr(self, field)}: must be >= 1"
-                )
 
     def _check_one_of(self, field: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, field) not in allowed:

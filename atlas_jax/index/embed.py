@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from atlas_jax.core.arrays import first_not_finite
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import PAD_ID, Array
 
@@ -49,6 +51,7 @@ def embed_corpus(
 
     Raises:
       ValueError: there are no passages, or ``out`` has the wrong shape.
+      UserError: an embedding is not finite; names the row.
     """
     n, begun = len(retriever_tokens_nm), first
     for rows, embedded in embedded_batches(
@@ -62,7 +65,14 @@ def embed_corpus(
         if window > begun:
             stored(window)
             begun = window
-        out[rows] = np.asarray(embedded)[: len(rows)]
+        fresh = np.asarray(embedded)[: len(rows)]
+        at = first_not_finite(fresh)
+        if at is not None:
+            raise UserError(
+                f"the retriever gives passage {rows[at // fresh.shape[1]]} (counted from 0) an "
+                "embedding that is not finite; it would be found first for every question"
+            )
+        out[rows] = fresh
     assert out is not None
     stored(n)
     return out

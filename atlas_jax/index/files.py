@@ -5,11 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.locks import locked
+from atlas_jax.core.paths import check_output_folder, input_file
 
 _LAST = "manifest.json"  # with it a folder is whole
 _IGNORED = {"lost+found"}  # of the root of a disk
@@ -28,7 +30,7 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
       UserError: something is at ``directory`` already, another process is making it, or it could
         not be written (a full disk, no permission).
     """
-    target = Path(os.path.realpath(directory))
+    target = Path(os.path.realpath(check_output_folder(directory)))
     name = target.name or "root"
     inside = target.is_dir()
     place = target if inside else target.parent
@@ -70,6 +72,30 @@ def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def open_npy(
+    path: Path, shape: tuple[int, ...], *dtypes: type, mode: Literal["r", "r+"] = "r"
+) -> np.memmap:
+    """Map a .npy file of which is known what it holds: this shape, and one of these types.
+
+    Raises:
+      UserError: the file is absent, damaged, or of another shape, type or byte order; says which.
+    """
+    input_file(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode=mode)
+    except Exception as error:  # NumPy evaluates the header, and maps what it says
+        raise UserError(f"{path}: not a whole .npy file: {one_line(error)}") from error
+    kinds = [np.dtype(one) for one in dtypes]
+    if array.shape != shape or array.dtype not in kinds or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else " column by column"
+        wanted = " or ".join(kind.str for kind in kinds)
+        raise UserError(
+            f"{path}: holds {array.dtype.str} {list(array.shape)}{order} instead of {wanted} "
+            f"{list(shape)}"
+        )
     return array
 
 

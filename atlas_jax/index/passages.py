@@ -13,20 +13,22 @@ building nor reading holds the corpus in memory. A store is a folder:
 
 import array
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
+from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig
+from atlas_jax.core.paths import as_path, input_file
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
-from atlas_jax.index.files import new_directory
+from atlas_jax.index.files import new_directory, open_npy
 from atlas_jax.index.search import SearchResult
 from atlas_jax.index.store_files import (
     STORE_FORMAT,
@@ -45,6 +47,35 @@ from atlas_jax.index.store_files import (
 )
 from atlas_jax.index.unknown import check_scripts
 
+_TEXT = "passages.jsonl"
+
+
+class TowerNotes(TypedDict):
+    """What a manifest says of one tower."""
+
+    tokenizer: str
+    format: str | tuple[str, ...]
+    length: bounds.Length
+    max_id: bounds.AtLeast0
+
+
+class Manifest(TypedDict):
+    """What manifest.json says."""
+
+    format: int
+    count: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
+    content_hash: str
+    retriever_hash: str
+    reader: TowerNotes
+    retriever: TowerNotes
+
+
+class _StoredPassage(TypedDict):
+    id: str
+    title: str
+    section: str
+    text: str
+
 
 class PassageStore:
     """A built store, open for reading.
@@ -59,26 +90,23 @@ class PassageStore:
       retriever_hash: of what embeddings depend on: the corpus and the retriever's half.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
-        self.config = _config_of(manifest)
+        reader, retriever = manifest["reader"], manifest["retriever"]
+        self.config = StoreConfig(
+            reader["format"], retriever["format"], reader["length"], retriever["length"]
+        )
         self.count: int = manifest["count"]
         self.content_hash: str = manifest["content_hash"]
         self.retriever_hash: str = manifest["retriever_hash"]
-        self.reader_tokens_nl = self._array(
-            "reader_tokens", (self.count, self.config.reader_length)
-        )
-        self.retriever_tokens_nm = self._array(
-            "retriever_tokens", (self.count, self.config.retriever_length)
-        )
-        self._offsets = self._array("offsets", (self.count + 1,))
-        self._id_hashes = self._array("id_hashes", (self.count,))
-        self._id_rows = self._array("id_rows", (self.count,))
-        text_file = directory / "passages.jsonl"
-        if not text_file.is_file() or text_file.stat().st_size != self._offsets[-1]:
-            raise self._damaged(text_file)
-        self._text = np.memmap(text_file, np.uint8, mode="r")
+        self.reader_tokens_nl = self._tokens("reader", reader)
+        self.retriever_tokens_nm = self._tokens("retriever", retriever)
+        self._offsets = self._array("offsets", (self.count + 1,), np.uint64)
+        self._id_hashes = self._array("id_hashes", (self.count,), np.uint64)
+        self._id_rows = self._array("id_rows", (self.count,), np.int64)
+        self._text = self._mapped_text()
+        self._check_order()
 
     @classmethod
     def build(
@@ -150,22 +178,23 @@ class PassageStore:
           UserError: there is no store, it is damaged or of another version, or another
             tokenizer made it (both hashes are named).
         """
-        path = Path(directory) / "manifest.json"
+        path = as_path(directory) / "manifest.json"
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found: dict[str, Any] = strict_json.read(path, dict[str, Any])
+        except UserError as error:
             raise UserError(
                 f"{directory} is no passage store ({error}); build one with "
                 "`python -m atlas_jax.build_index`"
             ) from error
-        if manifest.get("format") != STORE_FORMAT:
+        if found.get("format") != STORE_FORMAT:
             raise UserError(
-                f"{path}: store format {manifest.get('format')}, this version reads "
+                f"{path}: store format {bounds.shown(found.get('format'))}, this version reads "
                 f"{STORE_FORMAT}; build the store anew"
             )
+        manifest: Manifest = strict_json.convert(found, Manifest, str(path))
         given = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
         for tower, tokenizer in given.items():
-            made_with = manifest[tower]["tokenizer"]
+            made_with = found[tower]["tokenizer"]
             if tokenizer is not None and tokenizer.content_hash != made_with:
                 raise UserError(
                     f"{directory} was built with the {tower} tokenizer {made_with[:12]}, but the "
@@ -181,9 +210,9 @@ class PassageStore:
         """
         if not 0 <= row < self.count:
             raise IndexError(f"row {row} of a store of {self.count} passages")
-        record: Record = json.loads(
-            self._text[self._offsets[row] : self._offsets[row + 1]].tobytes()
-        )
+        raw = self._text[self._offsets[row] : self._offsets[row + 1]].tobytes()
+        where = f"{self.directory / _TEXT}: row {row}"
+        record: Record = strict_json.parse_as(raw, _StoredPassage, where)
         return record
 
     def row_of(self, passage_id: str) -> int:
@@ -218,7 +247,7 @@ class PassageStore:
           UserError: names the store, the tower, its greatest id and the vocabulary size.
         """
         for tower, size in vocab_sizes.items():
-            greatest = self.manifest[tower]["max_id"]
+            greatest = self._notes(tower)["max_id"]
             if greatest >= size:
                 raise UserError(
                     f"{self.directory} holds {tower} token id {greatest}, but the {tower} model's "
@@ -231,15 +260,16 @@ class PassageStore:
         rows_bk = np.asarray(result.rows_bk)
         mask_bk = rows_bk != NO_ROW
 
-        def take(tokens: np.ndarray) -> np.ndarray:
+        def take(tower: str, tokens: np.ndarray) -> np.ndarray:
             found = tokens[np.where(mask_bk, rows_bk, 0)].astype(np.int32)
+            self.check_tokens(tower, found.reshape(-1, found.shape[-1]))
             return np.where(mask_bk[:, :, None], found, 0)
 
         return Passages(
             rows_bk=rows_bk,
             scores_bk=np.asarray(result.scores_bk),
-            reader_tokens_bkl=take(self.reader_tokens_nl),
-            retriever_tokens_bkm=take(self.retriever_tokens_nm),
+            reader_tokens_bkl=take("reader", self.reader_tokens_nl),
+            retriever_tokens_bkm=take("retriever", self.retriever_tokens_nm),
             mask_bk=mask_bk,
         )
 
@@ -272,7 +302,7 @@ class PassageStore:
             everything = (changed.get(row) or self.passage(row) for row in range(self.count))
             corpus_hash = copy_corpus(folder, everything, lambda row: f"row {row}")
             hashes = content_hashes(corpus_hash, self.config, tokenizers)
-            manifest = {**self.manifest, **hashes}
+            manifest: dict[str, Any] = {**self.manifest, **hashes}
             for tower in TOWERS:
                 name = f"{tower}_tokens.npy"
                 shutil.copyfile(self.directory / name, folder / name)
@@ -285,20 +315,60 @@ class PassageStore:
             write_manifest(folder, manifest)
         return PassageStore.open(directory)
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def check_tokens(self, tower: str, tokens: np.ndarray, first: int = 0) -> None:
+        """Refuse tokens of this store that are none of its tokenizer's.
+
+        Args:
+          tower: 'reader' or 'retriever'.
+          tokens: some rows, as they were read.
+          first: the number of the first of them.
+
+        Raises:
+          UserError: names the array's file, the row and the id.
+        """
+        greatest = self._notes(tower)["max_id"]
+        if tokens.size and (tokens.max() > greatest or tokens.min() < 0):
+            row = int(np.argmax(((tokens > greatest) | (tokens < 0)).any(axis=-1)))
+            raise self._damaged(
+                self.directory / f"{tower}_tokens.npy",
+                f"row {first + row} has other token ids than 0 to {greatest}",
+            )
+
+    def _tokens(self, tower: str, notes: TowerNotes) -> np.ndarray:
+        # Which of the two types follows from a vocabulary that the manifest does not tell.
+        return self._array(f"{tower}_tokens", (self.count, notes["length"]), np.uint16, np.int32)
+
+    def _notes(self, tower: str) -> TowerNotes:
+        return self.manifest["reader"] if tower == "reader" else self.manifest["retriever"]
+
+    def _array(self, name: str, shape: tuple[int, ...], *dtypes: type) -> np.ndarray:
         path = self.directory / f"{name}.npy"
         try:
-            found: np.ndarray = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise self._damaged(path) from error
-        if found.shape != shape:
-            raise self._damaged(path)
-        return found
+            return open_npy(path, shape, *dtypes)
+        except UserError as error:
+            raise self._damaged(path, str(error).removeprefix(f"{path}: ")) from error
 
-    def _damaged(self, path: Path) -> UserError:
+    def _mapped_text(self) -> np.ndarray:
+        path = self.directory / _TEXT
+        if input_file(path).stat().st_size != self._offsets[-1] or not self._offsets[-1]:
+            raise self._damaged(path, f"it has not the {self._offsets[-1]} bytes of offsets.npy")
+        return np.memmap(path, np.uint8, mode="r")
+
+    def _check_order(self) -> None:
+        """One look at the arrays that lead to others."""
+        if self._offsets[0] != 0 or not (self._offsets[1:] > self._offsets[:-1]).all():
+            raise self._damaged(self.directory / "offsets.npy", "it does not ascend from 0")
+        if not (self._id_hashes[1:] >= self._id_hashes[:-1]).all():
+            raise self._damaged(self.directory / "id_hashes.npy", "it does not ascend")
+        if self._id_rows.min() < 0 or self._id_rows.max() >= self.count:
+            raise self._damaged(
+                self.directory / "id_rows.npy", f"it has other rows than 0 to {self.count - 1}"
+            )
+
+    def _damaged(self, path: Path, problem: str) -> UserError:
         return UserError(
-            f"{path} is missing or not as {self.directory / 'manifest.json'} describes it; "
-            "remove the store and build it anew"
+            f"{path} is missing or not as {self.directory / 'manifest.json'} describes it "
+            f"({problem}); remove the store and build it anew"
         )
 
     def _check_hash(self, wanted: str, what: str) -> None:
@@ -308,13 +378,3 @@ class PassageStore:
                 f"these tokenizers and StoreConfig give ({wanted[:12]}); remove it or choose "
                 "another directory"
             )
-
-
-def _config_of(manifest: Mapping[str, Any]) -> StoreConfig:
-    fields: dict[str, Any] = {
-        f"{t}_{key}": manifest[t][key] for t in TOWERS for key in ("format", "length")
-    }
-    for name, value in fields.items():
-        if isinstance(value, list):  # several formats: JSON has no tuples
-            fields[name] = tuple(value)
-    return StoreConfig(**fields)

@@ -75,6 +75,7 @@ def to_device(
 
     Raises:
       ValueError: the numbers of embeddings and passages differ.
+      UserError: the store's tokens are not those that its manifest describes.
     """
     on_host = isinstance(jax.tree.leaves(embeddings_ne)[0], np.ndarray)
     if on_host and embeddings_ne.shape[0] != store.count:
@@ -87,22 +88,28 @@ def to_device(
         shards = index_parts(mesh)
     padded = _padded(store.count, shards)
 
-    def spread(array_nx: np.ndarray) -> jax.Array:
+    def spread(array_nx: np.ndarray, tower: str = "") -> jax.Array:
         def shard(at: tuple[slice, ...] | None) -> np.ndarray:
-            return _read_rows(array_nx, at[0] if at else slice(None), padded)
+            rows = at[0] if at else slice(None)
+            read = _read_rows(array_nx, rows, padded)
+            if tower:
+                store.check_tokens(tower, read, rows.start or 0)
+            return read
 
         return jax.make_array_from_callback((padded, *array_nx.shape[1:]), every, shard)
 
-    def tokens(array_nx: np.ndarray) -> jax.Array:
-        return in_layout(spread(array_nx), ROW_BY_ROW)
+    def tokens(array_nx: np.ndarray, tower: str) -> jax.Array:
+        return in_layout(spread(array_nx, tower), ROW_BY_ROW)
 
     def scalar(value: int) -> jax.Array:
         return multihost.place(np.int32(value), whole)
 
     return DeviceIndex(
         embeddings_ne=jax.tree.map(spread, embeddings_ne) if on_host else embeddings_ne,
-        reader_tokens_nl=tokens(store.reader_tokens_nl),
-        retriever_tokens_nm=tokens(store.retriever_tokens_nm) if retriever_tokens else None,
+        reader_tokens_nl=tokens(store.reader_tokens_nl, "reader"),
+        retriever_tokens_nm=(
+            tokens(store.retriever_tokens_nm, "retriever") if retriever_tokens else None
+        ),
         count=scalar(store.count),
         version=scalar(version),
     )

@@ -7,6 +7,7 @@ index by a schedule, or a slice of it at a time (rolling), or both.
 import dataclasses
 import re
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
 
@@ -33,8 +34,8 @@ class RefreshPolicy:
     """
 
     schedule: str | int = "-1"
-    rolling_rows: int = 0
-    rolling_every: int = 1
+    rolling_rows: bounds.AtLeast0 = 0
+    rolling_every: bounds.AtLeast1 = 1
 
     def __post_init__(self) -> None:
         """Refuse a schedule that does not parse, and numbers out of range.
@@ -42,12 +43,8 @@ class RefreshPolicy:
         Raises:
           UserError: names the binding and the part at fault.
         """
+        bounds.check(self)
         parse_schedule(self.schedule)
-        for field, least in (("rolling_rows", 0), ("rolling_every", 1)):
-            if getattr(self, field) < least:
-                raise UserError(
-                    f"RefreshPolicy.{field} = {getattr(self, field)!r}: expected {least} or more"
-                )
 
     @property
     def refreshes(self) -> bool:

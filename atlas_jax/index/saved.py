@@ -11,16 +11,20 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
+from atlas_jax.core import bounds, strict_json
+from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.locks import locked
-from atlas_jax.index.files import create_npy, unwritten
+from atlas_jax.core.paths import as_path, check_output_folder
+from atlas_jax.index.files import create_npy, open_npy, unwritten
 from atlas_jax.index.int8 import INT8, Int8Rows, dtype_of
 from atlas_jax.index.passages import PassageStore
 
@@ -37,6 +41,23 @@ _STORED: dict[str, np.dtype] = {
     "bfloat16": np.dtype(np.uint16),
     INT8: np.dtype(np.int8),
 }
+
+
+class _Manifest(TypedDict):
+    """What index.json says."""
+
+    format: int
+    embeddings: Annotated[str, Meta(pattern=r"^embeddings-[0-9a-f]+\.npy$")]
+    count: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
+    width: bounds.Width
+    dtype: str
+    version: bounds.AtLeast0
+    encoder_hash: str
+    store_hash: str
+
+
+class _Progress(_Manifest):
+    rows: bounds.AtLeast0
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ def new_index(
                 _remove_unnamed(folder)
     except OSError as error:
         raise unwritten(directory, error) from error
+    finally:
+        _remove_if_empty(folder)
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,7 @@ def resumable_index(
     """
     folder, manifest = _begin(directory, store, encoder_hash, width, dtype, version)
     progress = folder / _PROGRESS
+    kept = False  # whether there is something for a later attempt
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / _LOCK, str(directory)):
@@ -137,6 +161,7 @@ def resumable_index(
                 first = 0
                 found = _progress(folder, manifest)
                 if found is not None:
+                    kept = True
                     manifest["embeddings"], first = found
                     embeddings_ne = _open(folder, manifest, "r+")
                 else:
@@ -145,20 +170,25 @@ def resumable_index(
                     embeddings_ne = _create(folder, manifest)
 
                 def stored(rows: int) -> None:
+                    nonlocal kept
                     _flush(embeddings_ne)
                     _write_json(progress, {**manifest, "rows": rows})
+                    kept = True
 
                 yield Unfinished(embeddings_ne, first, stored)
                 _flush(embeddings_ne)
                 _write_json(folder / _MANIFEST, manifest)
                 progress.unlink(missing_ok=True)
                 _remove_unnamed(folder)
-            except OSError:
-                progress.unlink(missing_ok=True)
-                _remove_unnamed(folder)
+            except BaseException as error:
+                if isinstance(error, OSError) or not kept:
+                    progress.unlink(missing_ok=True)
+                    _remove_unnamed(folder)
                 raise
     except OSError as error:
         raise unwritten(directory, error) from error
+    finally:
+        _remove_if_empty(folder)
 
 
 def _begin(
@@ -172,7 +202,7 @@ def _begin(
     """The folder, which may be written, and what its manifest will be."""
     if dtype not in _STORED:
         raise UserError(f"index dtype {dtype!r}; it can be {', '.join(_STORED)}")
-    folder = Path(directory)
+    folder = check_output_folder(directory)
     if folder.exists() and not (folder.is_dir() and _is_index_folder(folder)):
         raise UserError(f"{directory} exists and is no index; choose another directory")
     return folder, {
@@ -190,13 +220,13 @@ def _begin(
 def _progress(folder: Path, manifest: dict[str, Any]) -> tuple[str, int] | None:
     """Array and rows of an unfinished index of the same kind, if there is one."""
     try:
-        found = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-        rows, name = found.pop("rows"), found["embeddings"]
+        found: _Progress = strict_json.read(folder / _PROGRESS, _Progress)
+        rows, name = found["rows"], found["embeddings"]
         _open(folder, found, "r")
-    except (OSError, ValueError, KeyError):
+    except UserError:  # none, or one that is of no use
         return None
-    same = {**found, "embeddings": ""} == {**manifest, "embeddings": ""}
-    return (name, rows) if same else None
+    same = {**found, "embeddings": ""} == {**manifest, "embeddings": "", "rows": rows}
+    return (name, rows) if same and rows <= found["count"] else None
 
 
 def _create(folder: Path, manifest: dict[str, Any]) -> Any:
@@ -208,24 +238,39 @@ def _create(folder: Path, manifest: dict[str, Any]) -> Any:
     return Int8Rows(rows_ne, create_npy(folder / _scales(name), (count,), np.dtype(np.float32)))
 
 
-def _open(folder: Path, manifest: dict[str, Any], mode: Literal["r", "r+"]) -> Any:
+def _open(folder: Path, manifest: Any, mode: Literal["r", "r+"]) -> Any:
     """The arrays that a manifest names, memory-mapped.
 
     Raises:
-      OSError, ValueError: they are not there, or not as the manifest says.
+      UserError: they are not there, or not as the manifest says.
     """
     name, count, dtype = manifest["embeddings"], manifest["count"], manifest["dtype"]
-
-    def opened(name: str, shape: tuple[int, ...], stored_type: np.dtype) -> np.ndarray:
-        array = np.load(folder / name, mmap_mode=mode)
-        if array.shape != shape or array.dtype != stored_type:
-            raise ValueError(f"{array.dtype} {array.shape} instead of {dtype} {shape}")
-        return array
-
-    rows_ne = opened(name, (count, manifest["width"]), _STORED[dtype])
+    if dtype not in _STORED:
+        raise UserError(
+            f"{folder / _MANIFEST}: dtype is {dtype!r}; an index has {', '.join(_STORED)}"
+        )
+    shape = (count, manifest["width"])
+    rows_ne = open_npy(folder / name, shape, _STORED[dtype].type, mode=mode)
     if dtype != INT8:
         return rows_ne.view(jnp.dtype(dtype))
-    return Int8Rows(rows_ne, opened(_scales(name), (count,), np.dtype(np.float32)))
+    scales_n = open_npy(folder / _scales(name), (count,), np.float32, mode=mode)
+    return Int8Rows(rows_ne, scales_n)
+
+
+def _check_finite(path: Path, embeddings_ne: Any, width: int) -> None:
+    """Refuse NaN and infinity, which a search ranks first or last for every question.
+
+    Raises:
+      UserError: names the file and the row.
+    """
+    if isinstance(embeddings_ne, Int8Rows):
+        path, width, embeddings_ne = path.with_name(_scales(path.name)), 1, embeddings_ne.scales_n
+        below = np.flatnonzero(embeddings_ne < 0)
+        if below.size:
+            raise UserError(f"{path}: row {below[0]} is below 0; build it anew with {REBUILD}")
+    at = first_not_finite(embeddings_ne)
+    if at is not None:
+        raise UserError(f"{path}: row {at // width} is not finite; build it anew with {REBUILD}")
 
 
 def _scales(name: str) -> str:
@@ -281,16 +326,17 @@ def load_index(
       UserError: there is none, it is damaged or of another version, or another corpus,
         retriever tokenizer or encoder made it (both hashes are named).
     """
-    path = Path(directory) / _MANIFEST
+    path = as_path(directory) / _MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found: dict[str, Any] = strict_json.read(path, dict[str, Any])
+    except UserError as error:
         raise UserError(f"{directory} is no index ({error}); build one with {REBUILD}") from error
-    if manifest.get("format") != INDEX_FORMAT:
+    if found.get("format") != INDEX_FORMAT:
         raise UserError(
-            f"{path}: index format {manifest.get('format')}, this version reads {INDEX_FORMAT}; "
-            f"build it anew with {REBUILD}"
+            f"{path}: index format {bounds.shown(found.get('format'))}, this version reads "
+            f"{INDEX_FORMAT}; build it anew with {REBUILD}"
         )
+    manifest: _Manifest = strict_json.convert(found, _Manifest, str(path))
     if manifest["store_hash"] != store.retriever_hash:
         raise UserError(
             f"{directory} was made from other passages or another retriever tokenizer "
@@ -303,11 +349,16 @@ def load_index(
             f"than this model's ({encoder_hash[:12]}); build the index anew with {REBUILD}, or "
             "load the model that it was made with"
         )
+    if manifest["count"] != store.count:
+        raise UserError(
+            f"{path}: {manifest['count']} passages, but the store {store.directory} has "
+            f"{store.count}; build it anew with {REBUILD}"
+        )
     try:
         embeddings_ne = _open(path.parent, manifest, "r")
-    except (OSError, ValueError) as error:
-        array = path.parent / manifest["embeddings"]
-        raise UserError(f"{array} is damaged ({error}); build it anew with {REBUILD}") from error
+    except UserError as error:
+        raise UserError(f"{error}; build it anew with {REBUILD}") from error
+    _check_finite(path.parent / manifest["embeddings"], embeddings_ne, manifest["width"])
     return SavedIndex(embeddings_ne, manifest["version"], encoder_hash)
 
 
@@ -322,9 +373,16 @@ def _remove_unnamed(folder: Path) -> None:
         if path.name not in (_PROGRESS, _LOCK):
             path.unlink(missing_ok=True)
     try:
-        named = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["embeddings"]
-    except (OSError, ValueError, KeyError):  # no index yet, or a damaged one
+        manifest: _Manifest = strict_json.read(folder / _MANIFEST, _Manifest)
+        named = manifest["embeddings"]
+    except UserError:  # no index yet, or a damaged one
         named = ""
     for path in folder.glob("embeddings-*.npy"):
         if path.name not in (named, _scales(named)):
             path.unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of an index that was not made."""
+    with contextlib.suppress(OSError):  # it holds an index
+        folder.rmdir()

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import NO_ROW, Array
 from atlas_jax.index.search import SearchResult, check_k
@@ -24,11 +26,11 @@ class ScannConfig:
       hash_threshold: anisotropic quantisation threshold.
     """
 
-    hash_from: int = 20_000
-    tree_from: int = 100_000
-    leaves_searched: float = 0.1
-    rescored: int = 200
-    hash_threshold: float = 0.2
+    hash_from: bounds.AtLeast0 = 20_000
+    tree_from: bounds.AtLeast0 = 100_000
+    leaves_searched: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    rescored: bounds.AtLeast1 = 200
+    hash_threshold: bounds.Share = 0.2
 
     def __post_init__(self) -> None:
         """Refuse sizes out of order and parts that are none.
@@ -36,10 +38,9 @@ class ScannConfig:
         Raises:
           UserError: names the binding at fault.
         """
-        if not 0 <= self.hash_from <= self.tree_from:
+        bounds.check(self)
+        if self.hash_from > self.tree_from:
             raise UserError("ScannConfig.hash_from has to be between 0 and ScannConfig.tree_from")
-        if not 0 < self.leaves_searched <= 1:
-            raise UserError("ScannConfig.leaves_searched has to be above 0 and at most 1")
 
 
 class ScannSearcher:

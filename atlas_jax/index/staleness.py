@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array
 
@@ -23,11 +24,11 @@ class StalenessConfig:
       seed: of the probe.
     """
 
-    every: int = 0
-    passages: int = 1024
-    k: int = 10
-    refresh_below: float = 0.0
-    seed: int = 0
+    every: bounds.AtLeast0 = 0
+    passages: bounds.AtLeast1 = 1024
+    k: bounds.AtLeast1 = 10
+    refresh_below: bounds.Share = 0.0
+    seed: bounds.Seed = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -35,20 +36,11 @@ class StalenessConfig:
         Raises:
           UserError: names the binding and what it may be.
         """
-        for field, least in (("every", 0), ("passages", 1), ("k", 1), ("seed", 0)):
-            if getattr(self, field) < least:
-                raise UserError(
-                    f"StalenessConfig.{field} = {getattr(self, field)!r}: expected {least} or more"
-                )
+        bounds.check(self)
         if self.k > self.passages:
             raise UserError(
                 f"StalenessConfig.k = {self.k} is more than StalenessConfig.passages = "
                 f"{self.passages}, the probe that it is taken from"
-            )
-        if not 0 <= self.refresh_below <= 1:
-            raise UserError(
-                f"StalenessConfig.refresh_below = {self.refresh_below!r}: expected a share from "
-                "0 to 1"
             )
         if self.refresh_below and not self.every:
             raise UserError(

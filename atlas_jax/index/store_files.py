@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import string
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import Place, read_passages
-from atlas_jax.core.formats import fill
+from atlas_jax.core.formats import check_format, fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
 from atlas_jax.core.layouts import Layout
 from atlas_jax.core.progress import show_progress
@@ -50,8 +50,8 @@ class StoreConfig:
 
     reader_format: str | tuple[str, ...] = "title: {title} context: {text}"
     retriever_format: str | tuple[str, ...] = "{title} {text}"
-    reader_length: int = 192
-    retriever_length: int = 192
+    reader_length: bounds.Length = 192
+    retriever_length: bounds.Length = 192
 
     def __post_init__(self) -> None:
         """Refuse formats with unknown fields and lengths below 1.
@@ -59,25 +59,23 @@ class StoreConfig:
         Raises:
           UserError: names the binding at fault.
         """
+        bounds.check(self)
         for tower in TOWERS:
             name = f"StoreConfig.{tower}_format"
             if not self._formats(tower):
                 raise UserError(f"{name} = (): expected at least one format")
             for template in self._formats(tower):
-                fields = _fields_of(template, name)
-                if not fields or not fields <= set(FIELDS):
+                if not check_format(name, template, FIELDS):
                     raise UserError(
                         f"{name} = {template!r} needs at least one of the fields "
-                        f"{', '.join(f'{{{field}}}' for field in FIELDS)}, and no others"
+                        f"{', '.join(f'{{{field}}}' for field in FIELDS)}"
                     )
-            if getattr(self, f"{tower}_length") < 1:
-                raise UserError(f"StoreConfig.{tower}_length has to be at least 1")
 
     def text(self, tower: str, passage: Mapping[str, Any]) -> str:
         """What one tower reads of a passage, as text."""
         *rather, last = self._formats(tower)
         for template in rather:
-            if all(str(passage[name]).strip() for name in _fields_of(template, "")):
+            if all(str(passage[name]).strip() for name in _fields_of(template)):
                 return fill(template, **passage)
         return fill(last, **passage)
 
@@ -87,13 +85,8 @@ class StoreConfig:
 
 
 @functools.lru_cache(maxsize=64)
-def _fields_of(template: str, name: str) -> frozenset[str]:
-    try:
-        return frozenset(
-            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
-        )
-    except ValueError as error:
-        raise UserError(f"{name} = {template!r}: {error}") from None
+def _fields_of(template: str) -> tuple[str, ...]:
+    return check_format("StoreConfig", template, FIELDS)
 
 
 def read_corpus(

@@ -128,6 +128,16 @@ class IndexShards:
             records.append(passage(item, f"{path}: passage {number}"))
         return records
 
+    def at(self, row: int) -> tuple[Record, str]:
+        """The passage of a row of the whole index, and its place in words."""
+        for shard, tensor in enumerate(self._embeddings):
+            columns = tensor.shape[1]
+            if row < columns:
+                place = f"{self._path('passages', shard)}: passage {row}"
+                return self.passages(shard)[row], place
+            row -= columns
+        raise IndexError(row)
+
     def embeddings(self, shard: int) -> np.ndarray:
         """Float32 [n, e] of one shard."""
         array = self._embeddings[shard].read()

@@ -10,11 +10,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import check_name
 from atlas_jax.interop import bert_names, sentence_transformers, t5_names
 from atlas_jax.interop.safetensors_files import INDEX, SINGLE, read_file, write_sharded
 from atlas_jax.interop.tensors import Part, Tensors, not_allowed, of_array, transposed
@@ -25,6 +27,48 @@ _BIN = "pytorch_model.bin"
 _TOWERS = ("query_encoder", "passage_encoder")
 _ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 T5_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class _T5:
+    """What the `config.json` of a T5 says."""
+
+    vocab_size: bounds.Vocabulary
+    d_model: bounds.Width
+    num_heads: bounds.Width
+    d_kv: bounds.Width
+    d_ff: bounds.Width
+    num_layers: bounds.Layers
+    num_decoder_layers: bounds.Layers | None = None
+    feed_forward_proj: str = "relu"
+    layer_norm_epsilon: float = T5_EPSILON
+    # Transformers 5 writes scale_decoder_outputs and always claims to tie the embeddings.
+    scale_decoder_outputs: bool | None = None
+    tie_word_embeddings: bool = True
+    relative_attention_num_buckets: bounds.Width = 32
+    relative_attention_max_distance: bounds.Width = 128
+    dropout_rate: bounds.BelowOne = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bert:
+    """What the `config.json` of a BERT says."""
+
+    vocab_size: bounds.Vocabulary
+    hidden_size: bounds.Width
+    num_hidden_layers: bounds.Layers
+    num_attention_heads: bounds.Width
+    intermediate_size: bounds.Width
+    max_position_embeddings: bounds.Length
+    type_vocab_size: bounds.Width = 2
+    layer_norm_eps: bounds.BelowOne = 1e-12
+    hidden_dropout_prob: bounds.BelowOne = 0.1
+
+
+class _Index(TypedDict):
+    """What the index of a sharded folder says: the file of each tensor."""
+
+    weight_map: dict[str, str]
 
 
 def read_folder(
@@ -88,12 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: there is no such file or it holds something else.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
+    content: dict[str, Any] = strict_json.read(path, dict[str, Any])
     return content
 
 
@@ -116,20 +155,19 @@ def read_tensors(folder: Path) -> Tensors:
             continue
         if not name.endswith(".json"):
             return read(path)
-        weight_map = read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{path}: has no weight_map")
-        return _sharded(folder, path, weight_map, read)
+        index: _Index = strict_json.read(path, _Index)
+        return _sharded(folder, path, index["weight_map"], read)
     names = ", ".join(name for name, _ in readers)
     raise UserError(f"{folder}: has none of {names}")
 
 
 def _sharded(
-    folder: Path, index: Path, weight_map: dict[str, Any], read: Callable[[Path], Tensors]
+    folder: Path, index: Path, weight_map: dict[str, str], read: Callable[[Path], Tensors]
 ) -> Tensors:
     tensors: Tensors = {}
     homes: dict[str, str] = {}
-    for file in sorted({str(file) for file in weight_map.values()}):
+    for file in sorted(set(weight_map.values())):
+        check_name(file)
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{index}: the shard {file} is not in the folder")
         for name, tensor in read(folder / file).items():
@@ -138,7 +176,7 @@ def _sharded(
             homes[name], tensors[name] = file, tensor
     for name, file in weight_map.items():
         if homes.get(name) != file:
-            raise UserError(f"{folder / str(file)}: {name} is missing, which {index.name} promises")
+            raise UserError(f"{folder / file}: {name} is missing, which {index.name} promises")
     return tensors
 
 
@@ -149,23 +187,19 @@ def t5_config(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> dict
       UserError: names the setting that no reader here has.
     """
     path = folder / "config.json"
-
-    def setting(name: str, default: Any = None) -> Any:
-        if name not in config and default is None:
-            raise UserError(f"{path}: has no {name}")
-        return config.get(name, default)
-
-    projection = setting("feed_forward_proj", "relu")
+    said: _T5 = strict_json.convert(config, _T5, str(path))
+    projection = said.feed_forward_proj
     if projection not in _ACTIVATIONS:
         raise UserError(
             f"{path}: feed_forward_proj is {projection!r}; a reader has "
             f"{' or '.join(map(repr, _ACTIVATIONS))}"
         )
-    epsilon = setting("layer_norm_epsilon", T5_EPSILON)
+    epsilon = said.layer_norm_epsilon
     if epsilon != T5_EPSILON:
         raise UserError(f"{path}: layer_norm_epsilon is {epsilon}; a reader's is {T5_EPSILON}")
-    # Transformers 5 writes scale_decoder_outputs and always claims to tie the embeddings.
-    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    scaled = said.scale_decoder_outputs
+    if scaled is None:
+        scaled = said.tie_word_embeddings
     if scaled and t5_names.LM_HEAD in tensors and not _equal(tensors, t5_names.LM_HEAD):
         raise UserError(
             f"{path} says that embedding and head are tied (a T5 1.0), but {t5_names.LM_HEAD} "
@@ -173,18 +207,18 @@ def t5_config(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> dict
             '"tie_word_embeddings": false into it'
         )
     return {
-        "vocab_size": setting("vocab_size"),
-        "emb_dim": setting("d_model"),
-        "num_heads": setting("num_heads"),
-        "head_dim": setting("d_kv"),
-        "mlp_dim": setting("d_ff"),
-        "num_encoder_layers": setting("num_layers"),
-        "num_decoder_layers": config.get("num_decoder_layers") or setting("num_layers"),
+        "vocab_size": said.vocab_size,
+        "emb_dim": said.d_model,
+        "num_heads": said.num_heads,
+        "head_dim": said.d_kv,
+        "mlp_dim": said.d_ff,
+        "num_encoder_layers": said.num_layers,
+        "num_decoder_layers": said.num_decoder_layers or said.num_layers,
         "mlp_activations": _ACTIVATIONS[projection],
-        "logits_via_embedding": bool(scaled),
-        "relpos_buckets": setting("relative_attention_num_buckets", 32),
-        "relpos_max_distance": setting("relative_attention_max_distance", 128),
-        "dropout_rate": setting("dropout_rate", 0.1),
+        "logits_via_embedding": scaled,
+        "relpos_buckets": said.relative_attention_num_buckets,
+        "relpos_max_distance": said.relative_attention_max_distance,
+        "dropout_rate": said.dropout_rate,
     }
 
 
@@ -244,22 +278,17 @@ def bert_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         found = config.get(name, wanted)
         if found != wanted:
             raise UserError(f"{path}: {name} is {found!r}; a retriever has {wanted!r}")
-    theirs = {
-        "vocab_size": "vocab_size",
-        "hidden_dim": "hidden_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "mlp_dim": "intermediate_size",
-        "max_positions": "max_position_embeddings",
-    }
-    for name in theirs.values():
-        if not isinstance(config.get(name), int):
-            raise UserError(f"{path}: {name} is {config.get(name)!r}; a whole number is needed")
+    said: _Bert = strict_json.convert(config, _Bert, str(path))
     return {
-        **{ours: config[name] for ours, name in theirs.items()},
-        "type_vocab_size": config.get("type_vocab_size", 2),
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-        "dropout_rate": config.get("hidden_dropout_prob", 0.1),
+        "vocab_size": said.vocab_size,
+        "hidden_dim": said.hidden_size,
+        "num_layers": said.num_hidden_layers,
+        "num_heads": said.num_attention_heads,
+        "mlp_dim": said.intermediate_size,
+        "max_positions": said.max_position_embeddings,
+        "type_vocab_size": said.type_vocab_size,
+        "layer_norm_eps": said.layer_norm_eps,
+        "dropout_rate": said.hidden_dropout_prob,
     }
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import strict_json
+from atlas_jax.core.errors import UserError, one_line
+from atlas_jax.core.paths import input_file
 from atlas_jax.interop.tensors import BFLOAT16, Tensor, Tensors
 
 SINGLE = "model.safetensors"
@@ -51,6 +53,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _open(path: Path) -> tuple[Tensors, dict[str, str]]:
+    input_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             described = {}
@@ -58,9 +61,9 @@ def _open(path: Path) -> tuple[Tensors, dict[str, str]]:
                 part = file.get_slice(name)
                 described[name] = (tuple(part.get_shape()), part.get_dtype())
             metadata = dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         cut = _what_is_cut(path)
-        raise UserError(f"{path}: {cut}not a whole safetensors file: {error}") from None
+        raise UserError(f"{path}: {cut}not a whole safetensors file: {one_line(error)}") from None
     tensors = {}
     for name, (shape, kind) in described.items():
         if kind not in _DTYPES:
@@ -78,7 +81,7 @@ def _what_is_cut(path: Path) -> str:
             text = file.read(length) if length <= _LONGEST_HEADER else b""
         places = {
             name: tuple(map(int, entry["data_offsets"]))
-            for name, entry in json.loads(text).items()
+            for name, entry in strict_json.parse(text, str(path)).items()
             if name != "__metadata__"
         }
         beyond = {n: end for n, (_, end) in places.items() if 8 + length + end > size}

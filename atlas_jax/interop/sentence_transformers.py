@@ -5,12 +5,15 @@ a folder of its own) and possibly a normalisation. Without that file, `pooling` 
 `config.json` counts (Contriever), else Contriever's average.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import check_name
 
 _MODES = {
     "pooling_mode_mean_tokens": "average",
@@ -20,6 +23,14 @@ _MODES = {
 # Newer folders name the mode in one word.
 _WORDS = {"mean": "average", "mean_sqrt_len_tokens": "sqrt", "cls": "cls"}
 _POOLINGS = ("average", "sqrt", "cls")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Module:
+    """One entry of `modules.json`."""
+
+    type: str = ""
+    path: str = ""
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,16 +45,18 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / "modules.json"
     if not path.is_file():
         pooling = config.get("pooling", "average")
-        if pooling not in _POOLINGS:
+        if not isinstance(pooling, str) or pooling not in _POOLINGS:
             raise UserError(
                 f"{folder / 'config.json'}: pooling is {pooling!r}; a retriever has "
                 f"{', '.join(_POOLINGS)}"
             )
         return {"pooling": pooling, "normalize": False}
     fields: dict[str, Any] = {"pooling": "average", "normalize": False}
-    for module in _json(path):
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        place = folder / str(module.get("path", ""))
+    modules: list[_Module] = strict_json.read(path, list[_Module])
+    for module in modules:
+        kind = module.type.rpartition(".")[2]
+        check_name(module.path)
+        place = folder / module.path
         if folder.resolve() not in (place.resolve(), *place.resolve().parents):
             raise UserError(f"{path}: the module {module} lies outside of the folder")
         if kind == "Pooling":
@@ -52,17 +65,17 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             fields["normalize"] = True
         elif kind != "Transformer":
             raise UserError(
-                f"{path}: a module {module.get('type')}; a retriever has Transformer, Pooling and "
+                f"{path}: a module {module.type}; a retriever has Transformer, Pooling and "
                 "Normalize, and nothing else"
             )
     return fields
 
 
 def _pooling(path: Path) -> str:
-    config = _json(path)
+    config: dict[str, Any] = strict_json.read(path, dict[str, Any])
     word = config.get("pooling_mode")
     if word is not None:
-        if word not in _WORDS:
+        if not isinstance(word, str) or word not in _WORDS:
             raise UserError(f"{path}: pooling_mode is {word!r}; known are {', '.join(_WORDS)}")
         return _WORDS[word]
     chosen = [n for n, on in config.items() if n.startswith("pooling_mode_") and on is True]
@@ -99,10 +112,3 @@ def write(folder: Path, config: Mapping[str, Any]) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None

@@ -8,10 +8,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.interop import t5_names
 from atlas_jax.interop.t5x_files import Leaves, find_checkpoint, read_leaves, write_leaves
@@ -173,4 +174,8 @@ def empty_to_text(empty: Mapping[str, str]) -> dict[str, str]:
 
 def empty_from_text(metadata: Mapping[str, str]) -> dict[str, str]:
     """The inverse of `empty_to_text`."""
-    return dict(json.loads(metadata.get(_EMPTY, "{}")))
+    text = metadata.get(_EMPTY, "{}").encode("utf-8")
+    found: dict[str, Literal["nil", "map"]] = strict_json.parse_as(
+        text, dict[str, Literal["nil", "map"]], f"the metadata {_EMPTY}"
+    )
+    return dict(found)

@@ -13,14 +13,14 @@ be lost unnoticed, so there they are read as zeros; in folders only in the state
 optimiser, where zeros are usual.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import strict_json
+from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.interop.tensors import of_array
 from atlas_jax.interop.zarr_arrays import MANIFEST, Database, Folder, Store, read_array
 
@@ -51,10 +51,10 @@ def read_leaves(folder: Path, unpack: Callable[[Path], Any]) -> dict[str, Any]:
     """
     path = folder / _METADATA
     try:
-        meta = json.loads(path.read_text("utf-8"))
+        meta: dict[str, Any] = strict_json.read(path, dict[str, Any])
         leaves = list(_described(meta["tree_metadata"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a whole Orbax checkpoint: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a whole Orbax checkpoint: {one_line(repr(error))}") from None
     if meta.get("use_zarr3"):
         raise UserError(f"{path}: its arrays are zarr of version 3; T5X writes version 2")
     database = (folder / MANIFEST).is_file()

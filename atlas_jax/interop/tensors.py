@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -110,6 +111,20 @@ def _changed(tensor: Tensor, dtype: np.dtype, change: Callable[[np.ndarray], np.
         get=lambda: change(tensor.read()),
         get_slice=None if part is None else lambda axis, i: change(part(axis, i)),
     )
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """The same tensor, refused when it is read if it holds NaN or infinity (UserError)."""
+
+    def get() -> np.ndarray:
+        array = tensor.read()
+        at = first_not_finite(array)
+        if at is not None:
+            place = list(map(int, np.unravel_index(at, array.shape)))
+            raise UserError(f"{tensor.where}: the number at {place} is not finite")
+        return array
+
+    return dataclasses.replace(tensor, get=get, get_slice=None)
 
 
 def layer_of(tensor: Tensor, axis: int, i: int) -> Tensor:

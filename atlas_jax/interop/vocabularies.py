@@ -10,6 +10,7 @@ Fields used (sentencepiece_model.proto): ModelProto 1 pieces {1 piece, 2 score, 
 5 escape_whitespaces}.
 """
 
+import dataclasses
 import json
 import re
 import struct
@@ -28,12 +29,23 @@ from tokenizers import (
     processors,
 )
 
+from atlas_jax.core import strict_json
 from atlas_jax.core import tokenizer as core
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import read_bytes, read_text
 
 NAMES = ("tokenizer.json", "spiece.model", "sentencepiece.model", "vocab.txt")
 _SENTINEL = re.compile(r"^▁(<extra_id_\d+>)$")
 SENTINELS = 100  # of every T5; the last id of the vocabulary is <extra_id_0>
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenizerConfig:
+    """What of a `tokenizer_config.json` counts."""
+
+    do_lower_case: bool = True
+
+
 _PROBES = (
     ("question: who? answer: <extra_id_0>", "title: A context: b"),
     ("où est", "l'île de Ré"),
@@ -59,10 +71,7 @@ def find_tokenizer(path: Path, kind: str) -> str | None:
             return None
         path = found[0]
     if path.suffix == ".json":
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read the tokenizer: {error}") from None
+        text = read_text(path)
     elif path.suffix == ".model":
         text = from_sentencepiece(path)
     else:
@@ -134,7 +143,7 @@ def from_sentencepiece(path: str | Path, sentinels: int = SENTINELS) -> str:
         T5's `<pad>` 0, `</s>` 1 and an unknown token.
     """
     try:
-        raw = Path(path).read_bytes()
+        raw = read_bytes(path)
         pieces, trainer, normalizer = _parse_model(raw)
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise UserError(f"{path}: not a whole sentencepiece model: {error}") from None
@@ -238,10 +247,7 @@ def from_wordpiece(path: str | Path, lower_case: bool = True) -> str:
     Raises:
       UserError: the file cannot be read, a piece occurs twice, or a special token is absent.
     """
-    try:
-        raw = Path(path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    raw = read_text(path)
     # Not splitlines: a piece may be one of Unicode's other line separators.
     pieces = [line.removesuffix("\r") for line in raw.removesuffix("\n").split("\n")]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -265,8 +271,8 @@ def from_wordpiece(path: str | Path, lower_case: bool = True) -> str:
 
 
 def _lower_case(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
         return True
-    return bool(config.get("do_lower_case", True))
+    config: _TokenizerConfig = strict_json.read(path, _TokenizerConfig)
+    return config.do_lower_case

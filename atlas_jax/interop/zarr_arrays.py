@@ -7,19 +7,33 @@ TensorStore reads an absent chunk as zeros, in silence. Here it is an error, unl
 wrote the array left such chunks out.
 """
 
+import dataclasses
 import itertools
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tensorstore
 
+from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 MANIFEST = "manifest.ocdbt"
+_MOST_CHUNKS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Zarray:
+    """What `.zarray` says."""
+
+    zarr_format: int
+    shape: list[bounds.AtLeast0]
+    chunks: list[bounds.AtLeast1]
+    dtype: str
+    dimension_separator: Literal[".", "/"] = "."
 
 
 class Store(Protocol):
@@ -120,15 +134,18 @@ def read_array(
     """
     store.check(path, where)
     try:
-        meta = json.loads(store.read(f"{path}/.zarray").decode())
-        if meta["zarr_format"] != 2:
-            raise ValueError(f"zarr_format {meta['zarr_format']}")
-        shape, chunks = [int(n) for n in meta["shape"]], [int(n) for n in meta["chunks"]]
-        if len(shape) != len(chunks) or min(chunks, default=1) < 1 or min(shape, default=0) < 0:
+        meta: _Zarray = strict_json.parse_as(store.read(f"{path}/.zarray"), _Zarray, where)
+        if meta.zarr_format != 2:
+            raise ValueError(f"zarr_format {meta.zarr_format}")
+        shape, chunks = meta.shape, meta.chunks
+        if (
+            len(shape) != len(chunks)
+            or math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True)) > _MOST_CHUNKS
+        ):
             raise ValueError(f"shape {shape} in chunks {chunks}")
-        dtype = BFLOAT16 if meta["dtype"] == "bfloat16" else np.dtype(meta["dtype"])
-        separator = str(meta.get("dimension_separator", "."))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        dtype = BFLOAT16 if meta.dtype == "bfloat16" else np.dtype(meta.dtype)
+        separator = meta.dimension_separator
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(
             f"{where}: {path}/.zarray is absent or damaged: {one_line(error)}"
         ) from None
@@ -144,7 +161,7 @@ def read_array(
         try:
             spec = {"driver": "zarr", "kvstore": store.spec(path)}
             return np.asarray(tensorstore.open(spec, read=True).result()[at].read().result())
-        except ValueError as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
             raise UserError(f"{where}: cannot be read: {one_line(error)}") from None
 
     def read_slice(axis: int, i: int) -> np.ndarray:

@@ -8,9 +8,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,35 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from atlas_jax.core import multihost
+from atlas_jax.core import multihost, strict_json
+from atlas_jax.core.bounds import check_fields, shown
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import (
     as_path,
+    check_name,
+    check_output_folder,
     copy_files,
     file_sha256,
     is_remote,
+    kind_of,
     local_folder,
     open_to_all,
 )
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.interop.safetensors_files import read_file
+from atlas_jax.interop.tensors import finite
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.retriever.config import RetrieverConfig
 
 FOLDER_FORMAT = 1
 _CONFIG_FILE = "config.json"
+_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
+_LAYER = re.compile(r"(encoder|decoder|query_encoder|passage_encoder)/layers_(\d+)/")
+_DEPTHS = {
+    "num_layers": "encoder", "num_encoder_layers": "encoder", "num_decoder_layers": "decoder",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +138,16 @@ def write_folder_config(
 
 
 @dataclasses.dataclass(frozen=True)
+class FolderConfig:
+    """What `config.json` says: fields of the parts, SHA-256 of the other files, and `about`."""
+
+    format: int
+    models: dict[str, Any]
+    sha256: dict[str, str]
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class FolderPart:
     """One model of a folder by its files, verified and not read.
 
@@ -148,13 +172,13 @@ def open_model(directory: str | Path) -> dict[str, FolderPart]:
     folder = local_folder(str(directory))
     config = _read_folder_config(folder)
     parts = {}
-    for name, fields in config["models"].items():
+    for name, fields in config.models.items():
         state = f"{name}_optimizer.safetensors"
         parts[name] = FolderPart(
             config=fields,
             weights=_verified(folder, f"{name}.safetensors", config),
             tokenizer=_verified(folder, f"{name}_tokenizer.json", config),
-            optimizer=_verified(folder, state, config) if state in config["sha256"] else None,
+            optimizer=_verified(folder, state, config) if state in config.sha256 else None,
         )
     return parts
 
@@ -167,11 +191,11 @@ def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, 
 
     Raises:
       UserError: no such folder, no such part, a file missing or not the one that was
-        saved (its SHA-256 differs).
+        saved (its SHA-256 differs), or a parameter that is not finite.
     """
     folder = local_folder(str(directory))
     config = _read_folder_config(folder)
-    wanted = names or tuple(config["models"])
+    wanted = names or tuple(config.models)
     for name in wanted:
         _check_has(folder, name, config)
     return {name: _load_part(folder, name, config) for name in wanted}
@@ -189,21 +213,46 @@ def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
     return Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config))
 
 
-def _load_part(folder: Path, name: str, config: dict[str, Any]) -> ModelPart:
-    weights = load_file(_verified(folder, f"{name}.safetensors", config))
-    flat = {key: value.astype(np.float32) for key, value in weights.items()}
+def _load_part(folder: Path, name: str, config: FolderConfig) -> ModelPart:
+    tensors = read_file(_verified(folder, f"{name}.safetensors", config))
+    check_depth(config.models[name], tensors, f"{folder / _CONFIG_FILE}: models.{name}")
+    flat = {key: finite(tensor).read().astype(np.float32) for key, tensor in tensors.items()}
     return ModelPart(
-        config=config["models"][name],
+        config=config.models[name],
         params=traverse_util.unflatten_dict(flat, sep="/"),
         tokenizer=Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config)),
     )
 
 
-def _verified(folder: Path, name: str, config: dict[str, Any]) -> Path:
+def check_depth(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Refuse more or fewer layers than a file holds, before a model of that depth is laid out.
+
+    Args:
+      config: fields of a reader's or a retriever's config.
+      names: of its parameters.
+
+    Raises:
+      UserError: names `where`, the field, and both numbers of layers.
+    """
+    layers: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
+    for name in names:
+        found = _LAYER.match(name)
+        if found:
+            layers["decoder" if found[1] == "decoder" else "encoder"].add(found[2])
+    for field, stack in _DEPTHS.items():
+        if layers[stack] and config.get(field, len(layers[stack])) != len(layers[stack]):
+            raise UserError(
+                f"{where}.{field} = {shown(config[field])}, but the file holds "
+                f"{len(layers[stack])} layers"
+            )
+
+
+def _verified(folder: Path, name: str, config: FolderConfig) -> Path:
+    check_name(name)
     file = folder / name
-    if not file.is_file():
+    if Path(name).name != name or not file.is_file():
         raise UserError(f"model folder {folder} lacks {name}")
-    found, expected = file_sha256(file), config["sha256"].get(name)
+    found, expected = file_sha256(file), config.sha256.get(name)
     if found != expected:
         raise UserError(
             f"{file} is not the file that was saved: its SHA-256 is {found[:12]}, "
@@ -212,22 +261,29 @@ def _verified(folder: Path, name: str, config: dict[str, Any]) -> Path:
     return file
 
 
-def _check_has(folder: Path, name: str, config: dict[str, Any]) -> None:
-    if name not in config["models"]:
-        has = ", ".join(config["models"])
+def _check_has(folder: Path, name: str, config: FolderConfig) -> None:
+    if name not in config.models:
+        has = ", ".join(config.models) or "none"
         raise UserError(f"model folder {folder} has no {name}; it has {has}")
 
 
-def _read_folder_config(folder: Path) -> dict[str, Any]:
+def _read_folder_config(folder: Path) -> FolderConfig:
+    """The config, its types and those of the parts' fields checked.
+
+    Raises:
+      UserError: there is none, or it names the file and the field at fault.
+    """
     path = folder / _CONFIG_FILE
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a model folder: it has no {_CONFIG_FILE}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(config, dict) or config.get("format") != FOLDER_FORMAT:
+    if kind_of(path) == "nothing":
+        raise UserError(f"{folder} is not a model folder: it has no {_CONFIG_FILE}")
+    found: dict[str, Any] = strict_json.read(path, dict[str, Any])
+    if found.get("format") != FOLDER_FORMAT:
         raise UserError(f"{path}: expected a model folder's config of format {FOLDER_FORMAT}")
+    config: FolderConfig = strict_json.convert(found, FolderConfig, str(path))
+    for name, fields in config.models.items():
+        strict_json.convert(fields, dict[str, Any], f"{path}: models.{name}")
+        if name in _CONFIGS:
+            check_fields(_CONFIGS[name], fields, f"{path}: models.{name}")
     return config
 
 
@@ -243,7 +299,7 @@ def replaced_directory(directory: Path) -> Iterator[Path]:
 
     After an error (or a kill) whatever was at `directory` is still there.
     """
-    directory = directory.absolute()
+    directory = check_output_folder(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:

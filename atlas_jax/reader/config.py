@@ -6,16 +6,13 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
 RematPolicy = Literal["none", "minimal", "full"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _ACTIVATIONS = (("relu",), ("gelu", "linear"))
-_POSITIVE = (
-    "vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers",
-    "num_decoder_layers", "relpos_buckets", "relpos_max_distance",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +44,19 @@ class ReaderConfig:
         is narrower.
     """
 
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    head_dim: int
-    mlp_dim: int
+    vocab_size: bounds.Vocabulary
+    emb_dim: bounds.Width
+    num_heads: bounds.Width
+    num_encoder_layers: bounds.Layers
+    num_decoder_layers: bounds.Layers
+    head_dim: bounds.Width
+    mlp_dim: bounds.Width
     mlp_activations: Sequence[str] = ("gelu", "linear")
-    dropout_rate: float = 0.1
+    dropout_rate: bounds.BelowOne = 0.1
     logits_via_embedding: bool = False
     dtype: str = "float32"
-    relpos_buckets: int = 32
-    relpos_max_distance: int = 128
+    relpos_buckets: bounds.Width = 32
+    relpos_max_distance: bounds.Width = 128
     scan_layers: bool = False
     remat_policy: RematPolicy = "none"
     float32_attention_logits: bool = True
@@ -70,21 +67,21 @@ class ReaderConfig:
         Raises:
           UserError: names the field, its value and what would be right.
         """
+        bounds.check(self)
         # Gin hands over lists; a flax module needs its config hashable.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise UserError(f"ReaderConfig.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(f"ReaderConfig.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
         for name, allowed in (
             ("mlp_activations", _ACTIVATIONS),
             ("dtype", tuple(_DTYPES)),
-            ("remat_policy", ("none", "minimal", "full")),
         ):
             if getattr(self, name) not in allowed:
                 choices = " or ".join(repr(a) for a in allowed)
                 raise UserError(f"ReaderConfig.{name} = {getattr(self, name)!r}: must be {choices}")
+        if self.num_heads * self.head_dim > bounds.WIDEST:
+            raise UserError(
+                f"ReaderConfig.num_heads = {self.num_heads}: expected num_heads * head_dim of at "
+                f"most {bounds.WIDEST:,}; head_dim is {self.head_dim}"
+            )
         exact = self.relpos_buckets // 4  # a direction's half of the encoder's buckets
         if self.relpos_buckets % 4 or self.relpos_max_distance <= 2 * exact:
             raise UserError(

@@ -8,12 +8,14 @@ those of Hugging Face's ``generate`` for T5, greedy and beam search.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from msgspec import Meta
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import PAD_ID, Params
 from atlas_jax.reader.t5 import T5, DecodingState
@@ -44,17 +46,17 @@ class GenerationConfig:
         from the question's number in the run.
     """
 
-    max_length: int = 16
-    min_length: int = 0
+    max_length: bounds.Length = 16
+    min_length: bounds.AtLeast0 = 0
     method: Literal["greedy", "beam", "sample"] = "greedy"
-    eos_id: int = 1
-    num_beams: int = 4
-    length_penalty: float = 1.0
+    eos_id: bounds.AtLeast0 = 1
+    num_beams: Annotated[int, Meta(ge=1, le=1024)] = 4
+    length_penalty: Annotated[float, Meta(ge=-100, le=100)] = 1.0
     early_stopping: bool | Literal["never"] = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: bounds.Positive = 1.0
+    top_k: bounds.AtLeast0 = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: bounds.Seed = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -62,31 +64,12 @@ class GenerationConfig:
         Raises:
           UserError: names the field, its value and what would be right.
         """
-        rules: dict[str, tuple[bool, str]] = {
-            "max_length": (self.max_length >= 1, "at least 1"),
-            "min_length": (
-                0 <= self.min_length < self.max_length,
-                f"from 0 to below max_length = {self.max_length}",
-            ),
-            "method": (
-                self.method in ("greedy", "beam", "sample"),
-                "'greedy' or 'beam' or 'sample'",
-            ),
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "early_stopping": (
-                self.early_stopping in (True, False, "never"),
-                "True or False or 'never'",
-            ),
-            "temperature": (self.temperature > 0, "above 0; for its limit use method='greedy'"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "seed": (0 <= self.seed < 1 << 32, "from 0 to 2**32 - 1"),
-        }
-        for name, (right, wanted) in rules.items():
-            if not right:
-                raise UserError(
-                    f"GenerationConfig.{name} = {getattr(self, name)!r}: must be {wanted}"
-                )
+        bounds.check(self)
+        if self.min_length >= self.max_length:
+            raise UserError(
+                f"GenerationConfig.min_length = {self.min_length!r}: must be from 0 to below "
+                f"max_length = {self.max_length}"
+            )
 
 
 def generate(

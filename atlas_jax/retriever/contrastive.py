@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array, Params
@@ -37,30 +38,22 @@ class ContrastiveConfig:
         crop_max: Longest crop as a share of the document.
     """
 
-    temperature: float = 0.05
-    queue_size: int = 131072
-    momentum: float = 0.9995
+    temperature: bounds.Positive = 0.05
+    queue_size: bounds.AtLeast0 = 131072
+    momentum: bounds.BelowOne = 0.9995
     in_batch: bool = False
-    deletion: float = 0.1
-    crop_min: float = 0.1
-    crop_max: float = 0.5
+    deletion: bounds.BelowOne = 0.1
+    crop_min: bounds.Share = 0.1
+    crop_max: bounds.Share = 0.5
 
     def __post_init__(self) -> None:
         """Raise `UserError`, naming the gin binding, when a field is out of range."""
-        if not self.temperature > 0:
-            raise UserError(f"ContrastiveConfig.temperature = {self.temperature}: must be positive")
-        if self.queue_size < 0:
-            raise UserError(f"ContrastiveConfig.queue_size = {self.queue_size}: must be >= 0")
+        bounds.check(self)
         if self.queue_size == 0 and not self.in_batch:
             raise UserError(
                 "ContrastiveConfig.queue_size = 0 and in_batch = False leave no negatives: "
                 "set one of them"
             )
-        for field in ("momentum", "deletion"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(
-                    f"ContrastiveConfig.{field} = {getattr(self, field)}: must be in [0, 1)"
-                )
         if not 0 < self.crop_min <= self.crop_max <= 1:
             raise UserError(
                 f"ContrastiveConfig.crop_min = {self.crop_min}, crop_max = {self.crop_max}: "

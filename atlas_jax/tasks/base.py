@@ -6,7 +6,6 @@ plainest one: a query, and the text to write for it.
 
 import dataclasses
 import functools
-import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.formats import fill
+from atlas_jax.core.formats import check_format, fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, read_jsonl
 from atlas_jax.core.layouts import Layout, read_layout
 from atlas_jax.tasks import metrics
@@ -332,10 +331,10 @@ def load_records(
             id=str(raw["id"]) if raw.get("id") is not None else str(number),
             place=where,
             fields=own,
-            gold_ids=tuple(map(str, raw.get("gold") or ())),
+            gold_ids=_ids(raw, "gold", where),
             passages=_given_passages(raw, where),
             meta={name: raw[name] for name in raw if name not in own and name not in shared},
-            negative_ids=tuple(map(str, raw.get("negatives") or ())),
+            negative_ids=_ids(raw, "negatives", where),
         )
         if record.id in lines:
             raise UserError(f"{where}: id {record.id!r} is taken by line {lines[record.id]}")
@@ -355,6 +354,17 @@ def load_records(
     return records
 
 
+def _ids(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """The ids of passages in a field of a record; whole numbers are taken as text."""
+    ids = raw.get(name) or ()
+    for one in ids:
+        if not isinstance(one, str | int) or isinstance(one, bool):
+            raise UserError(
+                f"{where}: field {name!r} holds {one!r}; an id is a text or a whole number"
+            )
+    return tuple(map(str, ids))
+
+
 def check_choices(record: Record) -> None:
     """Refuse a field `choices` that is not two or more different texts.
 
@@ -368,22 +378,6 @@ def check_choices(record: Record) -> None:
         raise UserError(f"{record.place}: field 'choices' must hold texts that are not empty")
     if len(set(choices)) < max(2, len(choices)):
         raise UserError(f"{record.place}: field 'choices' must hold two or more different texts")
-
-
-def check_format(binding: str, template: str, fields: Sequence[str]) -> None:
-    """Refuse a format string that is malformed or has other than the given fields.
-
-    Raises:
-      UserError: names the gin binding and the fields there are.
-    """
-    known = ", ".join(f"{{{field}}}" for field in fields)
-    try:
-        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise UserError(f"{binding} = {template!r}: {error}; fields are {known}") from None
-    for name in used:
-        if name not in fields:
-            raise UserError(f"{binding} = {template!r}: no field {{{name}}}; there is {known}")
 
 
 def _given_passages(raw: Mapping[str, Any], where: str) -> tuple[PassageText, ...] | None:

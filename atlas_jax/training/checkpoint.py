@@ -8,11 +8,11 @@ a temporary name and renamed.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import orbax.checkpoint as ocp
 
-from atlas_jax.core import multihost
+from atlas_jax.core import bounds, multihost, strict_json
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import (
     as_path,
@@ -23,6 +23,32 @@ from atlas_jax.models.matching import describe, first_difference
 from atlas_jax.training.config import CheckpointConfig
 
 _DELETED = "deleted"  # where old checkpoints go at once, so that a kill leaves no half of one
+
+
+class _Rolling(TypedDict):
+    next_row: bounds.AtLeast0
+    dtype: str
+    store_hash: str
+
+
+class _IndexNotes(TypedDict, total=False):
+    version: Required[bounds.AtLeast0]
+    encoder_hash: Required[str]
+    rolling: _Rolling
+    whole_at: bounds.AtLeast0
+    slices: bounds.AtLeast0
+
+
+class _Notes(TypedDict, total=False):
+    data: dict[str, Any]
+    index: _IndexNotes | None
+
+
+class _Saved(TypedDict):
+    """What lies beside the arrays: what these are, and the run's own notes."""
+
+    arrays: dict[str, str]
+    notes: _Notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +189,17 @@ class Checkpointer:
         except Exception as error:
             raise self._unreadable(step, error) from error
 
+    def resume_data(self, batches: Any, restored: Restored) -> None:
+        """Let an iterator of batches go on where it was when the checkpoint was written.
+
+        Raises:
+          UserError: the checkpoint's notes are not of such an iterator.
+        """
+        try:
+            batches.set_state(restored.notes["data"])
+        except Exception as error:  # Grain takes the state apart without a look
+            raise self._unreadable(restored.step, error) from error
+
     def close(self) -> None:
         """Wait for the checkpoint that is being written, then release Orbax's threads.
 
@@ -183,14 +220,14 @@ class Checkpointer:
             "remove that folder to go on from an earlier one"
         )
 
-    def _read_json(self, step: int) -> dict[str, Any]:
+    def _read_json(self, step: int) -> Any:
         items = ocp.args.Composite(notes=ocp.args.JsonRestore())
         try:
-            return self._manager.restore(step, args=items).notes
+            found = self._manager.restore(step, args=items).notes
+            strict_json.convert(found, _Saved, "its notes")
         except Exception as error:
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({one_line(error)})"
-            ) from error
+            raise self._unreadable(step, error) from error
+        return found
 
     def _unwritten(self, step: int, error: BaseException) -> UserError:
         """Clear away what there is of a checkpoint, and say what is left."""

@@ -5,6 +5,7 @@ An empty string means "not given".
 
 from dataclasses import dataclass
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.corpus.config import PASSAGE_SOURCES, ReadConfig
 from atlas_jax.models.parameters import RetrieverTraining
@@ -22,12 +23,11 @@ PREDICTIONS = "predictions"
 class CheckpointConfig:
     """every: steps between checkpoints (0 = only after the last step); keep: how many stay."""
 
-    every: int = 0
-    keep: int = 2
+    every: bounds.AtLeast0 = 0
+    keep: bounds.AtLeast1 = 2
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, "CheckpointConfig.every", self.every, "0 or more")
-        require(self.keep >= 1, "CheckpointConfig.keep", self.keep, "1 or more")
+        bounds.check(self)
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,17 @@ class TrainConfig:
 
     model_dir: str
     file: str
-    total_steps: int
+    total_steps: bounds.AtLeast1
     task: str = "qa"
     passages: str = "index"
-    seed: int = 0
-    log_every: int = 10
-    eval_every: int = 0
+    seed: bounds.Seed = 0
+    log_every: bounds.AtLeast1 = 10
+    eval_every: bounds.AtLeast0 = 0
 
     def __post_init__(self) -> None:
+        bounds.check(self)
         require(bool(self.model_dir), "TrainConfig.model_dir", self.model_dir, "a directory")
         require(bool(self.file), "TrainConfig.file", self.file, "a data file")
-        require(self.total_steps > 0, "TrainConfig.total_steps", self.total_steps, "1 or more")
-        require(self.log_every > 0, "TrainConfig.log_every", self.log_every, "1 or more")
-        require(self.eval_every >= 0, "TrainConfig.eval_every", self.eval_every, "0 or more")
         require(
             self.passages in PASSAGE_SOURCES,
             "TrainConfig.passages",
@@ -87,21 +85,20 @@ class RetrieverTrainConfig:
     """
 
     model_dir: str
-    total_steps: int
-    batch_size: int = 64
+    total_steps: bounds.AtLeast1
+    batch_size: bounds.BatchSize = 64
     task: str = ""
     file: str = ""
-    group: int = 1
-    hard_negatives: int = 0
-    seed: int = 0
-    log_every: int = 50
+    group: bounds.AtLeast1 = 1
+    hard_negatives: bounds.AtLeast0 = 0
+    seed: bounds.Seed = 0
+    log_every: bounds.AtLeast1 = 50
 
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the binding."""
         name = "RetrieverTrainConfig"
+        bounds.check(self)
         require(bool(self.model_dir), f"{name}.model_dir", self.model_dir, "a directory")
-        for field in ("total_steps", "batch_size", "group", "log_every"):
-            require(getattr(self, field) > 0, f"{name}.{field}", getattr(self, field), "1 or more")
         require(
             self.batch_size % self.group == 0,
             f"{name}.group",
@@ -109,7 +106,7 @@ class RetrieverTrainConfig:
             f"a divisor of {name}.batch_size = {self.batch_size}",
         )
         require(
-            self.hard_negatives == 0 or (self.hard_negatives > 0 and bool(self.task)),
+            self.hard_negatives == 0 or bool(self.task),
             f"{name}.hard_negatives",
             self.hard_negatives,
             "0, or more with a task",
@@ -128,7 +125,7 @@ class StepConfig(ReadConfig):
     """
 
     retriever_training: RetrieverTraining = "query_side"
-    accumulate: int = 1
+    accumulate: bounds.AtLeast1 = 1
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -143,7 +140,6 @@ class StepConfig(ReadConfig):
             self.retriever_training,
             "'joint', 'query_side' or 'fixed'",
         )
-        require(self.accumulate >= 1, "StepConfig.accumulate", self.accumulate, "1 or more")
 
     @property
     def embeds_passages(self) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
 
@@ -27,16 +28,16 @@ class OptimizerConfig:
     """
 
     kind: Literal["adamw", "adafactor"] = "adamw"
-    learning_rate: float = 4e-5
+    learning_rate: bounds.NotNegative = 4e-5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = 0
-    frozen_steps: int = 0
-    total_steps: int = 1000
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
+    warmup_steps: bounds.AtLeast0 = 0
+    frozen_steps: bounds.AtLeast0 = 0
+    total_steps: bounds.AtLeast0 = 1000
+    weight_decay: bounds.NotNegative = 0.01
+    clip_norm: bounds.NotNegative = 1.0
+    b1: bounds.BelowOne = 0.9
+    b2: bounds.BelowOne = 0.999
+    epsilon: bounds.NotNegative = 1e-8
 
     def __post_init__(self) -> None:
         """Check the fields against each other.
@@ -44,15 +45,7 @@ class OptimizerConfig:
         Raises:
           UserError: names the field and what it may be.
         """
-        if self.kind not in ("adamw", "adafactor"):
-            raise UserError(f"OptimizerConfig.kind = {self.kind!r}; use 'adamw' or 'adafactor'")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise UserError(
-                f"OptimizerConfig.schedule = {self.schedule!r}; "
-                "use 'linear', 'cosine' or 'constant'"
-            )
-        if self.frozen_steps < 0:
-            raise UserError(f"OptimizerConfig.frozen_steps = {self.frozen_steps} must be 0 or more")
+        bounds.check(self)
         if not 0 <= self.warmup_steps <= self.total_steps - self.frozen_steps:
             raise UserError(
                 f"OptimizerConfig.warmup_steps = {self.warmup_steps} must lie between 0 and "

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.training.chips import peak_flops
@@ -38,8 +39,8 @@ class ProfileConfig:
         its kind, and no utilisation in the metrics where nothing is.
     """
 
-    steps: tuple[int, ...] = ()
-    peak_flops: float = 0.0
+    steps: tuple[bounds.AtLeast1, ...] = ()
+    peak_flops: bounds.NotNegative = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is no range of steps.
@@ -47,12 +48,11 @@ class ProfileConfig:
         Raises:
           UserError: names the binding.
         """
-        if self.steps and not (len(self.steps) == 2 and 0 < self.steps[0] <= self.steps[1]):
+        bounds.check(self)
+        if self.steps and not (len(self.steps) == 2 and self.steps[0] <= self.steps[1]):
             raise UserError(
                 f"ProfileConfig.steps = {self.steps!r}: expected () or (first, last), 1 or more"
             )
-        if self.peak_flops < 0:
-            raise UserError(f"ProfileConfig.peak_flops = {self.peak_flops!r}: expected 0 or more")
 
 
 class Tracer:

@@ -183,7 +183,7 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
     found = run.checkpoints.restore(state)
     if found is not None:
         state = found.state
-        run.batches.set_state(found.notes["data"])
+        run.checkpoints.resume_data(run.batches, found)
     if run.corpus is not None:
         _load_index(run, state.params, found)
         check_rerank(run.told.step, run.corpus.dtype)

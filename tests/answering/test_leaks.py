@@ -118,9 +118,12 @@ def test_options_are_answers_too(tmp_path):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("LeakConfig.ngram=0", "LeakConfig.ngram = 0: expected 1 or more"),
+        ("LeakConfig.ngram=0", "LeakConfig.ngram = 0: expected a whole number, 1 or more"),
         ("LeakConfig.overlap=answer", "LeakConfig.overlap = 'answer': expected one of"),
-        ("LeakConfig.min_answer_words=0", "LeakConfig.min_answer_words = 0: expected 1 or more"),
+        (
+            "LeakConfig.min_answer_words=0",
+            "LeakConfig.min_answer_words = 0: expected a whole",
+        ),
         ("LeakConfig.report=''", "LeakConfig.report is not given"),
         ("LeakConfig.files=nowhere.jsonl", "nowhere.jsonl: no such file"),
     ],

@@ -140,7 +140,7 @@ def test_a_text_that_is_too_long_is_refused(params: dict[str, Any]) -> None:
         ("pooling", "mean", "RetrieverConfig.pooling = 'mean': must be one of average, sqrt, cls"),
         ("dtype", "float16", "RetrieverConfig.dtype = 'float16'"),
         ("num_heads", 5, "num_heads = 5: must divide RetrieverConfig.hidden_dim = 36"),
-        ("num_layers", 0, "RetrieverConfig.num_layers = 0: must be >= 1"),
+        ("num_layers", 0, "RetrieverConfig.num_layers = 0: expected a whole number from 1 to 512"),
         ("dropout_rate", 1.0, "RetrieverConfig.dropout_rate = 1.0"),
     ],
 )

@@ -184,7 +184,7 @@ def test_lost_scales_are_named(make_store, tmp_path):  # noqa: F811
     store, folder = make_store(), tmp_path / "index"
     save_index(folder, quantized(embeddings(30)), store, "enc")
     np.save(next(folder.glob("*.scales.npy")), np.zeros(29, np.float32))
-    with pytest.raises(UserError, match=r"is damaged \(float32 \(29,\) instead of .*build_index"):
+    with pytest.raises(UserError, match=r"scales.npy: holds <f4 \[29\] instead of .*build_index"):
         load_index(folder, store, "enc")
     named = json.loads((folder / "index.json").read_text())["dtype"]
     assert named == "int8"

@@ -110,7 +110,7 @@ def test_building_again_opens_the_same_and_refuses_another(build, passages_file,
     [
         (b"", "holds no passages"),
         (b"\n\n", "holds no passages"),
-        (b'{"id": "a", "title": "t", "text": "x"}\n{"id": "b", "ti', "p.jsonl:2: the line is cut"),
+        (b'{"id": "a", "title": "t", "text": "x"}\n{"id": "b", "ti', "p.jsonl:2: cut off"),
         (b'{"id": "a", "title": "t"}\n', "p.jsonl:1: field 'text' is missing"),
         (b'{"id": "a", "title": 3, "text": "x"}\n', "p.jsonl:1: field 'title' must be a string"),
         (b'{"id": "a", "title": "t", "text": " "}\n', "p.jsonl:1: field 'text' is empty"),

@@ -136,7 +136,7 @@ def test_a_damaged_index_is_refused(make_store, tmp_path):
     save_index(tmp_path / "index", embeddings(30), store, "enc")
     (array,) = (tmp_path / "index").glob("*.npy")
     os.truncate(array, array.stat().st_size - 4)
-    with pytest.raises(UserError, match=f"{array.name} is damaged"):
+    with pytest.raises(UserError, match=f"{array.name}: not a whole .npy file"):
         load_index(tmp_path / "index", store, "enc")
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="index format 99"):

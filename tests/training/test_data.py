@@ -209,7 +209,10 @@ def test_errors_while_making_batches_reach_the_reader_of_the_stream(tokenizers, 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(batch_size=0), "DataConfig.batch_size = 0: expected 1 or more"),
+        (
+            lambda: DataConfig(batch_size=0),
+            "DataConfig.batch_size = 0: expected a whole number",
+        ),
         (lambda: DataConfig(target_length=-1), "DataConfig.target_length = -1"),
         (lambda: DataConfig(truncate_query="middle"), "DataConfig.truncate_query = 'middle'"),
         (lambda: training_batches(QATask(), [], list, 4, seed=-1), "the seed is -1"),

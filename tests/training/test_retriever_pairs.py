@@ -158,7 +158,7 @@ def test_records_without_a_gold_passage_are_named(corpus: Corpus, tmp_path: Path
 def test_what_cannot_be_paired_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     for settings, message in (
         ({"group": 3}, "RetrieverTrainConfig.group = 3: expected a divisor of .*batch_size = 8"),
-        ({"group": 0}, "RetrieverTrainConfig.group = 0: expected 1 or more"),
+        ({"group": 0}, "RetrieverTrainConfig.group = 0: expected a whole number, 1 or more"),
         ({"file": ""}, "RetrieverTrainConfig.file = '': expected given with a task"),
         ({"batch_size": 32}, r"batch_size = 32 is more than the 16 records of \S*facts.jsonl"),
         ({"file": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
