@@ -9,7 +9,6 @@ Without a question it asks for one after the other, until an end of input (Ctrl-
 """
 
 import argparse
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_jax import from_gin
-from atlas_jax.answering.evaluator import Found
-from atlas_jax.answering.inference import Asker, asker
+from atlas_jax.answering.atlas import Answer, Atlas, check_typed
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 
@@ -54,17 +52,17 @@ def _run(flags: argparse.Namespace) -> None:
         raise UserError("the question is empty; type what you want to know")
     console = Console()
     told = from_gin.answer_run()
-    if flags.explain:
-        explaining = dataclasses.replace(told.evaluation, explain=True)
-        told = dataclasses.replace(told, evaluation=explaining)
-    with asker(told) as answers:
-        if flags.question:
-            show(console, _answer(console, answers, question))
-        else:
-            _converse(console, answers)
+    check_typed(told.task)
+    with console.status("loading"):
+        atlas = Atlas(told)
+    explain = told.evaluation.explain or flags.explain
+    if flags.question:
+        show(console, _answer(console, atlas, question, explain))
+    else:
+        _converse(console, atlas, explain)
 
 
-def _converse(console: Console, answers: Asker) -> None:
+def _converse(console: Console, atlas: Atlas, explain: bool) -> None:
     while True:
         try:
             question = console.input("[bold]question>[/bold] ")
@@ -72,40 +70,39 @@ def _converse(console: Console, answers: Asker) -> None:
             console.print()
             return
         try:
-            show(console, _answer(console, answers, question))
+            show(console, _answer(console, atlas, question, explain))
         except UserError as error:
             console.print(Text(str(error), style="yellow"))
 
 
-def _answer(console: Console, answers: Asker, question: str) -> Found:
+def _answer(console: Console, atlas: Atlas, question: str, explain: bool) -> Answer:
     with console.status("searching and reading"):
-        return answers.ask(question)
+        return atlas.ask(question, explain=explain)
 
 
-def show(console: Console, found: Found) -> None:
+def show(console: Console, answer: Answer) -> None:
     """Print the answer, and the passages that were read as a table, the answer marked in them."""
-    answer = found.answer or ""
-    likelihood = f"  (log-probability {found.log_probability:.2f})"
-    line = Text("answer: ").append(answer or "(nothing)", style="bold green")
+    likelihood = f"  (log-probability {answer.log_probability:.2f})"
+    line = Text("answer: ").append(answer.text or "(nothing)", style="bold green")
     console.print(line.append(likelihood, style="dim"))
-    if not found.passages:
+    if not answer.passages:
         return
-    explained = [name for name in _EVIDENCE if name in found.passages[0]]
+    first = answer.passages[0]
+    explained = [name for name in _EVIDENCE if getattr(first, name) is not None]
     table = Table(show_lines=True)
     for name in ("rank", "score", *(_EVIDENCE[name] for name in explained)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("passage", overflow="fold")
-    for rank, passage in enumerate(found.passages, start=1):
-        text = Text(passage["text"])
-        if answer:
-            text.highlight_words([answer], style="bold green", case_sensitive=False)
-        heading = " - ".join(part for part in (passage["title"], passage["section"]) if part)
-        cell = Text(heading, style="bold").append(f"  [{passage['id']}]\n", style="dim")
-        value = passage["score"]
+    for rank, passage in enumerate(answer.passages, start=1):
+        text = Text(passage.text)
+        if answer.text:
+            text.highlight_words([answer.text], style="bold green", case_sensitive=False)
+        heading = " - ".join(part for part in (passage.title, passage.section) if part)
+        cell = Text(heading, style="bold").append(f"  [{passage.id}]\n", style="dim")
         table.add_row(
             str(rank),
-            f"{value:.3f}" if math.isfinite(value) else "",
-            *(f"{passage[name]:{_FORMATS[name]}}" for name in explained),
+            f"{passage.score:.3f}" if math.isfinite(passage.score) else "",
+            *(f"{getattr(passage, name):{_FORMATS[name]}}" for name in explained),
             cell.append_text(text),
         )
     console.print(table)

@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     told = from_gin.answer_run()
-    found, scores = evaluate(told)
+    done = evaluate(told)
     if multihost.is_first():
-        print(json.dumps({"file": told.evaluation.file, "rows": len(found), **scores}))
+        print(json.dumps({"file": told.evaluation.file, "rows": len(done.found), **done.scores}))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ ROOT, PASSAGES, WINDOW = Path(__file__).parents[1], 600, 16
 # The command as it is, but for the size of a window and a pause before each.
 CHILD = """
 import sys, time
-from atlas_jax import build_index
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.index import embed
 embed.WINDOW, batches = int(sys.argv[1]), embed._batches
 def slowly(*window):
     time.sleep(float(sys.argv[2]))
     yield from batches(*window)
 embed._batches = slowly
-sys.exit(build_index.main(sys.argv[3:]))
+sys.exit(build_index_main(sys.argv[3:]))
 """
 
 

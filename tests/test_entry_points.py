@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas_jax import ask, build_index, evaluate, retrieve, train, train_retriever
+from atlas_jax import ask, evaluate, retrieve, train_retriever
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.train import main as train_main
 from tests.training.runs import read_lines, write_run
 
 Main = Callable[[list[str]], int]
@@ -41,7 +43,7 @@ def work(
         "TrainConfig.total_steps=1",
         "EvalConfig.file=''",
     )
-    assert run(train.main, folder, *model) == 0
+    assert run(train_main, folder, *model) == 0
     return folder
 
 
@@ -64,9 +66,9 @@ def test_index_retrieve_evaluate(
     work: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     index = (*trained(work), f"CorpusConfig.index='{work}/index'")
-    assert run(build_index.main, work, *index) == 0
+    assert run(build_index_main, work, *index) == 0
     assert capsys.readouterr().out == f"{work}/index: 16 passages\n"
-    assert run(build_index.main, work, *index) == 0
+    assert run(build_index_main, work, *index) == 0
     assert "already there" in capsys.readouterr().out
 
     asked = (f"RetrieveConfig.file='{work}/test.jsonl'", "RetrieveConfig.k=5")
@@ -105,7 +107,7 @@ def test_an_int8_index_with_reranking_finds_what_a_float32_one_does(
     found, scores = {}, {}
     for dtype, reranked in (("float32", 0), ("int8", 16)):
         built = (*index, f"CorpusConfig.dtype={dtype}")
-        assert run(build_index.main, work, *built) == 0
+        assert run(build_index_main, work, *built) == 0
         # The other type is not "already there".
         assert capsys.readouterr().out == f"{work}/small: 16 passages\n"
         output = f"RetrieveConfig.output='{work}/{dtype}.jsonl'"
@@ -130,7 +132,7 @@ def test_an_index_of_another_encoder_is_refused(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = f"CorpusConfig.index='{work}/other'"
-    assert run(build_index.main, work, other) == 0  # by a retriever with random parameters
+    assert run(build_index_main, work, other) == 0  # by a retriever with random parameters
     assert run(evaluate.main, work, *trained(work), other) == 2
     assert "was made by another passage encoder" in capsys.readouterr().err.splitlines()[-1]
 
@@ -234,13 +236,13 @@ def test_stored_token_ids_that_a_model_lacks_are_refused(
     PassageStore.build(passages, store, reader, retriever, lengths, progress=False)
     manifest = json.loads((store / "manifest.json").read_text())
     commands: dict[Main, tuple[str, ...]] = {
-        train.main: (f"TrainConfig.model_dir='{tmp_path}/run'", "TrainConfig.total_steps=1"),
+        train_main: (f"TrainConfig.model_dir='{tmp_path}/run'", "TrainConfig.total_steps=1"),
         evaluate.main: (),
         retrieve.main: (
             f"RetrieveConfig.file='{tmp_path}/test.jsonl'",
             f"RetrieveConfig.output='{tmp_path}/found.jsonl'",
         ),
-        build_index.main: (f"CorpusConfig.index='{tmp_path}/index'",),
+        build_index_main: (f"CorpusConfig.index='{tmp_path}/index'",),
         train_retriever.main: (
             f"RetrieverTrainConfig.model_dir='{tmp_path}/retriever'",
             "RetrieverTrainConfig.total_steps=1",
@@ -250,7 +252,7 @@ def test_stored_token_ids_that_a_model_lacks_are_refused(
         damaged = {**manifest, tower: {**manifest[tower], "max_id": greatest}}
         (store / "manifest.json").write_text(json.dumps(damaged))
         for main, bindings in commands.items():
-            if tower == "reader" and main not in (train.main, evaluate.main):
+            if tower == "reader" and main not in (train_main, evaluate.main):
                 continue  # no reader is loaded there
             assert run(main, tmp_path, *bindings) == 2
             error = capsys.readouterr().err.splitlines()[-1]
@@ -271,9 +273,9 @@ def test_what_an_entry_point_needs_is_named(
         assert run(main, tmp_path, *bindings) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "CorpusConfig.index is not given" in error(build_index.main)
+    assert "CorpusConfig.index is not given" in error(build_index_main)
     assert "no value for RetrieveConfig.file" in error(retrieve.main)
     assert "no value for RetrieverTrainConfig.model_dir" in error(train_retriever.main)
-    assert "no value for TrainConfig.model_dir" in error(train.main)
+    assert "no value for TrainConfig.model_dir" in error(train_main)
     assert "EvalConfig.task = 'mlm' is not for typed" in error(ask.main, "EvalConfig.task=mlm")
     assert "a typed question brings no passages" in error(ask.main, "EvalConfig.passages=file")

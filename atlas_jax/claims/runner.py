@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 
-from atlas_jax import build_index, evaluate, remove_leaks, train
+from atlas_jax import evaluate, remove_leaks
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.claims.steps import Keys, Step, arguments
 from atlas_jax.core.config import INTERRUPTED, clear_gin, config_text, load_gin, write_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.preemption import PREEMPTED
+from atlas_jax.train import main as train_main
 from atlas_jax.training.config import CHECKPOINTS, CONFIG_FILE
 from atlas_jax.training.metrics import read_metrics
 
@@ -148,8 +150,8 @@ Main = Callable[[Sequence[str]], int]
 Outcome = Callable[[Path, Sequence[str]], dict[str, float]]
 
 COMMANDS: dict[str, tuple[Main, Outcome]] = {
-    "train": (train.main, _last_evaluation),
+    "train": (train_main, _last_evaluation),
     "evaluate": (evaluate.main, _printed),
-    "build_index": (build_index.main, _nothing),
+    "build_index": (build_index_main, _nothing),
     "remove_leaks": (remove_leaks.main, _printed),
 }

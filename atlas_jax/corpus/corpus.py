@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
@@ -26,6 +27,7 @@ from atlas_jax.index.placement import embeddings_layout, to_device
 from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.models.assembly import Tokenizers
+from atlas_jax.retriever.dual_encoder import DualEncoder
 
 
 def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
@@ -57,6 +59,36 @@ def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
             "CorpusConfig.passages to a jsonl corpus to build it"
         )
     return PassageStore.open(config.store, tokenizers.reader, tokenizers.retriever)
+
+
+def load_corpus(
+    spec: CorpusSpec,
+    retriever: DualEncoder,
+    params: Params,
+    tokenizers: Tokenizers,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+    retriever_tokens: bool,
+    reader_vocab: int | None = None,
+) -> "Corpus":
+    """The corpus of a run that does not train, with its index.
+
+    Args:
+      params: of the retriever.
+      retriever_tokens: see `Corpus`.
+      reader_vocab: ids that the reader has; None where nothing is read.
+
+    Raises:
+      UserError: store or index are of other models, or a setting is at fault.
+    """
+    store = open_store(spec, tokenizers)
+    store.check_vocab(retriever=retriever.config.vocab_size)
+    if reader_vocab is not None:
+        store.check_vocab(reader=reader_vocab)
+    embedder = Embedder(retriever, tokenizers.retriever, spec.config, mesh, rules)
+    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens)
+    corpus.load_first(params)
+    return corpus
 
 
 class Corpus:

@@ -19,7 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
-from atlas_jax import build_index, evaluate, train, train_retriever
+from atlas_jax import evaluate, train_retriever
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.core.terminal import expand_arguments
@@ -41,6 +42,7 @@ from atlas_jax.demo.plot import write_plot
 from atlas_jax.demo.report import Results, Row, Swap, show, write_results
 from atlas_jax.demo.results import samples, scores
 from atlas_jax.demo.stages import Stages
+from atlas_jax.train import main as train_main
 from atlas_jax.training.config import FINAL, PREDICTIONS
 
 MARKER = ".atlas-jax-demo"
@@ -106,7 +108,7 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
         )
     passages, test = _read(place.data / "passages.jsonl"), _read(place.data / "test.jsonl")
     with stages.stage(INDEX):
-        stages.run("build_index", build_index.main, commands.index(place, FIXED))
+        stages.run("build_index", build_index_main, commands.index(place, FIXED))
     rows = []
     with stages.stage(BEFORE):
         rows += [
@@ -116,14 +118,14 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
         for row in rows:
             stages.say(f"{row.name}: " + ", ".join(f"{k} {v:.1f}" for k, v in row.scores.items()))
     with stages.stage(READ):
-        stages.run("train", train.main, commands.teach(place, READ, seed))
+        stages.run("train", train_main, commands.teach(place, READ, seed))
     with stages.stage(FIND):
         finding = commands.teach(place, FIND, seed)
         stages.run("train_retriever", train_retriever.main, finding)
-        stages.run("build_index", build_index.main, commands.index(place, JOINT))
+        stages.run("build_index", build_index_main, commands.index(place, JOINT))
     for mode in MODES:
         with stages.stage(mode):
-            stages.run("train", train.main, commands.train_task(place, mode, seed, bindings))
+            stages.run("train", train_main, commands.train_task(place, mode, seed, bindings))
         rows.append(Row(ROW_NAMES[mode], scores(_predictions(place.model_dir(mode)))))
     predictions = _predictions(place.model_dir(JOINT))
     reading = Reading.of_last_run()

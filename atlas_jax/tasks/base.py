@@ -147,6 +147,15 @@ class AsksSeveralWays(Protocol):
 
 
 @runtime_checkable
+class AsksTyped(Protocol):
+    """A task whose question a person can type, without a file."""
+
+    def typed(self, text: str) -> Example:
+        """The example of a question as it was typed."""
+        ...
+
+
+@runtime_checkable
 class AddsToRows(Protocol):
     """A task that adds fields of its own to the lines of the predictions file."""
 
@@ -176,6 +185,11 @@ class Record:
     passages: tuple[PassageText, ...] | None
     meta: Mapping[str, Any]
     negative_ids: tuple[str, ...] = ()
+
+
+def typed_record(**fields: Any) -> Record:
+    """The record of what a person typed, by the task's fields."""
+    return Record("1", "the question", fields, (), None, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +250,10 @@ class BaseTask:
             ),
             meta=record.meta,
         )
+
+    def typed(self, text: str) -> Example:
+        """See `AsksTyped.typed`."""
+        return self.example(typed_record(query=text))
 
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)

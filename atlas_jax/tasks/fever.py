@@ -20,6 +20,7 @@ from atlas_jax.tasks.base import (
     load_records,
     mean,
     score_retrieval,
+    typed_record,
 )
 
 # What the reader writes for each label, as in Atlas.
@@ -98,6 +99,10 @@ class FeverTask:
             choices=choices if self.answer_by == "likelihood" else (),
             meta={"claim": claim, **({"label": label} if label else {}), **record.meta},
         )
+
+    def typed(self, text: str) -> Example:
+        """See `AsksTyped.typed`."""
+        return self.example(typed_record(claim=text))
 
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)

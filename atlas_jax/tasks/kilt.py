@@ -23,6 +23,7 @@ from atlas_jax.tasks.base import (
     check_format,
     load_records,
     mean,
+    typed_record,
 )
 
 _RECALL_AT = 5
@@ -101,6 +102,10 @@ class KILTTask:
             prompt_text=fill(self.prompt_format, input=text),
             meta={"input": text, "gold_output": record.fields.get("output"), **record.meta},
         )
+
+    def typed(self, text: str) -> Example:
+        """See `AsksTyped.typed`."""
+        return self.example(typed_record(input=text))
 
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)

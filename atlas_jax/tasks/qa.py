@@ -21,6 +21,7 @@ from atlas_jax.tasks.base import (
     load_records,
     score_answers,
     score_retrieval,
+    typed_record,
 )
 
 
@@ -99,6 +100,10 @@ class QATask:
             ),
             meta={"question": question, **record.meta},
         )
+
+    def typed(self, text: str) -> Example:
+        """See `AsksTyped.typed`."""
+        return self.example(typed_record(question=text))
 
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)

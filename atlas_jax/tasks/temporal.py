@@ -23,6 +23,7 @@ from atlas_jax.tasks.base import (
     load_records,
     mean,
     score_retrieval,
+    typed_record,
 )
 from atlas_jax.tasks.qa import check_answers
 
@@ -97,15 +98,16 @@ class TemporalTask:
         question = record.fields["question"]
         asked = _with_blank(question)
         answers = {
-            edition: tuple(record.fields[f"answers_{edition}"])
+            edition: tuple(record.fields.get(f"answers_{edition}") or ())
             for edition in (self.edition, self.other)
         }
+        right = answers[self.edition]
         return Example(
             id=record.id,
             query_text=fill(self.query_format, question=asked),
             retriever_text=fill(self.retriever_format, question=asked),
-            target_text=fill(self.target_format, answer=answers[self.edition][0]),
-            answers=answers[self.edition],
+            target_text=fill(self.target_format, answer=right[0]) if right else "",
+            answers=right,
             gold_ids=tuple(map(str, record.fields.get(f"gold_{self.edition}") or ())),
             negative_ids=record.negative_ids,
             given_passages=record.passages,
@@ -113,11 +115,15 @@ class TemporalTask:
             meta={
                 "question": question,
                 "edition": self.edition,
-                "changed": record.fields["changed"],
+                "changed": record.fields.get("changed", False),
                 f"answers_{self.other}": list(answers[self.other]),
                 **record.meta,
             },
         )
+
+    def typed(self, text: str) -> Example:
+        """See `AsksTyped.typed`."""
+        return self.example(typed_record(question=text))
 
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)

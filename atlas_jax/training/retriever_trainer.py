@@ -31,6 +31,7 @@ from atlas_jax.models.folder import ModelPart, save_model
 from atlas_jax.retriever.contrastive import crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Example
+from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
@@ -101,7 +102,7 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
             state = found.state
             batches.set_state(found.notes["data"])
         if multihost.is_first():
-            write_config(directory / CONFIG_FILE, told.text)
+            write_config(directory / CONFIG_FILE, told.text or as_gin(told))
         run = _Run(step_fn, batches, store, rows, checkpoints, _longest(store))
         first, writes = int(state.step), multihost.is_first()
         with RunLog(directory, first, config.total_steps, writes) as log:

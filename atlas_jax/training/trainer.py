@@ -39,6 +39,7 @@ from atlas_jax.models.assembly import (
     load_tokenizers,
 )
 from atlas_jax.models.parameters import PARTS, Models
+from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
@@ -102,7 +103,7 @@ def train(told: TrainRun) -> TrainState:
         run, state = _prepare(told, mesh, rules)
         state = _resume(run, state)
         if is_first():
-            write_config(run.directory / CONFIG_FILE, told.text)
+            write_config(run.directory / CONFIG_FILE, told.text or as_gin(told))
         with RunLog(run.directory, int(state.step), total, is_first()) as log:
             tracer = Tracer(told.profile, str(run.directory / TRACES))
             with Preemption() as preemption, tracer:

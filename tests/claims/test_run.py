@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from atlas_jax import train
 from atlas_jax.claims import run, runner
 from atlas_jax.claims.bench import CLOSED_BOOK, Bench
 from atlas_jax.claims.data import Data
@@ -13,6 +12,7 @@ from atlas_jax.claims.rows import Claim, Group, Row, selected
 from atlas_jax.claims.runner import Runner
 from atlas_jax.claims.steps import Keys, Made, Step
 from atlas_jax.demo import factbook
+from atlas_jax.train import main as train_main
 from tests.demo.small import prepare_small, tiny_checkpoint
 
 TINY = {"TRAIN_STEPS": 1, "WARMUP_STEPS": 0, "K": 2, "BATCH_SIZE": 8, "TEXT_LENGTH": 64}
@@ -190,5 +190,5 @@ def test_rows_run_through_the_real_entry_points(
     # The gin file of a row runs it again, and it scores the same.
     folder = plan.runner.folder(_open(plan.bench, 0))
     again = [f"--gin_file={folder}/config.gin", f"--gin.TrainConfig.model_dir={tmp_path}/again"]
-    assert train.main(again) == 0
+    assert train_main(again) == 0
     assert runner._last_evaluation(tmp_path / "again", []) == trained

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from atlas_jax import build_index, evaluate, train, train_retriever
+from atlas_jax import evaluate, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import commands, factbook, run
@@ -33,7 +33,7 @@ def calls(monkeypatch, tmp_path):
             first = [shown[n], *(p for p in shown if p is not shown[n])] if shown else []
             yield {**q, "prediction": q["answers"][0], "passages": first}
 
-    def train_main(arguments):
+    def fake_train(arguments):
         made.append(("train", arguments))
         closed = _value(arguments, "EvalConfig.passages") == "none"
         folder = tmp_path / "out" / _value(arguments, "MODEL_DIR").rsplit("/", 1)[1]
@@ -50,8 +50,8 @@ def calls(monkeypatch, tmp_path):
         write_jsonl(_value(arguments, "PREDICTIONS"), rows)
         return 0
 
-    monkeypatch.setattr(build_index, "main", lambda a: made.append(("build_index", a)) or 0)
-    monkeypatch.setattr(train, "main", train_main)
+    monkeypatch.setattr(run, "build_index_main", lambda a: made.append(("build_index", a)) or 0)
+    monkeypatch.setattr(run, "train_main", fake_train)
     monkeypatch.setattr(train_retriever, "main", lambda a: made.append(("train_retriever", a)) or 0)
     monkeypatch.setattr(evaluate, "main", evaluate_main)
     monkeypatch.setattr(run, "swap_index", lambda *a: made.append(("swap_index", a)))
@@ -110,7 +110,7 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
 
 
 def test_a_stage_that_fails_ends_the_demo(small_factbook, calls, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(train, "main", lambda arguments: 2)
+    monkeypatch.setattr(run, "train_main", lambda arguments: 2)
     assert run.main(["--out", str(tmp_path / "out"), "--checkpoint", "nano"]) == 2
     assert "`atlas-jax train` ended with exit code 2" in capsys.readouterr().err
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas_jax import build_index, convert, import_index
+from atlas_jax import convert, import_index
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl
 from atlas_jax.index.passages import PassageStore
@@ -83,7 +84,7 @@ def embedded(folder: Path, model: Path) -> tuple[np.ndarray, PassageStore, str]:
     texts = folder / "text.jsonl"
     texts.write_text("".join(json.dumps(item) + "\n" for item in CORPUS))
     assert import_index.main([f"--corpus={texts}", *bindings(folder, model, "b")]) == 0
-    assert build_index.main(bindings(folder, model, "b")) == 0
+    assert build_index_main(bindings(folder, model, "b")) == 0
     store = PassageStore.open(folder / "b_store")
     manifest = json.loads((folder / "b_index" / "index.json").read_text())
     index = load_index(folder / "b_index", store, manifest["encoder_hash"])

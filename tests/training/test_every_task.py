@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import pytest
 
-from atlas_jax import train
 from atlas_jax.core import partitioning
+from atlas_jax.train import main as train_main
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import CAPITALS, COUNTRIES, read_lines, write_lines, write_run
 
@@ -78,7 +78,7 @@ TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
 def run(gin_file: Path, task: str, model_dir: Path) -> int:
     bindings, _ = TASKS[task]
     file = gin_file.parent / f"{task}.jsonl"
-    return train.main(
+    return train_main(
         [
             f"--gin_file={gin_file}",
             f"--gin.TrainConfig.model_dir={model_dir}",

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax import train as entry
 from atlas_jax.core import partitioning
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.index.placement import embeddings_layout
+from atlas_jax.train import main as train_main
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.config import CheckpointConfig
 from atlas_jax.training.metrics import read_metrics
@@ -37,7 +37,7 @@ def test_the_meter_calls_for_a_refresh_below_its_threshold(
         "StalenessConfig.refresh_below": 0.95,
     }
     flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
-    assert entry.main([f"--gin_file={gin_file}", *flags]) == 0
+    assert train_main([f"--gin_file={gin_file}", *flags]) == 0
     rows = read_metrics(tmp_path / "run")
     measured = [row for row in rows if "index/drift" in row]
     assert [row["step"] for row in measured] == [2, 3, 4, 5]

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_jax import ask, build_index, evaluate, from_gin
+from atlas_jax import ask, evaluate, from_gin
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.preemption import PREEMPTED
@@ -152,7 +153,7 @@ def test_two_processes_index_and_evaluate_as_one_does(
         ]
 
     alone, together, printed = tmp_path / "alone", tmp_path / "together", {}
-    for main in (build_index.main, evaluate.main):
+    for main in (build_index_main, evaluate.main):
         assert main([f"--gin_file={gin_file}", *(f"--gin.{b}" for b in bindings(alone))]) == 0
         printed[main.__module__.rpartition(".")[2]] = capsys.readouterr().out
     for command in printed:

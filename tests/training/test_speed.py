@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax import train, train_retriever
+from atlas_jax import train_retriever
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_width
+from atlas_jax.train import main as train_main
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.speed import (
@@ -179,9 +180,9 @@ def test_a_trace_is_written(tmp_path: Path) -> None:
 
 CLOSED_BOOK = ("TrainConfig.passages='none'", "EvalConfig.file=''", "CheckpointConfig.every=0")
 TRAINERS = {
-    "train": (train, "TrainConfig", CLOSED_BOOK, set[str]()),
+    "train": (train_main, "TrainConfig", CLOSED_BOOK, set[str]()),
     "train_retriever": (
-        train_retriever,
+        train_retriever.main,
         "RetrieverTrainConfig",
         ("RetrieverTrainConfig.batch_size=8", "RetrieverTrainConfig.log_every=1"),
         {"train/pairs_per_second"},
@@ -194,7 +195,7 @@ TRAINERS = {
 def test_a_run_leaves_a_trace_and_its_speed(
     tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path, name: str
 ) -> None:
-    entry, config, others, more = TRAINERS[name]
+    main, config, others, more = TRAINERS[name]
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     settings = (
         f"{config}.model_dir='{tmp_path / 'run'}'",
@@ -205,7 +206,7 @@ def test_a_run_leaves_a_trace_and_its_speed(
         *others,
     )
     flags = (f"--gin_file={gin_file}", "--profile_steps=2,2", *(f"--gin.{s}" for s in settings))
-    assert entry.main(list(flags)) == 0
+    assert main(list(flags)) == 0
     (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
     timed = {"train/seconds_per_step", "train/tokens_per_second", "train/mfu"} | more

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from atlas_jax import train
 from atlas_jax.answering.evaluator import Evaluation
 from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.train import main as train_main
 from atlas_jax.training import speed
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
@@ -102,7 +102,7 @@ def test_a_step_is_timed_without_what_a_run_does_between_steps(
         "StalenessConfig.passages=8",
         *fresh,
     )
-    assert train.main([f"--gin_file={gin_file}", *(f"--gin.{one}" for one in settings)]) == 0
+    assert train_main([f"--gin_file={gin_file}", *(f"--gin.{one}" for one in settings)]) == 0
     calls = fake_time.calls
     assert [calls.count(one) for one in ("__call__", "run", "save")] == [9, 3, 5]
     other = ("refresh",) if "schedule" in fresh[0] else ("roll", "embeddings_of")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_jax import train as entry
+from atlas_jax.train import main as train_main
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import read_lines, write_run
 
@@ -16,7 +16,7 @@ def gin_file(tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_fi
 
 def run(gin_file: Path, *bindings: str) -> int:
     model_dir = gin_file.parent / "run"
-    return entry.main(
+    return train_main(
         [
             f"--gin_file={gin_file}",
             f"--gin.TrainConfig.model_dir={model_dir}",

@@ -1,0 +1,359 @@
+"""A loaded Atlas: ask it, search with it, score it. What a notebook and the commands work with."""
+
+import dataclasses
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from atlas_jax.answering.answers import Reading, make_answer
+from atlas_jax.answering.batcher import most_choices
+from atlas_jax.answering.evaluation import (
+    Evaluation,
+    Finder,
+    Rows,
+    Search,
+    make_evaluation,
+    make_evaluator,
+)
+from atlas_jax.answering.evaluator import Evaluator, Found
+from atlas_jax.answering.run import AnswerRun
+from atlas_jax.core import partitioning
+from atlas_jax.core.devices import use_devices
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import batch_parts
+from atlas_jax.corpus.corpus import Corpus, load_corpus
+from atlas_jax.models.assembly import Assembled, assemble, export_model
+from atlas_jax.tasks.base import AsksTyped, Example, Task
+
+_WIDE_BATCH = 8  # rows of the larger of the two shapes that questions are answered in
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A passage that was found for a question.
+
+    Attributes:
+      score: inner product of the question's and the passage's embedding.
+      attention, alone, left_out: what the passage did for the answer, where explanations were
+        asked for and the passage was read; see `answers.Evidence`.
+    """
+
+    id: str
+    title: str
+    section: str
+    text: str
+    score: float
+    attention: float | None = None
+    alone: float | None = None
+    left_out: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was found and written for a question.
+
+    Attributes:
+      question: as it was asked.
+      text: the answer.
+      log_probability: of the answer's tokens; of the choice among the choices where the task
+        has some.
+      passages: those that were read, best first; none for a closed book.
+    """
+
+    question: str
+    text: str
+    log_probability: float
+    passages: tuple[Passage, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A file of questions, answered and scored.
+
+    Attributes:
+      scores: of the task, each from 0 to 1.
+      found: what was found and written for each question, in the order of the file.
+    """
+
+    scores: dict[str, float]
+    found: list[Found]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """As `Atlas.ask` gives them; without text where nothing was read."""
+        return [_answer(one.example.query_text, one) for one in self.found]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """What decides on the programs that answer a batch."""
+
+    rows: int
+    k: int
+    explains: bool
+    excluded: int
+    choices: int
+    reads: bool
+
+
+class Atlas:
+    """Reader, retriever and corpus, ready to answer.
+
+    Its mesh is its own: any thread may call any method, and several of them may live in one
+    process. A program is compiled once for each shape, see `warm_up`.
+    """
+
+    def __init__(self, told: AnswerRun) -> None:
+        """Load everything; `atlas_jax.load` is the easier way.
+
+        Raises:
+          UserError: a setting or file at fault.
+        """
+        if told.evaluation.passages == "file" and not told.evaluation.file:
+            raise UserError(
+                "EvalConfig.passages = 'file': a typed question brings no passages; "
+                "use 'index', or 'none' for closed book"
+            )
+        self._told = told
+        self._lock = threading.Lock()
+        self._evaluators: dict[_Shape, Evaluator] = {}
+        self._asked = 0  # so many questions, for sampled answers
+        with use_devices(told.devices) as (mesh, rules):
+            self._made: Assembled = assemble(told.models, mesh, rules)
+            self._corpus: Corpus | None = None
+            if told.evaluation.passages == "index":
+                made = self._made
+                self._corpus = load_corpus(
+                    told.corpus,
+                    made.models.retriever,
+                    made.params["retriever"],
+                    made.tokenizers,
+                    mesh,
+                    rules,
+                    retriever_tokens=told.read.rerank > 0,
+                    reader_vocab=made.models.reader.config.vocab_size,
+                )
+        self._smallest = batch_parts(mesh, rules)
+
+    @overload
+    def ask(
+        self, questions: str, *, k: int = 0, explain: bool = False, exclude: Sequence[str] = ()
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self,
+        questions: list[str] | tuple[str, ...],
+        *,
+        k: int = 0,
+        explain: bool = False,
+        exclude: Sequence[str] = (),
+    ) -> list[Answer]: ...
+
+    def ask(
+        self,
+        questions: str | list[str] | tuple[str, ...],
+        *,
+        k: int = 0,
+        explain: bool = False,
+        exclude: Sequence[str] = (),
+    ) -> Answer | list[Answer]:
+        """Answer one question, or several at once.
+
+        Args:
+          questions: text; a list gives a list.
+          k: passages that are read for each; 0 = as many as the model was loaded with.
+          explain: say what each passage did for the answer.
+          exclude: ids of passages that may not be read.
+
+        Raises:
+          UserError: an empty question, a k that the corpus has not, an unknown id, or a task
+            whose questions cannot be typed.
+        """
+        if explain and self._corpus is None:
+            raise UserError("explain: a closed book has no passages whose part could be told")
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        examples = self._examples(asked, exclude)
+        found = self._found(examples, k or self._told.read.k, explain, reads=True)
+        answers = [_answer(question, one) for question, one in zip(asked, found, strict=True)]
+        return answers[0] if isinstance(questions, str) else answers
+
+    @overload
+    def retrieve(
+        self, questions: str, *, k: int = 20, exclude: Sequence[str] = ()
+    ) -> list[Passage]: ...
+
+    @overload
+    def retrieve(
+        self, questions: list[str] | tuple[str, ...], *, k: int = 20, exclude: Sequence[str] = ()
+    ) -> list[list[Passage]]: ...
+
+    def retrieve(
+        self,
+        questions: str | list[str] | tuple[str, ...],
+        *,
+        k: int = 20,
+        exclude: Sequence[str] = (),
+    ) -> list[Passage] | list[list[Passage]]:
+        """The k passages found for each question, best first, without reading them.
+
+        Raises:
+          UserError: as `ask`; or there is no corpus.
+        """
+        if self._corpus is None:
+            raise UserError("there is no corpus to search: load passages, a store or an index")
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        found = self._found(self._examples(asked, exclude), k, explain=False, reads=False)
+        passages = [list(_passages(one)) for one in found]
+        return passages[0] if isinstance(questions, str) else passages
+
+    def evaluate(self, file: str | os.PathLike[str] = "", **settings: Any) -> Evaluated:
+        """Answer and score a file of questions, in the layout of the task.
+
+        Args:
+          file: the file; "" = the one that was told at loading.
+          settings: other fields of `EvalConfig`, such as k, batch_size, generate or max_rows.
+
+        Raises:
+          UserError: the file or a setting at fault.
+        """
+        fields = {**({"file": os.fspath(file)} if file else {}), **settings}
+        known = {field.name for field in dataclasses.fields(self._told.evaluation)}
+        if not set(fields) <= known - {"task", "predictions"}:
+            odd = sorted(set(fields) - (known - {"task", "predictions"}))
+            raise UserError(f"evaluate: no setting is called {odd[0]}; see EvalConfig")
+        config = dataclasses.replace(self._told.evaluation, **fields)
+        with self._active():
+            found, scores = self._evaluation(config).run(self._made.params)
+        return Evaluated(scores, found)
+
+    def save(self, directory: str | os.PathLike[str], dtype: str = "float32") -> None:
+        """Write both models as a model folder; one that is there is replaced.
+
+        Args:
+          dtype: 'float32' or 'bfloat16', in which parameters are stored.
+
+        Raises:
+          UserError: the folder could not be written.
+        """
+        made = self._made
+        with self._active():
+            export_model(os.fspath(directory), made.models, made.params, made.tokenizers, dtype, {})
+
+    def warm_up(self, *, k: int = 0, explain: bool = False) -> None:
+        """Compile the programs of `ask`, so that no question waits for them.
+
+        Questions are answered in two shapes, a few and many at a time. Other values of k or
+        explain, and questions with exclusions, have programs of their own.
+        """
+        for rows in self._shapes():
+            examples = self._examples(["warm up"] * rows, ())
+            self._found(examples, k or self._told.read.k, explain, reads=True, counted=False)
+
+    def _evaluation(self, config: Any) -> Evaluation:
+        made, told = self._made, dataclasses.replace(self._told, evaluation=config)
+        return make_evaluation(
+            told, made.models, made.tokenizers, self._corpus, made.mesh, made.rules
+        )
+
+    def _active(self) -> Any:
+        return partitioning.activate(self._made.mesh, self._made.rules)
+
+    def _shapes(self) -> tuple[int, int]:
+        """Rows of the two shapes in which questions are answered."""
+        few = self._smallest
+        return few, few * max(1, -(-_WIDE_BATCH // few))
+
+    def _examples(self, questions: Sequence[str], exclude: Sequence[str]) -> list[Example]:
+        task = check_typed(self._told.task)
+        for number, question in enumerate(questions, start=1):
+            if not question.strip():
+                where = f"question {number} of {len(questions)}" if len(questions) > 1 else ""
+                raise UserError(f"{where or 'the question'} is empty; type what you want to know")
+        known = self._corpus.store.find if self._corpus else lambda _: None
+        unknown = [one for one in exclude if known(one) is None]
+        if unknown:
+            raise UserError(f"exclude: no passage of the corpus has the id {unknown[0]!r}")
+        examples = [task.typed(question.strip()) for question in questions]
+        return [
+            dataclasses.replace(one, excluded_ids=(*one.excluded_ids, *exclude)) for one in examples
+        ]
+
+    def _found(
+        self,
+        examples: Sequence[Example],
+        k: int,
+        explain: bool,
+        reads: bool,
+        counted: bool = True,
+    ) -> list[Found]:
+        if not examples:
+            return []
+        few, many = self._shapes()
+        excluded = max(len(one.excluded_ids) for one in examples)
+        shape = _Shape(
+            rows=few if len(examples) <= few else many,
+            k=k,
+            explains=explain,
+            # A power of two, so that every new number of exclusions does not compile.
+            excluded=max(self._told.data.max_excluded, 1 << max(0, excluded - 1).bit_length()),
+            choices=most_choices(examples) if reads else 0,
+            reads=reads,
+        )
+        with self._lock:
+            if shape not in self._evaluators:
+                with self._active():
+                    self._evaluators[shape] = self._make(shape)
+            first = self._asked
+            self._asked += len(examples) if counted else 0
+        with self._active():
+            return self._evaluators[shape](self._made.params, examples, progress="", first=first)
+
+    def _make(self, shape: _Shape) -> Evaluator:
+        told, made = self._told, self._made
+        answer = None
+        if shape.reads:
+            reading = Reading(
+                shape.k, told.read.reader_length, shape.choices > 0, explains=shape.explains
+            )
+            answer = make_answer(made.models.reader, told.generation, reading, made.mesh)
+        return make_evaluator(
+            Finder(made.models.retriever, made.tokenizers, self._corpus, made.mesh, made.rules),
+            Search(told.evaluation.passages, shape.k, told.read.rerank, "k"),
+            Rows(shape.rows),
+            dataclasses.replace(told.data, max_excluded=shape.excluded),
+            answer,
+            told.corpus.formats,
+            shape.choices,
+            told.generation.length_penalty,
+        )
+
+
+def check_typed(task: Task) -> AsksTyped:
+    """The task, if a person can type its questions.
+
+    Raises:
+      UserError: they need more than a line of text.
+    """
+    if not isinstance(task, AsksTyped):
+        raise UserError(
+            f"the questions of the task {task.name!r} cannot be typed: they need more than a line "
+            "of text (a task of your own can with a method `typed`)"
+        )
+    return task
+
+
+def _answer(question: str, found: Found) -> Answer:
+    score = found.log_probability if found.log_probability is not None else math.nan
+    return Answer(question, found.answer or "", score, _passages(found))
+
+
+def _passages(found: Found) -> tuple[Passage, ...]:
+    return tuple(_passage(one) for one in found.passages)
+
+
+def _passage(raw: Mapping[str, Any]) -> Passage:
+    names: Iterator[str] = (field.name for field in dataclasses.fields(Passage))
+    return Passage(**{name: raw[name] for name in names if name in raw})

@@ -1,0 +1,166 @@
+"""What `import atlas_jax` offers: load, ask, train and index, without gin and without globals."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+from atlas_jax.answering import inference
+from atlas_jax.answering.atlas import Atlas
+from atlas_jax.answering.batcher import DataConfig
+from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.run import AnswerRun, IndexRun
+from atlas_jax.core.devices import Devices
+from atlas_jax.core.errors import UserError
+from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
+from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.config import ModelConfig, ModelSpec
+from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.tasks.base import Task
+from atlas_jax.tasks.registry import task_class
+from atlas_jax.training import trainer
+from atlas_jax.training.config import FINAL
+from atlas_jax.training.metrics import read_metrics
+from atlas_jax.training.run import TrainRun
+
+AnyPath = str | os.PathLike[str]
+
+
+def load(
+    model: AnyPath,
+    *,
+    retriever: AnyPath = "",
+    passages: AnyPath = "",
+    store: AnyPath = "",
+    index: AnyPath = "",
+    task: str | Task = "qa",
+    read: ReadConfig = ReadConfig(),
+    data: DataConfig = DataConfig(),
+    formats: StoreConfig = StoreConfig(),
+    generation: GenerationConfig = GenerationConfig(),
+    devices: Devices = Devices(),
+) -> Atlas:
+    """Load a model folder, and the passages that it answers from.
+
+    Args:
+      model: folder with both models, such as a run's ``final``.
+      retriever: another folder to take the retriever from.
+      passages: file of passages. Without ``store`` they are prepared in a temporary folder, which
+        goes when the program ends.
+      store: folder of prepared passages; made of ``passages`` where it is not there yet.
+      index: folder of their embeddings, by `build_index`; without it they are embedded now.
+      task: what the questions are, by its name or as an object of its class.
+      read: passages read for each question, and how much of each.
+      data: lengths of questions.
+      formats: text and lengths of passages.
+      generation: how answers are decoded.
+      devices: the mesh.
+
+    Returns:
+      An `Atlas`; without passages, store and index one that answers from its weights alone.
+
+    Raises:
+      UserError: a folder or file at fault, or settings that contradict each other.
+    """
+    if index and not (store or passages):
+        raise UserError("load: an index needs the passages it is of: give store or passages, too")
+    searches = bool(store or passages)
+    kept = _temporary() if passages and not store else None
+    told = AnswerRun(
+        models=_models(model, retriever),
+        corpus=CorpusSpec(
+            CorpusConfig(
+                passages=os.fspath(passages),
+                store=kept or os.fspath(store),
+                index=os.fspath(index),
+            ),
+            formats,
+        ),
+        evaluation=EvalConfig(passages="index" if searches else "none"),
+        task=_task(task),
+        read=read,
+        data=data,
+        generation=generation,
+        devices=devices,
+    )
+    return Atlas(told)
+
+
+def build_index(
+    model: AnyPath,
+    *,
+    passages: AnyPath = "",
+    store: AnyPath,
+    index: AnyPath,
+    dtype: str = "float32",
+    formats: StoreConfig = StoreConfig(),
+    devices: Devices = Devices(),
+) -> int:
+    """Prepare passages in a store and embed them into an index; what is there and fits is kept.
+
+    Args:
+      model: folder with both models.
+      passages: file of passages; needed where there is no store yet.
+      store, index: folders.
+      dtype: 'float32', 'bfloat16' or 'int8', of the embeddings.
+      formats: text and lengths of passages.
+      devices: the mesh.
+
+    Returns:
+      How many passages there are.
+
+    Raises:
+      UserError: a folder or file at fault.
+    """
+    config = CorpusConfig(
+        passages=os.fspath(passages), store=os.fspath(store), index=os.fspath(index), dtype=dtype
+    )
+    run = IndexRun(_models(model), CorpusSpec(config, formats), devices)
+    return inference.build_index(run)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished training run.
+
+    Attributes:
+      model: its model folder, for `load`.
+      steps: that were taken.
+      skipped: of them, those whose loss or gradient was not finite.
+    """
+
+    model: Path
+    steps: int
+    skipped: int
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Everything that was logged, a row for each line of the run's metrics file."""
+        return read_metrics(self.model.parent)
+
+
+def train(config: TrainRun) -> Trained:
+    """Train reader and retriever; a run that was interrupted goes on from its last checkpoint.
+
+    Raises:
+      UserError: a setting or file at fault.
+    """
+    state = trainer.train(config)
+    return Trained(Path(config.train.model_dir) / FINAL, int(state.step), int(state.skipped))
+
+
+def _models(model: AnyPath, retriever: AnyPath = "") -> ModelSpec:
+    folder = os.fspath(model)
+    return ModelSpec(ModelConfig(reader=folder, retriever=os.fspath(retriever) or folder))
+
+
+def _task(task: str | Task) -> Task:
+    return task_class(task)() if isinstance(task, str) else task
+
+
+_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # kept until the program ends
+
+
+def _temporary() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="atlas-jax-")
+    _TEMPORARY.append(folder)
+    return os.path.join(folder.name, "store")

@@ -1,0 +1,48 @@
+"""A run that was made of configs, written as the gin file that gives it again."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from atlas_jax.models.config import ModelSpec
+
+
+def as_gin(run: Any) -> str:
+    """Bindings of every config of a run, such as `TrainRun`, one a line.
+
+    A task of one's own has to be registered by the module that it is defined in, which is
+    imported by the file.
+    """
+    lines = list(dict.fromkeys(_lines(run)))
+    imports = [line for line in lines if line.startswith("import ")]
+    return "\n".join([*imports, *(line for line in lines if line not in imports)]) + "\n"
+
+
+def _lines(value: Any) -> Iterator[str]:
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if isinstance(inner, ModelSpec):
+            yield from _bindings(inner.config)
+            yield from (f"ReaderConfig.{name} = {one!r}" for name, one in inner.reader.items())
+            yield from (
+                f"RetrieverConfig.{name} = {one!r}" for name, one in inner.retriever.items()
+            )
+        elif field.name == "optimizers":
+            for part, config in inner.items():
+                yield from _bindings(config, f"{part}/")
+        elif field.name == "optimizer":
+            yield from _bindings(inner, "retriever/")
+        elif dataclasses.is_dataclass(inner):
+            nested = [getattr(inner, one.name) for one in dataclasses.fields(inner)]
+            if nested and all(map(dataclasses.is_dataclass, nested)):
+                yield from _lines(inner)
+            else:
+                yield from _bindings(inner)
+
+
+def _bindings(config: Any, scope: str = "") -> Iterator[str]:
+    name, module = type(config).__name__, type(config).__module__
+    if not module.startswith("atlas_jax."):
+        yield f"import {module}"
+    for field in dataclasses.fields(config):
+        yield f"{scope}{name}.{field.name} = {getattr(config, field.name)!r}"
