@@ -52,7 +52,7 @@ def _run(flags: argparse.Namespace) -> None:
         raise UserError("the question is empty; type what you want to know")
     console = Console()
     told = from_gin.answer_run()
-    check_typed(told.task)
+    check_typed(told)
     with console.status("loading"):
         atlas = Atlas(told)
     explain = told.evaluation.explain or flags.explain

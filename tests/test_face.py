@@ -161,7 +161,7 @@ def test_tasks_of_each_kind_are_asked(work: Path) -> None:
         assert answer.passages
         if isinstance(task, FeverTask):
             assert answer.text in {"true", "false", "maybe"}
-    with pytest.raises(atlas_jax.UserError, match="'multiple_choice' cannot be typed"):
+    with pytest.raises(atlas_jax.UserError, match="'multiple_choice' is not for typed"):
         atlas_jax.load(work / "model", task=MultipleChoiceTask(), **settings).ask("What?")
 
 

@@ -25,7 +25,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.corpus.corpus import Corpus, load_corpus
 from atlas_jax.models.assembly import Assembled, assemble, export_model
-from atlas_jax.tasks.base import AsksTyped, Example, Task
+from atlas_jax.tasks.base import AsksTyped, Example
 
 _WIDE_BATCH = 8  # rows of the larger of the two shapes that questions are answered in
 
@@ -111,11 +111,6 @@ class Atlas:
         Raises:
           UserError: a setting or file at fault.
         """
-        if told.evaluation.passages == "file" and not told.evaluation.file:
-            raise UserError(
-                "EvalConfig.passages = 'file': a typed question brings no passages; "
-                "use 'index', or 'none' for closed book"
-            )
         self._told = told
         self._lock = threading.Lock()
         self._evaluators: dict[_Shape, Evaluator] = {}
@@ -267,7 +262,7 @@ class Atlas:
         return few, few * max(1, -(-_WIDE_BATCH // few))
 
     def _examples(self, questions: Sequence[str], exclude: Sequence[str]) -> list[Example]:
-        task = check_typed(self._told.task)
+        task = check_typed(self._told)
         for number, question in enumerate(questions, start=1):
             if not question.strip():
                 where = f"question {number} of {len(questions)}" if len(questions) > 1 else ""
@@ -331,16 +326,22 @@ class Atlas:
         )
 
 
-def check_typed(task: Task) -> AsksTyped:
+def check_typed(told: AnswerRun) -> AsksTyped:
     """The task, if a person can type its questions.
 
     Raises:
-      UserError: they need more than a line of text.
+      UserError: they need more than a line of text, or bring their passages along.
     """
+    task = told.task
+    if told.evaluation.passages == "file":
+        raise UserError(
+            "EvalConfig.passages = 'file': a typed question brings no passages; "
+            "use 'index', or 'none' for closed book"
+        )
     if not isinstance(task, AsksTyped):
         raise UserError(
-            f"the questions of the task {task.name!r} cannot be typed: they need more than a line "
-            "of text (a task of your own can with a method `typed`)"
+            f"EvalConfig.task = {task.name!r} is not for typed questions: they need more than a "
+            "line of text (a task of your own takes one with a method `typed`)"
         )
     return task
 

@@ -7,6 +7,7 @@ import pytest
 
 from atlas_jax import from_gin
 from atlas_jax.answering import evaluation, inference
+from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.evaluation import make_evaluation
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core.config import load_gin
@@ -60,7 +61,7 @@ def test_a_sample_follows_from_the_seed_and_the_questions_number(
                     "GenerationConfig.method": "'sample'", "GenerationConfig.seed": seed,
                     "EvalConfig.batch_size": batch_size}  # fmt: skip
         load_gin([str(gin_file)], [f"{name}={value}" for name, value in bindings.items()])
-        return [one.answer for one in inference.evaluate(from_gin.answer_run())[0]]
+        return [one.answer for one in inference.evaluate(from_gin.answer_run()).found]
 
     answers = sampled(8, seed=0)
     assert answers[:4] != answers[4:8] and answers[:4] != answers[8:]  # in one batch, in two
@@ -69,9 +70,8 @@ def test_a_sample_follows_from_the_seed_and_the_questions_number(
     assert sampled(8, seed=1) != answers
     load_gin([str(gin_file)], ["EvalConfig.passages='none'", "GenerationConfig.method='sample'"])
     for _ in range(2):
-        with inference.asker(from_gin.answer_run()) as asked:
-            typed = [asked.ask("What?").answer for _ in range(3)]
-            assert typed == answers[:3]
+        atlas = Atlas(from_gin.answer_run())
+        assert [atlas.ask("What?").text for _ in range(3)] == answers[:3]
 
 
 @pytest.mark.parametrize(("k", "read"), [(0, 3), (1, 1), (5, 5)])
