@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas_jax import build_index, convert, import_index, prepare, remove_leaks, retrieve
+from atlas_jax import convert, import_index, prepare, remove_leaks, retrieve
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core import bounds
 from atlas_jax.from_gin import CONFIGURABLES
 from tests.hostile import mutations
@@ -200,7 +201,7 @@ def passages(bench: Bench) -> Case:
             "STORE": out / "store", "INDEX": out / "index", "EMBED_BATCH_SIZE": 8,
         }  # fmt: skip
         argv = ["--gin_file=runs/build_index.gin", *(f"--gin.{k}={v}" for k, v in flags.items())]
-        return Case(build_index.main, argv, told, sure)
+        return Case(build_index_main, argv, told, sure)
     return Case(remove_leaks.main, _leaks(bench, passages=path), told, sure and "twice" not in told)
 
 

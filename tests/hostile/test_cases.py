@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from atlas_jax import ask, build_index, convert, import_index, prepare, remove_leaks, retrieve
+from atlas_jax import ask, convert, import_index, prepare, remove_leaks, retrieve
+from atlas_jax.build_index import main as build_index_main
 from tests.hostile import commands, sound
 from tests.hostile.commands import Bench
 from tests.interop.test_torch_files import archive, tensor_program
@@ -273,7 +274,7 @@ def test_embedding_batches_beyond_any_corpus(bench: Bench) -> None:
         f"--gin.PASSAGES={bench.sound / 'passages.jsonl'}", f"--gin.STORE={out / 'store'}",
         f"--gin.INDEX={out / 'index'}", f"--gin.EMBED_BATCH_SIZE={10**30}",
     ]  # fmt: skip
-    refused(build_index.main, argv, "EMBED_BATCH_SIZE: a number of 100 bits", bench.work)
+    refused(build_index_main, argv, "EMBED_BATCH_SIZE: a number of 100 bits", bench.work)
 
 
 def _line(text: str) -> Callable[[bytes], bytes]:
