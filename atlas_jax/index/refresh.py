@@ -13,7 +13,7 @@ from atlas_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RefreshRange:
-    """Refresh every ``every`` steps while ``first <= step < end`` (None: for ever)."""
+    """Refresh at ``first`` and every ``every`` steps from there before ``end`` (None: for ever)."""
 
     first: int
     end: int | None
@@ -27,7 +27,8 @@ class RefreshPolicy:
     Attributes:
       schedule: of full refreshes, between which training stands still: "-1" never; "1000"
         every 1000 steps; "0-1000:500,1000-10000:2000" every 500 steps before step 1000,
-        then every 2000 before step 10000, then never.
+        then at step 1000 and every 2000 steps from there before step 10000, then never. As in
+        Atlas, a range counts from its own first step.
       rolling_rows: so many passages are embedded anew at a time, on the devices and without
         a pause, from the first passage to the last and round again; 0 = none.
       rolling_every: steps from one such slice to the next.
@@ -51,19 +52,22 @@ class RefreshPolicy:
         """Whether it ever refreshes anything."""
         return bool(parse_schedule(self.schedule)) or self.rolling_rows > 0
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int, frozen_steps: int = 0) -> bool:
         """Whether to refresh once ``step`` steps are done.
 
-        Step 0 never is: the index has just been made. Multiples count from step 0.
+        Step 0 never is: the index has just been made. Nor is a step up to ``frozen_steps``, the
+        first steps in which the passage tower stays as it is.
         """
-        return step > 0 and any(
-            part.first <= step and (part.end is None or step < part.end) and step % part.every == 0
+        return step > frozen_steps and any(
+            part.first <= step
+            and (part.end is None or step < part.end)
+            and (step - part.first) % part.every == 0
             for part in parse_schedule(self.schedule)
         )
 
-    def rolls(self, step: int) -> bool:
-        """Whether to refresh a slice once ``step`` steps are done; after step 0 never."""
-        return self.rolling_rows > 0 and step > 0 and step % self.rolling_every == 0
+    def rolls(self, step: int, frozen_steps: int = 0) -> bool:
+        """Whether to refresh a slice once ``step`` steps are done; see ``due`` for when not."""
+        return self.rolling_rows > 0 and step > frozen_steps and step % self.rolling_every == 0
 
     def round_steps(self, count: int) -> int:
         """Steps in which slices go round an index of ``count`` passages.

@@ -4,6 +4,7 @@ An empty string means "not given".
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import one_of, require
@@ -122,10 +123,13 @@ class StepConfig(ReadConfig):
       retriever_training: ``joint`` trains both towers, ``query_side`` the query tower
         alone (the index never goes stale), ``fixed`` neither.
       accumulate: microbatches per step; the gradients are those of the whole batch.
+      clip: OptimizerConfig.clip_norm bounds the gradients of reader and retriever ``apart``,
+        each by its own norm, or ``together``, both by the norm of the two as one vector.
     """
 
     retriever_training: RetrieverTraining = "query_side"
     accumulate: bounds.AtLeast1 = 1
+    clip: Literal["apart", "together"] = "apart"
 
     def __post_init__(self) -> None:
         """Check the fields.

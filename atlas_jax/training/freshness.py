@@ -61,6 +61,7 @@ class Freshness:
           UserError: a slice or the meter's k is larger than the corpus.
         """
         self._corpus, self._policy, self._meter = corpus, told.refresh, told.staleness
+        self._frozen = told.optimizers["retriever"].frozen_steps
         # The step at which all rows were last embedded at once, and slices since then.
         self._whole_at, self._slices = 0, 0
         self._has_rolled = False  # in this process
@@ -91,8 +92,8 @@ class Freshness:
 
     def pauses(self, done: int) -> bool:
         """Whether training stands still in `before_step`: for a slice only while it compiles."""
-        compiles = self._policy.rolls(done) and not self._has_rolled
-        return self._policy.due(done) or self._meter.due(done) or compiles
+        compiles = self._policy.rolls(done, self._frozen) and not self._has_rolled
+        return self._policy.due(done, self._frozen) or self._meter.due(done) or compiles
 
     def before_step(self, done: int, params: Params, batch: Batch) -> dict[str, float]:
         """Refresh and measure what is due once `done` steps are done.
@@ -107,9 +108,9 @@ class Freshness:
           `staleness.measure`), ``oldest_row``, the steps since the oldest embedding was made,
           and ``refreshed``, 1 where the index has then been embedded anew.
         """
-        if self._policy.due(done):
+        if self._policy.due(done, self._frozen):
             self._refresh(done, params)
-        elif self._policy.rolls(done):
+        elif self._policy.rolls(done, self._frozen):
             self._corpus.roll(params, self._policy.rolling_rows)
             self._slices += 1
             self._has_rolled = True

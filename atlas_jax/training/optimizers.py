@@ -17,23 +17,34 @@ class OptimizerConfig:
 
     Attributes:
       kind: ``adamw`` or ``adafactor``.
-      learning_rate: peak rate, reached after ``warmup_steps`` of linear warm-up from 0.
+      learning_rate: peak rate, reached after ``warmup_steps`` of linear warm-up.
+      warmup_from: share of the peak at which the warm-up begins; at 0 its first step changes
+        nothing.
       frozen_steps: so many first steps change neither parameters nor moments; the warm-up
         begins after them.
-      schedule: ``linear`` or ``cosine`` fall to 0 at ``total_steps``, or ``constant``.
+      schedule: ``linear`` or ``cosine`` fall to ``fall_to`` at ``total_steps``, or ``constant``.
+      cosine_wave: of ``cosine``, the ``half`` wave, level at both ends and halfway down at half
+        time, or the ``quarter`` wave, which falls ever faster.
+      fall_to: share of the peak at which ``linear`` and ``cosine`` end, and stay.
       total_steps: length of the schedule in optimiser steps, frozen ones and warm-up included.
-      weight_decay: decoupled decay of kernels and embeddings; never norms, biases or
-        position tables.
-      clip_norm: largest global norm of the gradient; 0 switches clipping off.
+      weight_decay: decoupled decay of what ``decayed`` says.
+      decayed: ``weights``, kernels and embeddings but no norms, biases or position tables; or
+        ``all`` parameters.
+      clip_norm: largest global norm of the gradient; 0 switches clipping off. See
+        StepConfig.clip for the gradient that is meant.
     """
 
     kind: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: bounds.NotNegative = 4e-5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    cosine_wave: Literal["half", "quarter"] = "half"
+    fall_to: bounds.Share = 0.0
     warmup_steps: bounds.AtLeast0 = 0
+    warmup_from: bounds.Share = 0.0
     frozen_steps: bounds.AtLeast0 = 0
     total_steps: bounds.AtLeast0 = 1000
     weight_decay: bounds.NotNegative = 0.01
+    decayed: Literal["weights", "all"] = "weights"
     clip_norm: bounds.NotNegative = 1.0
     b1: bounds.BelowOne = 0.9
     b2: bounds.BelowOne = 0.999
@@ -55,7 +66,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Learning rate by step: frozen steps, linear warm-up, then the chosen fall, never below 0."""
+    """Learning rate by step: frozen steps, linear warm-up, then the chosen fall and its end."""
     moving = _once_moving(config)
     if config.frozen_steps == 0:
         return moving
@@ -67,14 +78,27 @@ def _once_moving(config: OptimizerConfig) -> optax.Schedule:
     peak, warmup = config.learning_rate, config.warmup_steps
     rest = max(config.total_steps - config.frozen_steps - warmup, 1)
     if config.schedule == "linear":
-        fall = optax.linear_schedule(peak, 0.0, rest)
-    elif config.schedule == "cosine":
-        fall = optax.cosine_decay_schedule(peak, rest)
-    else:
+        fall = optax.linear_schedule(peak, config.fall_to * peak, rest)
+    elif config.schedule == "constant":
         fall = optax.constant_schedule(peak)
+    elif config.cosine_wave == "half":
+        fall = optax.cosine_decay_schedule(peak, rest, config.fall_to)
+    else:
+        fall = _quarter_wave(peak, rest, config.fall_to)
     if warmup == 0:
         return fall
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
+    rise = optax.linear_schedule(config.warmup_from * peak, peak, warmup)
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+def _quarter_wave(peak: float, steps: int, fall_to: float) -> optax.Schedule:
+    """From the peak along cos(x), x from 0 to pi / 2, to ``fall_to`` of it."""
+
+    def rate(step: Any) -> Any:
+        x = jnp.minimum(step / steps, 1.0) * (jnp.pi / 2)
+        return peak * (fall_to + (1 - fall_to) * jnp.cos(x))
+
+    return rate
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
@@ -90,7 +114,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
     else:
         parts += [optax.scale_by_factored_rms(decay_rate=0.8), _clip_by_rms(1.0)]
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+        mask = decay_mask if config.decayed == "weights" else None
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
     parts.append(optax.scale_by_learning_rate(_once_moving(config)))
     if config.frozen_steps == 0:
         return optax.chain(*parts)

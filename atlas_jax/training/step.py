@@ -38,12 +38,15 @@ def make_train_step(
     distillation: DistillationConfig,
     optimizers: Optimizers,
     retrieve: Retrieve,
+    frozen_steps: int = 0,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """Build ``step(state, source, batch) -> (state, metrics)``, to be jitted by the caller.
 
     ``source`` is what ``retrieve`` searches: a ``DeviceIndex`` or the ``Passages``
     themselves. A step whose loss or gradient is not finite changes no parameter and no
-    optimiser state and is counted in ``state.skipped``.
+    optimiser state and is counted in ``state.skipped``. In the first ``frozen_steps`` the
+    retriever's optimiser changes nothing, and its gradient counts for no norm that is taken
+    together.
     """
     loss_sums = make_loss_sums(models, config, distillation, retrieve)
 
@@ -56,6 +59,11 @@ def make_train_step(
         losses = {p: sums[p]["loss"] / sums[p]["count"] for p in PARTS}
         norms = {p: optax.tree.norm(grads[p]) / sums[p]["count"] for p in PARTS}
         finite = jnp.isfinite(sum(losses.values()) + sum(norms.values()))
+        bounded = norms
+        if config.clip == "together":
+            moves = jnp.where(state.step < frozen_steps, 0.0, 1.0)
+            both = jnp.hypot(norms["reader"], norms["retriever"] * moves)
+            bounded = {"reader": both, "retriever": both}
 
         def update() -> tuple[Params, Any]:
             updated, opt_state = {}, {}
@@ -65,7 +73,7 @@ def make_train_step(
                 share = 1 / sums[part]["count"]
                 means = jax.tree.map(lambda g, share=share: g * share, grads[part])
                 changes, opt_state[part] = optimizers[part].update(
-                    means, state.opt_state[part], trainable[part], grad_norm=norms[part]
+                    means, state.opt_state[part], trainable[part], grad_norm=bounded[part]
                 )
                 updated[part] = optax.apply_updates(trainable[part], changes)
             return updated, opt_state

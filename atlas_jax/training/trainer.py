@@ -148,7 +148,14 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
     )
     optimizers = {part: make_optimizer(told.optimizers[part]) for part in PARTS}
     shaping = (optimizers, step_config.retriever_training)
-    step = make_train_step(models, step_config, told.distillation, optimizers, source.retrieve)
+    step = make_train_step(
+        models,
+        step_config,
+        told.distillation,
+        optimizers,
+        source.retrieve,
+        told.optimizers["retriever"].frozen_steps,
+    )
     shardings = state_shardings(models, *shaping, mesh, rules)
     evaluation = None
     if told.evaluation.file:

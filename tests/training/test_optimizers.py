@@ -1,6 +1,8 @@
 """Schedules, clipping and what weight decay touches."""
 
 import dataclasses
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,29 @@ def test_cosine_never_goes_below_zero() -> None:
     np.testing.assert_allclose(got, [1, 0.5, 0, 0], atol=1e-6)
 
 
+def test_a_quarter_wave_is_high_for_longer() -> None:
+    got = rates(
+        10, 55, 100, 150, schedule="cosine", cosine_wave="quarter", warmup_steps=10, total_steps=100
+    )
+    np.testing.assert_allclose(got, [1, math.sqrt(0.5), 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wave", "half_time"),
+    [({"schedule": "linear"}, 0.55), ({"schedule": "cosine"}, 0.55),
+     ({"schedule": "cosine", "cosine_wave": "quarter"}, 0.1 + 0.9 * math.sqrt(0.5))],
+)  # fmt: skip
+def test_a_schedule_ends_at_the_share_it_falls_to(wave: dict[str, str], half_time: float) -> None:
+    got = rates(10, 55, 100, 150, fall_to=0.1, warmup_steps=10, total_steps=100, **wave)
+    np.testing.assert_allclose(got, [1, half_time, 0.1, 0.1], atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_warm_up_begins_at_its_share_of_the_peak(schedule: str) -> None:
+    got = rates(0, 1, 2, 4, warmup_from=0.2, warmup_steps=4, total_steps=9, schedule=schedule)
+    np.testing.assert_allclose(got, [0.2, 0.4, 0.6, 1], atol=1e-6)
+
+
 def test_constant_stays() -> None:
     assert rates(0, 99, 1000, schedule="constant") == [1, 1, 1]
 
@@ -44,6 +69,10 @@ def test_constant_stays() -> None:
     [
         ({"kind": "adam"}, "OptimizerConfig.kind = 'adam'"),
         ({"schedule": "step"}, "OptimizerConfig.schedule = 'step'"),
+        ({"cosine_wave": "full"}, "OptimizerConfig.cosine_wave = 'full'"),
+        ({"decayed": "some"}, "OptimizerConfig.decayed = 'some'"),
+        ({"fall_to": 1.5}, "OptimizerConfig.fall_to = 1.5"),
+        ({"warmup_from": -0.1}, "OptimizerConfig.warmup_from = -0.1"),
         ({"warmup_steps": 20, "total_steps": 10}, "warmup_steps = 20"),
         ({"warmup_steps": 5, "frozen_steps": 6, "total_steps": 10}, "frozen_steps = 10 - 6"),
     ],
@@ -105,6 +134,22 @@ def test_decay_leaves_norms_biases_and_position_tables_alone() -> None:
             if not flat[name]}  # fmt: skip
     assert kept == {"scale", "bias", "rel_embedding", "position"}
     assert flat["reader/token_embedder/embedding"]
+
+
+@pytest.mark.parametrize(("decayed", "scale"), [("weights", 1.0), ("all", 0.95)])
+def test_decay_may_take_everything(decayed: Any, scale: float) -> None:
+    """Without a gradient a parameter loses learning_rate * weight_decay of itself."""
+    config = OptimizerConfig(
+        learning_rate=0.5, schedule="constant", weight_decay=0.1, decayed=decayed
+    )
+    params = {"kernel": jnp.ones(3), "scale": jnp.ones(3)}
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["kernel"], 0.95, rtol=1e-6)
+    np.testing.assert_allclose(after["scale"], scale, rtol=1e-6)
 
 
 def test_frozen_steps_change_neither_parameters_nor_moments() -> None:

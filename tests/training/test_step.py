@@ -1,5 +1,6 @@
 """The training step: both forms, all losses, sharding, accumulation, non-finite steps."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from atlas_jax.core import partitioning
@@ -161,6 +163,37 @@ def test_query_side_and_fixed_training_leave_their_towers_alone() -> None:
 
         assert changed("passage_encoder") == moved
         assert changed("query_encoder") == (training != "fixed")
+
+
+@pytest.mark.parametrize("clip", ["apart", "together"])
+@pytest.mark.parametrize("frozen_steps", [0, 1])
+def test_gradients_are_bounded_apart_or_as_one_vector(clip: Any, frozen_steps: int) -> None:
+    """Adam's first moment after one step is a tenth of the gradient as it was clipped."""
+    largest, run = 0.01, Run(SINGLE, 1, clip=clip)
+    adam = OptimizerConfig(schedule="constant", clip_norm=largest)
+    step = make_train_step(
+        run.models,
+        run.config,
+        DISTILLATION["pdist"],
+        {part: make_optimizer(adam) for part in train_state.PARTS},
+        run.retrieve,
+        frozen_steps,
+    )
+    with run.active():
+        compiled = compile_train_step(step, run.shardings, run.mesh, run.rules)
+        state, metrics = jax.device_get(compiled(run.state, random_index(run.mesh), random_batch()))
+    norms = {part: float(metrics[f"{part}_grad_norm"]) for part in train_state.PARTS}
+    assert min(norms.values()) > largest
+    clipped = {part: 10 * optax.tree.norm(state.opt_state[part][1].mu) for part in norms}
+    if clip == "apart":
+        expected = {part: largest for part in norms}
+    elif frozen_steps:  # the retriever's gradient does not count
+        expected = {part: largest * norm / norms["reader"] for part, norm in norms.items()}
+    else:
+        both = math.sqrt(norms["reader"] ** 2 + norms["retriever"] ** 2)
+        expected = {part: largest * norm / both for part, norm in norms.items()}
+    for part, norm in clipped.items():
+        np.testing.assert_allclose(norm, expected[part], rtol=1e-5)
 
 
 def test_dropout_is_drawn_from_key_and_step_alone() -> None:
