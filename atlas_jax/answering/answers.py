@@ -5,6 +5,7 @@ All of it works on one encoding of the passages.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -47,12 +48,14 @@ class Answers:
       choice_log_probs_bc: float32, normalised over the choices of each query; None where
         answers are generated.
       evidence: None if it was not asked for.
+      target_log_probs_b: float32 log-probability of the batch's own targets, likewise.
     """
 
     tokens_bt: Array
     scores_b: Array
     choice_log_probs_bc: Array | None = None
     evidence: Evidence | None = None
+    target_log_probs_b: Array | None = None
 
 
 Answer = Callable[..., Answers]  # (params, batch, passages, first=0), see `make_answer`
@@ -67,12 +70,14 @@ class Reading:
       reader_length: tokens of one reader input.
       chooses: choose among the batch's choices, instead of generating.
       explains: say what each passage did.
+      scores_targets: say how likely the targets were.
     """
 
     k: int
     reader_length: int
     chooses: bool = False
     explains: bool = False
+    scores_targets: bool = False
 
 
 def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh: Mesh) -> Answer:
@@ -97,10 +102,13 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
             answers = _choose(source, batch.choices, batch.prompt_tokens_bp)
         else:
             answers = _generate(source, generation, batch.prompt_tokens_bp, first)
-        if not reading.explains:
-            return answers
-        evidence = _explain(source, answers.tokens_bt, batch.prompt_tokens_bp)
-        return answers.replace(evidence=evidence)  # type: ignore[attr-defined]
+        more: dict[str, Any] = {}
+        if reading.explains:
+            more["evidence"] = _explain(source, answers.tokens_bt, batch.prompt_tokens_bp)
+        if reading.scores_targets:
+            prompted = fid.join_prompt(batch.taught_prompt_bp, batch.target_tokens_bt)
+            more["target_log_probs_b"] = _log_probs(source, *prompted)
+        return answers.replace(**more)  # type: ignore[attr-defined]
 
     return jax.jit(answer, out_shardings=partitioning.replicated(mesh))
 
@@ -152,13 +160,19 @@ def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answe
     )
 
 
+def _log_probs(source: _Source, decoder_bt: Array, targets_bt: Array) -> Array:
+    """Log-probability of each row's target read from all passages: [b]."""
+    logp_b1t = fid.variant_logprobs(*source, targets_bt[:, None], decoder_bt[:, None])
+    return jnp.sum(jnp.where(targets_bt != PAD_ID, logp_b1t[:, 0], 0.0), axis=-1)
+
+
 def _explain(source: _Source, tokens_bt: Array, prompt_bp: Array | None) -> Evidence:
     decoder_bt, targets_bt = fid.join_prompt(prompt_bp, tokens_bt)
 
     def total(logp: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(targets_bt[:, None] != PAD_ID, logp, 0.0), axis=-1)
 
-    together_b1 = total(fid.variant_logprobs(*source, targets_bt[:, None], decoder_bt[:, None]))
+    together_b1 = _log_probs(source, decoder_bt, targets_bt)[:, None]
     without_bk = total(fid.leave_one_out_logprobs(*source, targets_bt, decoder_bt))
     mass_bk = fid.cross_attention_mass(*source, targets_bt, decoder_bt)
     layers = source[0].config.num_decoder_layers

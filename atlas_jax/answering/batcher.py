@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -34,6 +34,9 @@ class DataConfig:
       max_excluded: rows that one query may forbid; the search takes so many more than k,
         so that k are left.
       prompt_length: reader tokens of the decoder's prompt; 0 = there is none.
+      prompt_and_target: tokenise the two 'apart', so that a prompt is the same tokens in
+        training and when an answer is generated; or 'together' as one text, as Atlas does, of
+        which as many tokens as the prompt alone has are the prompt.
     """
 
     batch_size: bounds.BatchSize = 32
@@ -43,6 +46,7 @@ class DataConfig:
     truncate_query: Side = "left"
     max_excluded: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
     prompt_length: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    prompt_and_target: Literal["apart", "together"] = "apart"
 
     def __post_init__(self) -> None:
         """Refuse sizes below 1 and other sides.
@@ -119,9 +123,16 @@ class Batcher:
             raise ValueError(f"{len(examples)} examples for a batch of {rows} rows")
         config, tokenizers = self._config, self._tokenizers
         reader, retriever = tokenizers.reader, tokenizers.retriever
-        queries = reader.encode_batch([self._query(e) for e in examples], add_special=False)
-        asked = retriever.encode_batch([e.retriever_text for e in examples], add_special=True)
-        targets = reader.encode_batch([e.target_text for e in examples], add_special=True)
+        read = [self._query(e) for e in examples]
+        queries = reader.encode_batch(read, add_special=False)
+        asked = retriever.encode_batch(
+            [
+                query if e.retriever_text == e.query_text else e.retriever_text
+                for e, query in zip(examples, read, strict=True)
+            ],
+            add_special=True,
+        )
+        prompts, targets, joined = self._prompts_and_targets(examples)
         side = config.truncate_query
         # Rows beyond the examples take the first one's content.
         take = np.arange(rows)
@@ -130,7 +141,10 @@ class Batcher:
         targets_bt = reader.pad_to(targets, config.target_length)[take]
         given = self._given(examples) if self._k else None
         choices = self._choice_tokens(examples) if self._choices else None
-        prompts_bp = self._prompts(examples)
+
+        def padded(rows: list[list[int]] | None) -> np.ndarray | None:
+            return None if rows is None else reader.pad_to(rows, config.prompt_length, side)[take]
+
         return Batch(
             query_tokens_bq=reader.pad_to(queries, config.query_length, side)[take],
             retriever_tokens_br=retriever.pad_to(asked, config.retriever_query_length, side)[take],
@@ -138,7 +152,8 @@ class Batcher:
             excluded_rows_bx=self._excluded(examples)[take],
             weight_b=is_real_b.astype(np.float32),
             given=jax.tree.map(lambda leaf: leaf[take], given),
-            prompt_tokens_bp=None if prompts_bp is None else prompts_bp[take],
+            prompt_tokens_bp=padded(prompts),
+            joined_prompt_bp=padded(joined),
             choices=jax.tree.map(lambda leaf: leaf[take], choices),
         )
 
@@ -163,18 +178,31 @@ class Batcher:
             f"DataConfig.query_length = {room} tokens"
         )
 
-    def _prompts(self, examples: Sequence[Example]) -> np.ndarray | None:
-        length, texts = self._config.prompt_length, [e.prompt_text for e in examples]
-        if not length:
+    def _prompts_and_targets(
+        self, examples: Sequence[Example]
+    ) -> tuple[list[list[int]] | None, list[list[int]], list[list[int]] | None]:
+        """Prompts and targets as they are, and the prompts as they stand before the targets.
+
+        None where there are no prompts, and where they are tokenised apart.
+        """
+        reader = self._tokenizers.reader
+        texts, targets = [e.prompt_text for e in examples], [e.target_text for e in examples]
+        if not self._config.prompt_length:
             if any(texts):
                 raise UserError(
                     "the task gives the decoder a prompt, but DataConfig.prompt_length = 0: bind "
                     "it to the tokens of the longest one"
                 )
-            return None
-        reader = self._tokenizers.reader
-        ids = reader.encode_batch(texts, add_special=False)
-        return reader.pad_to(ids, length, self._config.truncate_query)
+            return None, reader.encode_batch(targets, add_special=True), None
+        prompts = reader.encode_batch(texts, add_special=False)
+        if self._config.prompt_and_target == "apart":
+            return prompts, reader.encode_batch(targets, add_special=True), None
+        whole = reader.encode_batch(list(map(str.__add__, texts, targets)), add_special=True)
+        parts = [
+            (ids[: len(prompt)], ids[len(prompt) :])
+            for ids, prompt in zip(whole, prompts, strict=True)
+        ]
+        return prompts, [target for _, target in parts], [prompt for prompt, _ in parts]
 
     def _choice_tokens(self, examples: Sequence[Example]) -> Choices:
         reader, length = self._tokenizers.reader, self._config.target_length

@@ -1,7 +1,7 @@
 """What evaluation and retrieval are told."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -24,6 +24,9 @@ class EvalConfig:
     predictions: jsonl file for answers with their passages and scores; "" = none from
         evaluate (a training run always writes its own into model_dir).
     max_rows: evaluate only this many rows from the top of the file (0 = all).
+    loss: also report how well the targets are predicted, as `loss`: the mean over all target
+        'tokens' of the file; as Atlas has it over 'batches' of their means, whatever the
+        batches hold; or 'none', which saves a decoder pass.
     explain: say for each passage that was read what it did for the answer, in the
         predictions; costs two more decoder passes a passage.
     """
@@ -37,6 +40,7 @@ class EvalConfig:
     recall_at: tuple[bounds.Passages, ...] = (1, 5, 20)
     predictions: str = ""
     max_rows: bounds.AtLeast0 = 0
+    loss: Literal["tokens", "batches", "none"] = "tokens"
     explain: bool = False
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from atlas_jax.answering.answers import Answer, Reading, make_answer
 from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
-from atlas_jax.answering.evaluator import Evaluator, Found, make_find, score
+from atlas_jax.answering.evaluator import Evaluator, Found, make_find, mean_loss, score
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.core.errors import UserError
@@ -120,11 +120,12 @@ class Evaluation:
     examples: Sequence[Example]
     evaluator: Evaluator
     recall_at: tuple[int, ...]
+    loss_rows: int = 0
 
     def run(self, params: Params) -> tuple[list[Found], dict[str, float]]:
-        """Answer all examples with these parameters; what was found, and the scores."""
+        """Answer all examples with these parameters; what was found, and scores and `mean_loss`."""
         found = self.evaluator(params, self.examples)
-        return found, score(self.task, found, self.recall_at)
+        return found, score(self.task, found, self.recall_at) | mean_loss(found, self.loss_rows)
 
 
 def make_evaluation(
@@ -159,7 +160,8 @@ def make_evaluation(
     choices = most_choices(examples) if config.generate else 0
     answer = None
     if config.generate:
-        reading = Reading(k, told.read.reader_length, choices > 0, config.explain)
+        targets = config.loss != "none" and any(e.target_text for e in examples)
+        reading = Reading(k, told.read.reader_length, choices > 0, config.explain, targets)
         answer = make_answer(models.reader, told.generation, reading, mesh)
     evaluator = make_evaluator(
         Finder(models.retriever, tokenizers, searched, mesh, rules),
@@ -176,4 +178,5 @@ def make_evaluation(
         choices,
         told.generation.length_penalty,
     )
-    return Evaluation(told.task, examples, evaluator, recall_at)
+    loss_rows = config.batch_size if config.loss == "batches" else 0
+    return Evaluation(told.task, examples, evaluator, recall_at, loss_rows)

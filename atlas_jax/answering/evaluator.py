@@ -16,7 +16,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
+from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import rerank
 from atlas_jax.corpus.sources import Source
 from atlas_jax.index.passages import PassageStore
@@ -40,6 +40,8 @@ class Found:
       log_probability: of the answer's tokens, or of the choice among the choices; None
         likewise.
       choice_log_probs: of each of the example's choices.
+      target_log_probability: of the example's own target; None if it was not asked for.
+      target_tokens: of which that is the sum.
     """
 
     example: Example
@@ -47,6 +49,8 @@ class Found:
     answer: str | None = None
     log_probability: float | None = None
     choice_log_probs: tuple[float, ...] = ()
+    target_log_probability: float | None = None
+    target_tokens: int = 0
 
     def prediction(self) -> Prediction:
         """What the task scores."""
@@ -133,7 +137,7 @@ class Evaluator:
         shown = bool(progress) and multihost.is_first()
         bar = show_progress(progress, total=len(examples), shown=shown)
         with bar:
-            waiting: tuple[Sequence[Example], Any] | None = None
+            waiting: tuple[Sequence[Example], np.ndarray, Any] | None = None
             for start in starts:
                 some = examples[start : start + self.batch_size]
                 batch = self.batcher(some, self.batch_size)
@@ -141,7 +145,8 @@ class Evaluator:
                 if waiting is not None:  # the devices work on the next batch meanwhile
                     found += self._read(*waiting)
                     bar.update(len(waiting[0]))
-                waiting = (some, results)
+                lengths_b = np.asarray(batch.target_tokens_bt != PAD_ID).sum(axis=1)
+                waiting = (some, lengths_b, results)
             if waiting is not None:
                 found += self._read(*waiting)
                 bar.update(len(waiting[0]))
@@ -155,7 +160,9 @@ class Evaluator:
             answers = self.answer(params, batch, passages, np.uint32(first))
         return passages.rows_bk, passages.scores_bk, passages.mask_bk, answers
 
-    def _read(self, examples: Sequence[Example], results: Any) -> Iterator[Found]:
+    def _read(
+        self, examples: Sequence[Example], lengths_b: np.ndarray, results: Any
+    ) -> Iterator[Found]:
         rows_bk, scores_bk, mask_bk, answers = jax.device_get(results)
         texts = self.tokenizer.decode_batch(answers.tokens_bt) if answers else []
         for i, example in enumerate(examples):
@@ -175,7 +182,13 @@ class Evaluator:
             if answers.choice_log_probs_bc is not None:
                 chosen = tuple(answers.choice_log_probs_bc[i][: len(example.choices)].tolist())
                 text = example.choices[int(np.argmax(chosen))].answer
-            yield Found(example, passages, text, float(answers.scores_b[i]), chosen)
+            found = Found(example, passages, text, float(answers.scores_b[i]), chosen)
+            if answers.target_log_probs_b is not None and example.target_text:
+                scored = float(answers.target_log_probs_b[i]), int(lengths_b[i])
+                found = dataclasses.replace(
+                    found, target_log_probability=scored[0], target_tokens=scored[1]
+                )
+            yield found
 
     def _passage(self, example: Example, row: int) -> Mapping[str, Any]:
         if self.store is not None:
@@ -198,6 +211,23 @@ def _evidence(answers: Answers | None, row: int, passage: int) -> dict[str, floa
 def score(task: Task, found: Sequence[Found], recall_at: Sequence[int]) -> dict[str, float]:
     """The task's scores of these answers, each between 0 and 1."""
     return task.evaluate([one.prediction() for one in found], recall_at)
+
+
+def mean_loss(found: Sequence[Found], rows: int) -> dict[str, float]:
+    """`loss`: mean negative log-likelihood of a target token, empty without targets.
+
+    Args:
+      rows: 0 = over the tokens of all targets; else the mean over batches of so many rows of the
+        mean over each batch's tokens, as Atlas reports it.
+    """
+    batches = [found[at : at + rows] for at in range(0, len(found), rows)] if rows else [found]
+    means = []
+    for batch in batches:
+        scored = [one for one in batch if one.target_log_probability is not None]
+        tokens = sum(one.target_tokens for one in scored)
+        if tokens:
+            means.append(-sum(one.target_log_probability or 0.0 for one in scored) / tokens)
+    return {"loss": float(np.mean(means))} if means else {}
 
 
 def write_predictions(

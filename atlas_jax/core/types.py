@@ -78,6 +78,8 @@ class Batch:
       given: passages that came with the data file, instead of retrieved ones.
       prompt_tokens_bp: int32 reader tokens that the decoder begins with, padded right; None
         = no row has any.
+      joined_prompt_bp: the same as it is tokenised together with the target, which can differ
+        where the two meet; None = they are tokenised apart.
       choices: None = answers are generated.
     """
 
@@ -88,7 +90,13 @@ class Batch:
     weight_b: Array
     given: Passages | None = None
     prompt_tokens_bp: Array | None = None
+    joined_prompt_bp: Array | None = None
     choices: Choices | None = None
+
+    @property
+    def taught_prompt_bp(self) -> Array | None:
+        """What stands before the target; `prompt_tokens_bp` stands before what is generated."""
+        return self.prompt_tokens_bp if self.joined_prompt_bp is None else self.joined_prompt_bp
 
 
 @flax.struct.dataclass

@@ -39,6 +39,10 @@ class GenerationConfig:
         ``True``: at once. ``False``: when the best running one, scored at its present
         length, is below the worst finished one. ``'never'``: when it could not even at the
         length that suits it best get above (exact where the penalty is not negative).
+      beam_rules: the version of Hugging Face's transformers that beam search follows (beam).
+        ``'5'``: the candidates of the last step end there, divided by their length. ``'4.18'``,
+        with which Atlas was released: the running hypotheses are cut off there, and divided by
+        a length of one token more.
       temperature: divides the logits (sample).
       top_k: sample among the k likeliest tokens; 0 for all.
       top_p: sample among the likeliest tokens that together reach this probability.
@@ -53,6 +57,7 @@ class GenerationConfig:
     num_beams: Annotated[int, Meta(ge=1, le=1024)] = 4
     length_penalty: Annotated[float, Meta(ge=-100, le=100)] = 1.0
     early_stopping: bool | Literal["never"] = False
+    beam_rules: Literal["5", "4.18"] = "5"
     temperature: bounds.Positive = 1.0
     top_k: bounds.AtLeast0 = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -335,8 +340,10 @@ def _advance(
     candidates_bct = jax.lax.dynamic_update_slice_in_dim(
         candidates_bct, token_bc[..., None], index, axis=2
     )
-    last_b1 = forced.is_last_b(index, config)[:, None]
-    ends_bc = (token_bc == config.eos_id) | last_b1
+    last_b = forced.is_last_b(index, config)
+    ends_bc = token_bc == config.eos_id
+    if config.beam_rules == "5":
+        ends_bc |= last_b[:, None]
     ends_bc &= (forced.token_b(index) == PAD_ID)[:, None]
 
     alive_scores, chosen_bw = jax.lax.top_k(jnp.where(ends_bc, scores_bc + NEVER, scores_bc), w)
@@ -354,14 +361,15 @@ def _advance(
     finished = _pick(jnp.concatenate([beams.finished_bwt, candidates_bct], axis=1), best_bw)
     is_finished = _pick(jnp.concatenate([beams.is_finished_bw, enters_bc], axis=1), best_bw)
 
-    # The best that the best running hypothesis can become, against the worst finished one.
+    # The best that the best hypothesis can become, against the worst finished one.
+    best_b1 = alive_scores[:, :1] if config.beam_rules == "5" else scores_bc[:, :1]
     at_best = new_length_b1
     if config.early_stopping == "never" and config.length_penalty > 0:
         at_best = jnp.full_like(new_length_b1, config.max_length)
-    hope_b1 = alive_scores[:, :1] / at_best**config.length_penalty
+    hope_b1 = best_b1 / at_best**config.length_penalty
     worst_b1 = jnp.min(finished_scores, axis=1, keepdims=True)
     may_improve_b = jnp.any(hope_b1 > jnp.where(is_finished, worst_b1, NEVER), axis=1)
-    return _Beams(
+    beams = _Beams(
         decoding=dataclasses.replace(decoding, self_caches=caches),
         last_bw=_pick(token_bc, chosen_bw),
         running_bwt=_pick(candidates_bct, chosen_bw),
@@ -370,6 +378,31 @@ def _advance(
         finished_scores_bw=finished_scores,
         is_finished_bw=is_finished,
         open_b=beams.open_b & may_improve_b,
+    )
+    return beams if config.beam_rules == "5" else _cut_off(beams, last_b, new_length_b1, config)
+
+
+def _cut_off(beams: _Beams, last_b: jax.Array, length_b1: jax.Array, config: Any) -> _Beams:
+    """Finish the running hypotheses of a query whose last step this was, as version 4.18 does.
+
+    There the length of a hypothesis counts the start token and not the end token, so that one
+    that ended is as long as its tokens, and one that was cut off is longer by one.
+    """
+    open_b = beams.open_b
+    if config.early_stopping is True:
+        open_b &= ~jnp.all(beams.is_finished_bw, axis=1)
+    enters_bw = (last_b & open_b)[:, None] & (beams.running_scores_bw > NEVER / 2)
+    scores_bw = beams.running_scores_bw / (length_b1 + 1) ** config.length_penalty
+    both = jnp.concatenate(
+        [beams.finished_scores_bw, jnp.where(enters_bw, scores_bw, NEVER)], axis=1
+    )
+    scores_bw, best_bw = jax.lax.top_k(both, enters_bw.shape[1])
+    texts = jnp.concatenate([beams.finished_bwt, beams.running_bwt], axis=1)
+    return beams.replace(  # type: ignore[attr-defined]
+        finished_bwt=_pick(texts, best_bw),
+        finished_scores_bw=scores_bw,
+        is_finished_bw=_pick(jnp.concatenate([beams.is_finished_bw, enters_bw], axis=1), best_bw),
+        open_b=beams.open_b & ~last_b,
     )
 
 

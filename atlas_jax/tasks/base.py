@@ -49,7 +49,8 @@ class Example:
     Attributes:
       id: of the record.
       query_text: what the reader gets before the passage.
-      retriever_text: what the retriever gets.
+      retriever_text: what the retriever gets; "" = the reader's whole query, and what is cut off
+        that is cut off this, too.
       target_text: what the reader learns to write.
       answers: any of them counts as right.
       gold_ids: passages known to hold the answer.
@@ -67,7 +68,7 @@ class Example:
 
     id: str
     query_text: str
-    retriever_text: str
+    retriever_text: str = ""
     target_text: str = ""
     answers: tuple[str, ...] = ()
     gold_ids: tuple[str, ...] = ()
@@ -79,6 +80,10 @@ class Example:
     choice_score: Literal["likelihood", "first_token"] = "likelihood"
     shorten: Shorten | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The retriever gets the reader's query where the task has no text of its own for it."""
+        object.__setattr__(self, "retriever_text", self.retriever_text or self.query_text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,7 +204,8 @@ class BaseTask:
     Attributes:
       query_format: the reader's query; {query} stands for the field.
       target_format: the reader's target; {target}. Each of `choices` is formatted by it, too.
-      retriever_format: the retriever's query; {query}.
+      retriever_format: the retriever's query; {query}. Here and in every task '' stands for
+        the reader's whole query.
       prompt_format: what the decoder begins with, of {query}; needs DataConfig.prompt_length.
     """
 

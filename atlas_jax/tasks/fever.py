@@ -25,6 +25,10 @@ from atlas_jax.tasks.base import (
 
 # What the reader writes for each label, as in Atlas.
 WORDS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": "maybe"}
+_ONE_OF = {
+    "answer_by": ("generation", "likelihood"),
+    "compare": ("normalised", "literal"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +38,12 @@ class FeverTask:
     Attributes:
       query_format: the reader's query; {claim} stands for the field.
       target_format: the reader's target; {answer} is 'true', 'false' or 'maybe'.
-      retriever_format: the retriever's query; {claim}.
+      retriever_format: the retriever's query; {claim}. '' = the reader's.
       prompt_format: what the decoder begins with, of {claim}; needs DataConfig.prompt_length.
       answer_by: 'generation' (as in Atlas; what is none of the three words is wrong) or
         'likelihood' of the three.
+      compare: what is written counts when it is the word but for case, punctuation, articles
+        and blanks ('normalised'), or to the letter ('literal', as in Atlas).
     """
 
     query_format: str = "question: {claim} answer: <extra_id_0>"
@@ -45,6 +51,7 @@ class FeverTask:
     retriever_format: str = "{claim}"
     prompt_format: str = ""
     answer_by: Literal["generation", "likelihood"] = "generation"
+    compare: Literal["normalised", "literal"] = "normalised"
 
     name: ClassVar[str] = "fever"
 
@@ -57,10 +64,12 @@ class FeverTask:
         for field in ("query_format", "retriever_format", "prompt_format"):
             check_format(f"FeverTask.{field}", getattr(self, field), ["claim"])
         check_format("FeverTask.target_format", self.target_format, ["answer"])
-        if self.answer_by not in ("generation", "likelihood"):
-            raise UserError(
-                f"FeverTask.answer_by = {self.answer_by!r}: expected 'generation' or 'likelihood'"
-            )
+        for field, allowed in _ONE_OF.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(
+                    f"FeverTask.{field} = {getattr(self, field)!r}: expected "
+                    f"{' or '.join(map(repr, allowed))}"
+                )
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
@@ -114,9 +123,9 @@ class FeverTask:
         rows = [p for p in predictions if p.answer is not None and p.example.answers]
         scores = {}
         if rows:
-            scores["accuracy"] = mean([_is_right(p) for p in rows])
+            scores["accuracy"] = mean([self._is_right(p) for p in rows])
         for label, word in WORDS.items():
-            of_label = [_is_right(p) for p in rows if p.example.answers == (word,)]
+            of_label = [self._is_right(p) for p in rows if p.example.answers == (word,)]
             if of_label:
                 scores[f"accuracy_{label.lower().replace(' ', '_')}"] = mean(of_label)
         return scores | score_retrieval(predictions, recall_at, in_text=False)
@@ -125,10 +134,13 @@ class FeverTask:
         """`predicted_label`, as FEVER's own script wants it; null for another word."""
         if prediction.answer is None:
             return {}
-        written = metrics.normalize_answer(prediction.answer)
+        written = self._compared(prediction.answer)
         labels = {word: label for label, word in WORDS.items()}
         return {"predicted_label": labels.get(written)}
 
+    def _compared(self, text: str) -> str:
+        return metrics.normalize_answer(text) if self.compare == "normalised" else text
 
-def _is_right(prediction: Prediction) -> float:
-    return metrics.exact_match(prediction.answer or "", prediction.example.answers[0])
+    def _is_right(self, prediction: Prediction) -> float:
+        written = self._compared(prediction.answer or "")
+        return float(written == self._compared(prediction.example.answers[0]))

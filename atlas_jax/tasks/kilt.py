@@ -25,8 +25,17 @@ from atlas_jax.tasks.base import (
     mean,
     typed_record,
 )
+from atlas_jax.tasks.fever import WORDS
 
 _RECALL_AT = 5
+_ONE_OF = {
+    "answer_choice": ("random", "first"),
+    "page": ("id", "title"),
+    "fever_answers": ("labels", "words"),
+}
+# KILT has no claims of which nothing is known.
+_FEVER = {label: WORDS[label] for label in ("SUPPORTS", "REFUTES")}
+_LABELS = {word: label for label, word in _FEVER.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +45,15 @@ class KILTTask:
     Attributes:
       query_format: the reader's query; {input} stands for the field.
       target_format: the reader's target; {answer} is one of the answers.
-      retriever_format: the retriever's query; {input}.
+      retriever_format: the retriever's query; {input}. '' = the reader's.
       prompt_format: what the decoder begins with, of {input}; needs DataConfig.prompt_length.
       answer_choice: which of several answers is learnt: 'first', or another one each time.
       page: how a passage tells its page: 'id' = what stands in its id before the last ':'
         (as `atlas-jax prepare kilt_wikipedia` writes it) is the `wikipedia_id`; 'title' = its
         title is the provenance's `title`.
+      fever_answers: what FEVER's records, whose answers are SUPPORTS or REFUTES, learn and score:
+        these 'labels', or 'true' and 'false' as the task `fever` has them ('words', as in
+        Atlas). The predictions file always has labels, as KILT's script wants them.
     """
 
     query_format: str = "question: {input} answer: <extra_id_0>"
@@ -50,6 +62,7 @@ class KILTTask:
     prompt_format: str = ""
     answer_choice: Literal["random", "first"] = "random"
     page: Literal["id", "title"] = "id"
+    fever_answers: Literal["labels", "words"] = "labels"
 
     name: ClassVar[str] = "kilt"
 
@@ -62,7 +75,7 @@ class KILTTask:
         for field in ("query_format", "retriever_format", "prompt_format"):
             check_format(f"KILTTask.{field}", getattr(self, field), ["input"])
         check_format("KILTTask.target_format", self.target_format, ["answer"])
-        for field, allowed in (("answer_choice", ("random", "first")), ("page", ("id", "title"))):
+        for field, allowed in _ONE_OF.items():
             if getattr(self, field) not in allowed:
                 raise UserError(
                     f"KILTTask.{field} = {getattr(self, field)!r}: expected one of "
@@ -86,7 +99,9 @@ class KILTTask:
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0
     ) -> Example:
         """See `Task.example`; what varies is which answer is the target."""
-        text, answers = record.fields["input"], _answers(record)
+        text, answers, worded = record.fields["input"], _answers(record), self._is_worded(record)
+        if worded:
+            answers = tuple(_FEVER[answer] for answer in answers)
         at = 0
         if rng is not None and self.answer_choice == "random" and len(answers) > 1:
             at = int(rng.integers(len(answers)))
@@ -100,7 +115,12 @@ class KILTTask:
             negative_ids=record.negative_ids,
             given_passages=record.passages,
             prompt_text=fill(self.prompt_format, input=text),
-            meta={"input": text, "gold_output": record.fields.get("output"), **record.meta},
+            meta={
+                "input": text,
+                "gold_output": record.fields.get("output"),
+                **({"fever": True} if worded else {}),
+                **record.meta,
+            },
         )
 
     def typed(self, text: str) -> Example:
@@ -140,8 +160,20 @@ class KILTTask:
             seen.setdefault(self._page_of(passage), provenance)
         output: dict[str, Any] = {"provenance": list(seen.values())}
         if prediction.answer is not None:
-            output = {"answer": prediction.answer, **output}
+            answer = prediction.answer
+            if prediction.example.meta.get("fever"):
+                answer = _LABELS.get(answer, answer)
+            output = {"answer": answer, **output}
         return {"output": [output]}
+
+    def _is_worded(self, record: Record) -> bool:
+        """Whether the record is one of FEVER whose labels the reader knows as words.
+
+        A record of a test file has no answers, but stands in a file of FEVER's name.
+        """
+        answers = set(_answers(record))
+        is_fever = answers <= set(_FEVER) if answers else "fever" in Path(record.place).name.lower()
+        return self.fever_answers == "words" and is_fever
 
     def _page_of(self, passage: PassageText) -> str:
         return _page_id(passage) if self.page == "id" else str(passage["title"]).strip()

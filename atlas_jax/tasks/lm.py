@@ -30,7 +30,7 @@ class LMTask:
     Attributes:
       query_format: the reader's query, of {text} (the first part), {title} and {section}.
       target_format: the reader's target, of {text} (the rest).
-      retriever_format: the retriever's query, as query_format.
+      retriever_format: the retriever's query, as query_format; '' = the reader's.
       min_prefix: the first part's share of the words is drawn from here ...
       max_prefix: ... up to here; evaluation takes the middle.
       min_words: passages of fewer words are left out.

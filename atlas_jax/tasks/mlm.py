@@ -47,7 +47,8 @@ class MLMTask:
         the whole passage.
       min_words: passages of fewer words are left out.
       query_format: the reader's query, of {text} (with sentinels), {title}, {section}.
-      retriever_format: the retriever's query; its {text} has the spans left out.
+      retriever_format: the retriever's query; its {text} has the spans left out. '' = the
+        reader's, with the sentinels in it.
       filter_self: the passage itself may not be retrieved, or reading would be copying.
       filter_self_after: first training step at which that holds.
     """

@@ -47,6 +47,7 @@ class MultipleChoiceTask:
       target_format: the reader's target, of {letter}.
       retriever_format: the retriever's query, of {question} and {options}; these are the
         options in the order of the file, without letters, so that every order finds the same.
+        '' = the reader's query, with which each order finds passages of its own.
       prompt_format: what the decoder begins with, of {question} and {options} as they are asked;
         the letter is scored behind it; needs DataConfig.prompt_length.
       max_question_tokens: reader tokens that a question keeps, its last ones; the options
@@ -163,7 +164,8 @@ class MultipleChoiceTask:
         return {"predicted_letter": prediction.example.meta["order"][at]}
 
     def _in_order(self, record: Record, order: Sequence[int]) -> Example:
-        question, texts = record.fields["question"], list(record.fields["options"].values())
+        question = record.fields["question"].strip()
+        texts = list(record.fields["options"].values())
         right = record.fields.get("answer")
         asked = literal(question)
         options = Filled(

@@ -32,7 +32,7 @@ class QATask:
     Attributes:
       query_format: the reader's query; {question} stands for the field.
       target_format: the reader's target; {answer} is `target`, or else one of `answers`.
-      retriever_format: the retriever's query; {question}.
+      retriever_format: the retriever's query; {question}. '' = the reader's.
       answer_choice: which of several answers is learnt: 'first', or another one each time
         ('random', as in Atlas). Evaluation always takes the first.
       prompt_format: what the decoder begins with, of {question}; needs

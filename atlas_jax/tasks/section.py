@@ -31,7 +31,7 @@ class SectionTask:
     Attributes:
       query_format: the reader's query, of {title} and {section}.
       target_format: the reader's target, of {text}.
-      retriever_format: the retriever's query, as query_format.
+      retriever_format: the retriever's query, as query_format; '' = the reader's.
       min_words: passages of fewer words are left out.
       filter: what may not be retrieved: the 'passage' itself, all of its 'section' (as many
         as DataConfig.max_excluded lets), or 'none'.

@@ -39,7 +39,7 @@ class TemporalTask:
       other: the edition to tell it from.
       query_format: the reader's query; {question} stands for the field.
       target_format: the reader's target; {answer} is the edition's first answer.
-      retriever_format: the retriever's query; {question}.
+      retriever_format: the retriever's query; {question}. '' = the reader's.
       prompt_format: what the decoder begins with, of {question}; needs DataConfig.prompt_length.
     """
 

@@ -38,7 +38,7 @@ def make_loss_sums(
         if config.rerank:
             passages = rerank(models.retriever, params["retriever"], query_be, passages, config.k)
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
-        decoder_bt, targets_bt = fid.join_prompt(batch.prompt_tokens_bp, targets_bt)
+        decoder_bt, targets_bt = fid.join_prompt(batch.taught_prompt_bp, targets_bt)
         tokens_bkl = fid.join_inputs(
             batch.query_tokens_bq,
             passages.reader_tokens_bkl,

@@ -106,6 +106,23 @@ def test_a_choice_scores_its_weighted_log_probability(prompt: np.ndarray | None)
 
 
 @pytest.mark.parametrize("prompt", [None, PROMPT], ids=["plain", "prompt"])
+def test_targets_are_scored_behind_the_prompt_that_is_taught(prompt: np.ndarray | None) -> None:
+    reading = Reading(K, LENGTH, scores_targets=True)
+    targets = CHOICES[:, 0]
+    found = answer(batch(prompt=prompt), reading, max_length=4)
+    expected = np.where(targets > 0, plain(targets, prompt), 0).sum(-1)
+    np.testing.assert_allclose(found.target_log_probs_b, expected, atol=1e-4)
+    assert answer(batch(prompt=prompt), Reading(K, LENGTH)).target_log_probs_b is None
+    if prompt is not None:  # as it is tokenised with the target; the answers begin as before
+        other = np.array([[14, 0], [15, 16]], np.int32)
+        joined = batch(prompt=prompt).replace(joined_prompt_bp=other)
+        again = answer(joined, reading, max_length=4)
+        expected = np.where(targets > 0, plain(targets, other), 0).sum(-1)
+        np.testing.assert_allclose(again.target_log_probs_b, expected, atol=1e-4)
+        np.testing.assert_array_equal(again.tokens_bt, found.tokens_bt)
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT], ids=["plain", "prompt"])
 def test_evidence_is_what_single_passes_give(prompt: np.ndarray | None) -> None:
     reading = Reading(K, LENGTH, explains=True)
     found = answer(batch(prompt=prompt), reading, max_length=4)

@@ -9,10 +9,12 @@ from atlas_jax import from_gin
 from atlas_jax.answering import evaluation, inference
 from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.evaluation import make_evaluation
+from atlas_jax.answering.evaluator import Found, mean_loss
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.devices import use_devices
 from atlas_jax.models import assembly
+from atlas_jax.tasks.base import Example
 from tests.training.runs import write_run
 
 
@@ -46,6 +48,49 @@ def test_answers_do_not_depend_on_the_batch_size(
     assert small.evaluator.answer is not None
     assert small.evaluator.answer._cache_size() == 1  # type: ignore[attr-defined]
     assert small.evaluator.find._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_the_loss_is_a_mean_over_tokens_or_over_the_means_of_batches() -> None:
+    def found(log_probability: float | None, tokens: int) -> Found:
+        return Found(Example("1", "q"), (), "a", None, (), log_probability, tokens)
+
+    rows = [found(-4.0, 2), found(-2.0, 2), found(-6.0, 1), found(None, 0)]
+    assert mean_loss(rows, 0) == {"loss": pytest.approx((4 + 2 + 6) / 5)}
+    assert mean_loss(rows, 2) == {"loss": pytest.approx(((4 + 2) / 4 + 6) / 2)}
+    assert mean_loss(rows[3:], 0) == mean_loss(rows[3:], 2) == {}
+
+
+@pytest.mark.parametrize(("loss", "asked"), [("tokens", True), ("batches", True), ("none", False)])
+def test_an_evaluation_scores_the_targets_that_it_has(
+    loss: str,
+    asked: bool,
+    tmp_path: Path,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+) -> None:
+    """`loss` is what the compiled scores of the targets give; without targets there is none."""
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    questions = tmp_path / "questions.jsonl"
+    answers = ("a long answer of words", "b", "c")
+    questions.write_text(
+        "".join(f'{{"question": "What?", "answers": ["{text}"]}}\n' for text in answers)
+    )
+    bindings = [f"EvalConfig.file='{questions}'", "EvalConfig.passages='none'",
+                f"EvalConfig.loss='{loss}'"]  # fmt: skip
+    load_gin([str(gin_file)], bindings)
+    told = from_gin.answer_run()
+    with use_devices(told.devices) as (mesh, rules):
+        made = assembly.assemble(told.models, mesh, rules)
+        rest = (made.models, made.tokenizers, None, mesh, rules)
+        found, scores = make_evaluation(told, *rest).run(made.params)
+    assert ("loss" in scores) is asked
+    if asked:
+        tokens = [len(made.tokenizers.reader.encode(f"<extra_id_0> {a}", True)) for a in answers]
+        lengths = [min(n, told.data.target_length) for n in tokens]
+        assert [one.target_tokens for one in found] == lengths
+        log_probs = [one.target_log_probability or 0.0 for one in found]
+        assert scores["loss"] == pytest.approx(-sum(log_probs) / sum(lengths))
+        assert scores["loss"] > 1  # of a model that knows nothing
 
 
 @pytest.mark.slow

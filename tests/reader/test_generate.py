@@ -115,6 +115,72 @@ def test_beam_search_ends_before_the_last_position(early_stopping: Any) -> None:
     assert (np.asarray(tokens) == [eos_id] + 7 * [0]).all()
 
 
+def by_the_rules_of_4_18(
+    log_probs: Any, beams: int, length: int, eos_id: int, penalty: float
+) -> tuple[float, tuple[int, ...]]:
+    """Beam search as transformers 4.18 has it, one query, in plain Python.
+
+    An ended hypothesis of n tokens is divided by n ** penalty. Those that run when the length is
+    used up are cut off there, and divided by (n + 1) ** penalty.
+    """
+    running, finished = [(0.0, ())], []
+
+    def finish(score: float, tokens: tuple[int, ...]) -> None:
+        finished.append((score, tokens))
+        finished.sort(key=lambda one: -one[0])
+        del finished[beams:]
+
+    for n in range(1, length + 1):
+        candidates = [
+            (score + value, (*tokens, token))
+            for score, tokens in running
+            for token, value in enumerate(log_probs(tokens))
+        ]
+        candidates.sort(key=lambda one: -one[0])
+        running = []
+        for rank, (score, tokens) in enumerate(candidates[: 2 * beams]):
+            if tokens[-1] != eos_id:
+                running.append((score, tokens))
+            elif rank < beams:
+                finish(score / n**penalty, tokens)
+        running = running[:beams]
+        if len(finished) == beams and finished[-1][0] >= candidates[0][0] / n**penalty:
+            return finished[0]
+    for score, tokens in running:
+        finish(score / (length + 1) ** penalty, tokens)
+    return finished[0]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("eos_id", [1, 7, 999])
+def test_beams_follow_the_rules_of_the_version_that_is_asked_for(
+    penalty: float, eos_id: int
+) -> None:
+    length, beams = 5, 3
+    forward = jax.jit(
+        lambda params, source, inputs: MODEL.apply({"params": params}, source, inputs)
+    )
+    settings = {"method": "beam", "num_beams": beams, "max_length": length, "eos_id": eos_id,
+                "length_penalty": penalty}  # fmt: skip
+    tokens, scores = decode(beam_rules="4.18", **settings)
+    newest, newest_scores = decode(**settings)
+    for row in range(len(SOURCE)):
+
+        def log_probs(before: tuple[int, ...], row: int = row) -> np.ndarray:
+            inputs = np.zeros((1, length), np.int32)
+            inputs[0, 1 : len(before) + 1] = before
+            logits = forward(params(), SOURCE[row : row + 1], inputs)[0, len(before)]
+            return np.asarray(jax.nn.log_softmax(logits))
+
+        score, expected = by_the_rules_of_4_18(log_probs, beams, length, eos_id, penalty)
+        assert tokens[row, : len(expected)].tolist() == list(expected)
+        np.testing.assert_allclose(scores[row], score, rtol=1e-4)
+    if eos_id == 999:  # none ends, all are cut off: only what they are divided by differs
+        np.testing.assert_array_equal(tokens, newest)
+        shorter = (length / (length + 1)) ** penalty
+        np.testing.assert_allclose(scores, newest_scores * shorter, rtol=1e-5)
+
+
 def test_one_beam_is_greedy() -> None:
     tokens, scores = decode(
         method="beam", num_beams=1, length_penalty=0.0, max_length=8, eos_id=999

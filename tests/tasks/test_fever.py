@@ -56,6 +56,22 @@ def test_accuracy_in_all_and_by_label(tmp_path):
     assert labels == ["SUPPORTS", None, "NOT ENOUGH INFO"]
 
 
+@pytest.mark.parametrize(
+    ("compare", "written", "right"),
+    [("normalised", "True.", 1.0), ("literal", "True.", 0.0), ("literal", "true", 1.0)],
+)
+def test_accuracy_compares_but_for_case_and_signs_or_to_the_letter(
+    tmp_path, compare, written, right
+):
+    task = FeverTask(compare=compare)
+    (claim, *_) = examples(tmp_path, task)
+    prediction = Prediction(claim, written)
+    assert task.evaluate([prediction])["accuracy"] == right
+    assert task.row_fields(prediction)["predicted_label"] == ("SUPPORTS" if right else None)
+    with pytest.raises(UserError, match="FeverTask.compare = 'exact'"):
+        FeverTask(compare="exact")
+
+
 def test_a_claim_without_label_can_be_asked_but_not_learnt(tmp_path):
     rows = [{"claim": "Lindel lies in Arvo."}]
     (example,) = examples(tmp_path, FeverTask(), rows, need_targets=False)

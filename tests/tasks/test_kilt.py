@@ -21,8 +21,8 @@ ROW = {
 }
 
 
-def load(tmp_path, *rows, need_targets=True):
-    path = tmp_path / "kilt.jsonl"
+def load(tmp_path, *rows, need_targets=True, name="kilt.jsonl"):
+    path = tmp_path / name
     write_jsonl(path, rows)
     return KILTTask().load(path, need_targets)
 
@@ -53,6 +53,36 @@ def test_a_test_file_has_no_output(tmp_path):
     assert KILTTask().example(*load(tmp_path, row, need_targets=False)).answers == ()
     with pytest.raises(UserError, match=r"kilt\.jsonl:1: field 'output' gives no answer"):
         load(tmp_path, row)
+
+
+def test_fevers_claims_can_be_learnt_and_scored_as_words(tmp_path):
+    """true for SUPPORTS and false for REFUTES, as in Atlas; other tasks stay as they are."""
+    claims = [
+        {"id": "1", "input": "Lindel lies in Arvo.", "output": [{"answer": "SUPPORTS"}]},
+        {"id": "2", "input": "Lindel lies in Bera.", "output": [{"answer": "REFUTES"}]},
+    ]
+    task = KILTTask(fever_answers="words")
+    first, second, other = map(task.example, load(tmp_path, *claims, ROW))
+    assert (first.answers, first.target_text) == (("true",), "<extra_id_0> true")
+    assert (second.answers, second.target_text) == (("false",), "<extra_id_0> false")
+    assert other.answers == ("the therefore sign", "therefore")
+    written = [Prediction(first, "true"), Prediction(second, "true"), Prediction(other, "true")]
+    assert task.evaluate(written[:2])["accuracy"] == 0.5
+    outputs = [task.row_fields(one)["output"][0]["answer"] for one in written]
+    assert outputs == ["SUPPORTS", "SUPPORTS", "true"], "KILT's script compares labels"
+    assert KILTTask().example(*load(tmp_path, claims[0])).answers == ("SUPPORTS",)
+    with pytest.raises(UserError, match="KILTTask.fever_answers = 'numbers'"):
+        KILTTask(fever_answers="numbers")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("fever-test-kilt.jsonl", "REFUTES"), ("trex-test-kilt.jsonl", "false")]
+)
+def test_a_claim_without_answers_is_known_by_its_file(tmp_path, name, answer):
+    task = KILTTask(fever_answers="words")
+    (record,) = load(tmp_path, {"id": "1", "input": "c"}, need_targets=False, name=name)
+    row = task.row_fields(Prediction(task.example(record), "false"))
+    assert row["output"][0]["answer"] == answer
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,22 @@ def test_a_question_becomes_the_prompt(tmp_path):
     assert example.retriever_text == "Find the order of 2 in Z_3. 0 2 1"
 
 
+def test_blanks_around_a_question_are_no_part_of_it(tmp_path):
+    (record,) = records(tmp_path, {**ROW, "question": f"  {ROW['question']}\n"})
+    example = MultipleChoiceTask().example(record)
+    plain = MultipleChoiceTask().example(*records(tmp_path, ROW))
+    assert (example.query_text, example.shorten) == (plain.query_text, plain.shorten)
+
+
+def test_each_order_can_find_passages_of_its_own(tmp_path):
+    task = MultipleChoiceTask(retriever_format="", eval_orders="cyclic")
+    asked = task.variants(*records(tmp_path, ROW, task=task))
+    assert [example.retriever_text for example in asked] == [
+        f"question: Find the order of 2 in Z_3. options: {options} answer: <extra_id_0>"
+        for options in ("(A) 0 (B) 2 (C) 1", "(A) 2 (B) 1 (C) 0", "(A) 1 (B) 0 (C) 2")
+    ]
+
+
 def test_the_decoders_prompt_has_the_options_as_they_are_asked(tmp_path):
     task = MultipleChoiceTask(prompt_format="of {options}:", eval_orders="cyclic")
     asked = task.variants(*records(tmp_path, ROW, task=task))

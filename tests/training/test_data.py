@@ -97,6 +97,22 @@ def test_texts_that_are_too_long_keep_what_matters(tokenizers):
     assert Batcher(tokenizers, right)([_example(7)]).query_tokens_bq[0].tolist() == query[:10]
 
 
+def test_the_retriever_can_get_the_readers_query_as_it_is_cut(tokenizers):
+    """Without a text of its own it embeds the whole query, shortened where the reader's is."""
+    text = "question: one two three four five six answer: <extra_id_0>"
+    start, end = text.index("one"), text.index(" answer")
+    whole = _example(query_text=text, retriever_text="")
+    assert whole.retriever_text == text
+    cut = _example(query_text=text, retriever_text="", shorten=Shorten(start, end, 8))
+    batch = Batcher(tokenizers, CONFIG)([whole, cut])
+    kept = tokenizers.reader.last_tokens(text[start:end], 8)
+    assert kept != text[start:end]
+    for row, asked in ((0, text), (1, f"question: {kept} answer: <extra_id_0>")):
+        ids = tokenizers.retriever.encode(asked, add_special=True)
+        assert batch.retriever_tokens_br[row, : len(ids)].tolist() == ids
+        assert not batch.retriever_tokens_br[row, len(ids) :].any()
+
+
 def test_missing_rows_weigh_nothing(tokenizers):
     batcher = Batcher(tokenizers, CONFIG)
     full = batcher([_example(1), _example(2)])
@@ -286,3 +302,26 @@ def test_a_prompt_becomes_tokens_where_its_length_is_given(tokenizers):
     made = Batcher(tokenizers, prompted)([example, _example(1)])
     who = tokenizers.reader.encode("who", add_special=False)
     assert made.prompt_tokens_bp.tolist() == [[*who, 0, 0], [0] * 5]
+
+
+def test_prompt_and_target_can_be_tokenised_as_one_text(tokenizers):
+    """A prompt of n tokens is then the first n of both together; the rest is the target."""
+    reader = tokenizers.reader
+    example = _example(prompt_text="The capital<extra_", target_text="id_0>is")
+    bare = _example(1, prompt_text="")
+    lengths = {"query_length": 80, "retriever_query_length": 40, "prompt_length": 24}
+    apart = Batcher(tokenizers, DataConfig(**lengths, target_length=24))([example, bare])
+    together = DataConfig(**lengths, target_length=24, prompt_and_target="together")
+    joined = Batcher(tokenizers, together)([example, bare])
+    prompt = reader.encode("The capital<extra_", add_special=False)
+    whole = reader.encode("The capital<extra_id_0>is", add_special=True)
+    n = min(len(prompt), len(whole))
+    assert whole[:n] != prompt, "the two meet within one token"
+    assert joined.taught_prompt_bp[0, :n].tolist() == whole[:n]
+    assert not joined.taught_prompt_bp[0, n:].any()
+    assert joined.target_tokens_bt[0, : len(whole) - n].tolist() == whole[n:]
+    assert joined.prompt_tokens_bp.tolist() == apart.prompt_tokens_bp.tolist(), "to generate from"
+    assert joined.target_tokens_bt[1].tolist() == apart.target_tokens_bt[1].tolist()
+    assert apart.joined_prompt_bp is None and apart.taught_prompt_bp is apart.prompt_tokens_bp
+    with pytest.raises(UserError, match="DataConfig.prompt_and_target = 'joined'"):
+        DataConfig(prompt_and_target="joined")
