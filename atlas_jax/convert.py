@@ -9,7 +9,7 @@
 Formats: hf (a folder of Hugging Face: T5, BERT, Contriever, sentence-transformers), t5x (a
 folder checkpoint_<step>), meta-atlas (model.pth.tar), atlas-jax (a model folder). What was
 written is read back and compared, and certificate.json in the output says what became of
-every tensor. Fields that a format does not tell can be bound: --gin.RetrieverConfig.num_heads=12
+every tensor. Fields that a format does not tell can be bound: --gin.RetrieverConfig.pooling=cls
 """
 
 import argparse
@@ -21,6 +21,7 @@ from atlas_jax import from_gin
 from atlas_jax.conversion.convert import PARTS, SOURCES, TARGETS, Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.interop.meta_atlas import READER_MODEL_TYPES
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig
 
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--no_optimizer", action="store_true", help="leave optimiser state behind")
     add("--scan_layers", action="store_true", help="T5X's scanned layout (--to=t5x)")
     add("--max_shard_size", default="5GB", help="of one file (--to=hf)")
+    add("--num_heads", type=int, default=0, help="of the retriever (--from=meta-atlas)")
+    add("--reader_model_type", default="", choices=("", *READER_MODEL_TYPES), metavar="TYPE",
+        help="such as google/t5-xl-lm-adapt, where a checkpoint's own option is wrong")  # fmt: skip
     add("--verify", action="store_true", help="run both frameworks, compare every layer")
     return launch(_run, parser, argv)
 
@@ -77,6 +81,8 @@ def _run(flags: argparse.Namespace) -> None:
                 "reader": from_gin.fields_told(ReaderConfig),
                 "retriever": from_gin.fields_told(RetrieverConfig),
             },
+            num_heads=flags.num_heads,
+            reader_model_type=flags.reader_model_type,
         )
     )
 

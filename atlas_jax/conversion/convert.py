@@ -56,6 +56,8 @@ class Conversion:
       max_shard_bytes: of one file of an hf folder.
       verify: run both frameworks and compare layer by layer.
       fields: part -> fields of its config that override what the input says.
+      num_heads: of the retriever, where the format does not tell (Meta's); 0 = 64 channels each.
+      reader_model_type: of a checkpoint of Meta's whose option says another than its arrays.
     """
 
     source: str
@@ -73,15 +75,18 @@ class Conversion:
     max_shard_bytes: int = 5 << 30
     verify: bool = False
     fields: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    num_heads: int = 0
+    reader_model_type: str = ""
 
 
 @dataclasses.dataclass
 class _Read:
-    """What a source holds: parts, options as gin (Meta's), the step (where it is known)."""
+    """What a source holds: parts, the step (where it is known); Meta's: options as gin, heads."""
 
     parts: dict[str, Part]
     gin: str = ""
     step: int = 0
+    heads: meta_atlas.Heads | None = None
 
 
 def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certificate.Certificate]:
@@ -100,6 +105,9 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
         if job.part not in read.parts:
             raise UserError(f"the input holds no {job.part}, but {', '.join(read.parts)}")
         read.parts = {job.part: read.parts[job.part]}
+    heads = read.heads if "retriever" in read.parts else None
+    if heads is not None and job.verify:
+        heads.check()
     why = {kind: _prepare(part, job) for kind, part in read.parts.items()}
     verifier = Verifier(job.source) if job.verify else None
     written: dict[str, dict[str, str]] = {kind: {} for kind in read.parts}
@@ -117,6 +125,8 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
             certificates.append(done)
         text = certificate.to_json(certificates, {"from": job.source, "to": job.target})
         (folder / certificate.FILE).write_text(text, "utf-8")
+    if heads is not None and heads.remark():
+        say(heads.remark())
     for done in certificates:
         for line in done.lines():
             say(line)
@@ -131,6 +141,9 @@ def _read(job: Conversion) -> _Read:
         raise UserError(f"--from={job.source} takes one --input, not {len(job.inputs)}")
     if job.source == "atlas-jax" and job.allow_missing:
         raise UserError("--allow_missing: a model folder is whole; leave the flag out")
+    for name in ("num_heads", "reader_model_type"):
+        if getattr(job, name) and job.source != "meta-atlas":
+            raise UserError(f"--{name} is for --from=meta-atlas; --from={job.source} tells it")
     if job.source == "hf":
         read = _Read({})
         for folder in job.inputs:
@@ -142,9 +155,14 @@ def _read(job: Conversion) -> _Read:
         part = t5x.read_checkpoint(job.inputs[0], job.optimizer, job.allow_missing)
         read = _Read({"reader": part}, step=_step(part))
     elif job.source == "meta-atlas":
-        fields = job.fields.get("retriever", {})
-        found = meta_atlas.read_checkpoint(job.inputs[0], fields, job.allow_missing, job.optimizer)
-        read = _Read(found.parts, found.gin, found.step)
+        fields = dict(job.fields.get("retriever", {}))
+        if job.num_heads and "num_heads" in fields:
+            raise UserError("--num_heads and RetrieverConfig.num_heads say the same: give one")
+        fields |= {"num_heads": job.num_heads} if job.num_heads else {}
+        found = meta_atlas.read_checkpoint(
+            job.inputs[0], fields, job.allow_missing, job.optimizer, job.reader_model_type
+        )
+        read = _Read(found.parts, found.gin, found.step, found.heads)
     else:
         parts = read_model_folder(job.inputs[0], job.optimizer)
         read = _Read(parts, step=max(map(_step, parts.values())))

@@ -8,7 +8,7 @@ replaced in one step. So an error or a kill at any time leaves the previous vers
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -317,6 +317,30 @@ def save_index(
                 out[start:end] = np.asarray(array[start:end])
 
 
+@dataclass(frozen=True)
+class OpenIndex:
+    """An index that is open, whatever made it.
+
+    Attributes:
+      embeddings_ne: see ``SavedIndex``; whether they are finite is not looked at.
+      manifest: what ``index.json`` says: ``count``, ``width``, ``dtype``, ``version``,
+        ``encoder_hash``, ``store_hash``.
+    """
+
+    embeddings_ne: Any
+    manifest: Mapping[str, Any]
+
+
+def open_index(directory: str | os.PathLike[str]) -> OpenIndex:
+    """Open a saved index without its store and encoder.
+
+    Raises:
+      UserError: there is none, or it is damaged or of another version.
+    """
+    manifest = _read_manifest(directory)
+    return OpenIndex(_open_array(directory, manifest), manifest)
+
+
 def load_index(
     directory: str | os.PathLike[str], store: PassageStore, encoder_hash: str
 ) -> SavedIndex:
@@ -326,6 +350,42 @@ def load_index(
       UserError: there is none, it is damaged or of another version, or another corpus,
         retriever tokenizer or encoder made it (both hashes are named).
     """
+    manifest = _read_manifest(directory)
+    check_store(directory, manifest, store)
+    if manifest["encoder_hash"] != encoder_hash:
+        raise UserError(
+            f"{directory} was made by another passage encoder ({manifest['encoder_hash'][:12]}) "
+            f"than this model's ({encoder_hash[:12]}); build the index anew with {REBUILD}, or "
+            "load the model that it was made with"
+        )
+    embeddings_ne = _open_array(directory, manifest)
+    array = as_path(directory) / manifest["embeddings"]
+    _check_finite(array, embeddings_ne, manifest["width"])
+    return SavedIndex(embeddings_ne, manifest["version"], encoder_hash)
+
+
+def check_store(
+    directory: str | os.PathLike[str], manifest: Mapping[str, Any], store: PassageStore
+) -> None:
+    """Refuse a store that an index was not made from.
+
+    Raises:
+      UserError: both hashes are named, or both numbers of passages.
+    """
+    if manifest["store_hash"] != store.retriever_hash:
+        raise UserError(
+            f"{directory} was made from other passages or another retriever tokenizer "
+            f"({manifest['store_hash'][:12]}) than the store {store.directory} holds "
+            f"({store.retriever_hash[:12]}); build its index with {REBUILD}"
+        )
+    if manifest["count"] != store.count:
+        raise UserError(
+            f"{as_path(directory) / _MANIFEST}: {manifest['count']} passages, but the store "
+            f"{store.directory} has {store.count}; build it anew with {REBUILD}"
+        )
+
+
+def _read_manifest(directory: str | os.PathLike[str]) -> _Manifest:
     path = as_path(directory) / _MANIFEST
     try:
         found: dict[str, Any] = strict_json.read(path, dict[str, Any])
@@ -337,29 +397,14 @@ def load_index(
             f"{INDEX_FORMAT}; build it anew with {REBUILD}"
         )
     manifest: _Manifest = strict_json.convert(found, _Manifest, str(path))
-    if manifest["store_hash"] != store.retriever_hash:
-        raise UserError(
-            f"{directory} was made from other passages or another retriever tokenizer "
-            f"({manifest['store_hash'][:12]}) than the store {store.directory} holds "
-            f"({store.retriever_hash[:12]}); build its index with {REBUILD}"
-        )
-    if manifest["encoder_hash"] != encoder_hash:
-        raise UserError(
-            f"{directory} was made by another passage encoder ({manifest['encoder_hash'][:12]}) "
-            f"than this model's ({encoder_hash[:12]}); build the index anew with {REBUILD}, or "
-            "load the model that it was made with"
-        )
-    if manifest["count"] != store.count:
-        raise UserError(
-            f"{path}: {manifest['count']} passages, but the store {store.directory} has "
-            f"{store.count}; build it anew with {REBUILD}"
-        )
+    return manifest
+
+
+def _open_array(directory: str | os.PathLike[str], manifest: _Manifest) -> Any:
     try:
-        embeddings_ne = _open(path.parent, manifest, "r")
+        return _open(as_path(directory), manifest, "r")
     except UserError as error:
         raise UserError(f"{error}; build it anew with {REBUILD}") from error
-    _check_finite(path.parent / manifest["embeddings"], embeddings_ne, manifest["width"])
-    return SavedIndex(embeddings_ne, manifest["version"], encoder_hash)
 
 
 def _is_index_folder(folder: Path) -> bool:

@@ -33,13 +33,69 @@ _OPTIMIZERS = {"reader": "optimizer", "retriever": "retr_optimizer"}
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
 
+# The released code begins its retriever with one of these, of which the width is known.
+_CONTRIEVERS = ("contriever", "contriever-msmarco", "mcontriever", "mcontriever-msmarco")
+_CONTRIEVER_WIDTH, _HEAD_WIDTH = 768, 64
+READER_MODEL_TYPES = (
+    *("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b"),
+    *(f"google/t5-v1_1-{size}" for size in ("base", "large", "xl", "xxl")),
+    *(f"google/t5-{size}-lm-adapt" for size in ("base", "large", "xl", "xxl")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The retriever's number of heads, which no array tells.
+
+    Attributes:
+      number: of them.
+      is_given: somebody said so; otherwise they are taken to be 64 wide.
+      of_option: what `opt.retriever_model_path` stands for, if it is a published model.
+    """
+
+    number: int
+    is_given: bool
+    of_option: int | None
+
+    def remark(self) -> str:
+        """What a conversion has to say of a number that was taken; "" of one that was given."""
+        if self.is_given:
+            return ""
+        return (
+            f"retriever: num_heads = {self.number}, of {_HEAD_WIDTH} channels each as in "
+            "Contriever; the checkpoint does not tell (--num_heads=N if it is another)"
+        )
+
+    def check(self) -> None:
+        """Refuse a number that nothing confirms.
+
+        Raises:
+          UserError: nobody gave it and no published model has it, or it contradicts the model
+            that the options name.
+        """
+        if self.of_option is not None and self.number != self.of_option:
+            raise UserError(
+                f"--verify: opt.retriever_model_path names a model of {self.of_option} heads, but "
+                f"num_heads = {self.number}"
+            )
+        if not self.is_given and self.of_option is None:
+            raise UserError(
+                f"--verify: nothing tells the retriever's number of heads, of which {self.number} "
+                f"were taken, and both frameworks would run with them; give --num_heads=N"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class AtlasCheckpoint:
-    """What a file holds: the models in it, its options as gin, the step it was saved at."""
+    """What a file holds: the models in it, its options as gin, the step it was saved at.
+
+    `heads` are None without a retriever.
+    """
 
     parts: dict[str, Part]
     gin: str
     step: int
+    heads: Heads | None = None
 
 
 def read_checkpoint(
@@ -47,6 +103,7 @@ def read_checkpoint(
     retriever_fields: Mapping[str, Any] | None = None,
     allow_missing: tuple[str, ...] = (),
     optimizer: bool = True,
+    reader_model_type: str = "",
 ) -> AtlasCheckpoint:
     """Read a `model.pth.tar`, or the one in a folder; no array is read yet.
 
@@ -56,6 +113,7 @@ def read_checkpoint(
       allow_missing: patterns of Hugging Face's names, without `reader.` and the like, that
         may be absent; a norm's scale is then 1 and everything else 0.
       optimizer: take the moments of both AdamWs along, if they were saved.
+      reader_model_type: of `READER_MODEL_TYPES`, where the option of this name is wrong.
 
     Raises:
       UserError: the file is no such checkpoint, is damaged or hostile, or a tensor (named)
@@ -78,13 +136,13 @@ def read_checkpoint(
     parts: dict[str, Part] = {}
     reader = _below(model, "reader.")
     if reader:
-        config = _reader_config(reader, options, file)
+        config = _reader_config(reader, options, file, reader_model_type)
         parts["reader"] = t5_part(reader, config, str(file), allow_missing)
-    retriever = _below(model, "retriever.")
+    retriever, heads = _below(model, "retriever."), None
     if retriever:
-        parts["retriever"] = _retriever(
-            retriever, options, dict(retriever_fields or {}), str(file), allow_missing
-        )
+        fields = dict(retriever_fields or {})
+        parts["retriever"] = _retriever(retriever, options, fields, str(file), allow_missing)
+        heads = _heads(parts["retriever"].config, options, "num_heads" in fields)
     rest = [n for n in model if not n.startswith(("reader.", "retriever."))]
     if rest or not parts:
         raise UserError(f"{file}: {rest[0] if rest else 'model'}: neither reader nor retriever")
@@ -92,7 +150,7 @@ def read_checkpoint(
         saved = content.get(_OPTIMIZERS[name])
         if saved is not None and optimizer:
             part.optimizer = _adam(part, saved, f"{file}: {_OPTIMIZERS[name]}")
-    return AtlasCheckpoint(parts, meta_options.to_gin(options), step)
+    return AtlasCheckpoint(parts, meta_options.to_gin(options), step, heads)
 
 
 def _unwrapped(name: str) -> str:
@@ -105,16 +163,28 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _reader_config(tensors: Tensors, options: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Sizes from the arrays; the version from the options."""
+def _heads(config: Mapping[str, Any], options: Mapping[str, Any], is_given: bool) -> Heads:
+    owner, _, name = str(options.get("retriever_model_path", "")).rpartition("/")
+    is_known = owner == "facebook" and name in _CONTRIEVERS
+    is_known &= config["hidden_dim"] == _CONTRIEVER_WIDTH
+    known = _CONTRIEVER_WIDTH // _HEAD_WIDTH if is_known else None
+    return Heads(int(config["num_heads"]), is_given, known)
+
+
+def _reader_config(
+    tensors: Tensors, options: Mapping[str, Any], file: Path, override: str
+) -> dict[str, Any]:
+    """Sizes from the arrays; the version from the options, or from what overrides them."""
     config = t5_names.config_from_state_dict(tensors, str(file))
-    kind = str(options.get("reader_model_type", ""))
+    kind = override or str(options.get("reader_model_type", ""))
     is_first = not kind.startswith("google/")  # t5-base is 1.0; google/t5-... are 1.1, LM-adapted
     gated = config["mlp_activations"] != ("relu",)
     if kind and is_first == gated:
         raise UserError(
-            f"{file}: opt.reader_model_type is {kind!r}, but the reader's MLP is "
-            f"{'gated' if gated else 'not gated'}; one of the two is not this checkpoint's"
+            f"{file}: {'--' if override else 'opt.'}reader_model_type is {kind!r}, but the "
+            f"reader's MLP is {'gated' if gated else 'not gated'}; one of the two is not this "
+            "checkpoint's. If it is the option, give the right one: --reader_model_type="
+            f"{'google/t5-xl-lm-adapt' if gated else 't5-base'}, say"
         )
     return {
         **config,

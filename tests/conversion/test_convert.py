@@ -12,7 +12,7 @@ from atlas_jax import cli
 from atlas_jax.conversion import convert as conversion
 from atlas_jax.conversion.convert import convert
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop import certificate
+from atlas_jax.interop import certificate, meta_atlas
 from atlas_jax.interop.huggingface import read_tensors
 from atlas_jax.interop.safetensors_files import read_file, write_file
 from atlas_jax.interop.tensors import of_array
@@ -63,6 +63,11 @@ def test_a_model_folder_needs_a_tokenizer(
     [
         (("--to=hf", "--scan_layers"), "--scan_layers is for --to=t5x"),
         (("--to=hf", "--max_shard_size=big"), "--max_shard_size=big: expected something like"),
+        (("--to=hf", "--num_heads=3"), "--num_heads is for --from=meta-atlas; --from=hf tells it"),
+        (
+            ("--to=hf", "--reader_model_type=t5-base"),
+            "--reader_model_type is for --from=meta-atlas",
+        ),
         (("--to=hf", "--part=retriever"), "the input holds no retriever, but reader"),
         (("--to=hf", "--reader_tokenizer=nowhere.json"), "nowhere.json: cannot read"),
     ],
@@ -96,6 +101,53 @@ def test_a_field_that_a_format_does_not_tell_can_be_bound(tmp_path: Path) -> Non
     bound = ["--gin.RetrieverConfig.num_heads=5", "--gin.RetrieverConfig.max_positions=19"]
     assert run(*flags, *bound, f"--output={tmp_path / 'o'}") == 0
     assert load_model(tmp_path / "o")["retriever"].config["num_heads"] == 5
+
+
+def test_a_number_of_heads_that_was_taken_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The golden retriever is 15 wide, so that one head is taken; its own number is 3."""
+    file = small.GOLDENS / "atlas_tied.pth.tar"
+    flags = ["--from=meta-atlas", "--to=atlas-jax", f"--input={file}", "--part=retriever"]
+    flags += [f"--retriever_tokenizer={small.wordpiece_file(tmp_path)}"]
+    assert run(*flags, f"--output={tmp_path / 'taken'}") == 0
+    assert "retriever: num_heads = 1, of 64 channels each" in capsys.readouterr().out
+    assert run(*flags, "--num_heads=3", f"--output={tmp_path / 'given'}") == 0
+    assert "num_heads" not in capsys.readouterr().out
+    assert load_model(tmp_path / "given")["retriever"].config["num_heads"] == 3
+    assert run(*flags, "--num_heads=4", f"--output={tmp_path / 'o'}") == 2
+    assert "num_heads = 4: must divide" in capsys.readouterr().err
+    both = ["--num_heads=3", "--gin.RetrieverConfig.num_heads=3", f"--output={tmp_path / 'o'}"]
+    assert run(*flags, *both) == 2
+    assert "say the same: give one" in capsys.readouterr().err
+
+
+def test_verify_notices_a_number_of_heads_that_nothing_confirms(tmp_path: Path) -> None:
+    file = small.GOLDENS / "atlas_tied.pth.tar"
+    job = small.job("meta-atlas", "atlas-jax", file, tmp_path / "o", verify=True)
+    with pytest.raises(UserError, match="--verify: nothing tells the retriever's number of heads"):
+        convert(job, small.quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "path", "width", "message"),
+    [
+        (12, "facebook/contriever", 768, ""),
+        (6, "facebook/contriever", 768, "names a model of 12 heads, but num_heads = 6"),
+        (12, "somewhere/own", 768, "nothing tells the retriever's number of heads"),
+        (6, "facebook/contriever", 384, "nothing tells the retriever's number of heads"),
+    ],
+)
+def test_a_published_contriever_confirms_its_heads(
+    heads: int, path: str, width: int, message: str
+) -> None:
+    config = {"num_heads": heads, "hidden_dim": width}
+    found = meta_atlas._heads(config, {"retriever_model_path": path}, is_given=False)
+    if not message:
+        return found.check()
+    with pytest.raises(UserError, match=message):
+        found.check()
 
 
 def padded_hf(folder: Path, model: str, rows: int) -> Path:

@@ -101,13 +101,15 @@ def test_moments_reach_t5x(tmp_path: Path) -> None:
 def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None:
     folder = ours(tmp_path, "atlas_tied")
     load_gin([str(folder / "options.gin")])
-    assert from_gin.told(StepConfig) == StepConfig(7, 96, retriever_training="joint", accumulate=2)
+    assert from_gin.told(StepConfig) == StepConfig(
+        7, 96, retriever_training="joint", accumulate=2, clip="together"
+    )
     assert from_gin.told(DataConfig).target_length == 12
     assert from_gin.told(DistillationConfig) == DistillationConfig("pdist", 0.1, 0.05, "released")
     # It accumulates two forward passes: a step of ours is two of its.
     assert from_gin.told(RefreshPolicy).schedule == "0-5:3,5-50:10"
     assert from_gin.told(GenerationConfig) == GenerationConfig(
-        max_length=19, method="beam", num_beams=3, length_penalty=0.5
+        max_length=19, method="beam", num_beams=3, length_penalty=0.5, beam_rules="4.18"
     )
     assert from_gin.told(StoreConfig).reader_format == "title: {title} context: {text}"
     assert from_gin.told(QATask).query_format == "question: {question} answer: <extra_id_0>"
@@ -115,6 +117,8 @@ def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None
     assert optimizer.learning_rate == 1e-5
     assert (optimizer.schedule, optimizer.warmup_steps, optimizer.total_steps) == ("linear", 4, 30)
     assert (optimizer.b2, optimizer.epsilon, optimizer.weight_decay) == (0.999, 1e-6, 0.01)
+    assert (optimizer.warmup_from, optimizer.fall_to) == (0.1, 0.1)  # what no option says
+    assert from_gin.told(QATask).retriever_format == ""
     assert gin.query_parameter("ReaderConfig.dtype") == "bfloat16"
     assert gin.query_parameter("RetrieverConfig.dropout_rate") == 0.2
 
@@ -149,7 +153,8 @@ def test_query_side_and_fixed_options() -> None:
     assert "StepConfig.retriever_training = 'fixed'" in to_gin({"train_retriever": False})
     # A newline in a value cannot smuggle a binding in.
     text = to_gin({"note": "x\nModelConfig.reader = '/etc'", "task": "q\nimport os"})
-    assert [line for line in text.splitlines() if line and not line.startswith("#")] == []
+    bound = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert bound == ["include 'released.gin'"]
 
 
 SHARED = "reader.module.shared.weight"
@@ -208,6 +213,22 @@ def test_what_does_not_fit_is_named(
     change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert message in changed(tmp_path, change, monkeypatch)
+
+
+def test_a_contradictory_reader_type_can_be_overridden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = small.GOLDENS / "atlas_tied.pth.tar"
+    right = read_checkpoint(file).parts["reader"].config
+    tree = torch_files.load(file)
+    tree["opt"]["reader_model_type"] = "t5-base"
+    monkeypatch.setattr(meta_atlas, "load", lambda path: tree)
+    with pytest.raises(UserError, match="--reader_model_type=google/t5-xl-lm-adapt, say"):
+        read_checkpoint(file)
+    found = read_checkpoint(file, reader_model_type="google/t5-base-lm-adapt")
+    assert found.parts["reader"].config == right
+    with pytest.raises(UserError, match="--reader_model_type is 't5-small', but the reader's MLP"):
+        read_checkpoint(file, reader_model_type="t5-small")
 
 
 def test_missing_tensors_may_be_allowed_by_name(

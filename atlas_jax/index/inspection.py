@@ -1,0 +1,90 @@
+"""What a saved index holds, read from the index alone."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from atlas_jax.index.int8 import as_floats
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.saved import check_store, open_index
+
+_CHUNK_NUMBERS = 1 << 22  # read at a time
+
+
+def describe(
+    directory: str | os.PathLike[str], store: str | os.PathLike[str] = ""
+) -> dict[str, Any]:
+    """What an index holds, as JSON values; it is read once from end to end.
+
+    Args:
+      directory: of the index.
+      store: directory of a passage store, to be compared with the one it was made from.
+
+    Returns:
+      ``index``, ``count``, ``width``, ``dtype``, ``version``, ``encoder_hash`` and
+      ``store_hash`` as the index says; ``bytes`` of its files; ``norms``, the smallest, mean and
+      largest length of an embedding (None without any that is finite); ``not_finite``, the first
+      rows with a NaN or an infinity, and ``not_finite_count``, how many there are; with a store
+      also ``store``.
+
+    Raises:
+      UserError: there is no index, it is damaged, or the store is another one than it was made
+        from.
+    """
+    opened = open_index(directory)
+    found: dict[str, Any] = {
+        "index": str(directory),
+        **{
+            name: opened.manifest[name]
+            for name in ("count", "width", "dtype", "version", "encoder_hash", "store_hash")
+        },
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(opened.embeddings_ne)),
+    }
+    if store:
+        made = PassageStore.open(store)
+        check_store(directory, opened.manifest, made)
+        found["store"] = str(made.directory)
+    return found | _lengths(opened.embeddings_ne)
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """What `describe` found, for people."""
+    norms, broken = found["norms"], found["not_finite_count"]
+    lines = [
+        f"{found['index']}: {found['count']:,} passages, {found['width']} numbers each, "
+        f"{found['dtype']}, {found['bytes'] / 2**20:,.1f} MiB",
+        f"refreshed {found['version']} times",
+        f"passage encoder {found['encoder_hash'][:12]}, passages {found['store_hash'][:12]}"
+        + (f": those of {found['store']}" if "store" in found else ""),
+    ]
+    if norms is not None:
+        low, mean, high = norms
+        lines.append(f"lengths of the embeddings: {low:.4g} to {high:.4g}, mean {mean:.4g}")
+    if broken:
+        rows = ", ".join(map(str, found["not_finite"]))
+        lines.append(f"{broken:,} rows are not finite: {rows}{', ...' if broken > 10 else ''}")
+    return lines
+
+
+def _lengths(embeddings_ne: Any) -> dict[str, Any]:
+    count, width = embeddings_ne.shape
+    step = max(1, _CHUNK_NUMBERS // width)
+    total, low, high, broken = 0.0, np.inf, 0.0, []
+    for start in range(0, count, step):
+        part = jax.tree.map(lambda x, start=start: x[start : start + step], embeddings_ne)
+        floats_ne = np.asarray(as_floats(part), np.float32)
+        norms_n = np.linalg.norm(floats_ne.astype(np.float64), axis=1)
+        is_finite_n = np.isfinite(norms_n)
+        broken += (start + np.flatnonzero(~is_finite_n)).tolist()
+        norms_n = norms_n[is_finite_n]
+        total += float(norms_n.sum())
+        low = min(low, float(norms_n.min(initial=np.inf)))
+        high = max(high, float(norms_n.max(initial=0.0)))
+    finite = count - len(broken)
+    return {
+        "norms": [low, total / finite, high] if finite else None,
+        "not_finite": broken[:10],
+        "not_finite_count": len(broken),
+    }
