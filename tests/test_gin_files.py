@@ -208,4 +208,5 @@ def test_gin_holds_no_python():
 def test_an_installation_carries_every_folder():
     text = (Path(atlas_jax.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     for folder in {Path(name).parent.as_posix() for name in FILES}:
-        assert f'"share/atlas-jax/gin/{folder}" = ["gin/{folder}/*.gin"]' in text
+        below = "" if folder == "." else f"/{folder}"
+        assert f'"share/atlas-jax/gin{below}" = ["gin{below}/*.gin"]' in text

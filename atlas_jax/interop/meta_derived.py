@@ -66,10 +66,7 @@ def _count(option: str) -> Callable[[Options], Bindings]:
 
 def _loss(options: Options) -> Bindings:
     loss = _LOSSES.get(str(options["gold_score_mode"]))
-    if loss is None:
-        return {}
-    # The released code averages the divergence over passages, too.
-    return {"DistillationConfig.loss": loss, "DistillationConfig.kl_reduction": "released"}
+    return {} if loss is None else {"DistillationConfig.loss": loss}
 
 
 def _training(options: Options) -> Bindings:

@@ -84,10 +84,9 @@ _REMARKS = {
     "save_index_n_shards": _SAVED_INDEX,
     "save_index_path": _SAVED_INDEX,
     "save_optimizer": "checkpoints always have it",
-    "scheduler": "the released linear and cosine schedules end at a tenth of the rate, these at 0",
     "scheduler_steps": "the released trainer does not read it",
     "shard_grads": _DATA_PARALLEL,
-    "shard_optim": _DATA_PARALLEL,
+    "shard_optim": f"{_DATA_PARALLEL}; several GPUs clip apart, see StepConfig.clip",
     "shuffle": "training data always are",
     "target_maxlength": "see DataConfig.target_length: targets have a length here",
     "task": "see TrainConfig.task and EvalConfig.task",
@@ -97,11 +96,11 @@ _REMARKS = {
     "write_results": "a run writes its predictions always; see EvalConfig.predictions",
 }
 # Bound with a difference that its remark tells.
-_DIFFER = ("scheduler", "refresh_index", "mlm_mean_noise_span_length")
+_DIFFER = ("refresh_index", "mlm_mean_noise_span_length")
 
 
 def to_gin(options: Options) -> str:
-    """The text of a gin file: bindings first, then every other option as a comment."""
+    """The text of a gin file: the released behaviour, bindings, every other option as a comment."""
     bindings: Bindings = {}
     for option, binding in _PLAIN.items():
         if is_set(options, option):
@@ -112,7 +111,9 @@ def to_gin(options: Options) -> str:
         bindings.update(one)
     used = {o for o in _PLAIN if is_set(options, o)} | set(_OPTIMIZER)
     used |= {name for name, one in found.items() if one}
+    used |= {"scheduler"} if options.get("scheduler") in _SCHEDULES else set()
     lines = ["# Options of the Atlas run that this model comes from, as bindings.", ""]
+    lines += ["include 'released.gin'", ""]
     lines += [f"{name} = {value!r}" for name, value in sorted(bindings.items())]
     lines += ["", "# Options without a binding, as they were:"]
     rest = sorted((o for o in options if o not in used), key=str)
@@ -136,6 +137,8 @@ def _optimizers(options: Options) -> Bindings:
                 bindings[f"{part}/OptimizerConfig.{field}"] = options[option]
         if options.get("scheduler") in _SCHEDULES:
             bindings[f"{part}/OptimizerConfig.schedule"] = _SCHEDULES[options["scheduler"]]
+            if options["scheduler"] == "fixed":  # which begins its warm-up at 0
+                bindings[f"{part}/OptimizerConfig.warmup_from"] = 0.0
         if isinstance(total, int):
             bindings[f"{part}/OptimizerConfig.total_steps"] = total
             warmup = f"{part}/OptimizerConfig.warmup_steps"

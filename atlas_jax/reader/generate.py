@@ -40,7 +40,7 @@ class GenerationConfig:
         length, is below the worst finished one. ``'never'``: when it could not even at the
         length that suits it best get above (exact where the penalty is not negative).
       beam_rules: the version of Hugging Face's transformers that beam search follows (beam).
-        ``'5'``: the candidates of the last step end there, divided by their length. ``'4.18'``,
+        ``'v5'``: the candidates of the last step end there, divided by their length. ``'v4.18'``,
         with which Atlas was released: the running hypotheses are cut off there, and divided by
         a length of one token more.
       temperature: divides the logits (sample).
@@ -57,7 +57,7 @@ class GenerationConfig:
     num_beams: Annotated[int, Meta(ge=1, le=1024)] = 4
     length_penalty: Annotated[float, Meta(ge=-100, le=100)] = 1.0
     early_stopping: bool | Literal["never"] = False
-    beam_rules: Literal["5", "4.18"] = "5"
+    beam_rules: Literal["v5", "v4.18"] = "v5"
     temperature: bounds.Positive = 1.0
     top_k: bounds.AtLeast0 = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -342,7 +342,7 @@ def _advance(
     )
     last_b = forced.is_last_b(index, config)
     ends_bc = token_bc == config.eos_id
-    if config.beam_rules == "5":
+    if config.beam_rules == "v5":
         ends_bc |= last_b[:, None]
     ends_bc &= (forced.token_b(index) == PAD_ID)[:, None]
 
@@ -362,7 +362,7 @@ def _advance(
     is_finished = _pick(jnp.concatenate([beams.is_finished_bw, enters_bc], axis=1), best_bw)
 
     # The best that the best hypothesis can become, against the worst finished one.
-    best_b1 = alive_scores[:, :1] if config.beam_rules == "5" else scores_bc[:, :1]
+    best_b1 = alive_scores[:, :1] if config.beam_rules == "v5" else scores_bc[:, :1]
     at_best = new_length_b1
     if config.early_stopping == "never" and config.length_penalty > 0:
         at_best = jnp.full_like(new_length_b1, config.max_length)
@@ -379,7 +379,7 @@ def _advance(
         is_finished_bw=is_finished,
         open_b=beams.open_b & may_improve_b,
     )
-    return beams if config.beam_rules == "5" else _cut_off(beams, last_b, new_length_b1, config)
+    return beams if config.beam_rules == "v5" else _cut_off(beams, last_b, new_length_b1, config)
 
 
 def _cut_off(beams: _Beams, last_b: jax.Array, length_b1: jax.Array, config: Any) -> _Beams:

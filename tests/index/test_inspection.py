@@ -98,5 +98,5 @@ def test_a_damaged_array_is_named(stores, tmp_path):
     save_index(tmp_path / "index", ROWS, stores[0], "abc")
     (array,) = (tmp_path / "index").glob("*.npy")
     array.write_bytes(array.read_bytes()[:50])
-    with pytest.raises(UserError, match=f"{array.name} is damaged"):
+    with pytest.raises(UserError, match=f"{array.name}: not a whole .npy file"):
         describe(tmp_path / "index")

@@ -109,7 +109,7 @@ def test_options_become_bindings_that_the_launcher_takes(tmp_path: Path) -> None
     # It accumulates two forward passes: a step of ours is two of its.
     assert from_gin.told(RefreshPolicy).schedule == "0-5:3,5-50:10"
     assert from_gin.told(GenerationConfig) == GenerationConfig(
-        max_length=19, method="beam", num_beams=3, length_penalty=0.5, beam_rules="4.18"
+        max_length=19, method="beam", num_beams=3, length_penalty=0.5, beam_rules="v4.18"
     )
     assert from_gin.told(StoreConfig).reader_format == "title: {title} context: {text}"
     assert from_gin.told(QATask).query_format == "question: {question} answer: <extra_id_0>"

@@ -75,6 +75,11 @@ BINDINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"use_gradient_checkpoint_reader": True}, {"ReaderConfig.remat_policy": "full"}),
     ({"use_gradient_checkpoint_retriever": True}, {"RetrieverConfig.remat_policy": "full"}),
     ({"retrieve_only": True}, {"EvalConfig.generate": False}),
+    ({"scheduler": "linear"}, {"reader/OptimizerConfig.warmup_from": 0.1}),
+    ({"scheduler": "fixed"}, {"reader/OptimizerConfig.warmup_from": 0.0}),
+    # The released behaviour that no option says.
+    ({}, {"QATask.retriever_format": "", "DistillationConfig.kl_reduction": "released",
+          "RetrieverConfig.released_layer_norm": True}),
     # A released step is a forward pass, of which ours has as many as it accumulates.
     ({"accumulation_steps": 4, "total_steps": 100, "log_freq": 2, "save_freq": 30,
       "freeze_retriever_steps": 8, "train_retriever": True, "refresh_index": "0-40:8,40-100:20"},
@@ -122,7 +127,9 @@ def test_the_options_of_a_full_mmlu_run_go_with_its_run_file(tmp_path: Path) -> 
     assert (config.log_every, config.eval_every) == (4, 150)
     assert from_gin.told(CheckpointConfig).every == 10000000000  # after the last step alone
     assert from_gin.told(EvalConfig).task == "multiple_choice"
-    assert from_gin.told(StepConfig) == StepConfig(30, 512, retriever_training="query_side")
+    assert from_gin.told(StepConfig) == StepConfig(
+        30, 512, retriever_training="query_side", clip="together"
+    )
     task = from_gin.told(MultipleChoiceTask)
     assert (task.train_orders, task.eval_orders) == ("all", "cyclic")
     assert from_gin.told(GenerationConfig).max_length == 127
@@ -137,5 +144,6 @@ def test_the_options_of_a_full_mmlu_run_go_with_its_run_file(tmp_path: Path) -> 
 def test_a_hostile_option_binds_nothing(tmp_path: Path) -> None:
     smuggled = "x\nModelConfig.reader = '/etc'"
     text = to_gin({smuggled: 1, 7: 2, "seed": [smuggled], "total_steps": "many", "clip": smuggled})
-    assert [line for line in text.splitlines() if line and not line.startswith("#")] == []
+    bound = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert bound == ["include 'released.gin'"]
     assert "#   total_steps = 'many'" in text

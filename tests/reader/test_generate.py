@@ -162,7 +162,7 @@ def test_beams_follow_the_rules_of_the_version_that_is_asked_for(
     )
     settings = {"method": "beam", "num_beams": beams, "max_length": length, "eos_id": eos_id,
                 "length_penalty": penalty}  # fmt: skip
-    tokens, scores = decode(beam_rules="4.18", **settings)
+    tokens, scores = decode(beam_rules="v4.18", **settings)
     newest, newest_scores = decode(**settings)
     for row in range(len(SOURCE)):
 
