@@ -26,6 +26,7 @@ from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import embeddings_layout, to_device
 from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
+from atlas_jax.index.search import Searcher
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
@@ -127,7 +128,7 @@ class Corpus:
         self.dtype, self.on_host = config.dtype, config.searcher == "scann"
         self.recall_target = config.recall_target
         self.index: DeviceIndex | None = None
-        self.searcher: ScannSearcher | None = None
+        self.searcher: Searcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
         self._scann = spec.scann
         self._retriever_tokens, self._versions = retriever_tokens, versions

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.distillation.config import ADIST_NORMALIZERS
-from atlas_jax.distillation.kl import valid_targets
+from atlas_jax.distillation.config import ADIST_NORMALIZERS, DistillationConfig
+from atlas_jax.distillation.kl import distill_loss, valid_targets
+from atlas_jax.distillation.signals import Signals
 
 RELEASED_CONSTANT = 256.0  # stands for a passage's length in the released code, whatever it is
 
@@ -41,3 +42,14 @@ def gold_scores(
     tokens_b1 = jnp.maximum(jnp.sum(valid_targets(targets_bt), axis=-1, keepdims=True), 1)
     scores_bk = mass_bk.astype(jnp.float32) / (constant * num_layers * tokens_b1)
     return jax.lax.stop_gradient(scores_bk)
+
+
+def distil(signals: Signals, config: DistillationConfig) -> tuple[jax.Array, jax.Array]:
+    """The loss as (sum, count): `kl.distill_loss` of these gold scores."""
+    gold_bk = gold_scores(
+        signals.cross_attention_mass(),
+        signals.targets_bt,
+        signals.num_decoder_layers,
+        config.adist_normalizer,
+    )
+    return distill_loss(gold_bk, signals.scores_bk, signals.mask_bk, signals.weight_b, config)

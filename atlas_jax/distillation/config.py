@@ -5,7 +5,6 @@ import dataclasses
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
-LOSSES = ("adist", "emdr2", "pdist", "loop")
 KL_REDUCTIONS = ("batch", "released")
 ADIST_NORMALIZERS = ("released", "target")
 
@@ -15,7 +14,7 @@ class DistillationConfig:
     """The distillation loss and its temperatures (method.md, section 1).
 
     Attributes:
-        loss: One of 'adist', 'emdr2', 'pdist', 'loop'.
+        loss: A name of `table.LOSSES`: 'adist', 'emdr2', 'pdist' or 'loop'.
         gold_temperature: T_gold. Divides the gold scores of adist, pdist and loop; for
             emdr2 it divides the reader's logits, as in the released code.
         score_temperature: T_score. Divides the retriever's scores q.p/sqrt(e).
@@ -33,9 +32,11 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         """Raise `UserError`, naming the gin binding, when a field is out of range."""
+        from atlas_jax.distillation.table import LOSSES  # whose functions take this class
+
         bounds.check(self)
         for field, allowed in (
-            ("loss", LOSSES),
+            ("loss", tuple(LOSSES)),
             ("kl_reduction", KL_REDUCTIONS),
             ("adist_normalizer", ADIST_NORMALIZERS),
         ):

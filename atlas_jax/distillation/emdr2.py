@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.distillation.kl import retriever_log_probs, valid_targets
+from atlas_jax.distillation.signals import Signals
 
 
 def loss(
@@ -45,3 +46,15 @@ def loss(
     counted_bt = valid_targets(targets_bt) * (weight_b * any_b)[:, None]
     marginal_bt = jnp.where(counted_bt > 0, marginal_bt, 0.0)
     return -jnp.sum(marginal_bt * counted_bt), jnp.sum(counted_bt)
+
+
+def distil(signals: Signals, config: DistillationConfig) -> tuple[jax.Array, jax.Array]:
+    """The loss as (sum, count), of the reader's likelihoods at T_gold."""
+    return loss(
+        signals.passage_logprobs(config.gold_temperature),
+        signals.scores_bk,
+        signals.targets_bt,
+        signals.mask_bk,
+        signals.weight_b,
+        config,
+    )

@@ -2,7 +2,9 @@
 
 import jax
 
-from atlas_jax.distillation.kl import mean_over_targets
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.distillation.kl import distill_loss, mean_over_targets
+from atlas_jax.distillation.signals import Signals
 
 
 def gold_scores(leave_one_out_logp_bkt: jax.Array, targets_bt: jax.Array) -> jax.Array:
@@ -17,3 +19,9 @@ def gold_scores(leave_one_out_logp_bkt: jax.Array, targets_bt: jax.Array) -> jax
         float32 [b, k], higher when the passage was needed; gradient stopped.
     """
     return jax.lax.stop_gradient(-mean_over_targets(leave_one_out_logp_bkt, targets_bt))
+
+
+def distil(signals: Signals, config: DistillationConfig) -> tuple[jax.Array, jax.Array]:
+    """The loss as (sum, count): `kl.distill_loss` of these gold scores."""
+    gold_bk = gold_scores(signals.leave_one_out_logprobs(), signals.targets_bt)
+    return distill_loss(gold_bk, signals.scores_bk, signals.mask_bk, signals.weight_b, config)

@@ -2,7 +2,9 @@
 
 import jax
 
-from atlas_jax.distillation.kl import mean_over_targets
+from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.distillation.kl import distill_loss, mean_over_targets
+from atlas_jax.distillation.signals import Signals
 
 
 def gold_scores(logp_bkt: jax.Array, targets_bt: jax.Array) -> jax.Array:
@@ -16,3 +18,9 @@ def gold_scores(logp_bkt: jax.Array, targets_bt: jax.Array) -> jax.Array:
         float32 [b, k], gradient stopped.
     """
     return jax.lax.stop_gradient(mean_over_targets(logp_bkt, targets_bt))
+
+
+def distil(signals: Signals, config: DistillationConfig) -> tuple[jax.Array, jax.Array]:
+    """The loss as (sum, count): `kl.distill_loss` of these gold scores."""
+    gold_bk = gold_scores(signals.passage_logprobs(1.0), signals.targets_bt)
+    return distill_loss(gold_bk, signals.scores_bk, signals.mask_bk, signals.weight_b, config)

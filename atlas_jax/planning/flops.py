@@ -9,7 +9,6 @@ product again each time it is computed.
 import math
 from typing import Any
 
-import jax
 from jax.extend import core as jex_core
 
 
@@ -58,8 +57,3 @@ def _jaxprs(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
         return [found for item in value for found in _jaxprs(item)]
     return []
-
-
-def traced_flops(function: Any, *args: Any, **counting: Any) -> float:
-    """`matmul_flops` of a function, jitted or not, at abstract arguments."""
-    return matmul_flops(jax.make_jaxpr(function)(*args), **counting)

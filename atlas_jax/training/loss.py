@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from atlas_jax.core.types import EOS_ID, Array, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import Retrieve, rerank
-from atlas_jax.distillation import adist, emdr2, kl, loop, pdist
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.distillation.signals import Signals
+from atlas_jax.distillation.table import LOSSES
 from atlas_jax.models.parameters import Models
 from atlas_jax.models.towers import embed, embed_query
 from atlas_jax.reader import fid
@@ -27,6 +28,7 @@ def make_loss_sums(
     other way round, so one backward pass of the total serves both.
     """
     trains_retriever = config.retriever_training != "fixed"
+    distil = LOSSES[distillation.loss]
 
     def loss_sums(
         trainable: Params, frozen: Params, source: Any, batch: Batch, key: Array
@@ -75,10 +77,11 @@ def make_loss_sums(
             if has_dropout
             else jax.lax.stop_gradient(enc_bkld)
         )
-        distil_sum, rows = distillation_loss(
-            models, distillation, gold_params, gold_enc_bkld, tokens_bkl, targets_bt,
-            scores_bk, passages.mask_bk, batch.weight_b, decoder_bt,
+        signals = _signals(
+            models, gold_params, gold_enc_bkld, tokens_bkl, targets_bt, decoder_bt,
+            scores_bk=scores_bk, mask_bk=passages.mask_bk, weight_b=batch.weight_b,
         )  # fmt: skip
+        distil_sum, rows = distil(signals, distillation)
         sums["retriever"] = {"loss": distil_sum, "count": jnp.maximum(rows, 1)}
         return reader_sum + distil_sum, sums
 
@@ -115,34 +118,32 @@ def _retriever_scores(
     return jnp.einsum("be,bke->bk", query_be, passage_bke) / jnp.sqrt(query_be.shape[-1])
 
 
-def distillation_loss(
+def _signals(
     models: Models,
-    config: DistillationConfig,
     params: Params,
     enc_bkld: Array,
     tokens_bkl: Array,
     targets_bt: Array,
-    scores_bk: Array,
-    mask_bk: Array,
-    weight_b: Array,
     decoder_bt: Array,
-) -> tuple[Array, Array]:
-    """The chosen retriever loss as (sum, count), method section "four ways to train".
+    **of_retriever: Array,
+) -> Signals:
+    """What the reader can be asked of a batch; ``params`` and ``enc_bkld`` carry no gradient.
 
-    ``params`` and ``enc_bkld`` carry no gradient; ``scores_bk`` does. ``decoder_bt`` is what
-    the decoder is given, the targets behind their prompt (`fid.join_prompt`).
+    ``decoder_bt`` is what the decoder is given, the targets behind their prompt
+    (`fid.join_prompt`).
     """
     reader_args = (models.reader, params, enc_bkld, tokens_bkl, targets_bt)
-    given: Any = {"decoder_bt": decoder_bt}
-    if config.loss == "emdr2":
-        logp_bkt = fid.passage_logprobs(*reader_args, config.gold_temperature, **given)
-        return emdr2.loss(logp_bkt, scores_bk, targets_bt, mask_bk, weight_b, config)
-    if config.loss == "pdist":
-        gold_bk = pdist.gold_scores(fid.passage_logprobs(*reader_args, **given), targets_bt)
-    elif config.loss == "loop":
-        gold_bk = loop.gold_scores(fid.leave_one_out_logprobs(*reader_args, **given), targets_bt)
-    else:
-        mass_bk = fid.cross_attention_mass(*reader_args, **given)
-        layers = models.reader.config.num_decoder_layers
-        gold_bk = adist.gold_scores(mass_bk, targets_bt, layers, config.adist_normalizer)
-    return kl.distill_loss(gold_bk, scores_bk, mask_bk, weight_b, config)
+
+    def passage_logprobs(temperature: float) -> Array:
+        return fid.passage_logprobs(*reader_args, temperature, decoder_bt=decoder_bt)
+
+    return Signals(
+        passage_logprobs=passage_logprobs,
+        leave_one_out_logprobs=lambda: fid.leave_one_out_logprobs(
+            *reader_args, decoder_bt=decoder_bt
+        ),
+        cross_attention_mass=lambda: fid.cross_attention_mass(*reader_args, decoder_bt=decoder_bt),
+        num_decoder_layers=models.reader.config.num_decoder_layers,
+        targets_bt=targets_bt,
+        **of_retriever,
+    )

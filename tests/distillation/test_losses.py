@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.distillation import adist, emdr2, kl, loop, pdist
 from atlas_jax.distillation.config import DistillationConfig
@@ -254,4 +255,4 @@ def test_extreme_temperatures_stay_finite() -> None:
 def test_bad_bindings_are_named(binding: str, message: str) -> None:
     gin.parse_config(f"DistillationConfig.{binding}")
     with pytest.raises(UserError, match=message):
-        DistillationConfig()
+        from_gin.told(DistillationConfig)
