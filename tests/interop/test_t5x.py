@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorstore
 
+from atlas_jax import from_gin
 from atlas_jax.conversion.convert import convert
 from atlas_jax.core import partitioning
 from atlas_jax.core.config import load_gin
@@ -391,7 +392,7 @@ PLACED = {
 @pytest.mark.parametrize("dims", T5X_RULES)
 def test_the_axis_rules_of_t5x_are_taken_as_they_are(dims: tuple[int, int]) -> None:
     load_gin([], [f"PartitionRules.rules={T5X_RULES[dims]!r}"])
-    rules = tuple(PartitionRules().rules)
+    rules = tuple(from_gin.told(PartitionRules).rules)
     assert rules == T5X_RULES[dims]
     for axes, expected in zip((("vocab", "embed"), ("embed", "mlp")), PLACED[dims], strict=True):
         assert partitioning.logical_to_spec(axes, rules) == jax.sharding.PartitionSpec(*expected)

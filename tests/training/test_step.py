@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from atlas_jax import from_gin
 from atlas_jax.core import partitioning
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
@@ -110,7 +111,7 @@ def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None
 
 def test_tokens_split_over_the_model_axis_take_the_step_of_a_single_device() -> None:
     load_gin(["mesh/sequence.gin"], [])
-    rules = tuple(PartitionRules().rules)
+    rules = tuple(from_gin.told(PartitionRules).rules)
     assert rules == (*STANDARD_RULES, ("length", "model"))
     single_state, single = Run(SINGLE, 1)()
     split_state, split = Run(MeshConfig(data=2, fsdp=2, model=2), 8, rules=rules)()
