@@ -9,15 +9,19 @@ from typing import Any
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl, text_lines
-from atlas_jax.datasets.convert import Dataset, Part, Row, single
+from atlas_jax.datasets.convert import Dataset, Part, Row, filled, single
 
 
 def _fever(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     fields: Any = {"id": int, "claim": str}
+
+    def check(number: int, raw: Row) -> None:
+        filled(raw["claim"], f"{paths[0]}:{number}: field 'claim'")
+
     return single(
         {"id": str(raw["id"]), "claim": raw["claim"]}
         | ({"label": raw["label"]} if raw.get("label") else {})
-        for _, raw in read_jsonl(paths[0], fields, {"label": str}, rows=rows)
+        for _, raw in read_jsonl(paths[0], fields, {"label": str}, check, rows)
     )
 
 
@@ -88,6 +92,8 @@ _KILT_ROWS = {
     "hotpotqa-train": 88_869, "hotpotqa-dev": 5_600, "hotpotqa-test_without_answers": 5_569,
     "triviaqa-train_id": 61_844, "triviaqa-dev_id": 5_359,
     "triviaqa-test_id_without_answers": 6_586,
+    # As KILT's own script names them, once it has filled the questions in.
+    "triviaqa-train": 61_844, "triviaqa-dev": 5_359, "triviaqa-test_without_answers": 6_586,
     "eli5-train": 272_634, "eli5-dev": 1_507, "eli5-test_without_answers": 600,
     "trex-train": 2_284_168, "trex-dev": 5_000, "trex-test_without_answers": 5_000,
     "structured_zeroshot-train": 147_909, "structured_zeroshot-dev": 3_724,
@@ -102,9 +108,18 @@ _KILT_ROWS = {
 def _kilt(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     """The rows as they are, for `kilt` reads them; checked, without what nothing reads."""
     fields: Any = {"id": (str, int), "input": str}
+
+    def check(number: int, raw: Row) -> None:
+        if not raw["input"].strip():
+            raise UserError(
+                f"{paths[0]}:{number}: field 'input' is empty: KILT publishes TriviaQA without its "
+                "questions. Its scripts/get_triviaqa_input.py fills them in and writes "
+                "triviaqa-train-kilt.jsonl and the like, which are read here"
+            )
+
     return single(
         {name: raw[name] for name in ("id", "input", "output", "meta") if name in raw}
-        for _, raw in read_jsonl(paths[0], fields, {"output": list, "meta": dict}, rows=rows)
+        for _, raw in read_jsonl(paths[0], fields, {"output": list, "meta": dict}, check, rows)
     )
 
 
@@ -116,6 +131,7 @@ KILT = Dataset(
         Part(f"{name}.jsonl", (f"{name}-kilt.jsonl",), rows, _kilt)
         for name, rows in _KILT_ROWS.items()
     ),
+    looks_like="*-kilt.jsonl",
 )
 
 
@@ -136,7 +152,7 @@ def _beir_queries(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[
         # As in BEIR, a query without a relevant document is not asked.
         asked = any(grade > 0 for grade in judged.values())
         row = {"id": str(raw["_id"]), "question": raw["text"], "qrels": judged}
-        yield (row,) if asked else ()
+        yield (row,) if asked and raw["text"].strip() else ()
 
 
 def _qrels(path: Path, rows: RowsConfig) -> dict[str, dict[str, int]]:

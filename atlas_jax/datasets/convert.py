@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig, atomic_text
 from atlas_jax.core.paths import as_path, check_output_file, check_output_folder, file_sha256
 from atlas_jax.core.progress import show_progress
-from atlas_jax.datasets.checksums import note, read_checksums, verified
+from atlas_jax.datasets.checksums import NOTES, note, read_checksums, read_notes, verified
 
 Row = dict[str, Any]
 # One published row after the other, each as the rows it becomes (none, one or several).
@@ -52,12 +53,14 @@ class Dataset:
       about: one line.
       where: where its files are published, one line each.
       parts: what becomes of them.
+      looks_like: a pattern; files of such a name that are in no part are told.
     """
 
     name: str
     about: str
     where: tuple[str, ...]
     parts: tuple[Part, ...]
+    looks_like: str = ""
 
 
 def prepare(
@@ -68,7 +71,7 @@ def prepare(
     checksums: str | Path = "",
     rows: RowsConfig = STRICT,
 ) -> dict[str, int]:
-    """Write all parts whose files are in `source`; those written already stay.
+    """Write all parts whose files are in `source`; those written already of the same files stay.
 
     `out`/prepared.json notes the SHA-256 of what was read and of what was written.
 
@@ -92,17 +95,52 @@ def prepare(
         paths = [path for name in part.sources for path in sorted(folder.glob(name))]
         if len(paths) < len(part.sources):
             continue
-        target = Path(out) / part.output
-        if target.exists():
+        if part.output in counts:  # made of another of its sources
+            continue
+        target, sources = Path(out) / part.output, verified(paths, folder, sums)
+        if target.exists() and _is_made_of(target, sources, sample):
             counts[part.output] = -1
             continue
-        sources = verified(paths, folder, sums)
         written = counts[part.output] = _write(part, paths, target, sample, rows)
         found = {"rows": written, "sha256": file_sha256(target), "sources": sources}
-        note(target.parent, part.output, found)
+        note(target.parent, part.output, found | {"sample": sample})
+    _tell_unknown(dataset, folder)
     if not counts:
         raise UserError(_absent(dataset, folder))
     return counts
+
+
+def _is_made_of(target: Path, sources: dict[str, str], sample: bool) -> bool:
+    """Whether a file that is there is what would be written; it is made anew if it is not.
+
+    Raises:
+      UserError: it was not written by `prepare`, or has been changed since.
+    """
+    noted = read_notes(target.parent).get(target.name)
+    if noted is None:
+        raise UserError(
+            f"{target} is there, and no command of this kind wrote it; give another --out, or "
+            "remove it"
+        )
+    found = file_sha256(target)
+    if found != noted["sha256"]:
+        raise UserError(
+            f"{target} was changed since it was written: its SHA-256 is {found[:12]}, and "
+            f"{NOTES} says {noted['sha256'][:12]}; give another --out, or remove it"
+        )
+    if noted["sources"] == sources and bool(noted.get("sample", sample)) == sample:
+        return True
+    print(f"{target}: made anew, for it was made of other files", file=sys.stderr)
+    return False
+
+
+def _tell_unknown(dataset: Dataset, folder: Path) -> None:
+    """Name the files that look like the data set's and that nothing reads."""
+    if not dataset.looks_like:
+        return
+    known = {path for part in dataset.parts for name in part.sources for path in folder.glob(name)}
+    for path in sorted(set(folder.glob(dataset.looks_like)) - known):
+        print(f"{path}: not taken; no file of {dataset.name} has this name", file=sys.stderr)
 
 
 def _absent(dataset: Dataset, folder: Path) -> str:
@@ -196,3 +234,29 @@ def _save(note: Path, file: Any, done: _Progress) -> None:
 def single(rows: Iterable[Row]) -> Iterator[Sequence[Row]]:
     """Each published row becomes one."""
     return ((row,) for row in rows)
+
+
+def texts(values: Sequence[Any], where: str) -> list[str]:
+    """The texts of a list that are not empty, each once.
+
+    Raises:
+      UserError: a value is no text, or none is left; begins with `where`.
+    """
+    for value in values:
+        if not isinstance(value, str):
+            raise UserError(f"{where} must hold texts, but has {value!r}"[:300])
+    kept = list(dict.fromkeys(value for value in values if value.strip()))
+    if not kept:
+        raise UserError(f"{where} holds no text that is not empty")
+    return kept
+
+
+def filled(value: str, where: str) -> str:
+    """A text that is not empty.
+
+    Raises:
+      UserError: it is; begins with `where`.
+    """
+    if not value.strip():
+        raise UserError(f"{where} is empty")
+    return value

@@ -44,6 +44,8 @@ def _dpr_passage(row: list[str], where: str) -> Row:
     for name, value in zip(("id", "text"), row, strict=False):
         if not value.strip():
             raise UserError(f"{where}: column {name!r} is empty")
+    if any("\n" in value for value in row):
+        raise UserError(f"{where}: a quotation mark that is not closed joins several rows to one")
     return {"id": row[0], "title": row[2], "text": row[1]}
 
 

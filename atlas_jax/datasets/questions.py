@@ -10,18 +10,22 @@ from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.jsonl import BrokenRows, RowsConfig, check_fields, read_jsonl
 from atlas_jax.core.paths import input_file
-from atlas_jax.datasets.convert import Dataset, Part, Read, Row, single
+from atlas_jax.datasets.convert import Dataset, Part, Read, Row, filled, single, texts
 
 _CHUNK = 1 << 20  # characters read at a time
 
 
 def _nq_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
-    for number, raw in read_jsonl(path, {"question": str, "answer": list}, rows=rows):
+    def check(number: int, raw: Row) -> None:
+        filled(raw["question"], f"{path}:{number}: field 'question'")
+        texts(raw["answer"], f"{path}:{number}: field 'answer'")
+
+    for number, raw in read_jsonl(path, {"question": str, "answer": list}, None, check, rows):
         split = path.name.split(".")[1]
         yield {
             "id": f"nq-{split}-{number - 1}",
             "question": raw["question"],
-            "answers": raw["answer"],
+            "answers": texts(raw["answer"], str(path)),
             "place": number - 1,
         }
 
@@ -34,15 +38,17 @@ def _trivia_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
             check_fields(raw, {"Question": str, "Answer": dict}, {"QuestionId": str}, where)
             answer = raw["Answer"]
             check_fields(answer, {"Value": str, "Aliases": list}, {}, f"{where}.Answer")
+            filled(raw["Question"], f"{where}.Question")
+            answers = texts([*answer["Aliases"], answer["Value"]], f"{where}.Answer")
         except UserError as error:
             broken.take(error)
             continue
-        value = answer["Value"]
+        value = answer["Value"] if answer["Value"].strip() else answers[0]
         # Upper case says nothing but that the quiz was typed so; Atlas learns the title form.
         yield {
             "id": str(raw.get("QuestionId") or f"trivia-{split}-{number}"),
             "question": raw["Question"],
-            "answers": list(dict.fromkeys([*answer["Aliases"], value])),
+            "answers": answers,
             "target": value.title() if value.isupper() else value,
             "place": number,
         }
@@ -197,8 +203,10 @@ def _templama(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]
 
 def _check_names(path: Path) -> Any:
     def check(number: int, raw: Row) -> None:
-        if not all(isinstance(one, dict) and one.get("name") for one in raw["answer"]):
+        named = [one.get("name") if isinstance(one, dict) else None for one in raw["answer"]]
+        if not all(isinstance(name, str) and name.strip() for name in named) or not named:
             raise UserError(f"{path}:{number}: field 'answer' must hold objects with a 'name'")
+        filled(raw["query"], f"{path}:{number}: field 'query'")
 
     return check
 

@@ -38,16 +38,21 @@ def _article(raw: Any, name: str, where: str) -> tuple[list[Row], list[Row]]:
         here = f"{where}.paragraphs[{i}]"
         _check(paragraph, {"context": str, "qas": list}, here)
         passage = {"id": f"squad-{name}-{i}", "title": title, "text": paragraph["context"].strip()}
+        if not passage["text"]:  # nothing to find, and no answer in it
+            continue
         passages.append(passage)
         for j, asked in enumerate(paragraph["qas"]):
             _check(asked, {"id": str, "question": str, "answers": list}, f"{here}.qas[{j}]")
             for answer in asked["answers"]:
                 _check(answer, {"text": str}, f"{here}.qas[{j}].answers")
+            answers = list(dict.fromkeys(a["text"] for a in asked["answers"] if a["text"].strip()))
+            if not answers or not asked["question"].strip():
+                continue
             questions.append(
                 {
                     "id": asked["id"],
                     "question": asked["question"].strip(),
-                    "answers": list(dict.fromkeys(answer["text"] for answer in asked["answers"])),
+                    "answers": answers,
                     "title": title,
                     "gold": [passage["id"]],
                 }

@@ -224,10 +224,13 @@ def _check_options(record: Record, needs_answer: bool) -> None:
 
 def _picks_right(asked: Sequence[Prediction]) -> bool:
     """Whether the option text with the highest mean probability is the right one."""
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[str, float] = defaultdict(float)  # by the file's letters: two may have one text
+    texts: dict[str, str] = {}
     for prediction in asked:
-        for choice, log_prob in zip(
-            prediction.example.choices, prediction.choice_log_probs, strict=True
+        example = prediction.example
+        for letter, choice, log_prob in zip(
+            example.meta["order"], example.choices, prediction.choice_log_probs, strict=True
         ):
-            sums[choice.answer] += float(np.exp(log_prob))
-    return max(sums, key=lambda text: sums[text]) == asked[0].example.answers[0]
+            sums[letter] += float(np.exp(log_prob))
+            texts[letter] = choice.answer
+    return texts[max(sums, key=lambda letter: sums[letter])] == asked[0].example.answers[0]

@@ -371,11 +371,78 @@ def test_hashes_are_noted_and_verified(tmp_path, capsys):
     written = hashlib.sha256((out / "test.jsonl").read_bytes()).hexdigest()
     assert f"test.jsonl: 1 rows, sha256 {written}" in capsys.readouterr().out
     assert json.loads((out / "prepared.json").read_text()) == {
-        "test.jsonl": {"rows": 1, "sha256": written, "sources": {"NQ-open.dev.jsonl": digest}}
-    }
+        "test.jsonl": {
+            "rows": 1, "sha256": written, "sources": {"NQ-open.dev.jsonl": digest}, "sample": True
+        }
+    }  # fmt: skip
 
     given.write_text(f"{digest}  NQ-open.dev.jsonl\nsha256 of nothing\n")
     assert entry.main([*command, f"--checksums={given}"]) == 2
     assert "other.txt:2: expected 64 hexadecimal digits" in capsys.readouterr().err
     assert entry.main([*command, f"--checksums={tmp_path}/none"]) == 2
     assert "none: no such file" in capsys.readouterr().err
+
+
+def fever(path, claim):
+    return write(path, {"id": 1, "claim": claim, "label": "SUPPORTS"})
+
+
+def test_a_file_of_another_source_or_sample_is_made_anew(tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    command = ["fever", f"--source={source}", f"--out={out}", "--sample"]
+    fever(source / "train.jsonl", "An old claim.")
+    assert entry.main(command) == 0
+    assert entry.main(command) == 0
+    assert "already there" in capsys.readouterr().out
+    fever(source / "train.jsonl", "A new claim.")
+    assert entry.main(command) == 0
+    assert "made anew, for it was made of other files" in capsys.readouterr().err
+    assert "A new claim." in (out / "train.jsonl").read_text()
+    assert entry.main(command[:-1]) == 2  # the whole was asked for
+    assert "1 rows, but the published files have 145,449" in capsys.readouterr().err
+
+
+def test_a_file_that_prepare_did_not_write_is_not_already_there(tmp_path, capsys):
+    fever(tmp_path / "train.jsonl", "A claim.")
+    assert entry.main(["fever", f"--source={tmp_path}", f"--out={tmp_path}", "--sample"]) == 2
+    assert "is there, and no command of this kind wrote it" in capsys.readouterr().err
+    assert entry.main(["fever", f"--source={tmp_path}", f"--out={tmp_path}/o", "--sample"]) == 0
+    (tmp_path / "o" / "train.jsonl").write_text("changed")
+    assert entry.main(["fever", f"--source={tmp_path}", f"--out={tmp_path}/o", "--sample"]) == 2
+    assert "was changed since it was written" in capsys.readouterr().err
+
+
+def test_what_is_written_training_takes(tmp_path, capsys):
+    answer = {"Value": " ", "Aliases": ["", "Paris", " ", "Paris"]}
+    data = {"Data": [{"Question": "q", "QuestionId": "1", "Answer": answer}]}
+    (tmp_path / "unfiltered-web-dev.json").write_text(json.dumps(data))
+    command = ["triviaqa", f"--source={tmp_path}", "--sample"]
+    assert entry.main([*command, f"--out={tmp_path}/a"]) == 0
+    row = json.loads((tmp_path / "a" / "test.jsonl").read_text())
+    assert (row["answers"], row["target"]) == (["Paris"], "Paris")
+    for aliases, problem in (([["x"]], "must hold texts"), ([""], "holds no text")):
+        data["Data"][0]["Answer"] = {"Value": "", "Aliases": aliases}
+        (tmp_path / "unfiltered-web-dev.json").write_text(json.dumps(data))
+        assert entry.main([*command, f"--out={tmp_path}/b"]) == 2
+        assert f"Data[0].Answer {problem}" in capsys.readouterr().err
+
+
+def test_kilts_triviaqa_needs_its_questions(tmp_path, capsys):
+    row = {"id": "1", "input": "", "output": []}
+    write(tmp_path / "triviaqa-dev_id-kilt.jsonl", row)
+    assert entry.main(["kilt", f"--source={tmp_path}", f"--out={tmp_path}/o", "--sample"]) == 2
+    assert "scripts/get_triviaqa_input.py fills them in" in capsys.readouterr().err
+    (tmp_path / "triviaqa-dev_id-kilt.jsonl").unlink()
+    write(tmp_path / "triviaqa-dev-kilt.jsonl", {**row, "input": "Who?"})
+    write(tmp_path / "other-dev-kilt.jsonl", row)
+    assert entry.main(["kilt", f"--source={tmp_path}", f"--out={tmp_path}/o", "--sample"]) == 0
+    assert (tmp_path / "o" / "triviaqa-dev.jsonl").is_file()
+    assert "other-dev-kilt.jsonl: not taken" in capsys.readouterr().err
+
+
+def test_a_stray_quote_does_not_join_rows(tmp_path, capsys):
+    (tmp_path / "psgs_w100.tsv").write_text('id\ttext\ttitle\n1\t"a\tA\n2\tb"\tB\n')
+    source = [f"--source={tmp_path}", f"--out={tmp_path}/o", "--sample"]
+    assert entry.main(["wikipedia", *source]) == 2
+    assert "joins several rows to one" in capsys.readouterr().err
