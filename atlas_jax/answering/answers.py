@@ -17,7 +17,7 @@ from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Batch, Choices, Params, 
 from atlas_jax.distillation import adist
 from atlas_jax.reader import fid
 from atlas_jax.reader.generate import NEVER, GenerationConfig, generate
-from atlas_jax.reader.t5 import T5
+from atlas_jax.reader.t5 import T5, copyable
 
 
 @flax.struct.dataclass
@@ -94,8 +94,15 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
             passages.mask_bk[:, : reading.k],
             reading.reader_length,
             EOS_ID,
+            reader.config.block_start,
         )
-        enc_bkld = fid.encode(reader, params["reader"], tokens_bkl)
+        apart = passages.apart_bkf
+        enc_bkld = fid.encode(
+            reader,
+            params["reader"],
+            tokens_bkl,
+            apart_bkf=None if apart is None else apart[:, : reading.k],
+        )
         source = (reader, params["reader"], enc_bkld, tokens_bkl)
         if reading.chooses:
             assert batch.choices is not None
@@ -133,6 +140,7 @@ def _generate(
         config,
         keys_b,
         prompt_bp,
+        copyable(tokens_bkl, reader.config).reshape(fused),
     )
     return Answers(tokens_bt=tokens_bt, scores_b=scores_b)
 

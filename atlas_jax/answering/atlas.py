@@ -24,6 +24,7 @@ from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.corpus.corpus import Corpus, load_corpus
+from atlas_jax.corpus.reader_states import reader_states
 from atlas_jax.models.assembly import Assembled, assemble, export_model
 from atlas_jax.tasks.base import AsksTyped, Example
 
@@ -129,6 +130,14 @@ class Atlas:
                     rules,
                     retriever_tokens=told.read.rerank > 0,
                     reader_vocab=made.models.reader.config.vocab_size,
+                    states_of=functools.partial(
+                        reader_states,
+                        told.corpus.config,
+                        reader=made.models.reader,
+                        params=made.params["reader"],
+                        reader_length=told.read.reader_length,
+                        query_length=told.data.query_length,
+                    ),
                 )
         self._smallest = batch_parts(mesh, rules)
 

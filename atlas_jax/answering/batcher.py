@@ -155,7 +155,31 @@ class Batcher:
             prompt_tokens_bp=padded(prompts),
             joined_prompt_bp=padded(joined),
             choices=jax.tree.map(lambda leaf: leaf[take], choices),
+            hidden_b3=jax.tree.map(lambda leaf: leaf[take], self._hidden(examples)),
         )
+
+    def _hidden(self, examples: Sequence[Example]) -> np.ndarray | None:
+        """Which tokens of which row the reader does not see; None for a task that hides none.
+
+        A task hides something or nothing in all of its examples: `Example.may_hide`.
+        """
+        if not any(example.may_hide for example in examples):
+            return None
+        formats, reader = self._formats, self._tokenizers.reader
+        hidden_b3 = np.full((len(examples), 3), NO_ROW, np.int32)
+        for number, example in enumerate(examples):
+            hidden = example.hidden
+            row = self._row_of(hidden.passage_id) if hidden else NO_ROW
+            if hidden is None or row == NO_ROW or self._store is None:
+                continue
+            passage = dict(self._store.passage(row))
+            text = passage["text"]
+            cuts = []
+            for end in (hidden.start, hidden.end):
+                passage["text"] = text[:end].rstrip()
+                cuts.append(len(reader.encode(formats.text("reader", passage), False)))
+            hidden_b3[number] = (row, *cuts)
+        return hidden_b3
 
     def _query(self, example: Example) -> str:
         """The query's text, its part that may be cut made to fit."""

@@ -112,6 +112,11 @@ class Tokenizer:
         """
         return cls(read_text(path), source=str(path))
 
+    @property
+    def text(self) -> str:
+        """The file's content, as `save` writes it."""
+        return self._json
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `tokenizer.json`; it loads with the same content hash."""
         with atomic_text(path) as file:

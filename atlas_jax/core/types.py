@@ -41,6 +41,8 @@ class Passages:
       embeddings_bke: the passages' embeddings as they lie in the index. Used for the
         retriever's scores when the passage tower is not trained; None re-embeds them. Those
         of an int8 index come as float32; re-ranked ones are fresh.
+      apart_bkf: what a pair encoder's lower layers make of the passages, m tokens x d of each
+        in a row; None = it is not kept.
     """
 
     rows_bk: Array
@@ -49,6 +51,7 @@ class Passages:
     retriever_tokens_bkm: Array | None
     mask_bk: Array
     embeddings_bke: Array | None = None
+    apart_bkf: Array | None = None
 
 
 @flax.struct.dataclass
@@ -81,6 +84,8 @@ class Batch:
       joined_prompt_bp: the same as it is tokenised together with the target, which can differ
         where the two meet; None = they are tokenised apart.
       choices: None = answers are generated.
+      hidden_b3: int32 index row, and first and last + 1 of its reader tokens that the reader does
+        not see; row -1 = none. None = no row has any.
     """
 
     query_tokens_bq: Array
@@ -92,6 +97,7 @@ class Batch:
     prompt_tokens_bp: Array | None = None
     joined_prompt_bp: Array | None = None
     choices: Choices | None = None
+    hidden_b3: Array | None = None
 
     @property
     def taught_prompt_bp(self) -> Array | None:
@@ -110,6 +116,8 @@ class DeviceIndex:
         embeds the passages anew.
       count: int32 scalar, number of real rows; rows at or above it are padding.
       version: int32 scalar, how often the embeddings have been refreshed.
+      apart_nf: float16 states of a pair encoder's lower layers, m tokens x d of each passage in a
+        row; None = they are not kept.
     """
 
     embeddings_ne: Array
@@ -117,3 +125,4 @@ class DeviceIndex:
     retriever_tokens_nm: Array | None
     count: Array
     version: Array
+    apart_nf: Array | None = None

@@ -32,6 +32,9 @@ class CorpusConfig:
     embed_batch_size: passages per call of the passage tower.
     dtype: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md), of embeddings made here; a
         saved index keeps its own.
+    reader_states: folder for what a reader's `apart_layers` make of the passages, made when it
+        is missing; "" = they are run anew for every question. Takes 2 x tokens x width bytes a
+        passage, on the disk and on the devices.
     """
 
     passages: str = ""
@@ -41,10 +44,11 @@ class CorpusConfig:
     recall_target: Annotated[float, Meta(gt=0, le=1)] = 1.0
     embed_batch_size: bounds.BatchSize = 256
     dtype: str = "float32"
+    reader_states: str = ""
 
     def __post_init__(self) -> None:
         bounds.check(self)
-        for field in ("store", "index"):
+        for field in ("store", "index", "reader_states"):
             path = getattr(self, field)
             require(
                 not is_remote(path),

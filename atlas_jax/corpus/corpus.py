@@ -71,6 +71,7 @@ def load_corpus(
     rules: tuple[Rule, ...],
     retriever_tokens: bool,
     reader_vocab: int | None = None,
+    states_of: Callable[[PassageStore], np.ndarray | None] = lambda store: None,
 ) -> "Corpus":
     """The corpus of a run that does not train, with its index.
 
@@ -78,6 +79,7 @@ def load_corpus(
       params: of the retriever.
       retriever_tokens: see `Corpus`.
       reader_vocab: ids that the reader has; None where nothing is read.
+      states_of: the reader's states of the store's passages, see `reader_states`.
 
     Raises:
       UserError: store or index are of other models, or a setting is at fault.
@@ -87,7 +89,7 @@ def load_corpus(
     if reader_vocab is not None:
         store.check_vocab(reader=reader_vocab)
     embedder = Embedder(retriever, tokenizers.retriever, spec.config, mesh, rules)
-    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens)
+    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens, apart_nf=states_of(store))
     corpus.load_first(params)
     return corpus
 
@@ -115,11 +117,13 @@ class Corpus:
         mesh: Mesh,
         retriever_tokens: bool,
         versions: Path | None = None,
+        apart_nf: np.ndarray | None = None,
     ) -> None:
         """Nothing is searchable before `load_first` or `load_version`.
 
         Args:
           spec: what was told of the passages.
+          apart_nf: the reader's states of the passages, see `reader_states`.
           retriever_tokens: whether the index on the devices holds those, see `to_device`.
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
@@ -132,6 +136,7 @@ class Corpus:
         self._embedder, self._config, self._mesh = embedder, config, mesh
         self._scann = spec.scann
         self._retriever_tokens, self._versions = retriever_tokens, versions
+        self._apart_nf = apart_nf
         self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
         self._gather = jax.jit(
             lambda embeddings_ne, rows_r: gather_rows((embeddings_ne,), rows_r[None], mesh)[0][0]
@@ -283,4 +288,6 @@ class Corpus:
         self.index = self._to_device(embeddings_ne, version)
 
     def _to_device(self, embeddings_ne: Any, version: int) -> DeviceIndex:
-        return to_device(embeddings_ne, self.store, self._mesh, version, self._retriever_tokens)
+        return to_device(
+            embeddings_ne, self.store, self._mesh, version, self._retriever_tokens, self._apart_nf
+        )

@@ -76,4 +76,5 @@ def rerank(
         retriever_tokens_bkm=take(passages.retriever_tokens_bkm),
         mask_bk=take(passages.mask_bk),
         embeddings_bke=take(fresh_bke),
+        apart_bkf=None if passages.apart_bkf is None else take(passages.apart_bkf),
     )

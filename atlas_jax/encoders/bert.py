@@ -114,11 +114,15 @@ class BertEmbeddings(nn.Module):
         deterministic: bool,
         types_bl: jax.Array | None = None,
         embedded_ble: jax.Array | None = None,
+        positions_bl: jax.Array | None = None,
     ) -> jax.Array:
-        """Int tokens [b, l] (or what was looked up for them) -> states [b, l, d]."""
+        """Int tokens [b, l] (or what was looked up for them) -> states [b, l, d].
+
+        Positions count from 0 unless they are given.
+        """
         x_bld = self.word_embeddings(tokens_bl) if embedded_ble is None else embedded_ble
-        positions_l = jnp.arange(tokens_bl.shape[1])
-        x_bld = x_bld + self.position_embeddings(positions_l)
+        positions = jnp.arange(tokens_bl.shape[1]) if positions_bl is None else positions_bl
+        x_bld = x_bld + self.position_embeddings(positions)
         types = jnp.zeros((), jnp.int32) if types_bl is None else types_bl
         x_bld = x_bld + self.token_type_embeddings(types)
         return self.dropout(self.layer_norm(x_bld), deterministic=deterministic)

@@ -101,6 +101,7 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
         "reader": index.reader_tokens_nl,
         "retriever": index.retriever_tokens_nm,
         "embeddings": index.embeddings_ne,
+        "apart": index.apart_nf,
     }
     held = {name: array for name, array in arrays.items() if array is not None}
     found = gather_rows(tuple(held.values()), result.rows_bk, mesh)
@@ -112,6 +113,7 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
         retriever_tokens_bkm=taken.get("retriever"),
         mask_bk=result.rows_bk != NO_ROW,
         embeddings_bke=jax.lax.stop_gradient(taken["embeddings"]),
+        apart_bkf=taken.get("apart"),
     )
 
 

@@ -57,6 +57,7 @@ def to_device(
     mesh: Mesh | None = None,
     version: int = 0,
     retriever_tokens: bool = True,
+    apart_nf: np.ndarray | None = None,
 ) -> DeviceIndex:
     """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
 
@@ -72,6 +73,7 @@ def to_device(
       version: how often the embeddings have been refreshed.
       retriever_tokens: whether the tokens for the retriever go along, which only programs that
         embed passages anew read.
+      apart_nf: the reader's states of the passages, one row each, see ``DeviceIndex``.
 
     Raises:
       ValueError: the numbers of embeddings and passages differ.
@@ -112,6 +114,7 @@ def to_device(
         ),
         count=scalar(store.count),
         version=scalar(version),
+        apart_nf=None if apart_nf is None else spread(apart_nf),
     )
 
 

@@ -29,10 +29,11 @@ from atlas_jax.models.parameters import (
     init_params,
 )
 from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.induction import wire_induction
 from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
 from atlas_jax.retriever.config import RetrieverConfig
-from atlas_jax.retriever.dual_encoder import DualEncoder, untie
+from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
 
 Config = TypeVar("Config", ReaderConfig, RetrieverConfig)
 
@@ -222,6 +223,8 @@ def _load_tokenizer(config: ModelConfig, part: str) -> Tokenizer:
     if folder:
         return load_tokenizer(folder, part)
     path: str = getattr(config, f"{part}_tokenizer")
+    if part == "reader" and not path and config.reader_init == "retriever":
+        return reader_tokenizer(_load_tokenizer(config, "retriever"))
     if not path:
         raise UserError(
             f"the {part} is given nowhere: bind ModelConfig.{part} to a model folder, or "
@@ -260,11 +263,29 @@ def _initial_params(
             drawn = multihost.to_host(params["reader"])
             wired = wire_induction(drawn, reader.config, seed)
             params["reader"] = multihost.place(wired, shardings["reader"])
+        if config.reader_init == "retriever" and reader.params is None:
+            params["reader"] = multihost.place(
+                _from_retriever(multihost.to_host(params["reader"]), reader.config, retriever),
+                shardings["reader"],
+            )
     for name, part in parts.items():
         if part.params is not None:
             check_params(part.params, expected[name], part.origin)
             params[name] = multihost.place(part.params, shardings[name])
     return params
+
+
+def _from_retriever(
+    drawn: Params, config: ReaderConfig, retriever: _Part[RetrieverConfig]
+) -> Params:
+    if retriever.params is None:
+        raise UserError(
+            "ModelConfig.reader_init = 'retriever' needs ModelConfig.retriever, a model folder "
+            "whose tower the reader's encoder begins as"
+        )
+    found = retriever.params
+    tower = found["encoder"] if is_tied(found) else found["passage_encoder"]
+    return start_from_tower(drawn, tower, config, retriever.tokenizer.eos_id)
 
 
 def _random_retriever(model: DualEncoder, seed: int) -> Params:

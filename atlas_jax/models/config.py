@@ -6,7 +6,7 @@ from typing import Any
 
 from atlas_jax.core.errors import one_of, require
 
-READER_INITS = ("random", "induction")
+READER_INITS = ("random", "induction", "retriever")
 
 
 DTYPES = ("float32", "bfloat16")
@@ -23,7 +23,9 @@ class ModelConfig:
     reader_tokenizer, retriever_tokenizer: `tokenizer.json` files, needed for (and only
         for) a model that starts from random parameters.
     reader_init: how a reader without a folder begins: 'random', or 'induction' with the
-        copying circuit wired in (see reader/induction.py).
+        copying circuit wired in (see reader/induction.py), or 'retriever': its encoder and its
+        token embedding as the retriever's (see reader/from_tower.py); its tokenizer is made from
+        the retriever's, too.
     export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
     optimizer_state: train on from the optimiser state that `convert` put into the folders; a
         part whose folder has none begins anew.

@@ -46,7 +46,8 @@ def _init_boxed(models: Models, key: jax.Array) -> Params:
 
     def both_stacks(reader: T5) -> Any:
         states = reader.encode(tokens, deterministic=True)
-        return reader.decode(states, tokens > 0, tokens, deterministic=True)
+        copied = {"source_tokens_bs": tokens} if reader.config.pointer else {}
+        return reader.decode(states, tokens > 0, tokens, deterministic=True, **copied)
 
     def both_towers(retriever: DualEncoder) -> Any:
         return retriever.embed_query(tokens, True), retriever.embed_passage(tokens, True)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
+from atlas_jax.encoders.bert import BertConfig
 
 RematPolicy = Literal["none", "minimal", "full"]
+EncoderKind = Literal["t5", "pair"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _ACTIVATIONS = (("relu",), ("gelu", "linear"))
@@ -42,6 +44,16 @@ class ReaderConfig:
         only the products with parameters, ``'full'`` only the inputs of each layer.
       float32_attention_logits: compute query-key products to float32 even when ``dtype``
         is narrower.
+      encoder: ``'t5'``, or ``'pair'``: a BERT tower that reads question and passage first
+        apart and then together (`pair_encoder`).
+      apart_layers: layers of a pair encoder that see question and passage apart. They and the
+        token embedding are not trained, so that what they make of a passage can be kept.
+      encoder_mlp_dim: width inside the feed-forward block of a pair encoder.
+      max_positions: longest question or passage of a pair encoder, in tokens.
+      start_id: token in front of question and passage, for a pair encoder ([CLS]).
+      matches: tell a pair encoder which tokens of the passage the question has, and the
+        other way round.
+      pointer: mix the vocabulary with copying from the passages (`pointer`).
     """
 
     vocab_size: bounds.Vocabulary
@@ -60,6 +72,13 @@ class ReaderConfig:
     scan_layers: bool = False
     remat_policy: RematPolicy = "none"
     float32_attention_logits: bool = True
+    encoder: EncoderKind = "t5"
+    apart_layers: bounds.AtLeast0 = 0
+    encoder_mlp_dim: bounds.AtLeast0 = 0
+    max_positions: bounds.Length = 512
+    start_id: bounds.AtLeast1 = 101
+    matches: bool = True
+    pointer: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -88,6 +107,53 @@ class ReaderConfig:
                 f"ReaderConfig.relpos_buckets = {self.relpos_buckets}: must be a multiple of 4, "
                 f"less than twice relpos_max_distance = {self.relpos_max_distance}"
             )
+
+        self._check_pair()
+
+    def _check_pair(self) -> None:
+        if self.encoder == "t5":
+            if self.pointer:
+                raise UserError(
+                    "ReaderConfig.pointer = True needs ReaderConfig.encoder = 'pair', which knows "
+                    "where the passage begins"
+                )
+            return
+        rules = {
+            "apart_layers": (
+                self.apart_layers <= self.num_encoder_layers,
+                f"at most num_encoder_layers = {self.num_encoder_layers}",
+            ),
+            "encoder_mlp_dim": (self.encoder_mlp_dim >= 1, "at least 1"),
+            "start_id": (self.start_id < self.vocab_size, "a token of the vocabulary"),
+            "scan_layers": (not self.scan_layers, "False for a pair encoder"),
+            "emb_dim": (
+                self.emb_dim == self.num_heads * self.head_dim,
+                "num_heads * head_dim for a pair encoder",
+            ),
+        }
+        for name, (right, wanted) in rules.items():
+            if not right:
+                raise UserError(f"ReaderConfig.{name} = {getattr(self, name)!r}: must be {wanted}")
+
+    @property
+    def block_start(self) -> int:
+        """The token in front of question and passage, each a block; 0 = they are no blocks."""
+        return self.start_id if self.encoder == "pair" else 0
+
+    @property
+    def tower(self) -> BertConfig:
+        """The pair encoder as a tower of its own."""
+        return BertConfig(
+            vocab_size=self.vocab_size,
+            hidden_dim=self.emb_dim,
+            num_layers=self.num_encoder_layers,
+            num_heads=self.num_heads,
+            mlp_dim=self.encoder_mlp_dim,
+            max_positions=self.max_positions,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+            remat_policy=self.remat_policy,
+        )
 
     @property
     def compute_dtype(self) -> Any:

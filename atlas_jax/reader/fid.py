@@ -4,14 +4,15 @@ Pure functions of a ``T5``, its unboxed parameters and arrays. ``s`` is the fuse
 k passages of l tokens. Dropout is on exactly where a key is given.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import PAD_ID, Params
-from atlas_jax.reader.t5 import T5
+from atlas_jax.core.types import EOS_ID, PAD_ID, Params
+from atlas_jax.reader.t5 import T5, copyable, pick_logprobs
 
 MAX_LOGITS = 2**28  # vocabulary logits held at once by the per-passage scores (1 GiB)
 
@@ -22,6 +23,7 @@ def join_inputs(
     mask_bk: jax.Array,
     length: int,
     eos_id: int,
+    start_id: int = 0,
 ) -> jax.Array:
     """Reader inputs: query tokens, passage tokens, end token.
 
@@ -31,12 +33,17 @@ def join_inputs(
       mask_bk: bool, the real passages.
       length: tokens per input; what does not fit is cut, the end token is kept.
       eos_id: the end token.
+      start_id: above 0 asks for a pair encoder's two blocks (`pair_encoder`), with this token in
+        front of each: a query is always given its full width then, so that a passage stands at
+        the same places whatever the query.
 
     Returns:
       int32 [b, k, length]; rows of passages that are not real are all padding.
     """
-    query_length = jnp.sum(query_tokens_bq != PAD_ID, axis=1, dtype=jnp.int32)[:, None, None]
-    passage_length = jnp.sum(passage_tokens_bkl != PAD_ID, axis=2, dtype=jnp.int32)[..., None]
+    if start_id:
+        return _join_blocks(query_tokens_bq, passage_tokens_bkl, mask_bk, length, eos_id, start_id)
+    query_length = _length(query_tokens_bq)[..., None]
+    passage_length = _length(passage_tokens_bkl)
     end = jnp.minimum(query_length + passage_length, length - 1)  # where the end token stands
     position = jnp.arange(length, dtype=jnp.int32)[None, None, :]
     from_query = jnp.take_along_axis(
@@ -51,6 +58,60 @@ def join_inputs(
     tokens = jnp.where(position < query_length, from_query, from_passage)
     tokens = jnp.where(position < end, tokens, jnp.where(position == end, eos_id, PAD_ID))
     return jnp.where(mask_bk[..., None], tokens, PAD_ID).astype(jnp.int32)
+
+
+def passage_blocks(passage_tokens: jax.Array, length: int, eos_id: int, start_id: int) -> jax.Array:
+    """Second blocks of a pair encoder: start token, passage, end token.
+
+    Args:
+      passage_tokens: [..., l], padded right.
+      length: of a block; what does not fit is cut, the end token is kept.
+
+    Returns:
+      int32 [..., min(length, l + 2)].
+    """
+    tokens = passage_tokens.astype(jnp.int32)
+    width = min(length, tokens.shape[-1] + 2)
+    end = jnp.minimum(_length(tokens) + 1, width - 1)
+    padded = jnp.pad(tokens, [(0, 0)] * (tokens.ndim - 1) + [(1, 1)])[..., :width]
+    place = jnp.arange(width, dtype=jnp.int32)
+    blocks = jnp.where(place == 0, start_id, jnp.where(place < end, padded, PAD_ID))
+    return jnp.where(place == end, eos_id, blocks)
+
+
+def _length(tokens: jax.Array) -> jax.Array:
+    """Tokens up to the last one that is no padding, [..., 1]: some before it may be hidden."""
+    place = jnp.arange(1, tokens.shape[-1] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(tokens != PAD_ID, place, 0), axis=-1, keepdims=True)
+
+
+def hide(
+    passage_tokens_bkl: jax.Array, rows_bk: jax.Array, hidden_b3: jax.Array | None
+) -> jax.Array:
+    """The passages' tokens, those that `Batch.hidden_b3` names turned to padding."""
+    if hidden_b3 is None:
+        return passage_tokens_bkl
+    row, first, last = (hidden_b3[:, i, None, None] for i in range(3))
+    place = jnp.arange(passage_tokens_bkl.shape[2])
+    is_hidden = (rows_bk[..., None] == row) & (row >= 0) & (place >= first) & (place < last)
+    return jnp.where(is_hidden, PAD_ID, passage_tokens_bkl)
+
+
+def _join_blocks(
+    query_tokens_bq: jax.Array,
+    passage_tokens_bkl: jax.Array,
+    mask_bk: jax.Array,
+    length: int,
+    eos_id: int,
+    start_id: int,
+) -> jax.Array:
+    b, k, _ = passage_tokens_bkl.shape
+    query_width = query_tokens_bq.shape[1] + 2
+    query = passage_blocks(query_tokens_bq, query_width, eos_id, start_id)
+    passage = passage_blocks(passage_tokens_bkl, length - query_width, eos_id, start_id)
+    query = jnp.broadcast_to(query[:, None], (b, k, query_width))
+    tokens = jnp.concatenate([query, passage], axis=2)
+    return jnp.where(mask_bk[..., None], tokens, PAD_ID)
 
 
 def shift_right(targets_bt: jax.Array) -> jax.Array:
@@ -86,13 +147,46 @@ def join_prompt(
 
 
 def encode(
-    model: T5, params: Params, tokens_bkl: jax.Array, dropout_key: jax.Array | None = None
+    model: T5,
+    params: Params,
+    tokens_bkl: jax.Array,
+    dropout_key: jax.Array | None = None,
+    apart_bkf: jax.Array | None = None,
 ) -> jax.Array:
-    """Encode each passage on its own, [b, k, l] -> [b, k, l, d]."""
+    """Encode each passage on its own, [b, k, l] -> [b, k, l, d].
+
+    Args:
+      apart_bkf: what a pair encoder's lower layers make of the passages' blocks, the last m
+        tokens of each input, m x d in a row (`encode_apart`); None = they are run.
+    """
     b, k, length = tokens_bkl.shape
     flat = constrain(tokens_bkl.reshape(b * k, length), "batch", "length")  # passages become rows
-    enc = _apply(model, params, "encode", dropout_key, flat)
+    if apart_bkf is None:
+        enc = _apply(model, params, "encode", dropout_key, flat)
+        return enc.reshape(b, k, length, -1)
+    apart_bkmd = apart_bkf.reshape(b, k, -1, model.config.emb_dim)  # tokens apart again
+    width = apart_bkmd.shape[2]
+    query_bq = jnp.max(tokens_bkl[:, :, : length - width], axis=1)  # rows without a passage are 0
+    query = model.apply({"params": params}, query_bq, method="encode_apart")
+    apart = apart_bkmd.astype(query.dtype)
+    query = jnp.broadcast_to(query[:, None], (b, k, *query.shape[1:]))
+    joined = jnp.concatenate([query, apart], axis=2).reshape(b * k, length, -1)
+    enc = _apply(model, params, "encode_together", dropout_key, joined, flat)
     return enc.reshape(b, k, length, -1)
+
+
+def encode_apart(model: T5, params: Params, passage_tokens: jax.Array, length: int) -> jax.Array:
+    """What of passages does not depend on the question, for a pair encoder.
+
+    Args:
+      passage_tokens: [n, l], padded right, as they lie in the store.
+      length: tokens of a passage's block.
+
+    Returns:
+      [n, min(length, l + 2), d]; `encode` takes them.
+    """
+    blocks = passage_blocks(passage_tokens, length, EOS_ID, model.config.start_id)
+    return model.apply({"params": params}, blocks, method="encode_apart")
 
 
 def fused_logits(
@@ -111,8 +205,30 @@ def fused_logits(
       targets_bt: target tokens with their end token, padded on the right.
       dropout_key: of the decoder.
     """
-    enc_bsd, mask_bs = _fuse(enc_bkld, tokens_bkl)
-    return _apply(model, params, "decode", dropout_key, enc_bsd, mask_bs, shift_right(targets_bt))
+    enc_bsd, mask_bs, copyable_bs = _fuse(model, enc_bkld, tokens_bkl)
+    source = {"source_tokens_bs": copyable_bs} if model.config.pointer else {}
+    return _apply(
+        model, params, "decode", dropout_key, enc_bsd, mask_bs, shift_right(targets_bt), **source
+    )
+
+
+def fused_logprobs(
+    model: T5,
+    params: Params,
+    enc_bkld: jax.Array,
+    tokens_bkl: jax.Array,
+    targets_bt: jax.Array,
+    dropout_key: jax.Array | None = None,
+    decoder_bt: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probability of each target token read from all passages at once, float32 [b, t].
+
+    Args: as of ``fused_logits``; ``decoder_bt`` as of ``passage_logprobs``.
+    """
+    enc_bsd, mask_bs, copyable_bs = _fuse(model, enc_bkld, tokens_bkl)
+    read = (enc_bsd, mask_bs[:, None], _inputs(targets_bt, decoder_bt)[:, None])
+    states, _ = _apply(model, params, "decode_states", dropout_key, *read)
+    return _target_logprobs(model, params, states, targets_bt[:, None], read, copyable_bs)[:, 0]
 
 
 def passage_logprobs(
@@ -136,19 +252,32 @@ def passage_logprobs(
     """
     b, k, length, d = enc_bkld.shape
     enc = enc_bkld.reshape(b * k, length, d)  # every passage is a source of its own
-    inputs = jnp.repeat(_inputs(targets_bt, decoder_bt), k, axis=0)
-    states, _ = _apply(
-        model,
-        params,
-        "decode_states",
-        None,
-        enc,
-        (tokens_bkl != PAD_ID).reshape(b * k, 1, length),
-        inputs[:, None],
+    mask = (tokens_bkl != PAD_ID).reshape(b * k, 1, length)
+    inputs = jnp.repeat(_inputs(targets_bt, decoder_bt), k, axis=0)[:, None]
+    states, _ = _apply(model, params, "decode_states", None, enc, mask, inputs)
+
+    def score(rows: Any) -> jax.Array:
+        c, t = rows[1].shape[1:]
+        # Passages become rows again, and the one target of each a variant.
+        flat = jax.tree.map(lambda x: x.reshape(b * c, *x.shape[2:]), rows)
+        states, targets, enc, mask, inputs, copied = flat
+        logp = model.apply(
+            {"params": params},
+            states[:, None], targets[:, None], enc, mask[:, None], inputs[:, None], copied,
+            temperature,
+            method="target_logprobs",
+        )  # fmt: skip
+        return logp.reshape(b, c, t)
+
+    rows = (
+        states.reshape(b, k, -1, states.shape[-1]),
+        jnp.broadcast_to(targets_bt[:, None], (b, k, targets_bt.shape[1])),
+        enc_bkld,
+        tokens_bkl != PAD_ID,
+        inputs.reshape(b, k, -1),
+        copyable(tokens_bkl, model.config),
     )
-    return _target_logprobs(
-        model, params, states.reshape(b, k, -1, d), targets_bt[:, None], temperature
-    )
+    return _in_groups(model, score, rows)
 
 
 def leave_one_out_logprobs(
@@ -169,13 +298,15 @@ def leave_one_out_logprobs(
       float32 [b, k, t], entry k with passage k left out.
     """
     b, k, length = tokens_bkl.shape
-    enc_bsd, mask_bs = _fuse(enc_bkld, tokens_bkl)
+    enc_bsd, mask_bs, copyable_bs = _fuse(model, enc_bkld, tokens_bkl)
     others_kk = ~jnp.eye(k, dtype=bool)
     mask_bks = mask_bs[:, None, :] & jnp.repeat(others_kk, length, axis=1)[None]
     inputs_bt = _inputs(targets_bt, decoder_bt)
     inputs = jnp.broadcast_to(inputs_bt[:, None], (b, k, targets_bt.shape[1]))
-    states, _ = _apply(model, params, "decode_states", None, enc_bsd, mask_bks, inputs)
-    return _target_logprobs(model, params, states, targets_bt[:, None], 1.0)
+    read = (enc_bsd, mask_bks, inputs)
+    states, _ = _apply(model, params, "decode_states", None, *read)
+    targets = jnp.broadcast_to(targets_bt[:, None], inputs.shape)
+    return _target_logprobs(model, params, states, targets, read, copyable_bs)
 
 
 def variant_logprobs(
@@ -194,11 +325,12 @@ def variant_logprobs(
       float32 [b, r, t]; positions of padding in ``targets_brt`` mean nothing.
     """
     b, r, t = targets_brt.shape
-    enc_bsd, mask_bs = _fuse(enc_bkld, tokens_bkl)
+    enc_bsd, mask_bs, copyable_bs = _fuse(model, enc_bkld, tokens_bkl)
     inputs = shift_right(decoder_brt.reshape(b * r, t)).reshape(b, r, t)  # variants as rows
     mask_brs = jnp.broadcast_to(mask_bs[:, None], (b, r, mask_bs.shape[1]))
-    states, _ = _apply(model, params, "decode_states", None, enc_bsd, mask_brs, inputs)
-    return _target_logprobs(model, params, states, targets_brt, 1.0)
+    read = (enc_bsd, mask_brs, inputs)
+    states, _ = _apply(model, params, "decode_states", None, *read)
+    return _target_logprobs(model, params, states, targets_brt, read, copyable_bs)
 
 
 def cross_attention_mass(
@@ -214,7 +346,7 @@ def cross_attention_mass(
     Cross-attention probability (normalised over all passages) times the L2 norm of the value,
     averaged over heads, summed over layers, real target tokens and real source tokens.
     """
-    enc_bsd, mask_bs = _fuse(enc_bkld, tokens_bkl)
+    enc_bsd, mask_bs, _ = _fuse(model, enc_bkld, tokens_bkl)
     _, mass_bs = _apply(
         model,
         params,
@@ -229,26 +361,33 @@ def cross_attention_mass(
 
 
 def target_loss(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of the real target tokens.
+    """Cross-entropy of the real target tokens, see ``summed_loss``."""
+    return summed_loss(pick_logprobs(logits_btv, targets_bt), targets_bt)
+
+
+def summed_loss(logp_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum of the real target tokens' negative log-probabilities.
 
     Returns:
-      Sum of negative log-likelihoods, and how many tokens it sums over; two float32 scalars.
+      The sum, and how many tokens it sums over; two float32 scalars.
     """
     real_bt = targets_bt != PAD_ID
-    nll_bt = -_pick_logprobs(logits_btv, targets_bt)
-    return jnp.sum(jnp.where(real_bt, nll_bt, 0.0)), jnp.sum(real_bt, dtype=jnp.float32)
+    return jnp.sum(jnp.where(real_bt, -logp_bt, 0.0)), jnp.sum(real_bt, dtype=jnp.float32)
 
 
 def _inputs(targets_bt: jax.Array, decoder_bt: jax.Array | None) -> jax.Array:
     return shift_right(targets_bt if decoder_bt is None else decoder_bt)
 
 
-def _fuse(enc_bkld: jax.Array, tokens_bkl: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fuse(
+    model: T5, enc_bkld: jax.Array, tokens_bkl: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """States, mask and what may be copied of all passages as one source."""
     b, k, length, d = enc_bkld.shape
     fused = enc_bkld.reshape(b, k * length, d)  # k passages become one source
-    return constrain(fused, "batch", "length", "embed"), (tokens_bkl != PAD_ID).reshape(
-        b, k * length
-    )
+    mask_bs = (tokens_bkl != PAD_ID).reshape(b, k * length)
+    copyable_bs = copyable(tokens_bkl, model.config).reshape(b, k * length)
+    return constrain(fused, "batch", "length", "embed"), mask_bs, copyable_bs
 
 
 def _apply(
@@ -261,36 +400,45 @@ def _apply(
 
 
 def _target_logprobs(
-    model: T5, params: Params, states_bktd: jax.Array, targets: jax.Array, temperature: float
+    model: T5,
+    params: Params,
+    states_brtd: jax.Array,
+    targets_brt: jax.Array,
+    read: tuple[jax.Array, jax.Array, jax.Array],
+    copyable_bs: jax.Array,
+    temperature: float = 1.0,
 ) -> jax.Array:
-    """[b, k, t] log-probabilities, over some passages at a time to bound the logits held.
+    """[b, r, t] log-probabilities of r targets a source.
 
-    The targets are [b, k, t], or [b, 1, t] where all k have the same.
+    ``read``: source, mask and decoder input that the states were made from.
     """
-    b, k, t, _ = states_bktd.shape
-    per_passage = b * t * model.config.vocab_size
-    limit = max(MAX_LOGITS, per_passage)
-    at_once = max(c for c in range(1, k + 1) if k % c == 0 and c * per_passage <= limit)
-    targets_bkt = jnp.broadcast_to(targets, (b, k, t))
+    enc_bsd, mask_brs, inputs_brt = read
 
-    def score(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        states_bctd, targets_bct = part
-        logits: Any = model.apply({"params": params}, states_bctd, method="logits")
-        return _pick_logprobs(logits / temperature, targets_bct)
+    def score(rows: Any) -> jax.Array:
+        states, targets, mask, inputs = rows
+        return model.apply(
+            {"params": params},
+            states, targets, enc_bsd, mask, inputs, copyable_bs, temperature,
+            method="target_logprobs",
+        )  # fmt: skip
 
-    if at_once == k:
-        return score((states_bktd, targets_bkt))
+    return _in_groups(model, score, (states_brtd, targets_brt, mask_brs, inputs_brt))
+
+
+def _in_groups(model: T5, score: Callable[[Any], jax.Array], rows: Any) -> jax.Array:
+    """Score arrays [b, r, ...] to [b, r, t], over some of the r at a time to bound the logits.
+
+    The second of the arrays is the targets, [b, r, t].
+    """
+    b, r, t = rows[1].shape
+    per_one = b * t * model.config.vocab_size
+    limit = max(MAX_LOGITS, per_one)
+    at_once = max(c for c in range(1, r + 1) if r % c == 0 and c * per_one <= limit)
+    if at_once == r:
+        return score(rows)
 
     def groups(x: jax.Array) -> jax.Array:
-        return x.reshape(b, k // at_once, at_once, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(b, r // at_once, at_once, *x.shape[2:]).swapaxes(0, 1)
 
-    parts = jax.lax.map(score, (groups(states_bktd), groups(targets_bkt)))
-    return parts.swapaxes(0, 1).reshape(b, k, t)
-
-
-def _pick_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """log_softmax(logits) at the targets, [..., v] and [...] -> [...]."""
-    # Compared, not indexed: stays sharded over the vocabulary, and its gradient is no scatter.
-    hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
-    picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    return picked - jax.nn.logsumexp(logits, axis=-1)
+    parts = jax.lax.map(score, jax.tree.map(groups, rows))
+    return parts.swapaxes(0, 1).reshape(b, r, t)

@@ -85,6 +85,7 @@ def generate(
     config: GenerationConfig,
     key: jax.Array | None = None,
     prompt_bp: jax.Array | None = None,
+    copyable_bs: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Decode one output per query. Pure; jit it with model and config closed over.
 
@@ -97,6 +98,7 @@ def generate(
       key: randomness, for ``method='sample'``: a key for all queries, or keys [b].
       prompt_bp: int32 tokens that each output begins with, padded right; they are neither
         returned nor scored. None = no prompt.
+      copyable_bs: tokens of the source that may be copied (`t5.copyable`), for a pointer.
 
     Returns:
       tokens_bt: int32 [b, max_length], the end token included where there is one, then
@@ -115,6 +117,7 @@ def generate(
         enc_mask_bs,
         variants,
         forced.width + config.max_length,
+        copyable_bs,
         method="start_decoding",
     )
     step = functools.partial(model.apply, {"params": params}, method="step")
@@ -347,7 +350,9 @@ def _advance(
     ends_bc &= (forced.token_b(index) == PAD_ID)[:, None]
 
     alive_scores, chosen_bw = jax.lax.top_k(jnp.where(ends_bc, scores_bc + NEVER, scores_bc), w)
-    caches = _reorder(decoding.self_caches, _pick(origin_bc, chosen_bw), caches_axis)
+    origin_bw = _pick(origin_bc, chosen_bw)
+    caches = _reorder(decoding.self_caches, origin_bw, caches_axis)
+    pointer = _reorder(decoding.pointer, origin_bw, 0)
 
     # Only an end among the w best counts: the other candidates are there to go on.
     enters_bc = ends_bc & (jnp.arange(2 * w) < w) & beams.open_b[:, None]
@@ -370,7 +375,7 @@ def _advance(
     worst_b1 = jnp.min(finished_scores, axis=1, keepdims=True)
     may_improve_b = jnp.any(hope_b1 > jnp.where(is_finished, worst_b1, NEVER), axis=1)
     beams = _Beams(
-        decoding=dataclasses.replace(decoding, self_caches=caches),
+        decoding=dataclasses.replace(decoding, self_caches=caches, pointer=pointer),
         last_bw=_pick(token_bc, chosen_bw),
         running_bwt=_pick(candidates_bct, chosen_bw),
         running_scores_bw=alive_scores,

@@ -28,11 +28,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, RMSNorm
+from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, RMSNorm, matmul
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import Params
+from atlas_jax.core.types import PAD_ID, Params
 from atlas_jax.reader.attention import Attention, KeyValue, RelativePositionBias, mask_bias
 from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.pair_encoder import PairEncoder, blocks_of
+from atlas_jax.reader.pointer import (
+    Pointed,
+    Pointer,
+    PointerState,
+    at_targets,
+    log_mixture,
+    over_vocabulary,
+)
 
 _ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "linear": lambda x: x}  # nn.gelu is the tanh form
 
@@ -60,6 +69,9 @@ class DecodingState:
       source_caches: keys and values of the source, [b, h, s, c], in the same structure.
       source_mask: visible source positions.
       position_bias_1htt: self-attention bias of all positions.
+      source: what may be copied; None without a pointer.
+      pointer: where the pointer stood; None likewise.
+      source_mask_bs: bool, visible source positions.
     """
 
     index: jax.Array
@@ -67,6 +79,9 @@ class DecodingState:
     source_caches: Any
     source_mask: SourceMask
     position_bias_1htt: jax.Array
+    source: Pointed | None = None
+    pointer: PointerState | None = None
+    source_mask_bs: jax.Array | None = None
 
 
 def _dropout(config: ReaderConfig) -> nn.Dropout:
@@ -278,8 +293,13 @@ class Decoder(nn.Module):
         self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers, methods)
         self.decoder_norm = _norm(cfg)
         self.dropout = _dropout(cfg)
-        if not cfg.logits_via_embedding:
+        if cfg.encoder == "pair":  # its table is not trained: these fit it to the decoder
+            self.token_dense = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
+            self.logits_dense = Dense(cfg.emb_dim, ("embed", "joined_kv"), use_bias=True)
+        elif not cfg.logits_via_embedding:
             self.logits_dense = Dense(cfg.vocab_size, ("embed", "vocab"), dtype=jnp.float32)
+        if cfg.pointer:
+            self.pointer = Pointer(cfg)
 
     def __call__(
         self,
@@ -354,7 +374,7 @@ class T5(nn.Module):
         """Create the shared embedding and both stacks."""
         cfg = self.config
         self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, dtype=cfg.compute_dtype)
-        self.encoder = Encoder(cfg)
+        self.encoder = Encoder(cfg) if cfg.encoder == "t5" else PairEncoder(cfg)
         self.decoder = Decoder(cfg)
 
     def __call__(
@@ -367,10 +387,32 @@ class T5(nn.Module):
     def encode(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
         """Tokens [n, l] (0 is padding) -> encoder states [n, l, d].
 
-        States at padding are finite but mean nothing.
+        A pair encoder wants two blocks, as `fid.join_inputs` lays them out for it. States at
+        padding are finite but mean nothing.
         """
-        x = self.token_embedder(tokens_nl)
+        x = self._embed(tokens_nl)
+        if self.config.encoder == "pair":
+            return self.encoder(x, tokens_nl, deterministic)
         return self.encoder(x, tokens_nl > 0, deterministic)
+
+    def encode_apart(self, tokens_nl: jax.Array) -> jax.Array:
+        """States [n, l, d] of single blocks, of a pair encoder's lower layers."""
+        return self.encoder.apart(self._embed(tokens_nl), tokens_nl)
+
+    def encode_together(
+        self, apart_nld: jax.Array, tokens_nl: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """`encode`, its blocks encoded apart already (`encode_apart`) and laid side by side."""
+        words = self._embed(tokens_nl)
+        return self.encoder.together(apart_nld, words, tokens_nl, deterministic)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        x = self.token_embedder(tokens)
+        return jax.lax.stop_gradient(x) if self.config.encoder == "pair" else x
+
+    def _embed_targets(self, tokens: jax.Array) -> jax.Array:
+        x = self._embed(tokens)
+        return self.decoder.token_dense(x) if self.config.encoder == "pair" else x
 
     def decode(
         self,
@@ -378,6 +420,7 @@ class T5(nn.Module):
         enc_mask_bs: jax.Array,
         decoder_input_bt: jax.Array,
         deterministic: bool = True,
+        source_tokens_bs: jax.Array | None = None,
     ) -> jax.Array:
         """Logits of one target per source, float32 [b, t, v].
 
@@ -386,11 +429,14 @@ class T5(nn.Module):
           enc_mask_bs: bool, which of them may be read. A row without any reads zeros.
           decoder_input_bt: targets shifted right; position i sees tokens 0..i.
           deterministic: no dropout; otherwise needs a ``dropout`` rng.
+          source_tokens_bs: what may be copied (`copyable`), for a pointer.
         """
-        states, _ = self.decode_states(
-            enc_bsd, enc_mask_bs[:, None], decoder_input_bt[:, None], deterministic=deterministic
-        )
-        return self.logits(states[:, 0])
+        read = (enc_mask_bs[:, None], decoder_input_bt[:, None])
+        states, _ = self.decode_states(enc_bsd, *read, deterministic=deterministic)
+        if source_tokens_bs is None:
+            return self.logits(states[:, 0])
+        mixed = self._mixed(self.logits(states), states, enc_bsd, *read, source_tokens_bs)
+        return mixed[:, 0]
 
     def decode_states(
         self,
@@ -418,32 +464,147 @@ class T5(nn.Module):
         b, r, t = decoder_input_brt.shape
         if weight_bt is not None and r != 1:
             raise ValueError(f"attention mass is defined for one variant per source, not {r}")
-        x = self.token_embedder(decoder_input_brt.reshape(b * r, t))  # variants become rows
+        x = self._embed_targets(decoder_input_brt.reshape(b * r, t))  # variants become rows
         source_mask = _source_mask(enc_mask_brs, t)
         states, mass = self.decoder(x, enc_bsd, source_mask, weight_bt, deterministic)
         return states.reshape(b, r, t, -1), mass
 
     def logits(self, states: jax.Array) -> jax.Array:
-        """Decoder states [..., d] -> float32 logits [..., v]."""
-        if self.config.logits_via_embedding:
+        """Decoder states [..., d] -> float32 logits of the vocabulary [..., v]."""
+        if self.config.encoder == "pair":
+            table_vd = jax.lax.stop_gradient(self.token_embedder.embedding)
+            logits = matmul(self.decoder.logits_dense(states), table_vd.T)
+        elif self.config.logits_via_embedding:
             logits = self.token_embedder.attend(states) * self.config.emb_dim**-0.5
         else:
             logits = self.decoder.logits_dense(states)
         middle = (None,) * (logits.ndim - 2)
         return constrain(logits, "batch", *middle, "vocab")
 
+    def target_logprobs(
+        self,
+        states_brtd: jax.Array,
+        targets_brt: jax.Array,
+        enc_bsd: jax.Array,
+        enc_mask_brs: jax.Array,
+        decoder_input_brt: jax.Array,
+        source_tokens_bs: jax.Array,
+        temperature: float = 1.0,
+    ) -> jax.Array:
+        """Log-probability of each target token, float32 [b, r, t].
+
+        Args:
+          states_brtd: of `decode_states`, from the same source, mask and input.
+          targets_brt: the tokens; what is said of padding means nothing.
+          enc_bsd, enc_mask_brs, decoder_input_brt: as there.
+          source_tokens_bs: what may be copied (`copyable`); of no use without a pointer.
+          temperature: divides the logits; a mixture's are its log-probabilities.
+        """
+        logits = self.logits(states_brtd)
+        if not self.config.pointer:
+            return pick_logprobs(logits / temperature, targets_brt)
+        read = (states_brtd, enc_bsd, enc_mask_brs, decoder_input_brt, source_tokens_bs)
+        if temperature != 1.0:  # needs the whole vocabulary
+            return pick_logprobs(self._mixed(logits, *read) / temperature, targets_brt)
+        log_pointer, odds = self._point(*read)
+        copied = at_targets(log_pointer, source_tokens_bs, targets_brt)
+        return log_mixture(pick_logprobs(logits, targets_brt), copied, odds)
+
     def start_decoding(
-        self, enc_bsd: jax.Array, enc_mask_bs: jax.Array, variants: int, length: int
+        self,
+        enc_bsd: jax.Array,
+        enc_mask_bs: jax.Array,
+        variants: int,
+        length: int,
+        source_tokens_bs: jax.Array | None = None,
     ) -> DecodingState:
-        """State for ``step``: ``variants`` targets of at most ``length`` tokens per source."""
+        """State for ``step``: ``variants`` targets of at most ``length`` tokens per source.
+
+        ``source_tokens_bs``: what may be copied, for a pointer.
+        """
         mask = _source_mask(enc_mask_bs[:, None], 1)
-        return self.decoder.start(enc_bsd, mask, variants, length)
+        state = self.decoder.start(enc_bsd, mask, variants, length)
+        if not self.config.pointer:
+            return state
+        assert source_tokens_bs is not None
+        b, s = source_tokens_bs.shape
+        return dataclasses.replace(
+            state,
+            source=self.decoder.pointer.source(enc_bsd, source_tokens_bs),
+            pointer=PointerState(
+                before_n=jnp.zeros((b * variants,), jnp.int32),
+                logits_ns=jnp.zeros((b * variants, s), jnp.float32),
+            ),
+            source_mask_bs=enc_mask_bs,
+        )
 
     def step(self, tokens_n: jax.Array, state: DecodingState) -> tuple[jax.Array, DecodingState]:
         """Feed one token per target, n = b * variants; float32 logits [n, v] of the next."""
-        x = self.token_embedder(tokens_n[:, None])
+        x = self._embed_targets(tokens_n[:, None])
         x, state = self.decoder.step(x, state)
-        return self.logits(x[:, 0]), state
+        logits_nv = self.logits(x[:, 0])
+        if state.source is None:
+            return logits_nv, state
+        assert state.pointer is not None and state.source_mask_bs is not None
+        log_pointer_ns, odds_n, pointer = self.decoder.pointer.step(
+            x[:, 0], tokens_n, state.pointer, state.source, state.source_mask_bs
+        )
+        b, s = state.source.tokens_bs.shape
+        copied = over_vocabulary(
+            log_pointer_ns.reshape(b, -1, s), state.source.tokens_bs, logits_nv.shape[-1]
+        ).reshape(logits_nv.shape)  # variants become rows again
+        mixed = log_mixture(jax.nn.log_softmax(logits_nv), copied, odds_n[:, None])
+        return mixed, dataclasses.replace(state, pointer=pointer)
+
+    def _point(
+        self,
+        states_brtd: jax.Array,
+        enc_bsd: jax.Array,
+        enc_mask_brs: jax.Array,
+        decoder_input_brt: jax.Array,
+        source_tokens_bs: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        source = self.decoder.pointer.source(enc_bsd, source_tokens_bs)
+        return self.decoder.pointer(states_brtd, decoder_input_brt, source, enc_mask_brs)
+
+    def _mixed(
+        self,
+        logits_brtv: jax.Array,
+        states_brtd: jax.Array,
+        enc_bsd: jax.Array,
+        enc_mask_brs: jax.Array,
+        decoder_input_brt: jax.Array,
+        source_tokens_bs: jax.Array,
+    ) -> jax.Array:
+        """Log-probabilities of the mixture over the whole vocabulary, [b, r, t, v]."""
+        log_pointer, odds = self._point(
+            states_brtd, enc_bsd, enc_mask_brs, decoder_input_brt, source_tokens_bs
+        )
+        b, r, t, s = log_pointer.shape
+        copied = over_vocabulary(
+            log_pointer.reshape(b, r * t, s), source_tokens_bs, logits_brtv.shape[-1]
+        ).reshape(logits_brtv.shape)  # variants and positions apart again
+        return log_mixture(jax.nn.log_softmax(logits_brtv), copied, odds[..., None])
+
+
+def copyable(tokens: jax.Array, config: ReaderConfig) -> jax.Array:
+    """The tokens [..., l] of reader inputs that may be copied, 0 elsewhere.
+
+    With a pointer these are the passage's; without one nothing is said of them.
+    """
+    if not config.pointer:
+        return tokens
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    text = blocks_of(flat, config.start_id).text
+    return jnp.where(text, flat, PAD_ID).reshape(tokens.shape)
+
+
+def pick_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """log_softmax(logits) at the targets, [..., v] and [...] -> [...]."""
+    # Compared, not indexed: stays sharded over the vocabulary, and its gradient is no scatter.
+    hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _source_mask(mask_brs: jax.Array, t: int) -> SourceMask:

@@ -43,6 +43,15 @@ class Shorten:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Hidden:
+    """The part `text[start:end]` of a passage that the reader does not see."""
+
+    passage_id: str
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Example:
     """One query as text.
 
@@ -63,6 +72,8 @@ class Example:
         GenerationConfig.length_penalty; 'first_token' = of the one token in which the
         choices first differ, as for letters.
       shorten: the part of a long query that is cut; None = its beginning.
+      hidden: what of a retrieved passage is not shown to the reader; None = nothing.
+      may_hide: whether examples of this task have `hidden`, for batches of one form.
       meta: the record's other fields, carried into the predictions file.
     """
 
@@ -79,6 +90,8 @@ class Example:
     choices: tuple[Choice, ...] = ()
     choice_score: Literal["likelihood", "first_token"] = "likelihood"
     shorten: Shorten | None = None
+    hidden: Hidden | None = None
+    may_hide: bool = False
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

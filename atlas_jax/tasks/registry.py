@@ -14,6 +14,7 @@ from atlas_jax.tasks.multiple_choice import MultipleChoiceTask
 from atlas_jax.tasks.qa import QATask
 from atlas_jax.tasks.ranking import RankingTask
 from atlas_jax.tasks.section import SectionTask
+from atlas_jax.tasks.sentences import SentencesTask
 from atlas_jax.tasks.temporal import TemporalTask
 
 Made = TypeVar("Made", bound=Callable[[], Any])
@@ -32,6 +33,7 @@ TASKS: dict[str, Callable[[], Task]] = {
         LMTask,
         SectionTask,
         ClozeTask,
+        SentencesTask,
     )
 }
 

@@ -3,6 +3,7 @@
 An empty string means "not given".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,11 +126,15 @@ class StepConfig(ReadConfig):
       accumulate: microbatches per step; the gradients are those of the whole batch.
       clip: OptimizerConfig.clip_norm bounds the gradients of reader and retriever ``apart``,
         each by its own norm, or ``together``, both by the norm of the two as one vector.
+      reads: pairs (rows, k): the first rows of a batch read their k best passages, the next
+        ones theirs, so that one step teaches with few passages and with many. The rows are
+        those of the batch, no k is above ``k``. () = all rows read ``k``.
     """
 
     retriever_training: RetrieverTraining = "query_side"
     accumulate: bounds.AtLeast1 = 1
     clip: Literal["apart", "together"] = "apart"
+    reads: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -143,6 +148,19 @@ class StepConfig(ReadConfig):
             "StepConfig.retriever_training",
             self.retriever_training,
             "'joint', 'query_side' or 'fixed'",
+        )
+        object.__setattr__(self, "reads", tuple((rows, k) for rows, k in self.reads))
+        require(
+            all(rows >= 1 and 1 <= k <= self.k for rows, k in self.reads),
+            "StepConfig.reads",
+            self.reads,
+            f"pairs (rows, k) with k from 1 to StepConfig.k = {self.k}",
+        )
+        require(
+            not self.reads or self.accumulate == 1,
+            "StepConfig.accumulate",
+            self.accumulate,
+            "1 with StepConfig.reads",
         )
 
     @property

@@ -1,17 +1,18 @@
 """The losses of one step: the reader's, and the one that teaches the retriever."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import EOS_ID, Array, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import Retrieve, rerank
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.distillation.signals import Signals
 from atlas_jax.distillation.table import LOSSES
-from atlas_jax.models.parameters import Models
+from atlas_jax.models.parameters import PARTS, Models
 from atlas_jax.models.towers import embed, embed_query
 from atlas_jax.reader import fid
 from atlas_jax.training.config import StepConfig
@@ -39,33 +40,56 @@ def make_loss_sums(
         passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
         if config.rerank:
             passages = rerank(models.retriever, params["retriever"], query_be, passages, config.k)
+        keys = (reader_key, query_key, passage_key)
+        parts = [
+            read(params, *part, keys) for part in _parts(config.reads, query_be, batch, passages)
+        ]
+        sums = jax.tree.map(lambda *x: sum(x), *parts)
+        total = sums["reader"]["loss"] + sums["retriever"]["loss"]
+        return total, {p: {**sums[p], "count": jnp.maximum(sums[p]["count"], 1)} for p in PARTS}
+
+    def read(
+        params: Params,
+        query_be: Array,
+        batch: Batch,
+        passages: Passages,
+        keys: tuple[Array, Array, Array],
+    ) -> Any:
+        """The sums of some rows, which read so many passages each."""
+        reader_key, query_key, passage_key = keys
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
         decoder_bt, targets_bt = fid.join_prompt(batch.taught_prompt_bp, targets_bt)
         tokens_bkl = fid.join_inputs(
             batch.query_tokens_bq,
-            passages.reader_tokens_bkl,
+            fid.hide(passages.reader_tokens_bkl, passages.rows_bk, batch.hidden_b3),
             passages.mask_bk,
             config.reader_length,
             EOS_ID,
+            models.reader.config.block_start,
         )
         has_dropout = models.reader.config.dropout_rate > 0
         encoder_key, decoder_key = jax.random.split(reader_key)
         enc_bkld = fid.encode(
-            models.reader, params["reader"], tokens_bkl, encoder_key if has_dropout else None
+            models.reader,
+            params["reader"],
+            tokens_bkl,
+            encoder_key if has_dropout else None,
+            passages.apart_bkf,
         )
-        logits_btv = fid.fused_logits(
+        logp_bt = fid.fused_logprobs(
             models.reader,
             params["reader"],
             enc_bkld,
             tokens_bkl,
-            decoder_bt,
+            targets_bt,
             decoder_key if has_dropout else None,
+            decoder_bt,
         )
-        reader_sum, tokens = fid.target_loss(logits_btv, targets_bt)
-        sums = {"reader": {"loss": reader_sum, "count": jnp.maximum(tokens, 1)}}
+        reader_sum, tokens = fid.summed_loss(logp_bt, targets_bt)
+        sums = {"reader": {"loss": reader_sum, "count": tokens}}
         if not trains_retriever:
-            sums["retriever"] = {"loss": jnp.zeros(()), "count": jnp.ones(())}
-            return reader_sum, sums
+            sums["retriever"] = {"loss": jnp.zeros(()), "count": jnp.zeros(())}
+            return sums
 
         scores_bk = _retriever_scores(
             models, config, params["retriever"], query_be, batch, passages, query_key, passage_key
@@ -73,7 +97,7 @@ def make_loss_sums(
         # Gold scores are taken without dropout; without any, the encoder's output is reused.
         gold_params = jax.lax.stop_gradient(params["reader"])
         gold_enc_bkld = (
-            fid.encode(models.reader, gold_params, tokens_bkl)
+            fid.encode(models.reader, gold_params, tokens_bkl, apart_bkf=passages.apart_bkf)
             if has_dropout
             else jax.lax.stop_gradient(enc_bkld)
         )
@@ -82,10 +106,31 @@ def make_loss_sums(
             scores_bk=scores_bk, mask_bk=passages.mask_bk, weight_b=batch.weight_b,
         )  # fmt: skip
         distil_sum, rows = distil(signals, distillation)
-        sums["retriever"] = {"loss": distil_sum, "count": jnp.maximum(rows, 1)}
-        return reader_sum + distil_sum, sums
+        sums["retriever"] = {"loss": distil_sum, "count": rows}
+        return sums
 
     return loss_sums
+
+
+def _parts(
+    reads: Sequence[tuple[int, int]], query_be: Array, batch: Batch, passages: Passages
+) -> Iterator[tuple[Array, Batch, Passages]]:
+    """The rows of a batch, with as many passages as each reads."""
+    if not reads:
+        yield query_be, batch, passages
+        return
+    first = 0
+    if sum(rows for rows, _ in reads) != len(query_be):
+        raise UserError(
+            f"StepConfig.reads = {reads} gives {sum(rows for rows, _ in reads)} rows something "
+            f"to read, but the batch has {len(query_be)}"
+        )
+    for rows, k in reads:
+        some = slice(first, first + rows)
+        first += rows
+        mine: Any = jax.tree.map(lambda x, some=some: x[some], (query_be, batch))
+        found = jax.tree.map(lambda x, some=some, k=k: x[some, :k], passages)
+        yield (*mine, found)
 
 
 def _retriever_scores(

@@ -29,6 +29,7 @@ from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.corpus.corpus import Corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
+from atlas_jax.corpus.reader_states import reader_states
 from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
@@ -137,7 +138,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
     made = assemble(told.models, mesh, rules, config.seed, step_config.retriever_training)
     models, tokenizers, corpus = made.models, made.tokenizers, None
     if store is not None:
-        corpus = _make_corpus(told, store, models, tokenizers, mesh, rules)
+        corpus = _make_corpus(told, store, models, made.params, tokenizers, mesh, rules)
     source = make_source(
         config.passages,
         corpus,
@@ -302,6 +303,7 @@ def _make_corpus(
     told: TrainRun,
     store: PassageStore,
     models: Models,
+    params: Params,
     tokenizers: Tokenizers,
     mesh: Mesh,
     rules: tuple[Rule, ...],
@@ -313,7 +315,12 @@ def _make_corpus(
     embedder = Embedder(models.retriever, tokenizers.retriever, told.corpus.config, mesh, rules)
     directory = told.train.model_dir
     versions = None if is_remote(directory) else Path(directory) / INDEX
-    return Corpus(store, embedder, told.corpus, mesh, told.step.embeds_passages, versions)
+    lengths = (told.step.reader_length, told.data.query_length)
+    states = reader_states(
+        told.corpus.config, store, models.reader, params["reader"], *lengths
+    )
+    embeds = told.step.embeds_passages
+    return Corpus(store, embedder, told.corpus, mesh, embeds, versions, states)
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:

@@ -1,0 +1,113 @@
+"""What a reader's lower layers make of the passages, kept in a folder for every later question."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from atlas_jax.core import multihost
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.progress import show_progress
+from atlas_jax.core.types import Params
+from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.models.folder import replaced_directory
+from atlas_jax.reader import fid
+from atlas_jax.reader.t5 import T5
+
+_ARRAY, _MANIFEST = "states.npy", "states.json"
+_BATCH = 32
+
+
+def reader_states(
+    config: CorpusConfig,
+    store: PassageStore,
+    reader: T5,
+    params: Params,
+    reader_length: int,
+    query_length: int,
+) -> np.ndarray | None:
+    """The states that `CorpusConfig.reader_states` names, made when they are missing.
+
+    Args:
+      params: of the reader.
+      reader_length, query_length: tokens of a reader input, and of the question in it.
+
+    Returns:
+      float16 [n, m * d], memory-mapped; None where none are kept.
+
+    Raises:
+      UserError: the reader's encoder does not read passages apart; the folder's are of other
+        passages, another encoder or another length.
+    """
+    if not config.reader_states:
+        return None
+    if not reader.config.apart_layers:
+        raise UserError(
+            f"CorpusConfig.reader_states = {config.reader_states!r}: only a reader with "
+            "ReaderConfig.apart_layers reads passages apart from the question; bind it to ''"
+        )
+    folder, length = Path(config.reader_states), reader_length - query_length - 2
+    wanted = _manifest(store, reader, params, length)
+    with multihost.first_goes_first("reader states"):
+        if not (folder / _MANIFEST).exists():
+            _make(folder, store, reader, params, length, wanted)
+    found = json.loads((folder / _MANIFEST).read_text("utf-8"))
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"CorpusConfig.reader_states = {str(folder)!r} was made of another {name} "
+                f"({found.get(name)!r}, here {value!r}); remove it, or bind another folder"
+            )
+    return np.load(folder / _ARRAY, mmap_mode="r")
+
+
+def _manifest(store: PassageStore, reader: T5, params: Params, length: int) -> dict[str, Any]:
+    """What decides the states."""
+    cfg = reader.config
+    digest = hashlib.sha256(f"{cfg.start_id} {cfg.num_heads} {cfg.dtype}".encode())
+    encoder = params["encoder"]
+    lower = {
+        "token_embedder": params["token_embedder"],
+        "embeddings": encoder["embeddings"],
+        **{f"layers_{i}": encoder[f"layers_{i}"] for i in range(cfg.apart_layers)},
+    }
+    for name, leaf in sorted(traverse_util.flatten_dict(lower, sep="/").items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(multihost.to_host(leaf)).data)
+    tokens = np.ascontiguousarray(store.reader_tokens_nl)
+    return {
+        "encoder": digest.hexdigest(),
+        "passages": hashlib.sha256(tokens.data).hexdigest(),
+        "length": min(length, store.reader_tokens_nl.shape[1] + 2),
+    }
+
+
+def _make(
+    folder: Path,
+    store: PassageStore,
+    reader: T5,
+    params: Params,
+    length: int,
+    manifest: dict[str, Any],
+) -> None:
+    encode = jax.jit(
+        lambda params, tokens: fid.encode_apart(reader, params, tokens, length).astype("float16")
+    )
+    tokens_nl = store.reader_tokens_nl
+    shape = (store.count, manifest["length"] * reader.config.emb_dim)
+    with replaced_directory(folder) as work:
+        states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
+        starts = range(0, store.count, _BATCH)
+        for start in show_progress("reader states", starts, shown=multihost.is_first()):
+            some = np.zeros((_BATCH, tokens_nl.shape[1]), np.int32)
+            rows = tokens_nl[start : start + _BATCH]
+            some[: len(rows)] = rows
+            made = np.asarray(encode(params, some))[: len(rows)]
+            states[start : start + len(rows)] = made.reshape(len(rows), -1)
+        states.flush()
+        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

@@ -1,0 +1,185 @@
+"""A pointer-generator output: each token is copied from the source, or taken from the vocabulary.
+
+    p(y) = g softmax(vocabulary)(y) + (1 - g) sum of a(s) over source positions s that hold y
+
+g is a sigmoid of the decoder state (See et al. 2017, arXiv 1704.04368). The pointer a has logits
+of its own, and a term "go on with the token after the one copied last": where the token before s
+is the one written last, the logit rises by a learned amount, and by another one in the measure in
+which the pointer stood on just that token. So a span of several tokens is found once.
+
+    decoder/pointer/{query,key}/kernel, decoder/pointer/{gate,go_on}/{kernel,bias}
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.layers import Dense
+from atlas_jax.core.types import PAD_ID
+from atlas_jax.reader.config import ReaderConfig
+
+NEVER = -1e9
+_TERMS = 3  # of going on: one token alike, two alike, where the pointer stood
+
+
+@flax.struct.dataclass
+class Pointed:
+    """A source that may be copied from.
+
+    Attributes:
+      tokens_bs: int32, what may be copied; 0 elsewhere.
+      keys_bsd: the pointer's keys.
+    """
+
+    tokens_bs: jax.Array
+    keys_bsd: jax.Array
+
+
+@flax.struct.dataclass
+class PointerState:
+    """What the pointer carries from step to step of cached decoding; n = b * r.
+
+    Attributes:
+      before_n: the token before the one that is fed next, 0 in front.
+      logits_ns: the last step's pointer logits.
+    """
+
+    before_n: jax.Array
+    logits_ns: jax.Array
+
+
+class Pointer(nn.Module):
+    """Logits over source positions, and the share of the vocabulary."""
+
+    config: ReaderConfig
+
+    def setup(self) -> None:
+        """Create query, key, gate and the weights of going on."""
+        cfg = self.config
+        self.query = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
+        self.key = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
+        self.gate = Dense(1, ("embed", "unsharded"), use_bias=True)
+        self.go_on = Dense(_TERMS, ("embed", "unsharded"), use_bias=True)
+
+    def source(self, enc_bsd: jax.Array, tokens_bs: jax.Array) -> Pointed:
+        """Keys of a source; ``tokens_bs`` is 0 where nothing may be copied."""
+        return Pointed(tokens_bs, self.key(enc_bsd))
+
+    def __call__(
+        self,
+        states_brtd: jax.Array,
+        inputs_brt: jax.Array,
+        source: Pointed,
+        mask_brs: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of whole targets.
+
+        Args:
+          states_brtd: decoder states.
+          inputs_brt: the decoder's input: at t the token before the target's.
+          source: see above.
+          mask_brs: bool, what each variant may read.
+
+        Returns:
+          float32 log a, [b, r, t, s], and the log-odds of the vocabulary, [b, r, t].
+        """
+        may_brs = mask_brs & (source.tokens_bs != PAD_ID)[:, None]
+        base = jnp.einsum(
+            "brtd,bsd->brts",
+            self.query(states_brtd),
+            source.keys_bsd,
+            preferred_element_type=jnp.float32,
+        ) * (self.config.emb_dim**-0.5)
+        before = jnp.pad(inputs_brt, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+        inputs: Any = (base, inputs_brt, before, self.go_on(states_brtd))
+
+        def step(last_brs: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+            logits = _gone_on(*now, last_brs, source.tokens_bs[:, None], may_brs)
+            return logits, logits
+
+        first = jnp.zeros(may_brs.shape, jnp.float32)
+        over_t = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
+        _, logits = jax.lax.scan(step, first, over_t)
+        return jax.nn.log_softmax(jnp.moveaxis(logits, 0, 2), axis=-1), self._odds(
+            states_brtd, may_brs[:, :, None]
+        )
+
+    def step(
+        self,
+        state_nd: jax.Array,
+        tokens_n: jax.Array,
+        last: PointerState,
+        source: Pointed,
+        mask_bs: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, PointerState]:
+        """One position, as `__call__`: log a [n, s], the log-odds [n], the next state."""
+        b, s = source.tokens_bs.shape
+        n = len(tokens_n)
+        query_brd = self.query(state_nd).reshape(b, n // b, -1)  # variants of one source
+        base = jnp.einsum(
+            "brd,bsd->brs", query_brd, source.keys_bsd, preferred_element_type=jnp.float32
+        ).reshape(n, s) * (self.config.emb_dim**-0.5)
+        repeat = n // b
+        source_ns = jnp.repeat(source.tokens_bs, repeat, axis=0)
+        may_ns = jnp.repeat(mask_bs, repeat, axis=0) & (source_ns != PAD_ID)
+        logits_ns = _gone_on(
+            base, tokens_n, last.before_n, self.go_on(state_nd), last.logits_ns, source_ns, may_ns
+        )
+        odds_n = self._odds(state_nd, may_ns)
+        return jax.nn.log_softmax(logits_ns, axis=-1), odds_n, PointerState(tokens_n, logits_ns)
+
+    def _odds(self, states: jax.Array, may: jax.Array) -> jax.Array:
+        """Where nothing may be copied, all is of the vocabulary."""
+        return jnp.where(jnp.any(may, axis=-1), self.gate(states)[..., 0].astype(jnp.float32), 1e4)
+
+
+def _gone_on(
+    base: jax.Array,
+    token: jax.Array,
+    before: jax.Array,
+    weights: jax.Array,
+    last: jax.Array,
+    source: jax.Array,
+    may: jax.Array,
+) -> jax.Array:
+    """Logits [..., s] with the terms of going on; ``last`` are those of the step before."""
+    hit = (source == token[..., None]) & may
+    twice = hit & _next(source == before[..., None]) & (before != PAD_ID)[..., None]
+    stood = jax.nn.softmax(jnp.where(hit, last, NEVER), axis=-1) * hit
+    terms = (hit.astype(jnp.float32), twice.astype(jnp.float32), stood)
+    weights = weights.astype(jnp.float32)
+    for i, term in enumerate(terms):
+        base = base + weights[..., i : i + 1] * _next(term)
+    return jnp.where(may, base, NEVER)
+
+
+def _next(x: jax.Array) -> jax.Array:
+    """Each entry one place later along the last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)])[..., :-1]
+
+
+def log_mixture(log_vocabulary: jax.Array, log_pointer: jax.Array, odds: jax.Array) -> jax.Array:
+    """log(g v + (1 - g) a) of two log-probabilities and the log-odds of g, elementwise."""
+    return jnp.logaddexp(
+        jax.nn.log_sigmoid(odds) + log_vocabulary, jax.nn.log_sigmoid(-odds) + log_pointer
+    )
+
+
+def at_targets(log_pointer: jax.Array, tokens_bs: jax.Array, targets_brt: jax.Array) -> jax.Array:
+    """log of what the pointer [b, r, t, s] gives to each target, [b, r, t]."""
+    here = tokens_bs[:, None, None, :] == targets_brt[..., None]
+    kept = jnp.where(here, log_pointer, NEVER)
+    return jax.nn.logsumexp(kept, axis=-1)
+
+
+def over_vocabulary(log_pointer: jax.Array, tokens_bs: jax.Array, size: int) -> jax.Array:
+    """log of what the pointer [b, x, s] gives to each token, [b, x, v]."""
+
+    def row(probs_xs: jax.Array, tokens_s: jax.Array) -> jax.Array:
+        return jnp.zeros((probs_xs.shape[0], size), jnp.float32).at[:, tokens_s].add(probs_xs)
+
+    probs = jax.vmap(row)(jnp.exp(log_pointer), tokens_bs)
+    return jnp.log(jnp.maximum(probs, 1e-30))

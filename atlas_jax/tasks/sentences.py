@@ -1,0 +1,262 @@
+"""Task `sentences`: ask for what a sentence of a passage says, from text alone.
+
+A salient stretch of the text (a name, a number, a date; or any short run of words) is taken out
+of its sentence, and the sentence becomes a query with a gap, or something like a question: some
+of its words, behind a question word that fits what is missing ("noisy cloze", Lewis et al. 2019,
+arXiv 1906.04980). In text of the form `Field: subfield: value` the label takes the sentence's
+place. The passages are retrieved, so that the others are what a question would meet, too.
+
+Where the answer stands elsewhere in its passage as well, the sentence itself can be taken out of
+the passage, so that matching words is not all that there is to learn.
+"""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import gin
+import numpy as np
+
+from atlas_jax.tasks.base import (
+    Example,
+    Hidden,
+    Prediction,
+    Record,
+    check_format,
+    score_answers,
+    score_retrieval,
+)
+from atlas_jax.tasks.facts import askable, find_facts
+from atlas_jax.tasks.pretext import check_range, load_passages
+from atlas_jax.tasks.spans import layout
+
+_END = re.compile(r"(?<=[a-z0-9)\]\"'”’%])[.!?]['\"”’)]*\s+(?=[A-Z\"'“‘(\[])")
+_WORDS = re.compile(r"\S+")
+_DATE = re.compile(r"January|February|March|April|May|June|July|August|September|October|November"
+                   r"|December|^(?:1\d|20)\d\d$")  # fmt: skip
+_SMALL = frozenset(
+    "a an the of in on at by for from to and or but as is was are were be been it its he she they "
+    "his her their this that these those with which who whom whose when where while into than then "
+    "also not no had has have do does did will would can could may might such so if there".split()
+)
+_ASK = {
+    "date": ("when", "what year", "in what year", "when was", "when did", "on what date"),
+    "number": ("how many", "how much", "what", "what number of", "how many", "what is the"),
+    "entity": ("who", "what", "which", "where", "what is the name of", "in what", "who was"),
+    "phrase": ("what", "what is", "how", "which", "what did", "why", "what kind of"),
+    "value": ("what", "what is the", "what is", "which", "who is the", "how many", "when", "name"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A stretch to ask for: where it stands, its kind, and the stretch that tells of it."""
+
+    start: int
+    end: int
+    kind: str
+    first: int
+    last: int
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class SentencesTask:
+    """Lines `{id, title, section?, text}`.
+
+    Attributes:
+      max_answer_words: longer stretches are not asked for.
+      within_words: only what stands in so many first words of a passage is asked for, as far as
+        the models see it; 0 = all of it.
+      query_words: the query is a crop of so many words around the gap.
+      as_question: probability of words behind a question word, instead of a sentence with a gap.
+      drop: up to this share of a question's words is missing.
+      title: probability with which the passage's title is part of the query.
+      phrases: probability of asking for any short run of words, instead of a salient one.
+      facts: probability of asking for a fact by its label, where the text has facts.
+      hide: probability with which the sentence is taken out of its passage, where the answer
+        stands elsewhere in it, too.
+      min_words: passages of fewer words are left out.
+      query_format: the reader's query, of {query}; the gap is `<extra_id_0>`.
+      question_format: the same for what is like a question, which has no gap.
+    """
+
+    max_answer_words: int = 6
+    within_words: int = 0
+    query_words: int = 24
+    as_question: float = 0.7
+    drop: float = 0.4
+    title: float = 0.5
+    phrases: float = 0.25
+    facts: float = 0.8
+    hide: float = 0.5
+    min_words: int = 10
+    query_format: str = "{query}"
+    question_format: str = "question: {query} answer: <extra_id_0>"
+
+    name: ClassVar[str] = "sentences"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be.
+
+        Raises:
+          UserError: names the binding.
+        """
+        name = "SentencesTask"
+        check_format(f"{name}.query_format", self.query_format, ["query"])
+        check_format(f"{name}.question_format", self.question_format, ["query"])
+        for field in ("as_question", "drop", "title", "phrases", "facts", "hide"):
+            value = getattr(self, field)
+            check_range(f"{name}.{field}", value, 0 <= value <= 1, "0 to 1")
+        for field, least in (
+            ("max_answer_words", 1), ("within_words", 0), ("query_words", 4), ("min_words", 4),
+        ):  # fmt: skip
+            value = getattr(self, field)
+            check_range(f"{name}.{field}", value, value >= least, f"{least} or more")
+
+    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+        """See `Task.load`; passages of fewer than `min_words` words are left out."""
+        return load_passages(path, self.min_words, "SentencesTask.min_words")
+
+    def example(
+        self, record: Record, rng: np.random.Generator | None = None, step: int = 0
+    ) -> Example:
+        """See `Task.example`; what is asked for, and in which words, varies."""
+        if rng is None:
+            rng = np.random.default_rng(zlib.crc32(record.id.encode("utf-8")))
+        text, title = record.fields["text"], record.fields["title"]
+        asked = self._choose(text, rng)
+        answer = text[asked.start : asked.end]
+        before = text[asked.first : asked.start].split()
+        after = text[asked.end : asked.last].split()
+        is_fact = ":" in asked.kind  # a label says little without its title
+        told = rng.random() < self.title or is_fact
+        if is_fact or rng.random() < self.as_question:
+            query = self._question(asked, before, after, title if told else "", rng)
+            reader_query = self.question_format.format(query=query)
+        else:
+            query = self._sentence(before, after, title if told else "", rng)
+            reader_query = self.query_format.format(query=query)
+        return Example(
+            id=record.id,
+            query_text=reader_query,
+            retriever_text=query.replace("<extra_id_0>", "").replace("  ", " "),
+            target_text=f"<extra_id_0> {answer}",
+            answers=(answer,),
+            gold_ids=(record.id,),
+            may_hide=self.hide > 0,
+            hidden=self._hidden(record.id, text, answer, asked, rng),
+            meta={"title": title, **record.meta},
+        )
+
+    def evaluate(
+        self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, float]:
+        """Exact match and F1; recall as in `tasks.base`."""
+        return score_answers(predictions) | score_retrieval(predictions, recall_at)
+
+    def _choose(self, text: str, rng: np.random.Generator) -> _Asked:
+        """What is asked for."""
+        words = [match.span() for match in _WORDS.finditer(text)]
+        limit = len(text)
+        if self.within_words and len(words) > self.within_words:
+            limit = words[self.within_words - 1][1]
+        facts = [fact for fact in find_facts(text) if fact.end <= limit]
+        facts = list(askable(facts, text, self.max_answer_words))
+        if facts and rng.random() < self.facts:
+            fact = facts[int(rng.integers(len(facts)))]
+            first = text.rfind(". ", 0, fact.start) + 1
+            return _Asked(fact.start, fact.end, f"value:{fact.label}", first, fact.end)
+        if rng.random() >= self.phrases:
+            found = []
+            for kind in ("number", "entity"):
+                for span in layout(text, (kind,), self.max_answer_words).salient:
+                    if span.end <= limit:
+                        found.append((span.start, span.end, kind))
+            if found:
+                start, end, kind = found[int(rng.integers(len(found)))]
+                if kind == "number" and _DATE.search(text[start:end]):
+                    kind = "date"
+                return _Asked(start, end, kind, *_sentence_around(text, start, end))
+        return self._phrase(text, [span for span in words if span[1] <= limit], rng)
+
+    def _phrase(
+        self, text: str, words: Sequence[tuple[int, int]], rng: np.random.Generator
+    ) -> _Asked:
+        """A run of one to four words that no small word begins or ends, nor a stop parts."""
+        for _ in range(20):
+            size = min(int(rng.integers(1, 5)), len(words))
+            at = int(rng.integers(len(words) - size + 1))
+            start, end = words[at][0], words[at + size - 1][1]
+            run = text[start:end]
+            if run.split()[0].lower() in _SMALL or run.split()[-1].lower() in _SMALL:
+                continue
+            if not re.search(r"[.;:!?,] ", run):
+                break
+        end = start + max(len(run.rstrip(".,;:!?)")), 1)
+        return _Asked(start, end, "phrase", *_sentence_around(text, start, end))
+
+    def _question(
+        self,
+        asked: _Asked,
+        before: Sequence[str],
+        after: Sequence[str],
+        title: str,
+        rng: np.random.Generator,
+    ) -> str:
+        """Some of the words that tell of it, behind a question word, and the title."""
+        kind, _, label = asked.kind.partition(":")
+        if label:
+            words = [word.strip(" -,()").lower() for word in label.split()]
+            words = [word for word in words if word]
+            if rng.random() < 0.3:
+                rng.shuffle(words)
+        else:
+            half = self.query_words // 2
+            words = [*before[-half:], *after[:half]]
+        lost = rng.random() * self.drop
+        kept = [word for word in words if rng.random() >= lost] or list(words)
+        ask = _ASK[kind]
+        parts = [] if rng.random() < 0.2 else [ask[int(rng.integers(len(ask)))]]
+        if title and rng.random() < 0.3:
+            parts.append(title)
+            title = ""
+        parts += [word.rstrip(".;:") for word in kept]
+        if title:
+            parts += [("of", "in", "for", "")[int(rng.integers(4))], title]
+        query = " ".join(part for part in parts if part)
+        return f"{query}?" if rng.random() < 0.6 else query
+
+    def _sentence(
+        self, before: Sequence[str], after: Sequence[str], title: str, rng: np.random.Generator
+    ) -> str:
+        """The sentence with a gap, cropped."""
+        room = self.query_words
+        left = min(len(before), int(rng.integers(room // 4, 3 * room // 4 + 1)))
+        right = max(room - left, 0)
+        shown = [*before[len(before) - left :], "<extra_id_0>", *after[:right]]
+        return " ".join([f"{title}:", *shown] if title else shown)
+
+    def _hidden(
+        self, passage_id: str, text: str, answer: str, asked: _Asked, rng: np.random.Generator
+    ) -> Hidden | None:
+        """The sentence, if it is to be taken out of its passage."""
+        elsewhere = answer in text[: asked.first] or answer in text[asked.last :]
+        if not elsewhere or ":" in asked.kind or rng.random() >= self.hide:
+            return None
+        return Hidden(passage_id, asked.first, asked.last)
+
+
+def _sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
+    """Where the sentence begins and ends that holds a stretch."""
+    first, last = 0, len(text)
+    for stop in _END.finditer(text):
+        if stop.end() <= start:
+            first = stop.end()
+        elif stop.start() + 1 >= end:
+            last = stop.start() + 1
+            break
+    return first, last
