@@ -156,7 +156,14 @@ class Batcher:
             joined_prompt_bp=padded(joined),
             choices=jax.tree.map(lambda leaf: leaf[take], choices),
             hidden_b3=jax.tree.map(lambda leaf: leaf[take], self._hidden(examples)),
+            included_rows_b=jax.tree.map(lambda leaf: leaf[take], self._included(examples)),
         )
+
+    def _included(self, examples: Sequence[Example]) -> np.ndarray | None:
+        """The row that each example reads whatever is found; None if none has any."""
+        if not any(example.included_id for example in examples):
+            return None
+        return np.array([self._row_of(example.included_id) for example in examples], np.int32)
 
     def _hidden(self, examples: Sequence[Example]) -> np.ndarray | None:
         """Which tokens of which row the reader does not see; None for a task that hides none.

@@ -86,6 +86,8 @@ class Batch:
       choices: None = answers are generated.
       hidden_b3: int32 index row, and first and last + 1 of its reader tokens that the reader does
         not see; row -1 = none. None = no row has any.
+      included_rows_b: int32 index row that is read whatever is found, as the first; -1 = none.
+        None = no row has any.
     """
 
     query_tokens_bq: Array
@@ -98,6 +100,7 @@ class Batch:
     joined_prompt_bp: Array | None = None
     choices: Choices | None = None
     hidden_b3: Array | None = None
+    included_rows_b: Array | None = None
 
     @property
     def taught_prompt_bp(self) -> Array | None:

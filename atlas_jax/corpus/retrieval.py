@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
 from atlas_jax.index.exact import exact_search, gather_passages
+from atlas_jax.index.search import included_first
 from atlas_jax.models.towers import embed
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
@@ -24,6 +25,8 @@ def make_device_retrieve(k: int, mesh: Mesh, recall_target: float = 1.0) -> Retr
     def retrieve(index: DeviceIndex, query_be: Array, batch: Batch) -> Passages:
         excluded_bx = batch.excluded_rows_bx
         found = exact_search(index, query_be, k, excluded_bx, mesh, recall_target)
+        if batch.included_rows_b is not None:
+            found = included_first(found, batch.included_rows_b)
         return gather_passages(index, found, mesh=mesh)
 
     return retrieve

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import flax.struct
+import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array
@@ -36,6 +37,30 @@ class Searcher(Protocol):
           UserError: k is below 1 or above the number of passages.
         """
         ...
+
+
+def included_first(found: SearchResult, rows_b: Array) -> SearchResult:
+    """The result with one row of each query's in front, in place of the worst if it was not found.
+
+    Its score is that of the best.
+
+    Args:
+      rows_b: int32, -1 changes nothing.
+    """
+    k = found.rows_bk.shape[1]
+    is_it_bk = found.rows_bk == rows_b[:, None]
+    at_b1 = jnp.where(is_it_bk.any(axis=1), jnp.argmax(is_it_bk, axis=1), k - 1)[:, None]
+    place = jnp.arange(k)
+    # What stood in front of it moves one place down.
+    source_bk = jnp.where(place <= at_b1, jnp.maximum(place - 1, 0), place)
+    moved_bk = jnp.take_along_axis(found.rows_bk, source_bk, axis=1)
+    moved_bk = jnp.where(place == 0, rows_b[:, None], moved_bk)
+    scores_bk = jnp.take_along_axis(found.scores_bk, source_bk, axis=1)
+    changes_b1 = rows_b[:, None] >= 0
+    return SearchResult(
+        rows_bk=jnp.where(changes_b1, moved_bk, found.rows_bk),
+        scores_bk=jnp.where(changes_b1, scores_bk, found.scores_bk),
+    )
 
 
 def check_k(k: int, count: int) -> None:

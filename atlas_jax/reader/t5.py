@@ -382,7 +382,8 @@ class T5(nn.Module):
     ) -> jax.Array:
         """Plain T5: logits of the targets of one source each, float32 [n, t, v]."""
         enc = self.encode(tokens_nl, deterministic)
-        return self.decode(enc, tokens_nl > 0, decoder_input_nt, deterministic)
+        copied = copyable(tokens_nl, self.config) if self.config.pointer else None
+        return self.decode(enc, tokens_nl > 0, decoder_input_nt, deterministic, copied)
 
     def encode(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
         """Tokens [n, l] (0 is padding) -> encoder states [n, l, d].

@@ -74,6 +74,7 @@ class Example:
       shorten: the part of a long query that is cut; None = its beginning.
       hidden: what of a retrieved passage is not shown to the reader; None = nothing.
       may_hide: whether examples of this task have `hidden`, for batches of one form.
+      included_id: passage that is read whatever is found; "" = none.
       meta: the record's other fields, carried into the predictions file.
     """
 
@@ -92,6 +93,7 @@ class Example:
     shorten: Shorten | None = None
     hidden: Hidden | None = None
     may_hide: bool = False
+    included_id: str = ""
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

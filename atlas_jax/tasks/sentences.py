@@ -20,6 +20,7 @@ from typing import ClassVar
 import gin
 import numpy as np
 
+from atlas_jax.core.formats import Filled, fill, literal
 from atlas_jax.tasks.base import (
     Example,
     Hidden,
@@ -127,7 +128,7 @@ class SentencesTask:
         """See `Task.example`; what is asked for, and in which words, varies."""
         if rng is None:
             rng = np.random.default_rng(zlib.crc32(record.id.encode("utf-8")))
-        text, title = record.fields["text"], record.fields["title"]
+        text, title = record.fields["text"], record.fields.get("title") or ""
         asked = self._choose(text, rng)
         answer = text[asked.start : asked.end]
         before = text[asked.first : asked.start].split()
@@ -136,18 +137,22 @@ class SentencesTask:
         told = rng.random() < self.title or is_fact
         if is_fact or rng.random() < self.as_question:
             query = self._question(asked, before, after, title if told else "", rng)
-            reader_query = self.question_format.format(query=query)
+            reader_query = fill(self.question_format, query=query)
+            retriever_query = literal(query)
         else:
-            query = self._sentence(before, after, title if told else "", rng)
-            reader_query = self.query_format.format(query=query)
+            parts = self._sentence(before, after, title if told else "", rng)
+            gap = " <extra_id_0> ".join(literal(part) for part in parts).strip()
+            reader_query = fill(self.query_format, query=Filled(gap))
+            retriever_query = literal(" ".join(parts))
         return Example(
             id=record.id,
             query_text=reader_query,
-            retriever_text=query.replace("<extra_id_0>", "").replace("  ", " "),
-            target_text=f"<extra_id_0> {answer}",
+            retriever_text=retriever_query,
+            target_text=f"<extra_id_0> {literal(answer)}",
             answers=(answer,),
             gold_ids=(record.id,),
             may_hide=self.hide > 0,
+            included_id=record.id,
             hidden=self._hidden(record.id, text, answer, asked, rng),
             meta={"title": title, **record.meta},
         )
@@ -232,13 +237,13 @@ class SentencesTask:
 
     def _sentence(
         self, before: Sequence[str], after: Sequence[str], title: str, rng: np.random.Generator
-    ) -> str:
-        """The sentence with a gap, cropped."""
+    ) -> tuple[str, str]:
+        """The sentence on both sides of its gap, cropped."""
         room = self.query_words
         left = min(len(before), int(rng.integers(room // 4, 3 * room // 4 + 1)))
         right = max(room - left, 0)
-        shown = [*before[len(before) - left :], "<extra_id_0>", *after[:right]]
-        return " ".join([f"{title}:", *shown] if title else shown)
+        shown = before[len(before) - left :]
+        return " ".join([f"{title}:", *shown] if title else shown), " ".join(after[:right])
 
     def _hidden(
         self, passage_id: str, text: str, answer: str, asked: _Asked, rng: np.random.Generator

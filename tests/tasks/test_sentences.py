@@ -1,0 +1,94 @@
+"""Task `sentences`: what is asked for stands in the passage, and what is hidden tells of it."""
+
+import re
+
+import numpy as np
+import pytest
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.formats import unmarked
+from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.tasks.sentences import SentencesTask
+
+PROSE = (
+    "The Eiffel Tower is in Paris. Gustave Eiffel began the tower on 28 January 1887 with 300 "
+    "workers. It opened in May 1889, and Paris has kept it."
+)
+FACTS = "Capital: name: Oranjestad; geographic coordinates: 12 31 N. Coastline: 68.5 km."
+
+
+def examples(tmp_path, text, count=200, **settings):
+    path = tmp_path / "passages.jsonl"
+    write_jsonl(path, [{"id": "p0", "title": "Some title", "text": text}])
+    task = SentencesTask(min_words=4, **settings)
+    [record] = task.load(path)
+    return [task.example(record, np.random.default_rng(seed)) for seed in range(count)]
+
+
+def test_a_sentence_with_its_gap_filled_is_the_text_again(tmp_path):
+    made = examples(tmp_path, PROSE, as_question=0.0, title=0.0, query_words=40, hide=0.0)
+    for example in made:
+        query, target = unmarked(example.query_text), unmarked(example.target_text)
+        answer = target.removeprefix("<extra_id_0> ")
+        assert (answer,) == example.answers
+        filled = re.sub(r"\s", "", query.replace("<extra_id_0>", answer))
+        assert filled in re.sub(r"\s", "", PROSE)
+        assert "extra_id" not in example.retriever_text
+    assert len({example.answers for example in made}) > 10
+
+
+def test_a_question_begins_with_a_word_that_fits_what_is_missing(tmp_path):
+    made = examples(tmp_path, PROSE, as_question=1.0, phrases=0.0, drop=0.0, title=0.0, hide=0.0)
+    for example in made:
+        query = example.query_text
+        assert query.startswith("question: ") and query.endswith(" answer: <extra_id_0>")
+        if example.answers == ("28 January 1887",):
+            asked = query.removeprefix("question: ")
+            assert asked.startswith(("when", "what year", "in what", "on what", "Gustave"))
+            assert "Gustave Eiffel began the tower" in query and "January" not in query
+    assert {"28 January 1887", "May 1889", "Gustave Eiffel"} <= {e.answers[0] for e in made}
+
+
+def test_a_fact_is_asked_for_by_its_label_and_title(tmp_path):
+    made = examples(tmp_path, FACTS, facts=1.0, drop=0.0)
+    assert {e.answers[0] for e in made} == {"Oranjestad", "12 31 N", "68.5 km"}
+    for example in made:
+        assert "Some title" in example.query_text
+        if example.answers == ("Oranjestad",):
+            assert {"capital", "name"} <= set(re.findall(r"\w+", example.query_text))
+        assert example.hidden is None
+
+
+def test_only_a_sentence_whose_answer_stands_elsewhere_is_hidden(tmp_path):
+    made = examples(tmp_path, PROSE, hide=1.0, count=400)
+    hidden = [example for example in made if example.hidden]
+    assert hidden and all(example.may_hide for example in made)
+    for example in hidden:
+        cut = example.hidden
+        assert cut.passage_id == "p0"
+        rest = PROSE[: cut.start] + PROSE[cut.end :]
+        assert example.answers[0] in PROSE[cut.start : cut.end]
+        assert example.answers[0] in rest
+    assert not any(e.hidden for e in examples(tmp_path, PROSE, hide=0.0))
+
+
+def test_what_stands_beyond_the_first_words_is_not_asked_for(tmp_path):
+    made = examples(tmp_path, PROSE, within_words=6)
+    assert all(example.answers[0] in "The Eiffel Tower is in Paris" for example in made)
+
+
+def test_equal_generators_give_equal_examples(tmp_path):
+    assert examples(tmp_path, PROSE, 20) == examples(tmp_path, PROSE, 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"hide": 1.5}, "SentencesTask.hide"),
+        ({"query_words": 3}, "SentencesTask.query_words"),
+        ({"query_format": "{text}"}, "SentencesTask.query_format"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, named):
+    with pytest.raises(UserError, match=named):
+        SentencesTask(**settings)
