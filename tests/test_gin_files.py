@@ -33,7 +33,7 @@ for _name in ENTRY_POINTS:
 FOLDER = gin_folder()
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.gin"))
 RUNS = [name for name in FILES if name.startswith("runs/")]
-MODELS = ("nano", "small", "base", "large", "xl", "xxl")
+MODELS = ("nano", "mini", "small", "base", "large", "xl", "xxl")
 HEADER = ("Requires:", "Data:", "Mesh:")
 # Recipes of the paper, by how their names begin; those that vary one are not among them.
 RECIPES = (

@@ -15,6 +15,7 @@ from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
+from atlas_jax.core.surface import as_written
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import rerank
@@ -182,6 +183,8 @@ class Evaluator:
             if answers.choice_log_probs_bc is not None:
                 chosen = tuple(answers.choice_log_probs_bc[i][: len(example.choices)].tolist())
                 text = example.choices[int(np.argmax(chosen))].answer
+            elif self.tokenizer.lowercases:
+                text = as_written(text, (p[name] for p in passages for name in ("text", "title")))
             found = Found(example, passages, text, float(answers.scores_b[i]), chosen)
             if answers.target_log_probs_b is not None and example.target_text:
                 scored = float(answers.target_log_probs_b[i]), int(lengths_b[i])

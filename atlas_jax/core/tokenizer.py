@@ -57,6 +57,8 @@ class Tokenizer:
       eos_id: id of the token that `add_special` puts last.
       cls_id: id of the token that `add_special` puts first, or None.
       unk_id: id of the unknown token, or None.
+      lowercases: the file's normaliser makes all letters small, so that decoded text has lost
+        its writing (`core/surface.py`).
       content_hash: SHA-256 of the file's content, whatever its layout; a store or an index
         made with another tokenizer is recognised by it.
     """
@@ -77,6 +79,7 @@ class Tokenizer:
         self.content_hash = hashlib.sha256(self._json.encode("utf-8")).hexdigest()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = 1 + max(vocabulary.values(), default=-1)
+        self.lowercases = _lowercases(content.get("normalizer"))
         self.unk_id = self._first_id(UNKNOWN_NAMES)
         self.cls_id = self._first_id(START_NAMES)
         self.pad_id = self._required_id(PAD_NAMES, "padding")
@@ -242,3 +245,14 @@ class Tokenizer:
         if token is None:
             raise UserError(f"{self._source}: no {role} token ({' or '.join(names)})")
         return token
+
+
+def _lowercases(normalizer: Any) -> bool:
+    if not isinstance(normalizer, dict):
+        return False
+    inner = normalizer.get("normalizers") or ()
+    return (
+        bool(normalizer.get("lowercase"))
+        or normalizer.get("type") == "Lowercase"
+        or any(map(_lowercases, inner))
+    )

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from atlas_jax.core.formats import Filled, fill, literal
+from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.tasks.base import (
     Example,
     Hidden,
@@ -63,10 +63,9 @@ class _Asked:
     last: int
 
 
-@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class SentencesTask:
-    """Lines `{id, title, section?, text}`.
+    """Lines `{id, title?, section?, text}`.
 
     Attributes:
       max_answer_words: longer stretches are not asked for.
@@ -118,9 +117,11 @@ class SentencesTask:
             value = getattr(self, field)
             check_range(f"{name}.{field}", value, value >= least, f"{least} or more")
 
-    def load(self, path: str | Path, need_targets: bool = True) -> list[Record]:
+    def load(
+        self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
+    ) -> list[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
-        return load_passages(path, self.min_words, "SentencesTask.min_words")
+        return load_passages(path, self.min_words, "SentencesTask.min_words", rows)
 
     def example(
         self, record: Record, rng: np.random.Generator | None = None, step: int = 0

@@ -316,9 +316,7 @@ def _make_corpus(
     directory = told.train.model_dir
     versions = None if is_remote(directory) else Path(directory) / INDEX
     lengths = (told.step.reader_length, told.data.query_length)
-    states = reader_states(
-        told.corpus.config, store, models.reader, params["reader"], *lengths
-    )
+    states = reader_states(told.corpus.config, store, models.reader, params["reader"], *lengths)
     embeds = told.step.embeds_passages
     return Corpus(store, embedder, told.corpus, mesh, embeds, versions, states)
 

@@ -1,10 +1,12 @@
 """A pair encoder begins as the tower that it was given, tokens and all."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax.core import meta
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
@@ -52,6 +54,16 @@ def bert_tokenizer(first_unused: int = 1) -> Tokenizer:
     return Tokenizer(json.dumps(content))
 
 
+def random_tower(config: ReaderConfig) -> Any:
+    """Parameters of the retriever's tower that such a reader begins as."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(BertEncoder(config.tower).init, jax.random.key(0), np.ones((1, 3), int))
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
+        meta.unbox(shapes["params"]),
+    )
+
+
 def test_the_reader_has_sentinels_and_an_end_token_where_bert_has_others() -> None:
     theirs = bert_tokenizer()
     ours = reader_tokenizer(theirs)
@@ -89,18 +101,10 @@ def test_the_lower_layers_compute_what_the_tower_computes() -> None:
         encoder_mlp_dim=16,
         max_positions=16,
     )
-    tower = BertEncoder(config.tower)
+    theirs = random_tower(config)
     passage = np.array([[110, 111, 104, 0]])
     texts = np.array([[101, 110, 111, 104, 102, 0]])  # [CLS] text [SEP]
-    rng = np.random.default_rng(0)
-    theirs = jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
-        jax.eval_shape(tower.init, jax.random.key(0), texts)["params"],
-    )
-    from flax.core import meta
-
-    theirs = meta.unbox(theirs)
-    expected = tower.apply({"params": theirs}, texts)
+    expected = BertEncoder(config.tower).apply({"params": theirs}, texts)
     reader = T5(config)
     ours = start_from_tower(random_params(reader), theirs, config, end_id=102)
     found = fid.encode_apart(reader, ours, passage, 6)

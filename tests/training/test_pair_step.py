@@ -69,16 +69,24 @@ def assert_close(ours: Any, expected: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_kept_states_give_the_losses_and_gradients_of_running_the_lower_layers() -> None:
     assert_close(losses(kept=True), losses())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["pdist", "adist", "emdr2", "loop"])
-def test_a_4x2_mesh_gives_the_losses_and_gradients_of_a_single_device(loss: str) -> None:
+def test_every_loss_teaches_the_retriever(loss: str) -> None:
     grads, sums = losses(loss=loss, kept=True)
     assert sums["retriever"]["loss"] > 0
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads["retriever"])) > 0
-    assert_close(losses(MeshConfig(data=4, model=2), loss=loss, kept=True), (grads, sums))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["pdist", "emdr2"])
+def test_a_4x2_mesh_gives_the_losses_and_gradients_of_a_single_device(loss: str) -> None:
+    found = losses(MeshConfig(data=4, model=2), loss=loss, kept=True)
+    assert_close(found, losses(loss=loss, kept=True))
 
 
 def test_what_is_hidden_of_a_passage_is_not_read() -> None:

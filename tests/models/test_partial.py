@@ -1,0 +1,116 @@
+"""A reader without what its retriever has: cut, and joined again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from atlas_jax import mini
+from atlas_jax.core.errors import UserError
+from atlas_jax.models import partial
+from atlas_jax.models.folder import ModelPart, load_model, save_model
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.config import RetrieverConfig
+from tests.reader.small import random_params
+from tests.reader.test_from_tower import bert_tokenizer, random_tower
+
+READER = ReaderConfig(
+    vocab_size=120,
+    emb_dim=8,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=16,
+    num_encoder_layers=3,
+    num_decoder_layers=1,
+    mlp_activations=("relu",),
+    dropout_rate=0.0,
+    encoder="pair",
+    apart_layers=2,
+    encoder_mlp_dim=16,
+    max_positions=16,
+    pointer=True,
+)
+RETRIEVER = RetrieverConfig(
+    vocab_size=120, hidden_dim=8, num_layers=3, num_heads=2, mlp_dim=16, max_positions=16
+)
+
+
+def fields(config: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(config)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder whose reader has gone on from the retriever's tower."""
+    tokenizer, tower = bert_tokenizer(), random_tower(READER)
+    reader = start_from_tower(random_params(T5(READER)), tower, READER, tokenizer.eos_id)
+    trained = traverse_util.flatten_dict(reader, sep="/")
+    trained["encoder/layers_2/output/kernel"] = trained["encoder/layers_2/output/kernel"] + 1
+    parts = {
+        "reader": ModelPart(
+            fields(READER), traverse_util.unflatten_dict(trained, sep="/"),
+            reader_tokenizer(tokenizer),
+        ),
+        "retriever": ModelPart(fields(RETRIEVER), {"encoder": tower}, tokenizer),
+    }  # fmt: skip
+    save_model(tmp_path / "model", parts)
+    return tmp_path / "model"
+
+
+def test_a_part_joined_to_its_base_is_the_model_again(model: Path, tmp_path: Path) -> None:
+    assert mini.main([f"--cut={model}", f"--output={tmp_path / 'part'}"]) == 0
+    size = sum(file.stat().st_size for file in (tmp_path / "part").iterdir())
+    assert size < (model / "reader.safetensors").stat().st_size * 0.6
+    output = tmp_path / "joined"
+    args = [f"--part={tmp_path / 'part'}", f"--base={model}", f"--output={output}"]
+    assert mini.main(args) == 0
+    ours, theirs = load_model(output), load_model(model)
+    assert ours["reader"].config == theirs["reader"].config
+    assert ours["reader"].tokenizer.content_hash == theirs["reader"].tokenizer.content_hash
+    towers = (one["retriever"].params for one in (ours, theirs))
+    jax.tree.map(np.testing.assert_array_equal, *towers)
+    found, expected = (
+        traverse_util.flatten_dict(one["reader"].params, sep="/") for one in (ours, theirs)
+    )
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        frozen = name.startswith(("token_embedder", "encoder/embeddings", "encoder/layers_0",
+                                  "encoder/layers_1"))  # fmt: skip
+        rounded = leaf if frozen else leaf.astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(found[name], rounded, err_msg=name)
+
+
+def test_another_base_is_refused(model: Path, tmp_path: Path) -> None:
+    partial.cut(model, tmp_path / "part", {"base": "0" * 64})
+    with pytest.raises(UserError, match="fingerprint 000000000000"):
+        partial.join(tmp_path / "part", model, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+
+def test_a_reader_whose_frozen_part_has_moved_is_not_cut(model: Path, tmp_path: Path) -> None:
+    parts = load_model(model)
+    table = parts["reader"].params["token_embedder"]["embedding"]
+    table += 1
+    save_model(model, parts)
+    with pytest.raises(UserError, match="token_embedder/embedding of the reader is not"):
+        partial.cut(model, tmp_path / "part")
+
+
+def test_a_damaged_part_is_refused(model: Path, tmp_path: Path) -> None:
+    partial.cut(model, tmp_path / "part")
+    path = tmp_path / "part" / "part.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "sha256": "1" * 64}))
+    with pytest.raises(UserError, match="not the file that was saved"):
+        partial.join(tmp_path / "part", model, tmp_path / "joined")
+    with pytest.raises(UserError, match="no part of a model"):
+        partial.join(model, model, tmp_path / "joined")
