@@ -167,7 +167,7 @@ def encode(
     apart_bkmd = apart_bkf.reshape(b, k, -1, model.config.emb_dim)  # tokens apart again
     width = apart_bkmd.shape[2]
     query_bq = jnp.max(tokens_bkl[:, :, : length - width], axis=1)  # rows without a passage are 0
-    query = model.apply({"params": params}, query_bq, method="encode_apart")
+    query: Any = model.apply({"params": params}, query_bq, method="encode_apart")
     apart = apart_bkmd.astype(query.dtype)
     query = jnp.broadcast_to(query[:, None], (b, k, *query.shape[1:]))
     joined = jnp.concatenate([query, apart], axis=2).reshape(b * k, length, -1)
@@ -186,7 +186,8 @@ def encode_apart(model: T5, params: Params, passage_tokens: jax.Array, length: i
       [n, min(length, l + 2), d]; `encode` takes them.
     """
     blocks = passage_blocks(passage_tokens, length, EOS_ID, model.config.start_id)
-    return model.apply({"params": params}, blocks, method="encode_apart")
+    states: Any = model.apply({"params": params}, blocks, method="encode_apart")
+    return states
 
 
 def fused_logits(
@@ -261,7 +262,7 @@ def passage_logprobs(
         # Passages become rows again, and the one target of each a variant.
         flat = jax.tree.map(lambda x: x.reshape(b * c, *x.shape[2:]), rows)
         states, targets, enc, mask, inputs, copied = flat
-        logp = model.apply(
+        logp: Any = model.apply(
             {"params": params},
             states[:, None], targets[:, None], enc, mask[:, None], inputs[:, None], copied,
             temperature,
@@ -416,11 +417,12 @@ def _target_logprobs(
 
     def score(rows: Any) -> jax.Array:
         states, targets, mask, inputs = rows
-        return model.apply(
+        logp: Any = model.apply(
             {"params": params},
             states, targets, enc_bsd, mask, inputs, copyable_bs, temperature,
             method="target_logprobs",
         )  # fmt: skip
+        return logp
 
     return _in_groups(model, score, (states_brtd, targets_brt, mask_brs, inputs_brt))
 

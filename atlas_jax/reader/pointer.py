@@ -97,7 +97,9 @@ class Pointer(nn.Module):
         inputs: Any = (base, inputs_brt, before, self.go_on(states_brtd))
 
         def step(last_brs: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
-            logits = _gone_on(*now, last_brs, source.tokens_bs[:, None], may_brs)
+            base, token, before, weights = now
+            tokens_b1s = source.tokens_bs[:, None]
+            logits = _gone_on(base, token, before, weights, last_brs, tokens_b1s, may_brs)
             return logits, logits
 
         first = jnp.zeros(may_brs.shape, jnp.float32)
