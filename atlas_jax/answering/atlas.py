@@ -1,6 +1,7 @@
 """A loaded Atlas: ask it, search with it, score it. What a notebook and the commands work with."""
 
 import dataclasses
+import functools
 import math
 import os
 import threading

@@ -41,7 +41,14 @@ def reader_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     names = {"[unused0]": "</s>", _GAP: "<extra_id_0>"}
     names |= {unused[i]: f"<extra_id_{i}>" for i in range(1, _SENTINELS)}
     model["vocab"] = {names.get(token, token): number for token, number in vocab.items()}
-    special = ["[PAD]", "</s>", "[UNK]", "[CLS]", _END, *(f"<extra_id_{i}>" for i in range(_SENTINELS))]
+    special = [
+        "[PAD]",
+        "</s>",
+        "[UNK]",
+        "[CLS]",
+        _END,
+        *(f"<extra_id_{i}>" for i in range(_SENTINELS)),
+    ]
     content["added_tokens"] = [
         {
             "id": model["vocab"][token],
