@@ -17,7 +17,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from atlas_jax.core.errors import UserError, one_line
-from atlas_jax.core.paths import file_sha256
+from atlas_jax.core.paths import file_sha256, open_to_all
 from atlas_jax.core.types import Params
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.folder import ModelPart, load_model, save_model
@@ -57,6 +57,7 @@ def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None =
         {name: np.ascontiguousarray(leaf, ml_dtypes.bfloat16) for name, leaf in kept.items()},
         folder / _WEIGHTS,
     )
+    open_to_all(folder / _WEIGHTS)
     content = {
         "format": PARTIAL_FORMAT,
         "reader": reader.config,
