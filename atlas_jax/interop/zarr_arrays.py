@@ -19,6 +19,7 @@ import tensorstore
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError, one_line
+from atlas_jax.core.memory import available
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 MANIFEST = "manifest.ocdbt"
@@ -112,6 +113,17 @@ class Database:
         """Keys lead nowhere else."""
 
 
+def _check_chunks(shape: list[int], chunks: list[int], itemsize: int) -> None:
+    """Refuse what TensorStore would take memory for until the process ends (ValueError)."""
+    told = f"shape {shape} in chunks {chunks}"
+    if len(shape) != len(chunks) or any(c > max(n, 1) for n, c in zip(shape, chunks, strict=True)):
+        raise ValueError(told)
+    if math.prod(shape) * itemsize > available():
+        raise ValueError(f"{told}: more than the memory holds")
+    if math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True)) > _MOST_CHUNKS:
+        raise ValueError(f"{told}: more than {_MOST_CHUNKS} chunks")
+
+
 def read_array(
     store: Store,
     path: str,
@@ -138,12 +150,8 @@ def read_array(
         if meta.zarr_format != 2:
             raise ValueError(f"zarr_format {meta.zarr_format}")
         shape, chunks = meta.shape, meta.chunks
-        if (
-            len(shape) != len(chunks)
-            or math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True)) > _MOST_CHUNKS
-        ):
-            raise ValueError(f"shape {shape} in chunks {chunks}")
         dtype = BFLOAT16 if meta.dtype == "bfloat16" else np.dtype(meta.dtype)
+        _check_chunks(shape, chunks, dtype.itemsize)
         separator = meta.dimension_separator
     except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(

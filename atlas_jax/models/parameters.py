@@ -11,6 +11,7 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.memory import check_fits
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Params
 from atlas_jax.reader.t5 import T5
@@ -34,8 +35,14 @@ def abstract_params(models: Models) -> Params:
 
 
 def init_params(models: Models, seed: int, mesh: Mesh, rules: Sequence[Rule]) -> Params:
-    """Draw fresh parameters, each created directly on the devices that hold it."""
-    shardings = partitioning.param_shardings(abstract_params(models), mesh, rules)
+    """Draw fresh parameters, each created directly on the devices that hold it.
+
+    Raises:
+      UserError: they are larger than this machine's memory.
+    """
+    boxed = abstract_params(models)
+    check_fits(meta.unbox(boxed), "the parameters")
+    shardings = partitioning.param_shardings(boxed, mesh, rules)
     init = jax.jit(lambda key: meta.unbox(_init_boxed(models, key)), out_shardings=shardings)
     return init(jax.random.key(seed))
 

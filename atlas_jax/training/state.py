@@ -12,6 +12,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.memory import check_fits
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Array, Params
 from atlas_jax.models.parameters import PARTS, Models, RetrieverTraining, abstract_params
@@ -76,6 +77,9 @@ def make_state(
 
     Plain ``jit(optimizer.init)`` would replicate the moments, so the shardings of the
     whole state are worked out first and given to jit.
+
+    Raises:
+      UserError: the state is larger than this machine's memory.
     """
 
     def create(params: Params) -> TrainState:
@@ -88,6 +92,7 @@ def make_state(
             skipped=jnp.zeros((), jnp.int32),
         )
 
+    check_fits(jax.eval_shape(create, params), "parameters and optimiser state")
     shardings = state_shardings(models, optimizers, training, mesh, rules)
     # Copies: the step donates its state, and the caller may still need ``params``.
     return jax.jit(create, out_shardings=shardings)(params)

@@ -1,0 +1,67 @@
+"""Whether arrays fit into the memory of this machine, before they are made.
+
+On a CPU, XLA that gets no memory ends the process, or lets it wait for ever for the arrays that
+never come. A TPU or GPU says that its memory is exhausted, so there nothing is checked.
+"""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def check_fits(shapes: Any, what: str) -> None:
+    """Refuse arrays that are larger than all memory that this process may have.
+
+    Args:
+      shapes: tree of arrays or ShapeDtypeStructs.
+      what: they are, for the message.
+
+    Raises:
+      UserError: says how much they need, how much there is, and which array is the largest.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _bytes(leaf) for path, leaf in flat
+    }
+    needed, there = sum(sizes.values()), available()
+    if needed <= there:
+        return
+    largest = max(sizes, key=lambda name: sizes[name])
+    raise UserError(
+        f"{what} need {needed / 1e9:,.1f} GB, but this machine gives {there / 1e9:,.1f} GB of "
+        f"memory; the largest array is {largest} of {sizes[largest] / 1e9:,.1f} GB. Bind a smaller "
+        "model (ReaderConfig, RetrieverConfig)"
+    )
+
+
+def available() -> int:
+    """Bytes that this process may use at most: of the machine, its container and its limits."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limits.append(int(_GROUP_LIMIT.read_text()))
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return min(limits)
+    for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            limits.append(soft)
+    return min(limits)
+
+
+def _bytes(leaf: Any) -> int:
+    # A PRNG key has a type of its own, and next to no size.
+    itemsize = leaf.dtype.itemsize if isinstance(leaf.dtype, np.dtype) else 8
+    return math.prod(leaf.shape) * int(itemsize)
