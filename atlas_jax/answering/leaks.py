@@ -10,6 +10,7 @@ from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import read_passages
 from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
+from atlas_jax.core.paths import check_output_file
 from atlas_jax.core.progress import show_progress
 from atlas_jax.tasks.base import Example, Task
 from atlas_jax.tasks.metrics import answer_in_passage
@@ -85,6 +86,8 @@ def remove_leaks(config: LeakConfig, task: Task, rows: RowsConfig = STRICT) -> L
     Raises:
       UserError: a file at fault, naming file and line.
     """
+    for name in ("output", "report"):
+        check_output_file(getattr(config, name), f"LeakConfig.{name}")
     asked = _asked(config, task, rows)
     grams = _grams(asked, config)
     leaked: set[tuple[str, str]] = set()
