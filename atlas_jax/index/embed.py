@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 
 from atlas_jax.core.arrays import first_not_finite
@@ -88,7 +89,10 @@ def embedded_batches(
 ) -> Iterator[tuple[np.ndarray, Array]]:
     """The batches of ``embed_corpus``: rows, and their embeddings (then those that fill up).
 
-    The devices work on the next batches while the caller has one.
+    The devices work on the next ``at_a_time`` batches while the caller has one. A batch is done
+    when the caller gets it, so that a process that drops the embeddings (it only takes part in
+    the computation) is never more batches ahead of the others: with several devices each, JAX
+    would wait for ever once a process is some 32 programs ahead.
     """
     n = len(retriever_tokens_nm)
     if n == 0:
@@ -101,7 +105,7 @@ def embedded_batches(
 
         def oldest() -> tuple[np.ndarray, Array]:
             rows, embedded = pending.popleft()
-            return rows, embedded()
+            return rows, jax.block_until_ready(embedded())
 
         for start in range(first, n, WINDOW):
             window = np.asarray(retriever_tokens_nm[start : start + WINDOW])

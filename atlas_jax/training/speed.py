@@ -1,6 +1,7 @@
 """How fast a run is, measured against what its devices could do, and traces of single steps."""
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import time
@@ -16,6 +17,7 @@ from atlas_jax.training.chips import peak_flops
 from atlas_jax.training.config import StepConfig
 
 TRACES = "profile"  # in model_dir
+STEPS_AHEAD = 4  # begun before the oldest of them has ended; the devices never run dry
 PROFILE_FLAG = {"profile_steps": "ProfileConfig.steps"}  # for `core.config.launch`
 
 
@@ -89,22 +91,30 @@ class Tracer:
 class StepClock:
     """Seconds per step, without what a run does between its steps.
 
-    Time begins when the results of the first step are there: that one compiles. Steps are taken
-    without waiting for them, so each end of a stretch of time waits for those that are under way.
+    Time begins when the results of the first step are there: that one compiles. Later steps are
+    taken before those in front of them have ended, so each end of a stretch of time waits for all
+    that are under way.
+
+    No more than ``STEPS_AHEAD`` are under way at any time: several processes with several devices
+    each wait for ever once one of them is some 32 programs ahead of the others.
     """
 
     def __init__(self) -> None:
         """Begin with the first step."""
         self._start: float | None = None
         self._steps = 0
+        self._under_way: collections.deque[Any] = collections.deque()
 
     def stepped(self, results: Any) -> None:
-        """Count a step; `results` are waited for after the first alone."""
-        if self._start is not None:
-            self._steps += 1
+        """Count a step; waits for its `results` if it is the first, else for an earlier one's."""
+        if self._start is None:
+            jax.block_until_ready(results)
+            self._start = time.monotonic()
             return
-        jax.block_until_ready(results)
-        self._start = time.monotonic()
+        self._steps += 1
+        self._under_way.append(results)
+        if len(self._under_way) > STEPS_AHEAD:
+            jax.block_until_ready(self._under_way.popleft())
 
     @contextlib.contextmanager
     def paused(self, results: Any) -> Iterator[None]:

@@ -168,3 +168,32 @@ def test_writing_an_index_takes_a_fraction_of_it_in_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.2
+
+
+class Promise:
+    """An array under way; `under_way` holds those that nothing has waited for."""
+
+    shape = (4, 2)
+
+    def __init__(self, under_way):
+        under_way.add(self)
+        self.under_way = under_way
+
+    def block_until_ready(self):
+        self.under_way.discard(self)
+        return self
+
+
+def test_who_drops_the_embeddings_runs_no_more_than_one_batch_ahead():
+    under_way, most = set(), []
+
+    def begin(tokens):
+        promise = Promise(under_way)
+        most.append(len(under_way))
+        return promise
+
+    for _, embedded in embed.embedded_batches(begin, corpus(400), 4, progress=False):
+        assert embedded not in under_way
+    assert len(most) == 100
+    assert max(most) == 2
+    assert not under_way

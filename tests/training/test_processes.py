@@ -18,7 +18,7 @@ from atlas_jax.core.devices import use_devices
 from atlas_jax.core.preemption import PREEMPTED
 from atlas_jax.models.assembly import assemble, export_model
 from atlas_jax.training.metrics import read_metrics
-from tests.training.runs import read_lines, write_run
+from tests.training.runs import read_lines, write_lines, write_run
 
 ROOT = Path(__file__).parents[2]
 DEVICES, STEPS = 4, 10
@@ -78,9 +78,13 @@ def start(
     ]
 
 
-def finish(processes: Processes, code: int = 0) -> list[str]:
-    """What they print, once all have ended with this code."""
-    outputs = [process.communicate(timeout=1200)[0] for process in processes]
+def finish(processes: Processes, code: int = 0, timeout: float = 1200) -> list[str]:
+    """What they print, once all have ended with this code; none outlives the timeout (seconds)."""
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     codes = [process.returncode for process in processes]
     assert codes == [code] * len(processes), (codes, *(output[-3000:] for output in outputs))
     return outputs
@@ -166,6 +170,29 @@ def test_two_processes_index_and_evaluate_as_one_does(
     for one, other in zip(*rows, strict=True):
         assert one["prediction"] == other["prediction"]
         assert [p["id"] for p in one["passages"]] == [p["id"] for p in other["passages"]]
+
+
+@pytest.mark.slow
+def test_processes_embed_many_batches_together(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    # JAX lets a process be 32 programs ahead of the others, then waits for ever: 120 batches.
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    texts = [{"id": str(i), "title": "T", "text": "word " * (1 + i % 9)} for i in range(480)]
+    write_lines(tmp_path / "many.jsonl", texts)
+    bindings = [
+        f"CorpusConfig.passages='{tmp_path}/many.jsonl'",
+        f"CorpusConfig.store='{tmp_path}/many'",
+    ]
+    made: dict[int, bytes] = {}
+    for count in (1, 2, 4):
+        index = tmp_path / f"index_{count}"
+        own = [*bindings, f"CorpusConfig.index='{index}'"]
+        run = start(gin_file, tmp_path / "run", count, *own, command="build_index")
+        assert f"{index}: 480 passages" in finish(run, timeout=900)[0]
+        (array,) = index.glob("*.npy")
+        made[count] = array.read_bytes()
+    assert made[1] == made[2] == made[4]
 
 
 @pytest.mark.parametrize("flag", ["--multihost=on", "--coordinator_address=host:1"])

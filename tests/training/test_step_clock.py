@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atlas_jax.answering.evaluator import Evaluation
+from atlas_jax.answering.evaluation import Evaluation
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.train import main as train_main
 from atlas_jax.training import speed
@@ -68,6 +68,26 @@ def test_time_begins_after_the_first_step_and_stops_in_a_pause(fake_time: FakeTi
     fake_time.added += 5
     clock.stepped(())
     assert clock.lap() == pytest.approx(5, abs=1)
+
+
+def test_few_steps_are_under_way_at_a_time() -> None:
+    under_way, most = set[int](), list[int]()
+
+    class Results:
+        def __init__(self, step: int) -> None:
+            self.step = step
+            under_way.add(step)
+
+        def block_until_ready(self) -> None:
+            under_way.difference_update(range(self.step + 1))
+
+    clock = StepClock()
+    for step in range(50):
+        results = Results(step)
+        most.append(len(under_way))
+        clock.stepped(results)
+    assert most[:8] == [1, 1, 2, 3, 4, 5, 5, 5]
+    assert max(most) == speed.STEPS_AHEAD + 1
 
 
 @pytest.mark.slow
