@@ -17,9 +17,7 @@ parse_flags "$@"
 command_line="$(quoted "${ARGUMENTS[@]}")"
 # On the host a shell waits for the command to note its exit code, and hands SIGTERM on to it.
 # A wait that the signal ended is followed by another, for what the command makes of it.
-# A larger stack for the threads of libtpu's compiler: docs/plan.md, "The compiler of the plan".
-libtpu="--fibers_default_thread_stack_size=1048576${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}"
-inner="export LIBTPU_INIT_ARGS=$(quoted "$libtpu")
+inner="export LIBTPU_INIT_ARGS=$(quoted "${LIBTPU_INIT_ARGS-}")
 trap 'kill -TERM \$child' TERM
 venv/bin/atlas-jax ${command_line}&
 child=\$!

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Annotated
 
 import jax
@@ -21,6 +22,10 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 
 
 _CORES = "PJRT_NPROC"  # read by XLA when its CPU backend starts
+LIBTPU_ARGS = "LIBTPU_INIT_ARGS"  # read by libtpu when it is loaded
+# The compiler of the libtpu that `jax[tpu]` brings overflows the stack of its threads, 64 KiB, on
+# the joint train step. docs/plan.md, "The compiler of the plan and that of the run".
+STACK_FLAG, STACK_BYTES = "--fibers_default_thread_stack_size", 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,7 @@ class CompilerConfig:
 
     def apply(self) -> None:
         """Tell JAX; before its backend starts and anything is compiled."""
+        enlarge_stacks()
         if self.cores:
             os.environ[_CORES] = str(self.cores)
             # Otherwise programs run on threads of the backend, of which there are as many.
@@ -56,6 +62,34 @@ class CompilerConfig:
         if self.cache:
             jax.config.update("jax_compilation_cache_dir", self.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", self.cache_from_seconds)
+
+
+def enlarge_stacks() -> None:
+    """Give the threads of libtpu's compiler a larger stack, unless LIBTPU_INIT_ARGS names one.
+
+    Call it before JAX starts a TPU backend. Other backends do not read the variable.
+    """
+    told = os.environ.get(LIBTPU_ARGS, "").split()
+    if _stack_of(told) is None:
+        os.environ[LIBTPU_ARGS] = " ".join([f"{STACK_FLAG}={STACK_BYTES}", *told])
+
+
+def stack_fault() -> str:
+    """Why libtpu's compiler is likely to end while it compiles a step, or ""."""
+    found = _stack_of(os.environ.get(LIBTPU_ARGS, "").split())
+    if found is not None and found.isdigit() and int(found) >= STACK_BYTES:
+        return ""
+    told = "does not set" if found is None else f"says {found} of"
+    return (
+        f"{LIBTPU_ARGS} {told} {STACK_FLAG}: libtpu's compiler needs {STACK_BYTES} or more for the "
+        "joint train step; unset it, or name that"
+    )
+
+
+def _stack_of(arguments: Sequence[str]) -> str | None:
+    """The size that the flag sets, the last one if it is given twice."""
+    sizes = [one.partition("=")[2] for one in arguments if one.partition("=")[0] == STACK_FLAG]
+    return sizes[-1] if sizes else None
 
 
 def programs_at_a_time() -> int:

@@ -25,6 +25,7 @@ import gin
 
 from atlas_jax.core import gin_files, multihost
 from atlas_jax.core.backend import missing_backend
+from atlas_jax.core.compiler import enlarge_stacks
 from atlas_jax.core.errors import UserError, is_panic, no_value_for, one_line, printable
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.paths import text_problem
@@ -137,6 +138,7 @@ def launch(
         {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
         `--gin.ProfileConfig.steps='(10, 12)'`.
     """
+    enlarge_stacks()
     parser.allow_abbrev = False
     group = parser.add_argument_group("gin", "as in T5X; --gin.NAME=value binds a macro or field")
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE")

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from atlas_jax.core.compiler import LIBTPU_ARGS, stack_fault
 from atlas_jax.core.config import gin_folder
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
@@ -37,7 +38,7 @@ PACKAGES = (
     "tokenizers", "tensorstore", "safetensors", "numpy",
 )  # fmt: skip
 # What changes a compiled program, or how processes find each other.
-_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
+_VARIABLES = ("XLA_FLAGS", LIBTPU_ARGS, "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
 _POLL_SECONDS = 0.1
 _GOODBYE_SECONDS = 10.0
 
@@ -191,7 +192,8 @@ def _faults(
         else:
             reports.append(Report(**told))
     built = [corpus.store] if corpus.passages else []
-    return silent + odd_ones(reports, built), [one.host for one in reports]
+    own = [fault] if (fault := stack_fault()) else []
+    return silent + odd_ones(reports, built) + own, [one.host for one in reports]
 
 
 def _unseen(process: int, timeout: float) -> str:
@@ -237,6 +239,7 @@ def _tell(mine: Report, count: int, model_dir: str, faults: Sequence[str]) -> No
     devices = jax.devices()
     versions = ", ".join(f"{name} {mine.facts[name]}" for name in ("jax", "libtpu", "flax"))
     print(f"code {mine.facts['code']}, {versions}: the same on {count} process(es)")
+    print(f"{LIBTPU_ARGS}: {mine.facts[LIBTPU_ARGS]}")
     print(f"{len(devices)} devices ({devices[0].device_kind}), {len(devices) // count} a process")
     print(f"{model_dir}: every process can write there and sees the same place")
 

@@ -1,5 +1,6 @@
 """Compiler options: known ones are used, unknown ones left out; programs outlive a process."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import jax
 import pytest
 
 from atlas_jax.core import compiler
+from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 
 
@@ -39,6 +41,35 @@ def test_unknown_options_are_left_out(monkeypatch):
 def test_another_backend_gets_none(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert compiler.encoder_options() is None
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("", compiler.STACK_FLAG + "=1048576"),
+        ("--x=1 --y", compiler.STACK_FLAG + "=1048576 --x=1 --y"),
+        (compiler.STACK_FLAG + "=2097152 --x=1", compiler.STACK_FLAG + "=2097152 --x=1"),
+    ],
+)
+def test_every_command_gives_libtpus_compiler_a_larger_stack(monkeypatch, told, expected):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", told)
+    seen = []
+    main = lambda flags: seen.append(os.environ["LIBTPU_INIT_ARGS"])  # noqa: E731
+    for _ in range(2):
+        assert launch(main, argparse.ArgumentParser(), []) == 0
+    compiler.CompilerConfig().apply()  # a run that begins in Python
+    assert seen == [expected] * 2
+    assert os.environ["LIBTPU_INIT_ARGS"] == expected
+    assert compiler.stack_fault() == ""
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [("", "does not set"), ("--fibers_default_thread_stack_size=65536", "says 65536 of")],
+)
+def test_a_stack_that_is_too_small_is_a_fault(monkeypatch, told, fault):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", told)
+    assert f"LIBTPU_INIT_ARGS {fault} --fibers_default" in compiler.stack_fault()
 
 
 # In a process of its own: JAX opens one cache a process, and the tests share theirs.

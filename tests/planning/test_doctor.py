@@ -109,6 +109,14 @@ def test_a_missing_file_is_told_before_anything_runs(
     assert "doctor: nowhere.jsonl is missing on every host" in capsys.readouterr().out
 
 
+def test_a_stack_too_small_for_libtpus_compiler_is_told(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--fibers_default_thread_stack_size=65536")
+    assert entry.main(arguments) == 1
+    assert "doctor: LIBTPU_INIT_ARGS says 65536 of --fibers_default" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("field", ["store", "index"])
 def test_a_store_or_index_in_a_bucket_is_refused(
     field: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
+STACK = "--fibers_default_thread_stack_size=1048576"  # what every command tells libtpu
 
 # The first argument is the version of flax that this host seems to have.
 CHILD = """
@@ -44,6 +45,7 @@ def examined(
                 f"--process_index={index}",
             ]
             environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+            environment.pop("LIBTPU_INIT_ARGS", None)
             environment |= (environment_of or {}).get(index, {})
             running.append(
                 subprocess.Popen(
@@ -64,6 +66,7 @@ def test_hosts_that_are_alike_fit_together(arguments: list[str], tmp_path: Path)
     codes, outputs = examined([*arguments, "--timeout=300"], 2)
     assert codes == [0, 0], outputs
     assert "the same on 2 process(es)" in outputs[0]
+    assert f"LIBTPU_INIT_ARGS: {STACK}\n" in outputs[0]
     assert "4 devices (cpu), 2 a process" in outputs[0]
     assert "doctor" not in outputs[1]
     assert list((tmp_path / "run").iterdir()) == []
@@ -81,7 +84,8 @@ def test_the_host_with_another_package_or_variable_is_named_on_all(arguments: li
     for output in outputs:
         assert (
             f"doctor: flax: 0.0.1 on process 1 ({HOST}); {flax.__version__} on the other 2\n"
-            f"doctor: LIBTPU_INIT_ARGS: --odd=1 on process 2 ({HOST}); not set on the other 2\n"
+            f"doctor: LIBTPU_INIT_ARGS: {STACK} --odd=1 on process 2 ({HOST}); {STACK} on the "
+            "other 2\n"
         ) in output
     assert "doctor: 2 fault(s) among 3 process(es)" in outputs[0]
 
