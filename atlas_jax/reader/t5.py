@@ -27,6 +27,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, RMSNorm, matmul
 from atlas_jax.core.partitioning import constrain
@@ -620,6 +621,9 @@ def _source_mask(mask_brs: jax.Array, t: int) -> SourceMask:
 def stack_layers(params: Params) -> Params:
     """Parameters of an unrolled T5 -> those of the same model with ``scan_layers``.
 
+    Host arrays are stacked on the host: what ``jnp`` makes of them under an active mesh lies whole
+    on every device.
+
     Args:
       params: unboxed dict with ``encoder/layers_0``, ``encoder/layers_1``...
 
@@ -631,8 +635,13 @@ def stack_layers(params: Params) -> Params:
         rest = dict(params[stack])
         names = sorted((k for k in rest if k.startswith("layers_")), key=lambda k: int(k[7:]))
         layers = [rest.pop(name) for name in names]
-        stacked[stack] = {**rest, "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+        stacked[stack] = {**rest, "layers": jax.tree.map(_stack, *layers)}
     return stacked
+
+
+def _stack(*arrays: Any) -> Any:
+    on_host = all(isinstance(array, np.ndarray) for array in arrays)
+    return np.stack(arrays) if on_host else jnp.stack(arrays)
 
 
 def unstack_layers(params: Params) -> Params:

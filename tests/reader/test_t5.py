@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.reader import attention
 from atlas_jax.reader.config import ReaderConfig
@@ -212,3 +213,14 @@ def test_impossible_configs_are_refused(changes: dict[str, Any], message: str) -
 def test_config_takes_the_lists_of_gin() -> None:
     assert hash(config(mlp_activations=["relu"])) == hash(config(mlp_activations=("relu",)))
     assert isinstance(config(), ReaderConfig)
+
+
+def test_host_arrays_are_stacked_on_the_host() -> None:
+    """Under a mesh, `jnp.stack` would lay every stacked layer whole on every device."""
+    layer = {"layers_0": {"kernel": np.ones((2, 3))}, "layers_1": {"kernel": np.zeros((2, 3))}}
+    mesh = partitioning.make_mesh(partitioning.MeshConfig(data=1, fsdp=8))
+    with partitioning.activate(mesh):
+        stacked = stack_layers({"encoder": layer, "decoder": layer})
+    kernel = stacked["encoder"]["layers"]["kernel"]
+    assert isinstance(kernel, np.ndarray) and kernel.shape == (2, 2, 3)
+    assert not isinstance(stacked["decoder"]["layers"]["kernel"], jax.Array)
