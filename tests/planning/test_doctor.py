@@ -143,7 +143,7 @@ def test_a_model_dir_that_cannot_be_written_is_told(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert entry.main([*arguments, f"--gin.TrainConfig.model_dir={tmp_path / 'file' / 'x'}"]) == 2
-    assert "TrainConfig.model_dir has to be a place that every host" in capsys.readouterr().err
+    assert "x/.doctor/0.json: lies below" in capsys.readouterr().err
 
 
 def test_hosts_that_differ_and_one_that_is_silent(
