@@ -1,6 +1,7 @@
 """The BERT encoder (arXiv 1810.04805): post-layer-norm, learned positions."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID
 from atlas_jax.encoders.config import EncoderConfig
 
+Layer = Callable[[jax.Array, jax.Array, bool], jax.Array]
+
 _MASKED = -1e9  # finite, so that a row of padding alone still gives finite states
-init = nn.initializers.normal(0.02)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -27,6 +29,10 @@ def gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+INITIALIZERS: dict[str, Callable[..., Any]] = {
+    "normal": nn.initializers.normal(0.02),
+    "truncated_normal": nn.initializers.truncated_normal(0.02),
 }
 
 
@@ -39,19 +45,39 @@ class BertConfig(EncoderConfig):
             tanh, which the original BERT computes).
         released_layer_norm: (x - mean) / sqrt(mean(x^2) + eps), which the retrievers of
             the released Atlas checkpoints need; False is the standard layer norm.
+        initializer: 'normal' or 'truncated_normal' (at twice the deviation, which the original
+            BERT and ALBERT draw), each of deviation 0.02.
     """
 
+    NEUTRAL: ClassVar[frozenset[str]] = EncoderConfig.NEUTRAL | {"initializer"}
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset(
         {"vocab_size", "num_layers", "mlp_dim", "max_positions", "type_vocab_size"}
     )
 
     activation: str = "gelu"
     released_layer_norm: bool = False
+    initializer: str = "normal"
 
     def __post_init__(self) -> None:
         """Raise `UserError`, naming class and field, when a field is out of range."""
         super().__post_init__()
         self._check_one_of("activation", tuple(ACTIVATIONS))
+        self._check_one_of("initializer", tuple(INITIALIZERS))
+
+    @property
+    def table_dim(self) -> int:
+        """Width of the embedding tables."""
+        return self.hidden_dim
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that a text begins with."""
+        return self.max_positions - self.max_length
+
+    @property
+    def projects(self) -> bool:
+        """Whether a product takes the embedding from the tables' width to the states'."""
+        return self.table_dim != self.hidden_dim
 
     def output_fields(self) -> dict[str, Any]:
         """As `EncoderConfig.output_fields`."""
@@ -61,14 +87,16 @@ class BertConfig(EncoderConfig):
         return fields
 
 
-def dense(config: EncoderConfig, features: int, axes: tuple[str, str], name: str) -> Dense:
-    """A product with bias in the config's dtype, initialised as BERT's."""
+def dense(
+    config: BertConfig, features: int, axes: tuple[str, str], name: str | None = None
+) -> Dense:
+    """A product with bias in the config's dtype, initialised as the config says."""
     return Dense(
         features=features,
         kernel_axes=axes,
         use_bias=True,
         dtype=jnp.dtype(config.dtype),
-        kernel_init=init,
+        kernel_init=INITIALIZERS[config.initializer],
         name=name,
     )
 
@@ -95,10 +123,10 @@ class BertEmbeddings(nn.Module):
         def table(rows: int, axis: str) -> Embed:
             return Embed(
                 num_embeddings=rows,
-                features=cfg.hidden_dim,
+                features=cfg.table_dim,
                 axes=(axis, "embed"),
                 dtype=jnp.dtype(cfg.dtype),
-                embedding_init=init,
+                embedding_init=INITIALIZERS[cfg.initializer],
             )
 
         # BERT's 30,522 rows would not divide over most meshes, so their axis is not split.
@@ -116,16 +144,16 @@ class BertEmbeddings(nn.Module):
         embedded_ble: jax.Array | None = None,
         positions_bl: jax.Array | None = None,
     ) -> jax.Array:
-        """Int tokens [b, l] (or what was looked up for them) -> states [b, l, d].
+        """Int tokens [b, l] (or what was looked up for them) -> [b, l, e], e of the tables.
 
-        Positions count from 0 unless they are given.
+        Positions count from the config's first one unless they are given, from 0.
         """
-        x_bld = self.word_embeddings(tokens_bl) if embedded_ble is None else embedded_ble
-        positions = jnp.arange(tokens_bl.shape[1]) if positions_bl is None else positions_bl
-        x_bld = x_bld + self.position_embeddings(positions)
+        x_ble = self.word_embeddings(tokens_bl) if embedded_ble is None else embedded_ble
+        counted = jnp.arange(tokens_bl.shape[1]) if positions_bl is None else positions_bl
+        x_ble = x_ble + self.position_embeddings(self.config.first_position + counted)
         types = jnp.zeros((), jnp.int32) if types_bl is None else types_bl
-        x_bld = x_bld + self.token_type_embeddings(types)
-        return self.dropout(self.layer_norm(x_bld), deterministic=deterministic)
+        x_ble = x_ble + self.token_type_embeddings(types)
+        return self.dropout(self.layer_norm(x_ble), deterministic=deterministic)
 
 
 class BertAttention(nn.Module):
@@ -161,19 +189,33 @@ class BertAttention(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Attention and feed-forward, each followed by residual and layer norm."""
+    """Attention and feed-forward, each followed by residual and layer norm.
+
+    Attributes:
+        parts: which of the two it has, in the order in which they run.
+    """
 
     config: BertConfig
+    parts: tuple[str, ...] = ("attention", "feed_forward")
 
     @nn.compact
     def __call__(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
         """States [b, l, d] -> [b, l, d]."""
+        if "attention" in self.parts:
+            x_bld = self._attend(x_bld, bias_b1ml, deterministic)
+        if "feed_forward" in self.parts:
+            x_bld = self._feed_forward(x_bld, deterministic)
+        return x_bld
+
+    def _attend(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
         cfg = self.config
         y_bld = BertAttention(cfg, name="attention")(x_bld, bias_b1ml, deterministic)
         y_bld = nn.Dropout(cfg.dropout_rate)(y_bld, deterministic=deterministic)
         x_bld = layer_norm(cfg, "attention_layer_norm")(x_bld + y_bld)
-        x_bld = constrain(x_bld, "batch", "length", "embed")
+        return constrain(x_bld, "batch", "length", "embed")
 
+    def _feed_forward(self, x_bld: jax.Array, deterministic: bool) -> jax.Array:
+        cfg = self.config
         y_blf = dense(cfg, cfg.mlp_dim, ("embed", "mlp"), "intermediate")(x_bld)
         y_blf = constrain(ACTIVATIONS[cfg.activation](y_blf), "batch", "length", "mlp")
         y_bld = dense(cfg, cfg.hidden_dim, ("mlp", "embed"), "output")(y_blf)
@@ -191,8 +233,29 @@ class BertEncoder(nn.Module):
         """Make the embeddings and the layers."""
         cfg = self.config
         self.embeddings = BertEmbeddings(cfg)
-        layer = rematerialised(BertLayer, cfg, static_argnums=(3,))
-        self.layers = [layer(cfg) for _ in range(cfg.num_layers)]
+        if cfg.projects:
+            self.embedding_projection = dense(cfg, cfg.hidden_dim, ("unsharded", "embed"))
+        self.make_layers()
+
+    def make_layers(self) -> None:
+        """Make the layers, as attributes of this module."""
+        layer = rematerialised(BertLayer, self.config)
+        self.layers = [layer(self.config) for _ in range(self.config.num_layers)]
+
+    def steps(self) -> list[Layer]:
+        """What takes the states from one layer to the next, as often as there are layers."""
+        return list(self.layers)
+
+    def scanned(self) -> tuple[Any, Callable[..., jax.Array]]:
+        """The same for a scan: its inputs, and the function of states, one input and the rest."""
+        layers = [self.layer_params(f"layers_{i}") for i in range(self.config.num_layers)]
+        layer = rematerialised(BertLayer, self.config)(self.config, parent=None)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)  # here, not in storage
+        return stacked, functools.partial(apply_layer, layer)
+
+    def layer_params(self, name: str) -> Any:
+        """The parameters of a part that is there by now."""
+        return self.variables["params"][name]
 
     def __call__(
         self,
@@ -212,7 +275,7 @@ class BertEncoder(nn.Module):
                 [b, l, l] as [row, reader, key].
             types_bl: int token types; None is type 0 everywhere.
             embedded_ble: takes the place of what the token table holds for `tokens_bl`, before
-                positions and types are added; see `embed_tokens`.
+                positions and types are added; as wide as the table, see `embed_tokens`.
 
         Returns:
             States [b, l, d] of the last layer in the config's dtype; those of padding mean
@@ -239,6 +302,10 @@ class BertEncoder(nn.Module):
         """Rows of the token table, int [...] -> [..., e]; a BERT's are as wide as its states."""
         return self.embeddings.word_embeddings(tokens.astype(jnp.int32))
 
+    def token_table(self) -> jax.Array:
+        """The token table itself, [v, e]."""
+        return self.embeddings.word_embeddings.embedding
+
     def _encode(
         self,
         tokens_bl: jax.Array,
@@ -254,31 +321,45 @@ class BertEncoder(nn.Module):
         tokens_bl = tokens_bl.astype(jnp.int32)
         bias_b1ml = attention_bias(tokens_bl != PAD_ID if mask is None else mask)
         x_bld = self.embeddings(tokens_bl, deterministic, types_bl, embedded_ble)
+        if cfg.projects:
+            x_bld = self.embedding_projection(x_bld)
         states = [constrain(x_bld, "batch", "length", "embed")]
         if cfg.scan_layers and not self.is_initializing():
             return self._scan(states[0], bias_b1ml, deterministic, every)
-        for layer in self.layers:
-            states.append(layer(states[-1], bias_b1ml, deterministic))
+        for step in self.steps():
+            states.append(step(states[-1], bias_b1ml, deterministic))
         return states if every else states[-1:]
 
     def _scan(
         self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool, every: bool
     ) -> list[jax.Array]:
-        """The layers as one compiled body; their parameters are stacked here, not in storage."""
-        cfg = self.config
-        layers = [self.variables["params"][f"layers_{i}"] for i in range(cfg.num_layers)]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-        keys = None if deterministic else jax.random.split(self.make_rng("dropout"), len(layers))
-        layer = rematerialised(BertLayer, cfg, static_argnums=(3,))(cfg, parent=None)
+        """The layers as one compiled body."""
+        inputs, step = self.scanned()
+        keys = (
+            None
+            if deterministic
+            else jax.random.split(self.make_rng("dropout"), self.config.num_layers)
+        )
 
-        def body(x_bld: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-            params, key = inputs
-            rngs = None if deterministic else {"dropout": key}
-            x_bld = layer.apply({"params": params}, x_bld, bias_b1ml, deterministic, rngs=rngs)
+        def body(x_bld: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+            x_bld = step(*xs, x_bld, bias_b1ml, deterministic)
             return x_bld, x_bld if every else None
 
-        last_bld, every_nbld = jax.lax.scan(body, x_bld, (stacked, keys))
+        last_bld, every_nbld = jax.lax.scan(body, x_bld, (inputs, keys))
         return [x_bld, *every_nbld] if every else [last_bld]
+
+
+def apply_layer(
+    layer: Any,
+    params: Any,
+    key: jax.Array | None,
+    x_bld: jax.Array,
+    bias_b1ml: jax.Array,
+    deterministic: bool,
+) -> jax.Array:
+    """A layer over given parameters; `key` is that of its dropout, None without any."""
+    rngs = None if key is None else {"dropout": key}
+    return layer.apply({"params": params}, x_bld, bias_b1ml, deterministic, rngs=rngs)
 
 
 def check_length(config: EncoderConfig, length: int, who: str) -> None:
@@ -287,10 +368,10 @@ def check_length(config: EncoderConfig, length: int, who: str) -> None:
     Raises:
         UserError: names the field of the config.
     """
-    if length > config.max_positions:
+    if length > config.max_length:
         raise UserError(
-            f"{who} got texts of {length} tokens: shorten them or raise "
-            f"{type(config).__name__}.max_positions = {config.max_positions}"
+            f"{who} got texts of {length} tokens, of at most {config.max_length}: shorten them or "
+            f"raise {type(config).__name__}.max_positions = {config.max_positions}"
         )
 
 
@@ -300,7 +381,9 @@ def attention_bias(mask: jax.Array) -> jax.Array:
     return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None]
 
 
-def rematerialised(layer: Any, config: EncoderConfig, static_argnums: tuple[int, ...]) -> Any:
+def rematerialised(
+    layer: Any, config: EncoderConfig, static_argnums: tuple[int, ...] = (3,)
+) -> Any:
     """The layer class, made to compute again in the backward pass what the policy drops."""
     if config.remat_policy == "none":
         return layer

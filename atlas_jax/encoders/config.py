@@ -20,7 +20,8 @@ class EncoderConfig:
         num_layers: Encoder layers.
         num_heads: Attention heads; has to divide hidden_dim.
         mlp_dim: Width inside the feed-forward block.
-        max_positions: Longest text in tokens, rows of the learned position embedding.
+        max_positions: Rows of the learned position embedding; the longest text in tokens,
+            see `max_length`.
         type_vocab_size: Rows of the token type embedding; texts are of type 0 unless told.
         layer_norm_eps: Added to the variance.
         dropout_rate: Of the hidden states and of the attention probabilities.
@@ -63,6 +64,11 @@ class EncoderConfig:
             )
         self._check_one_of("dtype", DTYPES)
         self._check_one_of("remat_policy", REMAT)
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return self.max_positions
 
     def output_fields(self) -> dict[str, Any]:
         """What decides the output beside the parameters and their names: for a fingerprint.

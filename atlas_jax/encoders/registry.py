@@ -7,8 +7,10 @@ from typing import Any
 import flax.linen as nn
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.encoders.albert import AlbertConfig, AlbertEncoder
 from atlas_jax.encoders.bert import BertConfig, BertEncoder
 from atlas_jax.encoders.config import EncoderConfig
+from atlas_jax.encoders.relatives import ElectraConfig, RobertaConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,12 @@ class EncoderKind:
     module: Callable[..., nn.Module]
 
 
-ENCODERS: dict[str, EncoderKind] = {"bert": EncoderKind(BertConfig, BertEncoder)}
+ENCODERS: dict[str, EncoderKind] = {
+    "bert": EncoderKind(BertConfig, BertEncoder),
+    "albert": EncoderKind(AlbertConfig, AlbertEncoder),
+    "roberta": EncoderKind(RobertaConfig, BertEncoder),
+    "electra": EncoderKind(ElectraConfig, BertEncoder),
+}
 
 
 def encoder_config(

@@ -52,6 +52,11 @@ class RetrieverConfig(EncoderConfig):
         return encoder_config(self.encoder, fields, self.encoder_options, "RetrieverConfig")
 
     @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return self.tower.max_length
+
+    @property
     def embedding_dim(self) -> int:
         """Width of an embedding: the encoder's, as there is no projection."""
         return self.hidden_dim

@@ -16,7 +16,7 @@ class OptimizerConfig:
     """One optimiser. Gin scopes tell the two apart: ``reader/OptimizerConfig.learning_rate``.
 
     Attributes:
-      kind: ``adamw`` or ``adafactor``.
+      kind: ``adamw``, ``adafactor`` or ``lamb`` (as ALBERT was trained, see `_by_layer`).
       learning_rate: peak rate, reached after ``warmup_steps`` of linear warm-up.
       warmup_from: share of the peak at which the warm-up begins; at 0 its first step changes
         nothing.
@@ -34,7 +34,7 @@ class OptimizerConfig:
         StepConfig.clip for the gradient that is meant.
     """
 
-    kind: Literal["adamw", "adafactor"] = "adamw"
+    kind: Literal["adamw", "adafactor", "lamb"] = "adamw"
     learning_rate: bounds.NotNegative = 4e-5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     cosine_wave: Literal["half", "quarter"] = "half"
@@ -111,11 +111,16 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         parts.append(_clip_by_norm(config.clip_norm))
     if config.kind == "adamw":
         parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
+    elif config.kind == "lamb":
+        parts.append(_uncorrected_adam(config.b1, config.b2, config.epsilon))
     else:
         parts += [optax.scale_by_factored_rms(decay_rate=0.8), _clip_by_rms(1.0)]
     if config.weight_decay:
-        mask = decay_mask if config.decayed == "weights" else None
+        weights = _products_and_tables if config.kind == "lamb" else decay_mask
+        mask = weights if config.decayed == "weights" else None
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
+    if config.kind == "lamb":
+        parts.append(_by_layer())
     parts.append(optax.scale_by_learning_rate(_once_moving(config)))
     if config.frozen_steps == 0:
         return optax.chain(*parts)
@@ -140,6 +145,47 @@ def _clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
+def _uncorrected_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam without the correction of its first steps, which the released LAMB leaves out."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        count = optax.safe_increment(state.count)
+        return scaled, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, epsilon).init, update)
+
+
+def _by_layer() -> optax.GradientTransformation:
+    """LAMB's trust ratio: each array's update becomes as long as the array itself.
+
+    As google-research/albert has it (arXiv 1904.00962): norms and biases keep their update, as
+    does an array of which either length is 0; of scanned layers each goes for itself.
+    `optax.lamb` differs: it corrects the bias of the moments.
+    """
+
+    def scale(path: Any, update: jax.Array, param: jax.Array, applies: bool) -> jax.Array:
+        if not applies:
+            return update
+        axes = _axes_of_one(path, update)
+        length, step = (
+            jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes, keepdims=True))
+            for x in (param, update)
+        )
+        defined = (length > 0) & (step > 0)
+        ratio = jnp.where(defined, length / jnp.where(defined, step, 1.0), 1.0)
+        return update * ratio.astype(update.dtype)
+
+    def update(updates: Any, params: Any) -> Any:
+        applies = _products_and_tables(params)
+        return jax.tree_util.tree_map_with_path(scale, updates, params, applies)
+
+    return optax.stateless(update)
+
+
 def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
     """Clip each array's update to this root mean square; of scanned layers each for itself.
 
@@ -147,12 +193,17 @@ def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
     """
 
     def clip(path: Any, update: jax.Array) -> jax.Array:
-        is_scanned = any(key.key == "layers" for key in path)
-        axes = tuple(range(1 if is_scanned else 0, update.ndim))
+        axes = _axes_of_one(path, update)
         rms = jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True))
         return update / jnp.maximum(1.0, rms / threshold)
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
+
+
+def _axes_of_one(path: Any, array: jax.Array) -> tuple[int, ...]:
+    """All axes of a parameter; without the first where scanned layers are stacked on it."""
+    is_scanned = any(key.key == "layers" for key in path)
+    return tuple(range(1 if is_scanned else 0, array.ndim))
 
 
 def decay_mask(params: Any) -> Any:
@@ -167,3 +218,10 @@ def decay_mask(params: Any) -> Any:
         return names[-1] in ("kernel", "embedding") and "position_embeddings" not in names
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _products_and_tables(params: Any) -> Any:
+    """True for what the released LAMB decays and scales: all but norms and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key in ("kernel", "embedding"), params
+    )

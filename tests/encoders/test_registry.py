@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax.core import meta
 
@@ -19,8 +20,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
     "vocab_size": 41, "hidden_dim": 8, "num_layers": 4, "num_heads": 4, "mlp_dim": 24,
-    "max_positions": 17, "type_vocab_size": 3, "layer_norm_eps": 1e-5, "activation": "gelu_tanh",
-    "released_layer_norm": True,
+    "max_positions": 17, "type_vocab_size": 3, "layer_norm_eps": 1e-6, "activation": "gelu_tanh",
+    "released_layer_norm": True, "factor_dim": 8, "sharing": "none", "num_groups": 2,
+    "inner_groups": 2, "position_offset": 1,
 }  # fmt: skip
 
 
@@ -35,13 +37,17 @@ def shapes(config: EncoderConfig) -> Any:
 def test_every_field_that_changes_the_output_is_in_its_fingerprint(name: str) -> None:
     plain: Any = encoder_config(name, SMALL, {}, "RetrieverConfig")
     for field in dataclasses.fields(plain):
-        if field.name in EncoderConfig.NEUTRAL:
+        if field.name in plain.NEUTRAL:
             assert field.name not in plain.output_fields()
             continue
-        changed = dataclasses.replace(plain, **{field.name: CHANGED[field.name]})
-        told = shapes(changed) != shapes(plain)
-        assert told or changed.output_fields() != plain.output_fields(), field.name
-        assert told or field.name not in plain.TOLD_BY_PARAMETERS, field.name
+        value = CHANGED[field.name]
+        if getattr(plain, field.name) == value:
+            value = {"gelu_tanh": "gelu"}[value]
+        changed = dataclasses.replace(plain, **{field.name: value})
+        if field.name in plain.TOLD_BY_PARAMETERS:
+            assert shapes(changed) != shapes(plain), field.name
+        else:
+            assert changed.output_fields() != plain.output_fields(), field.name
 
 
 def test_a_retriever_names_its_encoder() -> None:
@@ -50,16 +56,34 @@ def test_a_retriever_names_its_encoder() -> None:
     tanh = RetrieverConfig(**SMALL, encoder_options={"activation": "gelu_tanh"})
     assert tanh.tower.output_fields()["activation"] == "gelu_tanh"
     assert RetrieverConfig(**dataclasses.asdict(tanh)) == tanh  # as a model folder has it
+    roberta = RetrieverConfig(**SMALL, encoder="roberta")
+    assert (roberta.max_positions, roberta.max_length) == (16, 14)
+
+
+def test_positions_begin_where_the_encoder_says() -> None:
+    """A RoBERTa is the BERT whose position table lacks the rows that are never read."""
+    roberta = make_encoder(encoder_config("roberta", SMALL, {}, "RetrieverConfig"))
+    tokens = jnp.array([[1, 5, 9, 2, 0]])
+    params = meta.unbox(roberta.init(jax.random.key(0), tokens)["params"])
+    expected = roberta.apply({"params": params}, tokens)
+    alike = {"max_positions": 14, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    bert = make_encoder(encoder_config("bert", {**SMALL, **alike}, {}, "Test"))
+    table = params["embeddings"]["position_embeddings"]
+    table["embedding"] = table["embedding"][2:]
+    np.testing.assert_array_equal(bert.apply({"params": params}, tokens), expected)
+    long = jnp.ones((1, 15), int)
+    with pytest.raises(UserError, match=r"15 tokens, of at most 14.*RobertaConfig.max_positions"):
+        roberta.apply({"params": params}, long)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoder": "bart"}, "RetrieverConfig.encoder = 'bart': must be one of bert"),
+        ({"encoder": "bart"}, "RetrieverConfig.encoder = 'bart': must be one of bert, albert"),
         (
             {"encoder_options": {"depth": 3}},
             "RetrieverConfig.encoder_options: 'depth' is no option of the encoder 'bert'; "
-            "it has activation",
+            "it has activation, initializer",
         ),
         ({"encoder_options": {"num_layers": 3}}, "'num_layers' is no option"),
         ({"encoder_options": {"activation": "relu"}}, "activation = 'relu': must be one of gelu"),

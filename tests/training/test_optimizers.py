@@ -207,3 +207,62 @@ def test_adafactor_takes_the_same_step_with_scanned_layers() -> None:
     kernels = np.asarray(updates["scanned"]["encoder"]["layers"]["kernel"])
     rms = np.sqrt((kernels**2).mean(axis=(1, 2))) / OptimizerConfig().learning_rate
     assert rms.min() < 0.1 and rms.max() == pytest.approx(1, abs=1e-4)
+
+
+def test_lamb_is_the_released_one() -> None:
+    """Against its update written out in NumPy: no bias correction, ratios by array."""
+    rate, decay, b1, b2, epsilon = 0.02, 0.1, 0.9, 0.999, 1e-6
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            kind="lamb",
+            learning_rate=rate,
+            schedule="constant",
+            weight_decay=decay,
+            clip_norm=1.0,
+            epsilon=epsilon,
+        )  # fmt: skip
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "embedding": (5, 2), "bias": (4,), "scale": (4,)}
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    params["zero"] = np.zeros((2, 2))
+    tree = {"a": {n: params[n] for n in shapes}, "b": {"kernel": params["zero"]}}
+    tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    state = optimizer.init(tree)
+    moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in params.items()}
+    for _ in range(4):
+        gradients = {name: rng.normal(size=p.shape) for name, p in params.items()}
+        length = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, p in params.items():
+            g = gradients[name] / max(length, 1.0)
+            m, v = moments[name]
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            moments[name] = m, v
+            step = m / (np.sqrt(v) + epsilon)
+            if name not in ("bias", "scale"):
+                step = step + decay * p
+                size = np.linalg.norm(p)
+                step = step * (size / np.linalg.norm(step) if size > 0 else 1.0)
+            params[name] = p - rate * step
+        grads = {"a": {n: gradients[n] for n in shapes}, "b": {"kernel": gradients["zero"]}}
+        grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)
+        updates, state = optimizer.update(grads, state, tree)
+        tree = optax.apply_updates(tree, updates)
+    for name in shapes:
+        np.testing.assert_allclose(tree["a"][name], params[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(tree["b"]["kernel"], params["zero"], rtol=1e-5, atol=1e-6)
+
+
+def test_lamb_scales_each_of_scanned_layers_for_itself() -> None:
+    config = OptimizerConfig(kind="lamb", schedule="constant", clip_norm=0.0)
+    optimizer = make_optimizer(config)
+    layers = [np.full((2, 3), 0.5 * (i + 1), np.float32) for i in range(2)]
+    gradients = [np.linspace(-1, i + 1, 6, dtype=np.float32).reshape(2, 3) for i in range(2)]
+    apart = [
+        optimizer.update({"kernel": g}, optimizer.init({"kernel": p}), {"kernel": p})[0]["kernel"]
+        for p, g in zip(layers, gradients, strict=True)
+    ]
+    params = {"layers": {"kernel": np.stack(layers)}}
+    grads = {"layers": {"kernel": np.stack(gradients)}}
+    together, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(together["layers"]["kernel"], np.stack(apart), rtol=1e-6)

@@ -1,0 +1,97 @@
+"""Heads on an encoder's states: masked tokens, sentences, replaced tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.encoders.bert import ACTIVATIONS, BertConfig, dense, layer_norm
+
+
+class MlmHead(nn.Module):
+    """Logits over the vocabulary: `LN(activation(h A + a))` times the token table, plus a bias.
+
+    A is as wide as the table; the table is the encoder's own and no parameter of the head.
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, states: jax.Array, table_ve: jax.Array) -> jax.Array:
+        """States [..., d] and the encoder's token table -> float32 logits [..., v]."""
+        cfg = self.config
+        x = dense(cfg, cfg.table_dim, ("embed", "unsharded"), "transform")(states)
+        x = layer_norm(cfg, "layer_norm")(ACTIVATIONS[cfg.activation](x))
+        bias_v: Any = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("unsharded",)),
+            (cfg.vocab_size,),
+            jnp.float32,
+        )
+        return _logits(x, table_ve.T) + bias_v
+
+
+class Pooler(nn.Module):
+    """`tanh(h_0 P + p)` of the first position's state, which sentence heads read."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, states_bld: jax.Array) -> jax.Array:
+        """States [b, l, d] -> [b, d]."""
+        kernel_axes = ("unsharded", "embed")
+        return jnp.tanh(
+            dense(self.config, self.config.hidden_dim, kernel_axes, "dense")(states_bld[:, 0])
+        )
+
+
+class SentenceHead(nn.Module):
+    """The pooler and a product behind it: NSP, SOP, or the classes of a task.
+
+    Attributes:
+        dropout_rate: of the pooled state. It is the head's own: an ALBERT has none in its
+            encoder and 0.1 here when it is fine-tuned.
+    """
+
+    config: BertConfig
+    num_classes: int = 2
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, states_bld: jax.Array, deterministic: bool = True) -> jax.Array:
+        """States [b, l, d] -> float32 logits [b, classes]."""
+        pooled_bd = Pooler(self.config, name="pooler")(states_bld)
+        pooled_bd = nn.Dropout(self.dropout_rate)(pooled_bd, deterministic=deterministic)
+        axes = ("embed", "unsharded")
+        return dense(self.config, self.num_classes, axes, "classifier")(pooled_bd).astype(
+            jnp.float32
+        )
+
+
+class DiscriminatorHead(nn.Module):
+    """ELECTRA's: for each token a logit that it was replaced."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, states_bld: jax.Array) -> jax.Array:
+        """States [b, l, d] -> float32 logits [b, l]."""
+        cfg = self.config
+        x_bld = dense(cfg, cfg.hidden_dim, ("unsharded", "embed"), "transform")(states_bld)
+        x_bld = ACTIVATIONS[cfg.activation](x_bld)
+        logits_bl1 = dense(cfg, 1, ("embed", "unsharded"), "classifier")(x_bld)
+        return logits_bl1[..., 0].astype(jnp.float32)
+
+
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "mlm": MlmHead,
+    "sentence": SentenceHead,
+    "discriminator": DiscriminatorHead,
+}
+
+
+def _logits(x: jax.Array, table: jax.Array) -> jax.Array:
+    """[..., e] x [e, v], summed in float32."""
+    return jnp.matmul(x, table.astype(x.dtype), preferred_element_type=jnp.float32)
