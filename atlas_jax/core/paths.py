@@ -193,7 +193,10 @@ def check_output_folder(path: str | os.PathLike[str], name: str = "") -> Path:
     kind = kind_of(target)
     if kind not in ("a folder", "nothing"):
         raise UserError(f"{label}: is {kind or 'a file'}; choose a folder, or one to be made")
-    _check_above(target, label)
+    if kind == "nothing":
+        _check_above(target, label)
+    elif not os.access(target, os.W_OK | os.X_OK):
+        raise UserError(f"{label}: there is no permission to write into it")
     return target
 
 
@@ -204,6 +207,8 @@ def _check_above(target: Path, label: str) -> None:
             continue
         if kind != "a folder":
             raise UserError(f"{label}: lies below {above}, which is {kind or 'a file'}")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"{label}: there is no permission to write into {above}")
         return
 
 

@@ -148,3 +148,16 @@ def test_text_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
 def test_a_kind_of_bucket_that_is_not_installed_is_named() -> None:
     with pytest.raises(UserError, match="nope://x.*Protocol not known"):
         as_path("nope://x")
+
+
+def test_outputs_without_permission_are_refused(tmp_path: Path, monkeypatch) -> None:
+    mounted = tmp_path / "mounted"  # may be written into, unlike the folder that it lies in
+    mounted.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    assert check_output_folder(mounted) == mounted
+    for check in (check_output_file, check_output_folder):
+        with pytest.raises(UserError, match=r"--out = .* no permission to write into"):
+            check(tmp_path / "new", "--out")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="no permission to write into it"):
+        check_output_folder(mounted)
