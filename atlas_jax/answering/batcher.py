@@ -19,6 +19,9 @@ from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Example, PassageText
 
+_CHECKED = 4096  # examples of which `check` makes tokens
+_CHECKED_AT_ONCE = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -121,6 +124,8 @@ class Batcher:
         rows = len(examples) if rows is None else rows
         if not 0 < len(examples) <= rows:
             raise ValueError(f"{len(examples)} examples for a batch of {rows} rows")
+        for example in examples:
+            self._check(example)
         config, tokenizers = self._config, self._tokenizers
         reader, retriever = tokenizers.reader, tokenizers.retriever
         read = [self._query(e) for e in examples]
@@ -188,6 +193,42 @@ class Batcher:
             hidden_b3[number] = (row, *cuts)
         return hidden_b3
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuse, before any work, an example of which no batch can be made.
+
+        What only tokens show (a query that does not fit, choices that begin alike) is looked for in
+        the first few thousand of them.
+
+        Raises:
+          UserError: as a call does.
+        """
+        for example in examples:
+            self._check(example)
+        costly = [e for e in examples if e.shorten or e.choice_score == "first_token"]
+        for start in range(0, min(len(costly), _CHECKED), _CHECKED_AT_ONCE):
+            self(costly[start : start + _CHECKED_AT_ONCE])
+
+    def _check(self, example: Example) -> None:
+        """Refuse an example for what it has or lacks."""
+        width = self._config.max_excluded
+        if len(example.excluded_ids) > width:
+            raise UserError(
+                f"record {example.id!r} excludes {len(example.excluded_ids)} passages, more than "
+                f"DataConfig.max_excluded = {width}"
+            )
+        if self._choices and not 2 <= len(example.choices) <= self._choices:
+            raise UserError(
+                f"record {example.id!r} has {len(example.choices)} choices; all records of a file "
+                "have two or more, or none has any"
+            )
+        if example.prompt_text and not self._config.prompt_length:
+            raise UserError(
+                "the task gives the decoder a prompt, but DataConfig.prompt_length = 0: bind it to "
+                "the tokens of the longest one"
+            )
+        if self._k:
+            _passages_of(example)
+
     def _query(self, example: Example) -> str:
         """The query's text, its part that may be cut made to fit."""
         text, cut, room = example.query_text, example.shorten, self._config.query_length
@@ -219,11 +260,6 @@ class Batcher:
         reader = self._tokenizers.reader
         texts, targets = [e.prompt_text for e in examples], [e.target_text for e in examples]
         if not self._config.prompt_length:
-            if any(texts):
-                raise UserError(
-                    "the task gives the decoder a prompt, but DataConfig.prompt_length = 0: bind "
-                    "it to the tokens of the longest one"
-                )
             return None, reader.encode_batch(targets, add_special=True), None
         prompts = reader.encode_batch(texts, add_special=False)
         if self._config.prompt_and_target == "apart":
@@ -242,11 +278,6 @@ class Batcher:
         tokens_bct = np.zeros((len(examples), self._choices, length), np.int32)
         weights_bct = np.zeros(tokens_bct.shape, np.float32)
         for row, example in enumerate(examples):
-            if not 2 <= len(example.choices) <= self._choices:
-                raise UserError(
-                    f"record {example.id!r} has {len(example.choices)} choices; all records of a "
-                    "file have two or more, or none has any"
-                )
             tokens_ct = np.stack(list(itertools.islice(flat, len(example.choices))))
             tokens_bct[row, : len(tokens_ct)] = tokens_ct
             if example.choice_score == "first_token":
@@ -261,11 +292,6 @@ class Batcher:
         width = self._config.max_excluded
         excluded_bx = np.full((len(examples), width), NO_ROW, np.int32)
         for row, example in enumerate(examples):
-            if len(example.excluded_ids) > width:
-                raise UserError(
-                    f"record {example.id!r} excludes {len(example.excluded_ids)} passages, more "
-                    f"than DataConfig.max_excluded = {width}"
-                )
             for place, passage_id in enumerate(example.excluded_ids):
                 excluded_bx[row, place] = self._row_of(passage_id)
         return excluded_bx

@@ -10,6 +10,7 @@ from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
 from atlas_jax.answering.evaluator import Evaluator, Found, make_find, mean_loss, score
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
+from atlas_jax.answering.truncation import tell_cut
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.types import Params
@@ -178,5 +179,7 @@ def make_evaluation(
         choices,
         told.generation.length_penalty,
     )
+    evaluator.batcher.check(examples)
+    tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
     loss_rows = config.batch_size if config.loss == "batches" else 0
     return Evaluation(told.task, examples, evaluator, recall_at, loss_rows)

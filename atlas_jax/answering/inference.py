@@ -1,13 +1,19 @@
 """What the entry points beside training do: index a corpus, retrieve, evaluate."""
 
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+
 from atlas_jax.answering.atlas import Atlas, Evaluated
 from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
 from atlas_jax.answering.evaluator import score, write_predictions
 from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
 from atlas_jax.answering.scorable import tell_unscorable
+from atlas_jax.answering.truncation import tell_cut
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import check_output_file
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.corpus import load_corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
@@ -64,6 +70,7 @@ def retrieve(told: RetrieveRun) -> dict[str, float]:
       UserError: a setting or file at fault.
     """
     config, task = told.retrieve, told.task
+    check_output_file(config.output, "RetrieveConfig.output")
     with use_devices(told.devices) as (mesh, rules):
         records = task.load(config.file, False, told.rows)
         retriever, params, _ = load_retriever(told.models)
@@ -72,18 +79,23 @@ def retrieve(told: RetrieveRun) -> dict[str, float]:
         corpus = load_corpus(
             told.corpus, retriever, params, tokenizers, mesh, rules, config.rerank > 0
         )
+        examples = evaluation_examples(task, records)
+        tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
         evaluator = make_evaluator(
             Finder(retriever, tokenizers, corpus, mesh, rules),
             Search("index", config.k, config.rerank, "RetrieveConfig.k", "RetrieveConfig.rerank"),
             Rows(config.batch_size, "RetrieveConfig.batch_size"),
             told.data,
         )
-        examples = evaluation_examples(task, records)
         tell_unscorable(config.file, examples, False, corpus.store)
         found = evaluator({"retriever": params}, examples, progress="retrieve")
-        if multihost.is_first():
-            write_predictions(config.output, task, found, config.negatives)
-        return score(task, found, sorted({k for k in told.recall_at if k <= config.k} | {config.k}))
+        scores = score(
+            task, found, sorted({k for k in told.recall_at if k <= config.k} | {config.k})
+        )
+        with _scores_told(scores):
+            if multihost.is_first():
+                write_predictions(config.output, task, found, config.negatives)
+        return scores
 
 
 def evaluate(told: AnswerRun) -> Evaluated:
@@ -92,7 +104,19 @@ def evaluate(told: AnswerRun) -> Evaluated:
     Raises:
       UserError: a setting or file at fault.
     """
+    if told.evaluation.predictions:
+        check_output_file(told.evaluation.predictions, "EvalConfig.predictions")
     done = Atlas(told).evaluate()
     if told.evaluation.predictions and multihost.is_first():
-        write_predictions(told.evaluation.predictions, told.task, done.found)
+        with _scores_told(done.scores):
+            write_predictions(told.evaluation.predictions, told.task, done.found)
     return done
+
+
+@contextlib.contextmanager
+def _scores_told(scores: Mapping[str, float]) -> Iterator[None]:
+    """Let the error about a file that cannot be written tell the scores, which took long."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; the scores are {json.dumps(scores)}") from error
