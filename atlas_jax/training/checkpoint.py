@@ -6,6 +6,7 @@ a temporary name and renamed.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Required, TypedDict
@@ -41,6 +42,7 @@ class _IndexNotes(TypedDict, total=False):
 
 class _Notes(TypedDict, total=False):
     data: dict[str, Any]
+    settings: dict[str, str | int]
     index: _IndexNotes | None
 
 
@@ -73,6 +75,7 @@ class Checkpointer:
         if not is_remote(directory):
             self.directory = self.directory.absolute()
         self._writing: int | None = None
+        self._closed = False
         self._clear_deleted()
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -200,14 +203,32 @@ class Checkpointer:
         except Exception as error:  # Grain takes the state apart without a look
             raise self._unreadable(restored.step, error) from error
 
+    def __enter__(self) -> "Checkpointer":
+        """A block behind which no checkpoint is left half-written, whatever ends it."""
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """`close`; where an error is on its way already, another one is only told."""
+        try:
+            self.close()
+        except UserError as unwritten:
+            if error is None:
+                raise
+            print(unwritten, file=sys.stderr)
+
     def close(self) -> None:
         """Wait for the checkpoint that is being written, then release Orbax's threads.
 
         Raises:
           UserError: it could not be written.
         """
-        self.wait()
-        self._manager.close()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def _clear_deleted(self) -> None:
         """Remove the checkpoints that Orbax has put aside; of a bucket it deletes them itself."""

@@ -6,7 +6,7 @@ hard negatives: supervised fine-tuning.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
+from atlas_jax.answering.truncation import evenly
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
-from atlas_jax.core.paths import as_path
+from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
@@ -47,6 +48,7 @@ from atlas_jax.training.contrastive_step import (
 )
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.optimizers import make_optimizer
+from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
 from atlas_jax.training.run import RetrieverRun
 from atlas_jax.training.speed import (
     TRACES,
@@ -57,6 +59,7 @@ from atlas_jax.training.speed import (
 )
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
+_CHECKED = 100_000  # records of which examples are made before the first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Run:
     Attributes:
       rows: where a batch lies.
       length: of a passage in tokens.
+      settings: what decides the order of the records, by binding.
     """
 
     step: CompiledOnce
@@ -74,6 +78,7 @@ class _Run:
     rows: Sharding
     checkpoints: Checkpointer
     length: int
+    settings: Mapping[str, Any]
 
 
 def train_retriever(told: RetrieverRun) -> ContrastiveState:
@@ -86,7 +91,7 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
       UserError: a setting or file at fault, or a checkpoint of another model.
     """
     config = told.train
-    directory = as_path(config.model_dir)
+    directory = check_output_folder(config.model_dir, "RetrieverTrainConfig.model_dir")
     with use_devices(told.devices) as (mesh, rules):
         model, params, tokenizer = load_retriever(told.models, config.seed)
         tokenizers = load_tokenizers(told.models.config)
@@ -96,20 +101,29 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
         batches = query_pairs(store, tokenizers, told) if told.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
-        checkpoints = Checkpointer(directory / CHECKPOINTS, told.checkpoints)
-        found = checkpoints.restore(state)
-        if found is not None:
-            state = found.state
-            batches.set_state(found.notes["data"])
-        if multihost.is_first():
-            write_config(directory / CONFIG_FILE, told.text or as_gin(told))
-        run = _Run(step_fn, batches, store, rows, checkpoints, _longest(store))
-        first, writes = int(state.step), multihost.is_first()
-        with RunLog(directory, first, config.total_steps, writes) as log:
-            tracer = Tracer(told.profile, str(directory / TRACES))
-            with Preemption() as preemption, tracer:
-                state = _loop(told, run, state, log, preemption, tracer)
-        checkpoints.close()
+        settings = {
+            "RetrieverTrainConfig.batch_size": config.batch_size,
+            "RetrieverTrainConfig.seed": config.seed,
+            "RetrieverTrainConfig.group": config.group,
+            "CorpusConfig.store": f"{store.directory.name}, {store.retriever_hash[:12]}",
+        }
+        if told.task:
+            settings["RetrieverTrainConfig.file"] = file_mark(config.file)
+        with Checkpointer(directory / CHECKPOINTS, told.checkpoints) as checkpoints:
+            found = checkpoints.restore(state)
+            if found is not None:
+                check_resumed(found.notes.get("settings"), settings, str(directory))
+                state = found.state
+                checkpoints.resume_data(batches, found)
+            if multihost.is_first():
+                write_config(directory / CONFIG_FILE, told.text or as_gin(told))
+            run = _Run(step_fn, batches, store, rows, checkpoints, _longest(store), settings)
+            first, writes = int(state.step), multihost.is_first()
+            with RunLog(directory, first, config.total_steps, writes) as log:
+                tracer = Tracer(told.profile, str(directory / TRACES))
+                with Preemption() as preemption, tracer:
+                    state = _loop(told, run, state, log, preemption, tracer)
+            check_learnt(int(state.step), int(state.skipped))
         _export(directory / FINAL, model, state, tokenizer, told.models.config.export_dtype)
     return state
 
@@ -144,8 +158,9 @@ def _loop(
             log.write(step, "train", values | speed.of(clock.lap()))
         stopping = preemption.reached(step) and not last
         if last or stopping or (every and step % every == 0):
+            notes = {"data": run.batches.get_state(), "settings": dict(run.settings)}
             with clock.paused(state):
-                run.checkpoints.save(step, state, {"data": run.batches.get_state()})
+                run.checkpoints.save(step, state, notes)
         if stopping:
             run.checkpoints.close()
             raise Preempted(f"stopped at step {step}, which is saved; start it again to go on")
@@ -266,6 +281,12 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun)
             )
         return example.gold_ids[0]
 
+    # What is wrong with a record shows before the first step.
+    for place in evenly(len(records), _CHECKED):
+        example = task.example(records[place])
+        store.row_of(gold_id(example))
+        for passage_id in negatives(example, np.random.default_rng(0)):
+            store.row_of(str(passage_id))
     stream = grain.MapDataset.range(groups).seed(config.seed).shuffle().repeat()
     # The stream has no end, so nothing is dropped; but its length, rounded up, would overflow.
     batches = stream.map_with_index(examples_of).batch(

@@ -19,12 +19,13 @@ from jax.sharding import Mesh, Sharding
 from atlas_jax.answering.batcher import Batcher
 from atlas_jax.answering.evaluation import Evaluation, make_evaluation
 from atlas_jax.answering.evaluator import write_predictions
+from atlas_jax.answering.truncation import evenly, tell_cut
 from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
 from atlas_jax.core.partitioning import Rule, batch_sharding
-from atlas_jax.core.paths import as_path, is_remote
+from atlas_jax.core.paths import check_output_folder, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.corpus.corpus import Corpus, open_store
@@ -57,10 +58,13 @@ from atlas_jax.training.freshness import Freshness, check_freshness
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import make_optimizer, make_schedule
+from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
 from atlas_jax.training.run import TrainRun
 from atlas_jax.training.speed import TRACES, Speed, StepClock, Tracer, step_speed
 from atlas_jax.training.state import TrainState, make_state, state_shardings
 from atlas_jax.training.step import compile_train_step, make_train_step
+
+_CHECKED = 100_000  # training records of which examples are made before the first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class _Run:
       corpus: None where nothing is searched, in training or evaluation.
       freshness: None where training searches nothing.
       evaluation: None without EvalConfig.file.
+      settings: what decides the order of the records, by binding.
     """
 
     told: TrainRun
@@ -88,6 +93,7 @@ class _Run:
     schedules: Mapping[str, optax.Schedule]
     evaluation: Evaluation | None
     checkpoints: Checkpointer
+    settings: Mapping[str, Any]
 
 
 def train(told: TrainRun) -> TrainState:
@@ -102,32 +108,39 @@ def train(told: TrainRun) -> TrainState:
     total = told.train.total_steps
     with use_devices(told.devices) as (mesh, rules):
         run, state = _prepare(told, mesh, rules)
-        state = _resume(run, state)
-        if is_first():
-            write_config(run.directory / CONFIG_FILE, told.text or as_gin(told))
-        with RunLog(run.directory, int(state.step), total, is_first()) as log:
-            tracer = Tracer(told.profile, str(run.directory / TRACES))
-            with Preemption() as preemption, tracer:
-                state = _loop(run, state, log, preemption, tracer)
-            if run.corpus is not None and told.refreshes_index:  # for the last evaluation, too
-                run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
-            if run.evaluation is not None:
-                _evaluate(run, run.evaluation, state.params, total, log)
-        run.checkpoints.close()
-        export_model(
-            run.directory / FINAL,
-            run.models,
-            state.params,
-            run.tokenizers,
-            told.models.config.export_dtype,
-            about={"steps": int(state.step), "skipped": int(state.skipped)},
-        )
+        with run.checkpoints:
+            state = _resume(run, state)
+            if is_first():
+                write_config(run.directory / CONFIG_FILE, told.text or as_gin(told))
+            with RunLog(run.directory, int(state.step), total, is_first()) as log:
+                tracer = Tracer(told.profile, str(run.directory / TRACES))
+                with Preemption() as preemption, tracer:
+                    state = _loop(run, state, log, preemption, tracer)
+                check_learnt(int(state.step), int(state.skipped))
+                _export(run, state)  # before an evaluation, which may fail
+                if run.corpus is not None and told.refreshes_index:  # for the evaluation, too
+                    run.corpus.refresh(state.params["retriever"], run.directory / FINAL_INDEX)
+                if run.evaluation is not None:
+                    _evaluate(run, run.evaluation, state.params, total, log)
     return state
+
+
+def _export(run: _Run, state: TrainState) -> None:
+    """Write the trained models."""
+    export_model(
+        run.directory / FINAL,
+        run.models,
+        state.params,
+        run.tokenizers,
+        run.told.models.config.export_dtype,
+        about={"steps": int(state.step), "skipped": int(state.skipped)},
+    )
 
 
 def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run, TrainState]:
     """Everything that a run needs, and its state before the first step."""
     _check(told)
+    directory = check_output_folder(told.train.model_dir, "TrainConfig.model_dir")
     config, step_config = told.train, told.step
     # Files first: what is wrong with them shows before anything is compiled.
     records = told.task.load(config.file, rows=told.rows)
@@ -161,7 +174,6 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
     evaluation = None
     if told.evaluation.file:
         evaluation = make_evaluation(told.answers, models, tokenizers, corpus, mesh, rules)
-    directory = as_path(config.model_dir)
     run = _Run(
         told=told,
         directory=directory,
@@ -180,6 +192,11 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
         schedules={part: make_schedule(told.optimizers[part]) for part in PARTS},
         evaluation=evaluation,
         checkpoints=Checkpointer(directory / CHECKPOINTS, told.checkpoints),
+        settings={
+            "DataConfig.batch_size": told.data.batch_size,
+            "TrainConfig.seed": config.seed,
+            "TrainConfig.file": file_mark(config.file),
+        },
     )
     state = make_state(models, made.params, *shaping, config.seed, mesh, rules)
     if told.models.config.optimizer_state:
@@ -191,6 +208,7 @@ def _resume(run: _Run, state: TrainState) -> TrainState:
     """The last checkpoint's state, place in the data and index; `state` without one."""
     found = run.checkpoints.restore(state)
     if found is not None:
+        check_resumed(found.notes.get("settings"), run.settings, str(run.directory))
         state = found.state
         run.checkpoints.resume_data(run.batches, found)
     if run.corpus is not None:
@@ -353,6 +371,9 @@ def _batches(
         given_passages=told.step.k if config.passages == "file" else 0,
         formats=told.corpus.formats,
     )
+    examples = [told.task.example(records[row]) for row in evenly(len(records), _CHECKED)]
+    batcher.check(examples)
+    tell_cut(config.file, examples, tokenizers, data, learnt=True)
     return training_batches(
         told.task,
         records,
@@ -379,7 +400,8 @@ def _settings(run: _Run, step: int) -> dict[str, float]:
 
 def _save(run: _Run, step: int, state: TrainState) -> None:
     """Write a checkpoint, and drop the embeddings that no checkpoint needs."""
-    notes: dict[str, Any] = {"data": run.batches.get_state(), "index": None}
+    data = run.batches.get_state()
+    notes: dict[str, Any] = {"data": data, "index": None, "settings": dict(run.settings)}
     if run.corpus is not None:
         notes["index"] = run.corpus.notes() | (run.freshness.notes() if run.freshness else {})
     embeddings = run.corpus.own_embeddings if run.corpus else None
