@@ -1,8 +1,9 @@
 # make demo    from a corpus to an answered, scored question, in ten minutes on two cores
 # make test    all tests
 # make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
-# make claims  the paper's claims at nano scale: what is missing of docs/claims.md
+# make claims  the paper's claims at nano scale: what is missing of docs/reports/claims.md
 # make plan-table   what fits on which TPU slice: rows that are missing or stale, for an hour
+# make docs    the site, into work/site; a page with a dead link or without a place is an error
 # make lint    ruff, mypy, import-linter, shellcheck
 #
 # Each makes what it needs: in the active virtual environment if there is one, else in .venv.
@@ -23,10 +24,11 @@ WORKERS ?= 2
 # One stamp for each set of packages: done once, and again when the lists change.
 RUN := $(VENV)/.atlas-jax-run
 DEV := $(VENV)/.atlas-jax-dev
+DOCS := $(VENV)/.atlas-jax-docs
 BENCH := $(VENV)/.atlas-jax-bench
 PLAN := $(VENV)/.atlas-jax-plan
 
-.PHONY: help demo claims test bench lint plan-table
+.PHONY: help demo claims test bench docs lint plan-table
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +51,11 @@ bench: $(BENCH)
 plan-table: $(PLAN)
 	$(BIN)/python -m benchmarks.plan_table $(ARGS)
 
+# The variable: mkdocs-material tells of a successor at every build.
+docs: $(DOCS)
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	@echo "the site is work/site/index.html"
+
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,6 +77,10 @@ $(RUN): requirements.txt pyproject.toml | $(BIN)/python
 
 $(DEV): $(RUN)
 	$(PIP) --constraint requirements.txt --editable '.[dev]'
+	@touch $@
+
+$(DOCS): $(RUN)
+	$(PIP) --constraint requirements.txt --editable '.[docs]'
 	@touch $@
 
 $(BENCH): $(RUN)

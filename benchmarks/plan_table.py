@@ -1,8 +1,8 @@
-"""The tables of docs/plan_table.md: `atlas-jax plan` for models, recipes and slices.
+"""The tables of docs/reports/plan_table.md: `atlas-jax plan` for models, recipes and slices.
 
     python -m benchmarks.plan_table [--minutes 60] [--row_minutes 30] [--only xxl]
 
-Each row is a process of its own. Rows stand in docs/plan_rows.json as soon as they are done,
+Each row is a process of its own. Rows stand in docs/reports/plan_rows.json as soon as they are done,
 with the versions that gave them and a digest of what went in: the run's gin configuration and
 the code that reads compiled programs. A second call makes those that are missing or stale,
 whose versions or digest differ. What runs out of time is left for the next call.
@@ -30,8 +30,8 @@ from atlas_jax.planning.report import DISAGREEMENT, versions
 from atlas_jax.training.chips import GIB, Slice, parse_slice
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
-ROWS, TABLE = DOCS / "plan_rows.json", DOCS / "plan_table.md"
+REPORTS = ROOT / "docs" / "reports"
+ROWS, TABLE = REPORTS / "plan_rows.json", REPORTS / "plan_table.md"
 PASSAGES = 37_000_000
 # As the page orders them. `Row` takes any recipe of `gin/runs/`; one more has to be named here.
 RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
@@ -301,7 +301,7 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# What fits where",
         "",
-        "Written by `make plan-table` from `plan_rows.json`; [plan.md](plan.md) says what the",
+        "Written by `make plan-table` from `plan_rows.json`; [Does it fit?](../plan.md) says what the",
         f"columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
         "",
         *_recipes(rows),

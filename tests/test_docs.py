@@ -16,7 +16,7 @@ from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.training.config import StepConfig, TrainConfig
 
 ROOT = Path(atlas_jax.__file__).parents[1]
-PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md"))))
 WITH_GIN = ("train", "evaluate", "build_index", "retrieve", "ask", "train_retriever",
             "train_tokenizer", "remove_leaks")  # fmt: skip
 

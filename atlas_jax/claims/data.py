@@ -17,7 +17,7 @@ class Data:
     """Where the files are.
 
     Attributes:
-      given: the folder of --data, None without; see docs/claims.md for what it holds.
+      given: the folder of --data, None without; see docs/reports/claims.md for what it holds.
       questions: how many rows of an evaluation file are asked.
     """
 

@@ -2,7 +2,7 @@
 
 Each row is a chain of ordinary runs (index, train, evaluate) from the nano model, with a gin file
 in its folder. What is done is not done again, a row that fails does not stop the others, and the
-table says what has not been run. docs/claims.md has the rows and what --data is to hold.
+table says what has not been run. docs/reports/claims.md has the rows and what --data is to hold.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder for the rows that need other data")
     parser.add_argument("--checkpoint", type=Path, help="model folder to begin with (nano)")
     parser.add_argument("--out", type=Path, default=Path("work/claims"), help="folder of the runs")
-    parser.add_argument("--report", type=Path, default=Path("docs"),
+    parser.add_argument("--report", type=Path, default=Path("docs/reports"),
                         help=f"folder of {TABLE}, {FIGURE} and {JSON}")  # fmt: skip
     flags = parser.parse_args(expand_arguments(sys.argv[1:] if argv is None else argv))
     try:

@@ -36,7 +36,7 @@ content of its configuration, checkpoint and data; claims.json says which folder
     atlas-jax train --gin_file=work/claims/runs/KEY/config.gin \\
       --gin.TrainConfig.model_dir=work/again
 
-`--data DIR`, plain or with names ending in `.gz` (lines as in [data_formats.md](data_formats.md)):
+`--data DIR`, plain or with names ending in `.gz` (lines as in [Data formats](../data_formats.md)):
 
 | rows | files below DIR |
 |---|---|

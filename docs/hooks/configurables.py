@@ -1,0 +1,141 @@
+"""The page of every gin configurable: its fields, types, defaults and the docstring's words."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from gin import config as gin_config
+
+from atlas_jax.cli import COMMANDS
+
+INTRODUCTION = """# Gin configurables
+
+Everything that a gin file or `--gin.NAME.field=value` may bind, in alphabetical order. The page is
+made from the code. [Configuration](../configuration.md) says how bindings are written.
+
+"""
+REQUIRED = "required"
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of a configurable."""
+
+    name: str
+    type: str
+    default: str
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Configurable:
+    """A class or function that gin may bind.
+
+    Attributes:
+      name: as a gin file writes it.
+      module: where it is defined.
+      words: its docstring without the fields.
+    """
+
+    name: str
+    module: str
+    words: str
+    fields: tuple[Field, ...]
+
+
+def configurables() -> list[Configurable]:
+    """All that the commands register, by name."""
+    for module, _ in COMMANDS.values():
+        importlib.import_module(f"atlas_jax.{module}")
+    registered = gin_config._REGISTRY._selector_map.values()
+    ours = [one for one in registered if one.wrapped.__module__.startswith("atlas_jax.")]
+    return sorted((_described(one.wrapped) for one in ours), key=lambda one: one.name.lower())
+
+
+def page(found: list[Configurable]) -> str:
+    """The page in Markdown."""
+    return INTRODUCTION + "\n".join(line for one in found for line in _section(one))
+
+
+def _described(wrapped: Any) -> Configurable:
+    words, said = _docstring(wrapped)
+    fields = tuple(
+        Field(
+            parameter.name,
+            inspect.formatannotation(parameter.annotation),
+            REQUIRED if parameter.default is parameter.empty else repr(parameter.default),
+            said.get(parameter.name, ""),
+        )
+        for parameter in inspect.signature(wrapped).parameters.values()
+    )
+    return Configurable(wrapped.__name__, wrapped.__module__, words, fields)
+
+
+def _docstring(wrapped: Any) -> tuple[str, dict[str, str]]:
+    """The words before the fields, and those of each field, a parent's where it has none."""
+    parents = wrapped.__mro__[1:-1] if inspect.isclass(wrapped) else ()
+    said = {name: words for parent in reversed(parents) for name, words in _fields(parent)}
+    said |= dict(_fields(wrapped))
+    names = "|".join(inspect.signature(wrapped).parameters)
+    text = inspect.getdoc(wrapped) or ""
+    before = re.split(rf"(?m)^ *(?:(?:Attributes|Args):$|(?:{names})(?:, \w+)*: )", text)[0]
+    return before.strip(), said
+
+
+def _fields(wrapped: Any) -> Iterator[tuple[str, str]]:
+    """Each field that a docstring explains as `name: words` or `name, name: words`."""
+    names = set(inspect.signature(wrapped).parameters)
+    told: list[str] = []
+    words: list[str] = []
+    depth = 0
+    for line in [*(inspect.getdoc(wrapped) or "").splitlines(), "end"]:
+        found = re.match(r"( *)(\w+(?:, \w+)*): +(.*)", line)
+        indent = len(line) - len(line.lstrip())
+        begins = bool(found) and set(found[2].split(", ")) <= names
+        if line.strip() and (begins or indent <= depth):
+            yield from ((name, " ".join(words)) for name in told)
+            told, words = (found[2].split(", "), [found[3]]) if begins else ([], [])
+            depth = indent
+        elif told:
+            words.append(line.strip())
+
+
+def _section(one: Configurable) -> list[str]:
+    lines = [f"## {one.name}", "", f"`{one.module}`", "", _markdown(one.words), ""]
+    if one.fields:
+        lines += ["| field | type | default | |", "|---|---|---|---|"]
+    lines += [
+        f"| `{field.name}` | {_code(field.type)} | {_default(field.default)} "
+        f"| {_cell(field.words)} |"
+        for field in one.fields
+    ]
+    return [*lines, ""]
+
+
+def _default(text: str) -> str:
+    return f"**{text}**" if text == REQUIRED else _code(text)
+
+
+def _code(text: str) -> str:
+    return f"<code>{_escaped(text)}</code>"
+
+
+def _cell(words: str) -> str:
+    return _markdown(words).replace("|", "&#124;")
+
+
+def _markdown(words: str) -> str:
+    """A docstring's words: double back quotes as single ones, nothing taken for HTML."""
+    parts = re.split(r"(`[^`]*`)", words.replace("``", "`"))
+    return "".join(
+        part if part.startswith("`") else part.replace("<", "&lt;").replace("*", r"\*")
+        for part in parts
+    )
+
+
+def _escaped(text: str) -> str:
+    marks = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "*": "&#42;", "_": "&#95;"}
+    return "".join(marks.get(mark, mark) for mark in text)
