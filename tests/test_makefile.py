@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import atlas_jax
 
@@ -45,3 +46,14 @@ def test_readme_and_package_name_the_same_pythons() -> None:
     named = re.findall(r"Python :: (3\.\d+)", package)
     assert named == ["3.11", "3.12", "3.13"]
     assert "\nPython 3.11, 3.12 or 3.13.\n" in (ROOT / "README.md").read_text()
+
+
+def test_the_workflow_runs_ci_on_the_same_pythons() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["ci"]
+    runs = job["strategy"]["matrix"]["include"]
+    assert [run["python"] for run in runs] == ["3.11", "3.12", "3.13"]
+    assert runs[0] == {"python": "3.11", "parity": 1, "plan": 1, "tests": ""}  # nothing left out
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run ${{ matrix.tests }}"]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

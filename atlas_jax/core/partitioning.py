@@ -56,7 +56,11 @@ _Devices = Annotated[int, Meta(ge=-1, le=1 << 20)]
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, "all remaining devices".
 
-    dcn: slices, which the data-centre network joins; each has data x fsdp x model devices.
+    Attributes:
+      data: splits the batch; parameters are copied along it.
+      fsdp: splits the batch, and the width of every parameter and of its moments.
+      model: splits heads, MLP and vocabulary, of parameters and of activations.
+      dcn: slices, which the data-centre network joins; each has data x fsdp x model devices.
     """
 
     data: _Devices = -1
@@ -71,7 +75,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartitionRules:
-    """Logical axis rules, in T5X's form: pairs of (logical axis, mesh axis or None)."""
+    """Which mesh axis splits which axis of an array.
+
+    Attributes:
+      rules: T5X's logical axis rules, pairs of (logical axis, mesh axis or axes or None). The
+        first match wins.
+    """
 
     rules: Sequence[Rule] = STANDARD_RULES
 

@@ -27,7 +27,10 @@ class ReaderConfig:
     Attributes:
       vocab_size: rows of the token embedding.
       emb_dim: width of the residual stream, d.
+      num_heads: heads of every attention.
+      num_encoder_layers, num_decoder_layers: depth of the two stacks.
       head_dim: channels of one head; ``num_heads * head_dim`` need not equal ``emb_dim``.
+      mlp_dim: width of the hidden layer of an MLP.
       mlp_activations: ``('relu',)``, or ``('gelu', 'linear')`` for the gated form, whose
         gelu is the tanh approximation.
       dropout_rate: of embeddings, attention, MLP and residuals, one mask for all positions

@@ -23,7 +23,12 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """every: steps between checkpoints (0 = only after the last step); keep: how many stay."""
+    """When a run is saved.
+
+    Attributes:
+      every: steps between checkpoints; 0 = only after the last step.
+      keep: how many checkpoints stay.
+    """
 
     every: bounds.AtLeast0 = 0
     keep: bounds.AtLeast1 = 2

@@ -17,7 +17,8 @@ class OptimizerConfig:
 
     Attributes:
       kind: ``adamw``, ``adafactor`` or ``lamb`` (as ALBERT was trained, see `_by_layer`).
-      learning_rate: peak rate, reached after ``warmup_steps`` of linear warm-up.
+      learning_rate: peak rate, reached after ``warmup_steps``.
+      warmup_steps: in these the rate rises in a straight line.
       warmup_from: share of the peak at which the warm-up begins; at 0 its first step changes
         nothing.
       frozen_steps: so many first steps change neither parameters nor moments; the warm-up
@@ -32,6 +33,8 @@ class OptimizerConfig:
         ``all`` parameters.
       clip_norm: largest global norm of the gradient; 0 switches clipping off. See
         StepConfig.clip for the gradient that is meant.
+      b1, b2: AdamW's decay of the first and of the second moment.
+      epsilon: AdamW's; added to the root of the second moment.
     """
 
     kind: Literal["adamw", "adafactor", "lamb"] = "adamw"
