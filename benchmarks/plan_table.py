@@ -2,9 +2,9 @@
 
     python -m benchmarks.plan_table [--minutes 60] [--row_minutes 30] [--only xxl]
 
-Each row is a process of its own. Rows stand in docs/reports/plan_rows.json as soon as they are done,
-with the versions that gave them and a digest of what went in: the run's gin configuration and
-the code that reads compiled programs. A second call makes those that are missing or stale,
+Each row is a process of its own. As soon as it is done it stands in docs/reports/plan_rows.json,
+with the versions that gave it and a digest of what went in: the run's gin configuration and
+the code that reads compiled programs. A second call makes the rows that are missing, and those
 whose versions or digest differ. What runs out of time is left for the next call.
 """
 
@@ -301,8 +301,8 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# What fits where",
         "",
-        "Written by `make plan-table` from `plan_rows.json`; [Does it fit?](../plan.md) says what the",
-        f"columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
+        "Written by `make plan-table` from `plan_rows.json`. [Does it fit?](../plan.md) says what",
+        f"the columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
         "",
         *_recipes(rows),
         "",

@@ -62,7 +62,9 @@ def test_every_gin_file_is_on_its_page(hook) -> None:
     page = hook("gin_files").page()
     for path in gin_folder().rglob("*.gin"):
         assert f"### {path.relative_to(gin_folder())}\n" in page
-    assert "| Requires | MODEL_DIR, INITIAL_CHECKPOINT_PATH, TRAIN_FILE, STORE, TRAIN_STEPS |" in page
+    assert (
+        "| Requires | MODEL_DIR, INITIAL_CHECKPOINT_PATH, TRAIN_FILE, STORE, TRAIN_STEPS |" in page
+    )
 
 
 @pytest.mark.parametrize(
