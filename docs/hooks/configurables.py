@@ -1,15 +1,12 @@
 """The page of every gin configurable: its fields, types, defaults and the docstring's words."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from gin import config as gin_config
-
-from atlas_jax.cli import COMMANDS
+from atlas_jax.from_gin import CONFIGURABLES
 
 INTRODUCTION = """# Gin configurables
 
@@ -47,12 +44,8 @@ class Configurable:
 
 
 def configurables() -> list[Configurable]:
-    """All that the commands register, by name."""
-    for module, _ in COMMANDS.values():
-        importlib.import_module(f"atlas_jax.{module}")
-    registered = gin_config._REGISTRY._selector_map.values()
-    ours = [one for one in registered if one.wrapped.__module__.startswith("atlas_jax.")]
-    return sorted((_described(one.wrapped) for one in ours), key=lambda one: one.name.lower())
+    """All that gin may bind, by name."""
+    return sorted(map(_described, CONFIGURABLES), key=lambda one: one.name.lower())
 
 
 def page(found: list[Configurable]) -> str:
@@ -60,8 +53,8 @@ def page(found: list[Configurable]) -> str:
     return INTRODUCTION + "\n".join(line for one in found for line in _section(one))
 
 
-def _described(wrapped: Any) -> Configurable:
-    words, said = _docstring(wrapped)
+def _described(one: Any) -> Configurable:
+    words, said = _docstring(one)
     fields = tuple(
         Field(
             parameter.name,
@@ -69,29 +62,29 @@ def _described(wrapped: Any) -> Configurable:
             REQUIRED if parameter.default is parameter.empty else repr(parameter.default),
             said.get(parameter.name, ""),
         )
-        for parameter in inspect.signature(wrapped).parameters.values()
+        for parameter in inspect.signature(one).parameters.values()
     )
-    return Configurable(wrapped.__name__, wrapped.__module__, words, fields)
+    return Configurable(one.__name__, one.__module__, words, fields)
 
 
-def _docstring(wrapped: Any) -> tuple[str, dict[str, str]]:
+def _docstring(one: Any) -> tuple[str, dict[str, str]]:
     """The words before the fields, and those of each field, a parent's where it has none."""
-    parents = wrapped.__mro__[1:-1] if inspect.isclass(wrapped) else ()
+    parents = one.__mro__[1:-1] if inspect.isclass(one) else ()
     said = {name: words for parent in reversed(parents) for name, words in _fields(parent)}
-    said |= dict(_fields(wrapped))
-    names = "|".join(inspect.signature(wrapped).parameters)
-    text = inspect.getdoc(wrapped) or ""
+    said |= dict(_fields(one))
+    names = "|".join(inspect.signature(one).parameters)
+    text = inspect.getdoc(one) or ""
     before = re.split(rf"(?m)^ *(?:(?:Attributes|Args):$|(?:{names})(?:, \w+)*: )", text)[0]
     return before.strip(), said
 
 
-def _fields(wrapped: Any) -> Iterator[tuple[str, str]]:
+def _fields(one: Any) -> Iterator[tuple[str, str]]:
     """Each field that a docstring explains as `name: words` or `name, name: words`."""
-    names = set(inspect.signature(wrapped).parameters)
+    names = set(inspect.signature(one).parameters)
     told: list[str] = []
     words: list[str] = []
     depth = 0
-    for line in [*(inspect.getdoc(wrapped) or "").splitlines(), "end"]:
+    for line in [*(inspect.getdoc(one) or "").splitlines(), "end"]:
         found = re.match(r"( *)(\w+(?:, \w+)*): +(.*)", line)
         indent = len(line) - len(line.lstrip())
         begins = bool(found) and set(found[2].split(", ")) <= names
