@@ -11,7 +11,7 @@ ADIST_NORMALIZERS = ("released", "target")
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """The distillation loss and its temperatures (method.md, section 1).
+    """The distillation loss and its temperatures (arXiv 2208.03299, section 2.2).
 
     Attributes:
         loss: A name of `table.LOSSES`: 'adist', 'emdr2', 'pdist' or 'loop'.
@@ -19,7 +19,8 @@ class DistillationConfig:
             emdr2 it divides the reader's logits, as in the released code.
         score_temperature: T_score. Divides the retriever's scores q.p/sqrt(e).
         kl_reduction: 'batch' averages the divergence over the real rows; 'released'
-            averages it over rows and passages, as the released code does by accident.
+            averages it over rows and passages. The released code does so, though the paper
+            does not.
         adist_normalizer: 'released' divides the attention mass by 256 x layers x target
             tokens; 'target' by layers x target tokens alone.
     """

@@ -18,8 +18,9 @@ def loss(
 ) -> tuple[jax.Array, jax.Array]:
     """- sum over rows and target tokens of logsumexp_j(l_ijt + log p_retr(j)).
 
-    The marginal is taken per target token, as the released code does; the paper writes it
-    per answer, log sum_k p(a | q, d_k) p_retr(d_k | q). The reader is held constant.
+    The sum over passages is taken for each target token, as the released code does. The paper
+    takes it for the whole answer: log sum_k p(a | q, d_k) p_retr(d_k | q). The reader gets no
+    gradient.
 
     Args:
         logp_bkt: l_ijt = log_softmax(logits / T_gold)[y_t] of passage j alone. The
@@ -38,8 +39,8 @@ def loss(
     mask_bk1 = mask_bk[:, :, None]
     log_q_bk1 = retriever_log_probs(retriever_scores_bk, mask_bk, config)[:, :, None]
     any_b = jnp.any(mask_bk, axis=-1)
-    # A row without passages would be log(0), whose gradient is not a number: give it a finite
-    # stand-in here and no weight below.
+    # A row without passages would be log(0), whose gradient is not a number. It sums over its
+    # masked passages here, which is finite, and gets no weight below.
     summed_bk1 = mask_bk1 | ~any_b[:, None, None]
     joint_bkt = jnp.where(mask_bk1, logp_bkt + log_q_bk1, 0.0)
     marginal_bt = jax.nn.logsumexp(joint_bkt, axis=1, where=summed_bk1)

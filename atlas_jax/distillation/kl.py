@@ -24,7 +24,7 @@ def masked_log_softmax(scores_bk: jax.Array, mask_bk: jax.Array) -> jax.Array:
     """
     scores_bk = jnp.where(mask_bk, scores_bk.astype(jnp.float32), -jnp.inf)
     highest_b1 = jnp.max(scores_bk, axis=-1, keepdims=True, initial=-jnp.inf)
-    # Rows without a passage would compute inf - inf; any finite number serves there.
+    # Rows without a passage would compute inf - inf: put any finite number there.
     highest_b1 = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest_b1), highest_b1, 0.0))
     centred_bk = jnp.where(mask_bk, scores_bk - highest_b1, 0.0)
     total_b1 = jnp.sum(jnp.where(mask_bk, jnp.exp(centred_bk), 0.0), axis=-1, keepdims=True)
@@ -73,11 +73,11 @@ def distill_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """KL(softmax(g / T_gold) || softmax(s / T_score)) summed over rows (adist, pdist, loop).
 
-    Gradients flow into `retriever_scores_bk` alone. With `kl_reduction='batch'` the count
-    is the number of real rows with a passage: sum / count is the usual batch mean. With
-    `kl_reduction='released'` the count is the number of real (row, passage) pairs, because
-    the released code reduces with torch's default, a mean over batch and k; without masked
-    passages that is 1 / (B K) as in method.md.
+    Gradients flow into `retriever_scores_bk` alone. The two reductions differ in the count:
+
+    * 'batch' counts the real rows that have a passage, so sum / count is the batch mean.
+    * 'released' counts their real passages, so sum / count is a mean over rows and passages.
+      The released code takes this mean, because it is PyTorch's default.
 
     Args:
         gold_scores_bk: g, the reader's score of each passage, before T_gold.

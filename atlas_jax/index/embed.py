@@ -123,8 +123,12 @@ def embedded_batches(
 def _begun(
     embed_fn: EmbedFn, at_a_time: int
 ) -> Iterator[Callable[[np.ndarray], Callable[[], Array]]]:
-    """Gives what begins to embed a batch, and that gives what waits for it."""
-    if at_a_time == 1:  # the devices take orders without being waited for
+    """A function that starts to embed a batch. Call its result to get the embeddings.
+
+    The batch is embedded in the background: by the devices where one batch is embedded at a
+    time, else by one of ``at_a_time`` threads.
+    """
+    if at_a_time == 1:  # JAX returns before the devices are done
 
         def begin(tokens: np.ndarray) -> Callable[[], Array]:
             embedded = embed_fn(tokens)
@@ -132,7 +136,7 @@ def _begun(
 
         yield begin
         return
-    with ThreadPoolExecutor(at_a_time) as threads:  # JAX compiles a length in one of them
+    with ThreadPoolExecutor(at_a_time) as threads:  # each length compiles once, in one thread
         yield lambda tokens: threads.submit(lambda: np.asarray(embed_fn(tokens))).result
 
 

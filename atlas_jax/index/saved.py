@@ -143,10 +143,10 @@ def resumable_index(
     dtype: str = "float32",
     version: int = 0,
 ) -> Iterator[Unfinished]:
-    """Like ``new_index``, for what takes long: an attempt that ended on the way is gone on with.
+    """Like ``new_index``, but continues an earlier attempt that did not finish.
 
-    It has to have been of the same passages, encoder, type and version. After an error of the
-    disk nothing is kept; after any other error, and after a kill, what was ``stored`` is.
+    The earlier attempt must be of the same passages, encoder, type and version; another one is
+    thrown away. Rows that were ``stored`` survive a kill and every error but one of the disk.
 
     Raises:
       UserError: as ``new_index``.

@@ -96,10 +96,10 @@ class Run:
 
 
 def token_type(config: Any) -> np.dtype[Any]:
-    """Of the tokens of a model with this config, as they are stored."""
+    """The type in which the tokens of a model with this config are stored."""
     return token_dtype(config.vocab_size)
 
 
 def in_lanes(width: int) -> int:
-    """What a row of so many entries takes the room of."""
+    """Entries that a row of `width` takes up in memory: `width`, rounded up to whole lanes."""
     return -(-width // LANES) * LANES

@@ -226,14 +226,19 @@ def _attention_mass(probs_bhts: Any, value_bhsc: Any, weight_bt: jax.Array) -> j
 
 
 def _make_layers(layer_class: Any, config: ReaderConfig, count: int, methods: Any) -> Any:
-    """A list of ``count`` layers, or one scanned layer when the config says so.
+    """A list of ``count`` layers, or with ``config.scan_layers`` one layer that is scanned.
 
     Args:
-      methods: of each method that a scan lifts, whether it has per-layer inputs: how many of
-        the arguments after the carry differ by layer, and how many do not.
+      layer_class: the module of one layer.
+      config: sizes, and whether to scan and rematerialise.
+      count: the number of layers.
+      methods: for a scan, the methods that it calls once for each layer. Each name maps to two
+        numbers. Of the arguments behind the first (the carry), so many come first and have an
+        entry for each layer; so many follow and are the same for all layers.
     """
     if config.remat_policy != "none":
-        deterministic = sum(methods["__call__"])  # its last argument; self counts as one
+        # The place of the last argument, `deterministic`, counted without self.
+        deterministic = sum(methods["__call__"])
         layer_class = nn.remat(
             layer_class,
             policy=REMAT_POLICIES[config.remat_policy],

@@ -177,10 +177,10 @@ class Checkpointer:
         return Restored(step=step, state=state, notes=saved["notes"])
 
     def restore_index(self, step: int, template: Any) -> Any:
-        """The embeddings of one checkpoint, laid out as `template` says.
+        """The embeddings of one checkpoint, with the shape and sharding of `template`.
 
-        Rows of the template beyond those saved are zero, and such rows that are saved are left
-        out: both only pad the index to its devices, of which there may be others now.
+        An index is padded so that its rows divide over the devices. On another number of
+        devices the padding has another length: rows of padding are then added or left out.
 
         Raises:
           UserError: they cannot be read.
