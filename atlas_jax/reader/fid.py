@@ -244,8 +244,8 @@ def passage_logprobs(
     """Log-probability of each target token read from each passage alone, without dropout.
 
     PDist takes it at temperature 1; EMDR2 divides the logits by its temperature.
-    ``decoder_bt``, here and below: what the decoder is given, see ``join_prompt``; the targets
-    themselves if None.
+    ``decoder_bt``, here and below, is what the decoder reads (see ``join_prompt``); None stands
+    for the targets.
 
     Returns:
       float32 [b, k, t]: log_softmax(logits / temperature) at the target. Positions of
@@ -291,9 +291,9 @@ def leave_one_out_logprobs(
 ) -> jax.Array:
     """Log-probability of each target token read from all passages but one, without dropout.
 
-    The k passes share the encoder states and their keys and values, and differ in the mask of
-    the cross-attention alone (LOOP, arXiv 2208.03299, section 2.2). Leaving out the only real
-    passage leaves nothing to read.
+    The k passes share the encoder states and their keys and values. Only the mask of the
+    cross-attention differs (LOOP, arXiv 2208.03299, section 2.2). If the only real passage is
+    left out, the decoder reads nothing.
 
     Returns:
       float32 [b, k, t], entry k with passage k left out.

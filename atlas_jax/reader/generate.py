@@ -35,10 +35,11 @@ class GenerationConfig:
       num_beams: hypotheses kept per query (beam).
       length_penalty: finished hypotheses are ranked by log-probability divided by
         ``length ** length_penalty``; above 0 it favours long ones (beam).
-      early_stopping: when a query with ``num_beams`` finished hypotheses stops (beam).
-        ``True``: at once. ``False``: when the best running one, scored at its present
-        length, is below the worst finished one. ``'never'``: when it could not even at the
-        length that suits it best get above (exact where the penalty is not negative).
+      early_stopping: when the search for a query ends that has ``num_beams`` finished
+        hypotheses (beam). ``True``: at once. ``False``: as soon as the best running hypothesis,
+        scored at its present length, is worse than the worst finished one. ``'never'``: as soon
+        as it would be worse at any length up to ``max_length`` (exact if the penalty is not
+        negative).
       beam_rules: the version of Hugging Face's transformers that beam search follows (beam).
         ``'v5'``: the candidates of the last step end there, divided by their length. ``'v4.18'``,
         with which Atlas was released: the running hypotheses are cut off there, and divided by
@@ -46,8 +47,8 @@ class GenerationConfig:
       temperature: divides the logits (sample).
       top_k: sample among the k likeliest tokens; 0 for all.
       top_p: sample among the likeliest tokens that together reach this probability.
-      seed: of what is sampled, from 0 to 2**32 - 1; a question's sample follows from it and
-        from the question's number in the run.
+      seed: from 0 to 2**32 - 1; it and the question's number in the run decide what is
+        sampled.
     """
 
     max_length: bounds.Length = 16
@@ -143,7 +144,7 @@ def generate(
 
 @flax.struct.dataclass
 class _Forced:
-    """Where decoding is not free: the prompt, and the end token before the minimum length.
+    """What decoding may not choose: the prompt's tokens, and an end before the minimum length.
 
     Attributes:
       prompt_bp: tokens, padded right; p may be 0.
@@ -175,7 +176,7 @@ class _Forced:
         return index + 1 >= self.length_b + config.max_length
 
     def no_end(self, logits: jax.Array, index: jax.Array, config: GenerationConfig) -> jax.Array:
-        """Logits or scores [b, ..., v] without the end token where it may not come yet."""
+        """Logits or scores [b, ..., v]; the end token cannot be chosen where it is too early."""
         if not config.min_length:
             return logits
         early_b = index < self.length_b + config.min_length
@@ -223,7 +224,7 @@ def _decode_rows(
     config: GenerationConfig,
     choose: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """One hypothesis per query; ``choose`` takes logits and the step to tokens."""
+    """One hypothesis per query; ``choose`` maps logits and the step's number to tokens."""
     b, length = forced.length_b.shape[0], forced.width + config.max_length
 
     def unfinished(carry: Any) -> jax.Array:
