@@ -37,7 +37,7 @@ def test_a_field_has_its_type_default_and_words(found) -> None:
     fields = {field.name: field for field in found["TrainConfig"].fields}
     assert fields["model_dir"].default == "required"
     seed = {field.name: field for field in found["GenerationConfig"].fields}["seed"]
-    assert (seed.type, seed.default) == ("int", "0")
+    assert (seed.type, seed.default) == ("int ≥ 0, ≤ 4294967295", "0")
     assert seed.words.startswith("from 0 to 2**32 - 1; it and the question's number")
 
 

@@ -15,6 +15,7 @@ made from the code. [Configuration](../configuration.md) says how bindings are w
 
 """
 REQUIRED = "required"
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # msgspec's words for bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,25 @@ def _described(one: Any) -> Configurable:
     fields = tuple(
         Field(
             parameter.name,
-            inspect.formatannotation(parameter.annotation),
+            _type(parameter.annotation),
             REQUIRED if parameter.default is parameter.empty else repr(parameter.default),
             said.get(parameter.name, ""),
         )
         for parameter in inspect.signature(one).parameters.values()
     )
     return Configurable(one.__name__, one.__module__, words, fields)
+
+
+def _type(annotation: Any) -> str:
+    """A type as `int`, with its bounds as `int ≥ 1, ≤ 512`."""
+    text = inspect.formatannotation(annotation)
+    for bounded, plain, limits in re.findall(
+        r"(typing\.Annotated\[(\w+), msgspec\.Meta\((.*?)\)\])", text
+    ):
+        pairs = (limit.split("=") for limit in limits.split(", "))
+        signs = ", ".join(f"{SIGNS[name]} {bound}" for name, bound in pairs)
+        text = text.replace(bounded, f"{plain} {signs}")
+    return re.sub(r"\b(?:typing|collections\.abc|atlas_jax(?:\.\w+)*)\.", "", text)
 
 
 def _docstring(one: Any) -> tuple[str, dict[str, str]]:

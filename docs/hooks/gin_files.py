@@ -49,7 +49,7 @@ def _section(path: Path, name: str) -> list[str]:
         "",
         _cell(about),
         "",
-        *(["| | |", "|---|---|", *rows, ""] if rows else []),
+        *(["| header | |", "|---|---|", *rows, ""] if rows else []),
         '??? note "The file"',
         "    ```python",
         *(f"    {line}".rstrip() for line in code.splitlines()),
