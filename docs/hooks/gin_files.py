@@ -30,9 +30,15 @@ def page() -> str:
     lines = [INTRODUCTION]
     for name, words in FOLDERS.items():
         lines += [f"## `{name}/`: {words}", ""]
-        for path in sorted((folder / name).glob("*.gin")):
-            lines += _section(path, f"{name}/{path.name}")
-    return "\n".join(lines)
+        lines += _sections(folder / name, f"{name}/")
+    lines += ["## Beside the folders: what goes behind any run file", ""]
+    return "\n".join(lines + _sections(folder, ""))
+
+
+def _sections(folder: Path, prefix: str) -> list[str]:
+    """A section for each file of a folder."""
+    paths = sorted(folder.glob("*.gin"))
+    return [line for path in paths for line in _section(path, f"{prefix}{path.name}")]
 
 
 def _section(path: Path, name: str) -> list[str]:
