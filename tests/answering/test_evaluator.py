@@ -130,7 +130,7 @@ def test_an_evaluation_reads_as_many_passages_as_it_says(
 ) -> None:
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
     questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"question": "What?"}\n')
+    questions.write_text('{"question": "What?", "passages": [{"text": "It is."}]}\n')
     bindings = [f"EvalConfig.file='{questions}'", "EvalConfig.passages='file'", f"EvalConfig.k={k}"]
     load_gin([str(gin_file)], bindings)
     seen: list[int] = []
