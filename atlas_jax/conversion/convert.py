@@ -24,6 +24,7 @@ from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
 from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
+from atlas_jax.models.assembly import whole_config
 from atlas_jax.models.folder import check_depth, open_model, replaced_directory, write_folder_config
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
@@ -247,7 +248,7 @@ def settle_config(part: Part, told: Mapping[str, Any] | None = None) -> None:
     unknown = set(part.config) - known
     if unknown:
         raise UserError(f"the {part.kind}'s config has unknown fields {', '.join(sorted(unknown))}")
-    config = config_class(**{**part.config, **(told or {})})
+    config = whole_config(config_class, {**part.config, **(told or {})})
     part.config = dataclasses.asdict(config)
     if part.kind == "reader":
         part.config["scan_layers"] = False  # of how it is run, not of how it is stored

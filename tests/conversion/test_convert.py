@@ -69,7 +69,7 @@ def test_a_model_folder_needs_a_tokenizer(
             "--reader_model_type is for --from=meta-atlas",
         ),
         (("--to=hf", "--part=retriever"), "the input holds no retriever, but reader"),
-        (("--to=hf", "--reader_tokenizer=nowhere.json"), "nowhere.json: cannot read"),
+        (("--to=hf", "--reader_tokenizer=nowhere.json"), "nowhere.json: no such file"),
     ],
 )
 def test_flags_that_do_not_fit(

@@ -164,8 +164,8 @@ def test_an_index_that_its_shards_do_not_keep_is_refused(tmp_path: Path) -> None
     other = next(f for f in good["weight_map"].values() if f != file)
     for home, message in (
         (other, f"{other}: {name} is missing, which {path.name} promises"),
-        (3, "the shard 3 is not in the folder"),
-        (None, "the shard None is not in the folder"),
+        (3, "weight_map[...]: expected a text, got a whole number"),
+        (None, "weight_map[...]: expected a text, got null"),
     ):
         path.write_text(json.dumps({"weight_map": {**good["weight_map"], name: home}}))
         assert message in refusal(tmp_path, folder)
@@ -199,7 +199,7 @@ def test_fewer_layers_than_there_are_leave_tensors_over(tmp_path: Path) -> None:
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
         ({"model_type": "bart"}, "model_type is 'bart'"),
-        ({"d_model": None}, "has no d_model"),
+        ({"d_model": None}, "the field d_model is missing"),
         ({"scale_decoder_outputs": True}, "lm_head.weight differs from shared.weight"),
     ],
 )  # fmt: skip

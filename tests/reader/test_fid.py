@@ -80,7 +80,9 @@ def test_passages_that_are_not_real_change_nothing() -> None:
         fused_logits(MODEL, params(), encode(MODEL, params(), t), t, TARGETS[2:])
         for t in (few, many)
     ]
-    assert_close(*logits)
+    # Rounding is in proportion to the logits; how sums are split differs between processors.
+    largest = np.abs(logits[0]).max()
+    assert_close(*(one / largest for one in logits))
 
 
 def test_nothing_to_read_is_finite_and_reads_zeros() -> None:

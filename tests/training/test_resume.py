@@ -21,11 +21,11 @@ CHILD = """
 import hashlib, sys
 import jax, numpy as np
 from atlas_jax.core.config import load_gin
-from atlas_jax.training.config import TrainConfig
+from atlas_jax import from_gin
 from atlas_jax.training.trainer import train
 
 load_gin([sys.argv[1]], sys.argv[2:])
-state = train(TrainConfig())
+state = train(from_gin.train_run())
 for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     digest = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
     print("STATE", jax.tree_util.keystr(path), digest)
