@@ -28,6 +28,8 @@ WIDEST = 1 << 20  # of a layer: 16 times T5-11B's widest
 
 AtLeast0 = Annotated[int, Meta(ge=0)]
 AtLeast1 = Annotated[int, Meta(ge=1)]
+# Counted on the host alone; released options say 10^10 and mean never.
+Every = Annotated[int, Meta(ge=0, le=1 << 53)]
 Layers = Annotated[int, Meta(ge=1, le=512)]
 Width = Annotated[int, Meta(ge=1, le=WIDEST)]
 Vocabulary = Annotated[int, Meta(ge=1, le=1 << 24)]  # rows of an embedding

@@ -30,7 +30,7 @@ class CheckpointConfig:
       keep: how many checkpoints stay.
     """
 
-    every: bounds.AtLeast0 = 0
+    every: bounds.Every = 0
     keep: bounds.AtLeast1 = 2
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class TrainConfig:
     passages: str = "index"
     seed: bounds.Seed = 0
     log_every: bounds.AtLeast1 = 10
-    eval_every: bounds.AtLeast0 = 0
+    eval_every: bounds.Every = 0
 
     def __post_init__(self) -> None:
         bounds.check(self)
