@@ -36,7 +36,7 @@ def test_the_tutorial_ends_as_it_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answers = re.findall(r"^answer: (.*?)  \(", done.stdout, re.MULTILINE)
     first = re.findall(r"^│ +1 │ [ \d.]+ │ .*\[(.*)\]", done.stdout, re.MULTILINE)
-    assert answers[1:] == ["essin", "lundby"]
+    assert answers[1:] == ["Essin", "Lundby"]
     assert f"answer: {answers[0]}" in PAGE
     assert first[1:] == ["coro-1", "coro-1"]
-    assert "the answer is `essin`" in PAGE and "The answer is `lundby`" in PAGE
+    assert "the answer is `Essin`" in PAGE and "The answer is `Lundby`" in PAGE

@@ -122,13 +122,15 @@ def test_averaging_over_orders_takes_the_liking_for_a_letter_out(tmp_path):
     assert letters == ["B", "B", "B"]
 
 
-def test_options_of_equal_text_count_together(tmp_path):
+@pytest.mark.parametrize(
+    ("probs", "accuracy"), [((0.4, 0.35, 0.25), 0.0), ((0.2, 0.35, 0.45), 1.0)]
+)
+def test_a_repeated_option_is_two_options_and_either_letter_is_right(tmp_path, probs, accuracy):
     row = {**ROW, "options": {"A": "x", "B": "2", "C": "2"}}
     task = MultipleChoiceTask()
     example = task.example(*records(tmp_path, row))
-    log_probs = [math.log(0.4), math.log(0.35), math.log(0.25)]
-    scores = task.evaluate([Prediction(example, "x", (), log_probs)])
-    assert scores["accuracy"] == 1.0
+    scores = task.evaluate([Prediction(example, "x", (), [math.log(p) for p in probs])])
+    assert scores["accuracy"] == accuracy
 
 
 def test_two_to_twenty_six_options(tmp_path):

@@ -323,7 +323,7 @@ def test_a_passage_tower_that_does_not_run_needs_no_tokens(
 
 @pytest.mark.parametrize("rerank", [3, 4])
 def test_reranking_fewer_than_are_read_is_refused(rerank: int) -> None:
-    with pytest.raises(UserError, match=f"StepConfig.rerank = {rerank} must be 0, or more than"):
+    with pytest.raises(UserError, match=f"StepConfig.rerank = {rerank}: expected 0, or more than StepConfig.k = 4"):
         StepConfig(k=4, rerank=rerank)
 
 

@@ -135,7 +135,7 @@ REFUSED = {
         "RefreshPolicy.schedule='10'",
     ),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
-    "CorpusConfig.recall_target = 1.5: expected more than 0 and at most 1": (
+    "CorpusConfig.recall_target = 1.5: expected a finite number, more than 0, at most 1": (
         "CorpusConfig.recall_target=1.5",
     ),
     "CorpusConfig.dtype = 'int8': expected 'float32' or 'bfloat16' with CorpusConfig.searcher": (
