@@ -18,9 +18,10 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax import from_gin
-from atlas_jax.conversion.convert import PARTS, SOURCES, TARGETS, Conversion, convert
+from atlas_jax.conversion.convert import SOURCES, TARGETS, Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
 from atlas_jax.interop.meta_atlas import READER_MODEL_TYPES
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig

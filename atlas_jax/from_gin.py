@@ -20,6 +20,7 @@ from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
+from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
@@ -28,7 +29,7 @@ from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.index.staleness import StalenessConfig
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelConfig, ModelSpec
-from atlas_jax.models.parameters import PARTS, Models
+from atlas_jax.models.parameters import Models
 from atlas_jax.planning.run import Entry, Run
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig

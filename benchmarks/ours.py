@@ -9,12 +9,13 @@ import numpy as np
 from atlas_jax.core import partitioning
 from atlas_jax.core.compiler import CompilerConfig, encoder_options, programs_at_a_time
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import Batch, DeviceIndex, Params, Passages
 from atlas_jax.corpus.retrieval import retrieved_already
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.exact import ExactSearcher
-from atlas_jax.models.parameters import PARTS, Models, init_params
+from atlas_jax.models.parameters import Models, init_params
 from atlas_jax.reader import fid
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig

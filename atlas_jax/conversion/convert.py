@@ -20,12 +20,13 @@ from atlas_jax.conversion.verification import Verifier
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_folder, is_remote, read_text
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.whole import whole_folder
 from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
 from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
 from atlas_jax.models.assembly import whole_config
-from atlas_jax.models.folder import check_depth, open_model, replaced_directory, write_folder_config
+from atlas_jax.models.folder import check_depth, open_model, write_folder_config
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
@@ -33,7 +34,6 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 
 SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
 TARGETS = ("hf", "t5x", "atlas-jax")
-PARTS = ("reader", "retriever")
 OPTIONS_FILE = "options.gin"
 _SPARE_ROWS = 256  # T5 has 28, and padding to a multiple of 128 adds fewer than that
 _CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
@@ -112,7 +112,7 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
     why = {kind: _prepare(part, job) for kind, part in read.parts.items()}
     verifier = Verifier(job.source) if job.verify else None
     written: dict[str, dict[str, str]] = {kind: {} for kind in read.parts}
-    with replaced_directory(output) as folder:
+    with whole_folder(output, replace=True) as folder:
         _write(job, folder, read, written)
         certificates = []
         for kind, again in _read_back(job, folder, read).items():

@@ -85,7 +85,7 @@ def load_gin(
       UserError: see `gin_files`; nothing is bound then.
     """
     gin.clear_config()
-    reading = gin_files.Reading()
+    reading = gin_files.Bindings()
     paths = search_paths(extra_search_paths)
     for file in files:
         gin_files.read_file(reading, file, paths)

@@ -61,7 +61,7 @@ class Binding:
 
 
 @dataclasses.dataclass
-class Reading:
+class Bindings:
     """What the files and the command line say: the last binding of a name counts."""
 
     bindings: dict[str, Binding] = dataclasses.field(default_factory=dict)
@@ -201,7 +201,7 @@ def find_file(name: str, search_paths: Sequence[Path], asked_by: str) -> Path:
 
 
 def read_file(
-    reading: Reading,
+    reading: Bindings,
     name: str,
     search_paths: Sequence[Path],
     asked_by: str = "--gin_file",
@@ -276,7 +276,7 @@ def _import(module: str, place: str) -> None:
         raise UserError(f"{place}: import {module}: {one_line(error)}") from None
 
 
-def read_command_line(reading: Reading, bindings: Sequence[str]) -> None:
+def read_command_line(reading: Bindings, bindings: Sequence[str]) -> None:
     """Add ``NAME=value`` bindings from the command line (``--gin.`` already taken off).
 
     Raises:
@@ -344,7 +344,7 @@ def _is_required(reference: Any) -> bool:
     )
 
 
-def check(reading: Reading) -> None:
+def check(reading: Bindings) -> None:
     """Check what only the whole configuration shows.
 
     Raises:
@@ -364,7 +364,7 @@ def check(reading: Reading) -> None:
             _check_type(reading, binding)
 
 
-def _check_command_line_macros(reading: Reading, used: dict[str, Binding]) -> None:
+def _check_command_line_macros(reading: Bindings, used: dict[str, Binding]) -> None:
     for label, binding in reading.bindings.items():
         if binding.parameter or not binding.place.startswith("--gin.") or label in used:
             continue
@@ -373,7 +373,7 @@ def _check_command_line_macros(reading: Reading, used: dict[str, Binding]) -> No
         raise UserError(f"{binding.place}: no gin file uses a macro {label}{nearest(label, used)}")
 
 
-def _check_missing(reading: Reading, used: dict[str, Binding]) -> None:
+def _check_missing(reading: Bindings, used: dict[str, Binding]) -> None:
     missing = []
     for binding in reading.bindings.values():
         if any(_is_required(reference) for reference in _references(binding.value)):
@@ -386,7 +386,7 @@ def _check_missing(reading: Reading, used: dict[str, Binding]) -> None:
         raise UserError(f"no value for {', '.join(missing)}; give {given}")
 
 
-def _resolved(reading: Reading, value: Any, binding: Binding, within: tuple[str, ...] = ()) -> Any:
+def _resolved(reading: Bindings, value: Any, binding: Binding, within: tuple[str, ...] = ()) -> Any:
     """`value` with its macros replaced by what they stand for."""
     if isinstance(value, gin_config.ConfigurableReference):
         macro = _macro_name(value)
@@ -402,7 +402,7 @@ def _resolved(reading: Reading, value: Any, binding: Binding, within: tuple[str,
     return value
 
 
-def _check_type(reading: Reading, binding: Binding) -> None:
+def _check_type(reading: Bindings, binding: Binding) -> None:
     """A literal of the wrong type is an error now, not after an hour of indexing."""
     wrapped = _configurable(binding.name, binding.place).wrapped
     annotations = bounds.annotations(wrapped.__init__ if _is_plain_class(wrapped) else wrapped)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,8 @@ from typing import Any, BinaryIO, TextIO
 
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import (
-    check_output_file,
-    input_file,
-    is_remote,
-    open_to_all,
-    utf8_text,
-)
+from atlas_jax.core.paths import input_file, utf8_text
+from atlas_jax.core.whole import whole_file
 
 FieldTypes = Mapping[str, type | tuple[type, ...]]
 Check = Callable[[int, dict[str, Any]], None]
@@ -147,35 +141,9 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
 
 @contextlib.contextmanager
 def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a UTF-8 text file for writing that replaces `path` when the block ends well.
-
-    The text goes to a temporary name in the same folder, which is flushed to the disk and
-    renamed at the end, or removed if the block raises. To a bucket it goes in one write.
-
-    Raises:
-      UserError: `path` is a folder, a device, a pipe or a socket, or lies below a file.
-    """
-    target = check_output_file(path)
-    if is_remote(path):
-        content = io.BytesIO()
-        with _text_in(content, target) as text:
-            yield text
-        target.write_bytes(content.getvalue())
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as raw:
-            with _text_in(raw, target) as text:
-                yield text
-            raw.flush()
-            os.fsync(raw.fileno())
-        open_to_all(temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Open a UTF-8 text file for writing, gzip'd by its name; see `whole_file`."""
+    with whole_file(path) as raw, _text_in(raw, Path(path)) as text:
+        yield text
 
 
 @contextlib.contextmanager

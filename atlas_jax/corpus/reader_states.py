@@ -13,9 +13,9 @@ from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import Params
+from atlas_jax.core.whole import whole_folder
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.models.folder import replaced_directory
 from atlas_jax.reader import fid
 from atlas_jax.reader.t5 import T5
 
@@ -100,7 +100,7 @@ def _make(
     )
     tokens_nl = store.reader_tokens_nl
     shape = (store.count, manifest["length"] * reader.config.emb_dim)
-    with replaced_directory(folder) as work:
+    with whole_folder(folder, replace=True) as work:
         states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
         starts = range(0, store.count, _BATCH)
         for start in show_progress("reader states", starts, shown=multihost.is_first()):

@@ -87,7 +87,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Lengths:
     """How many passages an answer is read from, and at what lengths in tokens."""
 
     k: int
@@ -95,7 +95,7 @@ class Reading:
     query_length: int
 
     @classmethod
-    def of_last_run(cls) -> "Reading":
+    def of_last_run(cls) -> "Lengths":
         """That of the run whose configuration gin still holds."""
         step = from_gin.told(StepConfig)
         k = from_gin.told(EvalConfig).k or step.k
@@ -161,7 +161,7 @@ def untrained(place: Place, predictions: Path) -> list[str]:
     ]
 
 
-def ask_again(place: Place, reading: Reading, questions: Path, answers: Path) -> list[str]:
+def ask_again(place: Place, reading: Lengths, questions: Path, answers: Path) -> list[str]:
     """The trained model, reading as it was trained to."""
     return [
         "--gin_file=runs/evaluate.gin",

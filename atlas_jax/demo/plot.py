@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from atlas_jax.demo.report import HEADINGS, RECALLS, Row
+from atlas_jax.core.whole import whole_file
+from atlas_jax.demo.report import HEADINGS, RECALLS, ScoreRow
 
 matplotlib.use("Agg")
 
@@ -30,7 +30,9 @@ STYLE: dict[str, Any] = {
 }
 
 
-def _bars(axis: Any, rows: Sequence[Row], metrics: Sequence[str], colours: dict[str, str]) -> None:
+def _bars(
+    axis: Any, rows: Sequence[ScoreRow], metrics: Sequence[str], colours: dict[str, str]
+) -> None:
     shown = [row for row in rows if all(metric in row.scores for metric in metrics)]
     width = 0.82 / max(len(shown), 1)
     for position, row in enumerate(shown):
@@ -46,7 +48,7 @@ def _bars(axis: Any, rows: Sequence[Row], metrics: Sequence[str], colours: dict[
     axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
 
 
-def write_plot(path: str | os.PathLike[str], rows: Sequence[Row], subtitle: str) -> None:
+def write_plot(path: str | os.PathLike[str], rows: Sequence[ScoreRow], subtitle: str) -> None:
     """Write answers (EM, F1) and retrieval (recall at 1, 5, 20) as a PNG, atomically."""
     palette = {row.name: _COLOURS[n % len(_COLOURS)] for n, row in enumerate(rows)}
     with plt.rc_context(STYLE):
@@ -77,12 +79,8 @@ def write_plot(path: str | os.PathLike[str], rows: Sequence[Row], subtitle: str)
 
 def save_png(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a figure as a PNG, atomically, and close it."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        figure.savefig(temporary, dpi=160, format="png")
-        os.replace(temporary, target)
+        with whole_file(path) as file:
+            figure.savefig(file, dpi=160, format="png")
     finally:
         plt.close(figure)
-        temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ HEADINGS = {"exact_match": "EM", "f1": "F1", **{name: name for name in RECALLS}}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One line of the table: percentages by metric; a metric that does not apply is absent."""
 
     name: str
@@ -72,7 +72,7 @@ class Results:
     """
 
     setup: dict[str, Any]
-    rows: list[Row]
+    rows: list[ScoreRow]
     samples: list[Sample]
     swaps: list[Swap]
     seconds: dict[str, float]
@@ -85,14 +85,14 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
         file.write("\n")
 
 
-def _cell(row: Row, metric: str, best: float | None) -> Text:
+def _cell(row: ScoreRow, metric: str, best: float | None) -> Text:
     value = row.scores.get(metric)
     if value is None:
         return Text("–", style="dim")
     return Text(f"{value:.1f}", style="bold green" if value == best else "")
 
 
-def score_table(rows: Sequence[Row], caption: str) -> Table:
+def score_table(rows: Sequence[ScoreRow], caption: str) -> Table:
     """The table of rows; the best value of each column is set off."""
     table = Table(box=box.SIMPLE_HEAVY, caption=caption, caption_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True)

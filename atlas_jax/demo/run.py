@@ -33,13 +33,13 @@ from atlas_jax.demo.commands import (
     MODES,
     READ,
     ROW_NAMES,
+    Lengths,
     Place,
-    Reading,
 )
 from atlas_jax.demo.index_swap import choose, judge, swap_index
 from atlas_jax.demo.paths import nano_checkpoint
 from atlas_jax.demo.plot import write_plot
-from atlas_jax.demo.report import Results, Row, Swap, show, write_results
+from atlas_jax.demo.report import Results, ScoreRow, Swap, show, write_results
 from atlas_jax.demo.results import samples, scores
 from atlas_jax.demo.stages import Stages
 from atlas_jax.train import main as train_main
@@ -112,8 +112,8 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
     rows = []
     with stages.stage(BEFORE):
         rows += [
-            Row("BM25", bm25_recall(passages, test)),
-            Row("untrained retriever", _untrained(place, stages)),
+            ScoreRow("BM25", bm25_recall(passages, test)),
+            ScoreRow("untrained retriever", _untrained(place, stages)),
         ]
         for row in rows:
             stages.say(f"{row.name}: " + ", ".join(f"{k} {v:.1f}" for k, v in row.scores.items()))
@@ -126,9 +126,9 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
     for mode in MODES:
         with stages.stage(mode):
             stages.run("train", train_main, commands.train_task(place, mode, seed, bindings))
-        rows.append(Row(ROW_NAMES[mode], scores(_predictions(place.model_dir(mode)))))
+        rows.append(ScoreRow(ROW_NAMES[mode], scores(_predictions(place.model_dir(mode)))))
     predictions = _predictions(place.model_dir(JOINT))
-    reading = Reading.of_last_run()
+    reading = Lengths.of_last_run()
     with stages.stage(SWAP):
         swaps = _swap(place, reading, predictions, test, passages, stages)
     results = Results(
@@ -151,7 +151,7 @@ def run(place: Place, seed: int, bindings: Sequence[str]) -> Results:
 
 def _swap(
     place: Place,
-    reading: Reading,
+    reading: Lengths,
     predictions: Sequence[Record],
     test: Sequence[Record],
     passages: Sequence[Record],

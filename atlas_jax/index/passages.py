@@ -25,14 +25,15 @@ from msgspec import Meta
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import as_path, input_file
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
-from atlas_jax.index.files import new_directory, open_npy
+from atlas_jax.core.whole import whole_folder
+from atlas_jax.index.files import open_npy
 from atlas_jax.index.search import SearchResult
 from atlas_jax.index.store_files import (
     STORE_FORMAT,
-    TOWERS,
     Record,
     StoreConfig,
     content_hashes,
@@ -141,7 +142,7 @@ class PassageStore:
             wanted = content_hashes(corpus_hash, config, tokenizers)["content_hash"]
             existing._check_hash(wanted, f"the passages of {passages_jsonl}")
             return existing
-        with new_directory(directory) as folder:
+        with whole_folder(directory) as folder:
             # File and line of each row, for the error about two equal ids.
             lines, numbers, files = array.array("Q"), array.array("L"), dict[str, int]()
 
@@ -159,7 +160,7 @@ class PassageStore:
             check_scripts(folder, len(lines), tokenizers)
             towers = {
                 tower: tokenise(folder, len(lines), tower, config, tokenizers[tower], progress)
-                for tower in TOWERS
+                for tower in PARTS
             }
             hashes = content_hashes(corpus_hash, config, tokenizers)
             write_manifest(folder, {"count": len(lines), **hashes, **towers})
@@ -293,17 +294,17 @@ class PassageStore:
             the store's, or the directory cannot be written.
         """
         tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
-        PassageStore.open(self.directory, **{f"{t}_tokenizer": tokenizers[t] for t in TOWERS})
+        PassageStore.open(self.directory, **{f"{t}_tokenizer": tokenizers[t] for t in PARTS})
         changed: dict[int, Record] = {}
         for number, passage in enumerate(passages):
             record = normalise(passage, f"replacement {number}")
             changed[self.row_of(record["id"])] = record
-        with new_directory(directory) as folder:
+        with whole_folder(directory) as folder:
             everything = (changed.get(row) or self.passage(row) for row in range(self.count))
             corpus_hash = copy_corpus(folder, everything, lambda row: f"row {row}")
             hashes = content_hashes(corpus_hash, self.config, tokenizers)
             manifest: dict[str, Any] = {**self.manifest, **hashes}
-            for tower in TOWERS:
+            for tower in PARTS:
                 name = f"{tower}_tokens.npy"
                 shutil.copyfile(self.directory / name, folder / name)
                 tokens = np.load(folder / name, mmap_mode="r+")

@@ -24,7 +24,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.locks import locked
 from atlas_jax.core.paths import as_path, check_output_folder
-from atlas_jax.index.files import create_npy, open_npy, unwritten
+from atlas_jax.core.whole import unwritten
+from atlas_jax.index.files import create_npy, open_npy
 from atlas_jax.index.int8 import INT8, Int8Rows, dtype_of
 from atlas_jax.index.passages import PassageStore
 

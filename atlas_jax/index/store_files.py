@@ -20,6 +20,7 @@ from atlas_jax.core.file_sets import Place, read_passages
 from atlas_jax.core.formats import check_format, fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
 from atlas_jax.core.layouts import Layout
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.files import create_npy
@@ -28,7 +29,6 @@ FIELDS = ("id", "title", "section", "text")
 STORE_FORMAT = 1
 _REQUIRED: FieldTypes = {"id": (str, int), "text": str}
 _OPTIONAL: FieldTypes = {"title": str, "section": str}
-TOWERS = ("reader", "retriever")
 _BATCH = 1024  # passages per call of a tokenizer
 
 Record = dict[str, str]
@@ -60,7 +60,7 @@ class StoreConfig:
           UserError: names the binding at fault.
         """
         bounds.check(self)
-        for tower in TOWERS:
+        for tower in PARTS:
             name = f"StoreConfig.{tower}_format"
             if not self._formats(tower):
                 raise UserError(f"{name} = (): expected at least one format")
@@ -248,7 +248,7 @@ def content_hashes(
             getattr(config, f"{tower}_format"),
             getattr(config, f"{tower}_length"),
         ]
-        for tower in TOWERS
+        for tower in PARTS
     }
 
     def digest(value: Any) -> str:

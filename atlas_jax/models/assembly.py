@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError, no_value_for
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.folder import ModelPart, load_model, load_tokenizer, save_model
 from atlas_jax.models.matching import check_params
 from atlas_jax.models.parameters import (
-    PARTS,
     Models,
     RetrieverTraining,
     abstract_params,

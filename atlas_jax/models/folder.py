@@ -7,9 +7,7 @@ once or not at all: it is written under a temporary name and renamed.
 import contextlib
 import dataclasses
 import json
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +25,6 @@ from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import (
     as_path,
     check_name,
-    check_output_folder,
     copy_files,
     file_sha256,
     is_remote,
@@ -36,6 +33,7 @@ from atlas_jax.core.paths import (
     open_to_all,
 )
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.whole import whole_folder
 from atlas_jax.interop.safetensors_files import read_file
 from atlas_jax.interop.tensors import finite
 from atlas_jax.reader.config import ReaderConfig
@@ -111,7 +109,7 @@ def _write_model(
 def _new_folder(directory: str | Path) -> Iterator[Path]:
     """A folder on the disk that takes its place when the block succeeds, also in a bucket."""
     if not is_remote(directory):
-        with replaced_directory(Path(directory)) as folder:
+        with whole_folder(directory, replace=True) as folder:
             yield folder
         return
     with tempfile.TemporaryDirectory(prefix="atlas-jax-") as name:
@@ -291,24 +289,3 @@ def _flat_host_arrays(params: Any, dtype: str) -> dict[str, np.ndarray]:
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     flat = traverse_util.flatten_dict(multihost.to_host(params), sep="/")
     return {name: np.ascontiguousarray(value, dtype=target) for name, value in flat.items()}
-
-
-@contextlib.contextmanager
-def replaced_directory(directory: Path) -> Iterator[Path]:
-    """A fresh folder beside `directory` that takes its place when the block succeeds.
-
-    After an error (or a kill) whatever was at `directory` is still there.
-    """
-    directory = check_output_folder(directory).absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        work.chmod(0o755)  # mkdtemp makes it private
-        yield work
-        old = work.with_name(work.name + ".old")
-        if directory.exists():
-            os.replace(directory, old)
-        os.replace(work, directory)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

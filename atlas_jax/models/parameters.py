@@ -18,7 +18,6 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
 RetrieverTraining = Literal["joint", "query_side", "fixed"]
-PARTS = ("reader", "retriever")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks.base import Record, load_records
-from atlas_jax.tasks.fact_corpus import Source
+from atlas_jax.tasks.fact_corpus import FactPassage
 from atlas_jax.tasks.facts import Fact
 from atlas_jax.tasks.metrics import normalize_answer
 
@@ -74,7 +74,7 @@ class Pattern:
 
 
 def load_patterns(
-    path: str, sources: Mapping[str, Source], rows: RowsConfig = STRICT
+    path: str, sources: Mapping[str, FactPassage], rows: RowsConfig = STRICT
 ) -> dict[str, tuple[Pattern, ...]]:
     """The patterns of a file of questions, by the label that each asks for.
 
@@ -108,7 +108,7 @@ def load_patterns(
     return {label: tuple(dict.fromkeys(patterns)) for label, patterns in found.items()}
 
 
-def _by_label(sources: Iterable[Source]) -> dict[str, list[tuple[Fact, str]]]:
+def _by_label(sources: Iterable[FactPassage]) -> dict[str, list[tuple[Fact, str]]]:
     """The facts of all passages, each with its text, by label."""
     facts: dict[str, list[tuple[Fact, str]]] = collections.defaultdict(list)
     for source in sources:
@@ -142,7 +142,7 @@ def _beginnings(values: Sequence[str]) -> frozenset[str]:
     return frozenset(form for form, n in times.items() if n >= max(3, _OFTEN * len(distinct)))
 
 
-def _pattern(record: Record, source: Source) -> tuple[str, Pattern] | None:
+def _pattern(record: Record, source: FactPassage) -> tuple[str, Pattern] | None:
     """Label and pattern; of several labels whose value has the answer, the likeliest.
 
     That is the one with the fewest words beside the answer, then the one with most words of the

@@ -36,7 +36,13 @@ from atlas_jax.tasks.base import (
     score_retrieval,
 )
 from atlas_jax.tasks.exchange import exchanged, window_of
-from atlas_jax.tasks.fact_corpus import Corpus, Source, make_corpus, make_source, other_title
+from atlas_jax.tasks.fact_corpus import (
+    FactCorpus,
+    FactPassage,
+    make_fact_corpus,
+    make_fact_passage,
+    other_title,
+)
 from atlas_jax.tasks.facts import Fact
 
 _TRIES = 20  # draws before a kind of distractor is given up
@@ -53,8 +59,8 @@ class ClozeRecord:
       patterns: the questions; () = a fact is asked for by its label.
     """
 
-    source: Source
-    corpus: Corpus = dataclasses.field(repr=False, compare=False)
+    source: FactPassage
+    corpus: FactCorpus = dataclasses.field(repr=False, compare=False)
     fact: Fact | None = None
     patterns: tuple[Pattern, ...] = ()
 
@@ -135,7 +141,7 @@ class ClozeTask:
         passages = load_records(
             path, required, {"section": str}, ["id", "text"], rows=rows, layouts=PASSAGES
         )
-        sources = [make_source(passage, self.max_value_words) for passage in passages]
+        sources = [make_fact_passage(passage, self.max_value_words) for passage in passages]
         sources = [source for source in sources if source.facts]
         if not sources:
             raise UserError(
@@ -143,7 +149,7 @@ class ClozeTask:
                 f"with a value of at most {self.max_value_words} words "
                 "(ClozeTask.max_value_words)"
             )
-        corpus = make_corpus(sources)
+        corpus = make_fact_corpus(sources)
         if not self.question_file:
             return [ClozeRecord(source, corpus) for source in sources]
         patterns = load_patterns(self.question_file, {s.passage.id: s for s in sources}, rows)
@@ -215,7 +221,7 @@ class ClozeTask:
         return record.patterns[int(rng.integers(len(record.patterns)))]
 
     def _question(
-        self, corpus: Corpus, pattern: Pattern, title: str, rng: np.random.Generator
+        self, corpus: FactCorpus, pattern: Pattern, title: str, rng: np.random.Generator
     ) -> str:
         """A question about the title, reworded with probability `noise`."""
         if rng.random() >= self.noise:
@@ -229,8 +235,8 @@ class ClozeTask:
 
     def _reader_query(
         self,
-        source: Source,
-        corpus: Corpus,
+        source: FactPassage,
+        corpus: FactCorpus,
         title: str,
         facts: Sequence[Fact],
         rng: np.random.Generator,
@@ -251,8 +257,8 @@ class ClozeTask:
 
     def _retriever_query(
         self,
-        source: Source,
-        corpus: Corpus,
+        source: FactPassage,
+        corpus: FactCorpus,
         title: str,
         fact: Fact,
         rng: np.random.Generator,
@@ -266,8 +272,8 @@ class ClozeTask:
 
     def _label(
         self,
-        source: Source,
-        corpus: Corpus,
+        source: FactPassage,
+        corpus: FactCorpus,
         fact: Fact,
         disturbed: bool,
         rng: np.random.Generator,
@@ -279,8 +285,8 @@ class ClozeTask:
 
     def _shown(
         self,
-        source: Source,
-        corpus: Corpus,
+        source: FactPassage,
+        corpus: FactCorpus,
         asked: Fact,
         rng: np.random.Generator,
         pattern: Pattern | None = None,
@@ -307,10 +313,10 @@ class ClozeTask:
         shown: list[PassageText] = []
         used = {source.passage.id}
 
-        def title_of(other: Source) -> str:
+        def title_of(other: FactPassage) -> str:
             return title if other.title == source.title else other.title
 
-        def draw(pool: Sequence[int]) -> Source | None:
+        def draw(pool: Sequence[int]) -> FactPassage | None:
             for _ in range(_TRIES):
                 other = corpus.sources[pool[int(rng.integers(len(pool)))]]
                 answers = title_of(other) == title and not asked.isdisjoint(other.labels)
@@ -332,7 +338,7 @@ class ClozeTask:
 
 
 def _asked_records(
-    sources: Sequence[Source], corpus: Corpus, patterns: Mapping[str, tuple[Pattern, ...]]
+    sources: Sequence[FactPassage], corpus: FactCorpus, patterns: Mapping[str, tuple[Pattern, ...]]
 ) -> list[ClozeRecord]:
     """A record for each fact that questions ask for, so that rare labels are asked for as often."""
     records = []
@@ -344,6 +350,6 @@ def _asked_records(
     return records
 
 
-def _passage(source: Source, title: str, text: str) -> PassageText:
+def _passage(source: FactPassage, title: str, text: str) -> PassageText:
     section = source.passage.fields.get("section") or ""
     return {"id": source.passage.id, "title": title, "section": section, "text": text}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atlas_jax.tasks.asking import Pattern
-from atlas_jax.tasks.fact_corpus import Corpus, Source, random_words
+from atlas_jax.tasks.fact_corpus import FactCorpus, FactPassage, random_words
 from atlas_jax.tasks.facts import Fact
 
 _WORD_CHARACTERS = 6.5  # of a word, blank included
@@ -22,7 +22,7 @@ class Window:
 
 
 def window_of(
-    source: Source, asked: Fact, words: int, rng: np.random.Generator, pattern: Pattern | None
+    source: FactPassage, asked: Fact, words: int, rng: np.random.Generator, pattern: Pattern | None
 ) -> Window:
     """A window of about `words` words that holds the asked fact; 0 = the whole text.
 
@@ -58,7 +58,7 @@ def exchanged(
     text: str,
     window: Window,
     asked: Fact,
-    corpus: Corpus,
+    corpus: FactCorpus,
     share: float,
     rng: np.random.Generator,
     pattern: Pattern | None = None,
@@ -84,7 +84,9 @@ def exchanged(
     return "".join(pieces), facts[window.facts.index(asked)], facts
 
 
-def _new_value(corpus: Corpus, fact: Fact, share: float, rng: np.random.Generator) -> str | None:
+def _new_value(
+    corpus: FactCorpus, fact: Fact, share: float, rng: np.random.Generator
+) -> str | None:
     if rng.random() >= share:
         return None
     if rng.random() < 0.5:

@@ -15,7 +15,7 @@ from atlas_jax.tasks.facts import Fact, askable, find_facts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Source:
+class FactPassage:
     """A passage, the facts to ask for, and the labels of all of its facts in their order."""
 
     passage: Record
@@ -36,7 +36,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Corpus:
+class FactCorpus:
     """What the records of one file share, to draw exchanged values and distractors from.
 
     Attributes:
@@ -50,7 +50,7 @@ class Corpus:
       by_label: places in `sources`.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[FactPassage, ...]
     titles: tuple[str, ...]
     words: tuple[str, ...]
     small_words: tuple[str, ...]
@@ -60,14 +60,14 @@ class Corpus:
     by_label: dict[str, list[int]]
 
 
-def make_source(passage: Record, max_words: int) -> Source:
+def make_fact_passage(passage: Record, max_words: int) -> FactPassage:
     """The facts of a passage; those to ask for have at most `max_words` words."""
     text = passage.fields["text"]
     facts = find_facts(text)
-    return Source(passage, askable(facts, text, max_words), tuple(f.label for f in facts))
+    return FactPassage(passage, askable(facts, text, max_words), tuple(f.label for f in facts))
 
 
-def make_corpus(sources: Sequence[Source]) -> Corpus:
+def make_fact_corpus(sources: Sequence[FactPassage]) -> FactCorpus:
     """What the passages of one file share."""
     values: dict[str, list[str]] = defaultdict(list)
     by_title: dict[str, list[int]] = defaultdict(list)
@@ -82,7 +82,7 @@ def make_corpus(sources: Sequence[Source]) -> Corpus:
         in_text = source.text.split()
         words.extend(in_text[::7])  # one word in seven is enough to draw from
         vocabulary.update(dict.fromkeys(filter(str.isalpha, in_text)))
-    return Corpus(
+    return FactCorpus(
         sources=tuple(sources),
         titles=tuple(by_title),
         words=tuple(words),
@@ -94,14 +94,14 @@ def make_corpus(sources: Sequence[Source]) -> Corpus:
     )
 
 
-def other_title(corpus: Corpus, rng: np.random.Generator) -> str:
+def other_title(corpus: FactCorpus, rng: np.random.Generator) -> str:
     """A title of the file, or random words."""
     if rng.random() < 0.5:
         return corpus.titles[int(rng.integers(len(corpus.titles)))]
     return random_words(corpus, rng)
 
 
-def random_words(corpus: Corpus, rng: np.random.Generator) -> str:
+def random_words(corpus: FactCorpus, rng: np.random.Generator) -> str:
     """One to three words."""
     words = corpus.words
     return " ".join(words[i] for i in rng.integers(0, len(words), int(rng.integers(1, 4))))

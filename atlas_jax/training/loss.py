@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import EOS_ID, Array, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import Retrieve, rerank
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.distillation.signals import Signals
 from atlas_jax.distillation.table import LOSSES
-from atlas_jax.models.parameters import PARTS, Models
+from atlas_jax.models.parameters import Models
 from atlas_jax.models.towers import embed, embed_query
 from atlas_jax.reader import fid
 from atlas_jax.training.config import StepConfig

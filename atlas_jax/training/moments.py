@@ -15,11 +15,11 @@ import optax
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
 from atlas_jax.interop.safetensors_files import read_file
 from atlas_jax.interop.tensors import Tensor, Tensors, stacked
 from atlas_jax.models.config import ModelConfig
 from atlas_jax.models.folder import open_model
-from atlas_jax.models.parameters import PARTS
 from atlas_jax.training.state import TrainState
 
 _STACKED = "/layers/"  # in the name of a scanned reader's parameters

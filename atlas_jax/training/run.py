@@ -8,12 +8,12 @@ from atlas_jax.answering.config import EvalConfig
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.jsonl import RowsConfig
+from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.staleness import StalenessConfig
 from atlas_jax.models.config import ModelSpec
-from atlas_jax.models.parameters import PARTS
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.contrastive import ContrastiveConfig
 from atlas_jax.tasks.base import Task

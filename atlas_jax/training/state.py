@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from atlas_jax.core import partitioning
 from atlas_jax.core.memory import check_fits
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import Array, Params
-from atlas_jax.models.parameters import PARTS, Models, RetrieverTraining, abstract_params
+from atlas_jax.models.parameters import Models, RetrieverTraining, abstract_params
 
 
 @flax.struct.dataclass

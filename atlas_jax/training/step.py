@@ -21,10 +21,11 @@ from jax.sharding import Mesh, NamedSharding
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import Array, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import Retrieve
 from atlas_jax.distillation.config import DistillationConfig
-from atlas_jax.models.parameters import PARTS, Models
+from atlas_jax.models.parameters import Models
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.loss import make_loss_sums
 from atlas_jax.training.state import Optimizers, TrainState, merge, split_trainable

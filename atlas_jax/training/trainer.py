@@ -25,6 +25,7 @@ from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
 from atlas_jax.core.partitioning import Rule, batch_sharding
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import check_output_folder, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
@@ -40,7 +41,7 @@ from atlas_jax.models.assembly import (
     export_model,
     load_tokenizers,
 )
-from atlas_jax.models.parameters import PARTS, Models
+from atlas_jax.models.parameters import Models
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.compiled_once import CompiledOnce

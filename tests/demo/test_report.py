@@ -7,8 +7,8 @@ from rich.console import Console
 from atlas_jax.demo.plot import write_plot
 from atlas_jax.demo.report import (
     Results,
-    Row,
     Sample,
+    ScoreRow,
     Swap,
     sample_panel,
     score_table,
@@ -19,9 +19,9 @@ from atlas_jax.demo.report import (
 
 RECALL = {"recall@1": 40.12, "recall@5": 66.0, "recall@20": 88.0}
 ROWS = [
-    Row("BM25", {"recall@1": 33.9, "recall@5": 60.5, "recall@20": 84.7}),
-    Row("closed book", {"exact_match": 6.1, "f1": 9.2}),
-    Row("jointly trained", {"exact_match": 29.04, "f1": 35.2, **RECALL}),
+    ScoreRow("BM25", {"recall@1": 33.9, "recall@5": 60.5, "recall@20": 84.7}),
+    ScoreRow("closed book", {"exact_match": 6.1, "f1": 9.2}),
+    ScoreRow("jointly trained", {"exact_match": 29.04, "f1": 35.2, **RECALL}),
 ]
 PASSAGE = (
     "Government type: republic. " * 20 + "Capital: name: Tirana (Tirane). " + "Flag: red. " * 20

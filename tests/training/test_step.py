@@ -16,11 +16,12 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig, PartitionRules, Rule
+from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.retrieval import make_device_retrieve, rerank, retrieved_already
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import quantized
-from atlas_jax.models.parameters import PARTS, init_params
+from atlas_jax.models.parameters import init_params
 from atlas_jax.models.towers import embed_query
 from atlas_jax.training import state as train_state
 from atlas_jax.training.config import StepConfig
@@ -176,14 +177,14 @@ def test_gradients_are_bounded_apart_or_as_one_vector(clip: Any, frozen_steps: i
         run.models,
         run.config,
         DISTILLATION["pdist"],
-        {part: make_optimizer(adam) for part in train_state.PARTS},
+        {part: make_optimizer(adam) for part in PARTS},
         run.retrieve,
         frozen_steps,
     )
     with run.active():
         compiled = compile_train_step(step, run.shardings, run.mesh, run.rules)
         state, metrics = jax.device_get(compiled(run.state, random_index(run.mesh), random_batch()))
-    norms = {part: float(metrics[f"{part}_grad_norm"]) for part in train_state.PARTS}
+    norms = {part: float(metrics[f"{part}_grad_norm"]) for part in PARTS}
     assert min(norms.values()) > largest
     clipped = {part: 10 * optax.tree.norm(state.opt_state[part][1].mu) for part in norms}
     if clip == "apart":
@@ -323,7 +324,8 @@ def test_a_passage_tower_that_does_not_run_needs_no_tokens(
 
 @pytest.mark.parametrize("rerank", [3, 4])
 def test_reranking_fewer_than_are_read_is_refused(rerank: int) -> None:
-    with pytest.raises(UserError, match=f"StepConfig.rerank = {rerank}: expected 0, or more than StepConfig.k = 4"):
+    words = f"StepConfig.rerank = {rerank}: expected 0, or more than StepConfig.k = 4"
+    with pytest.raises(UserError, match=words):
         StepConfig(k=4, rerank=rerank)
 
 

@@ -1,4 +1,4 @@
-"""Where folders may be made, and one process at a time."""
+"""Where folders may be made, what a kill leaves, and one process at a time."""
 
 import multiprocessing
 import os
@@ -8,11 +8,11 @@ import pytest
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.locks import locked
-from atlas_jax.index.files import new_directory
+from atlas_jax.core.whole import whole_folder
 
 
 def fill(directory):
-    with new_directory(directory) as folder:
+    with whole_folder(directory) as folder:
         (folder / "manifest.json").write_text("{}")
         (folder / "tokens").write_text("1")
 
@@ -80,6 +80,26 @@ def test_one_process_at_a_time_makes_a_directory(tmp_path):
 
 
 def test_an_error_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "store"):
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "store"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_gives_way_at_the_end_and_not_before(tmp_path):
+    fill(tmp_path / "model")
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "model", replace=True):
+        raise ZeroDivisionError
+    assert sorted(os.listdir(tmp_path / "model")) == ["manifest.json", "tokens"]
+    with whole_folder(tmp_path / "model", replace=True) as folder:
+        (folder / "new").write_text("")
+        assert (tmp_path / "model" / "tokens").exists()
+    assert os.listdir(tmp_path / "model") == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    fill(tmp_path / ".model.old")
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "model", replace=True):
+        raise ZeroDivisionError
+    assert sorted(os.listdir(tmp_path / "model")) == ["manifest.json", "tokens"]
+    assert os.listdir(tmp_path) == ["model"]

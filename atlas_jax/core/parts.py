@@ -1,0 +1,3 @@
+"""The two models of an Atlas, by the names that configs, files and metrics use."""
+
+PARTS = ("reader", "retriever")
