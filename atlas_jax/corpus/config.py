@@ -27,14 +27,14 @@ class CorpusConfig:
     index: directory of a saved index, made by build_index, on a disk; "" embeds the corpus at
         start.
     searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
-    recall_target: below 1, 'exact' on a TPU selects approximately, and faster: the share of a
-        chip's best rows that it is to find.
+    recall_target: share of a chip's best rows that 'exact' is to find. Below 1 a TPU selects
+        approximately, which is faster.
     embed_batch_size: passages per call of the passage tower.
-    dtype: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md), of embeddings made here; a
-        saved index keeps its own.
-    reader_states: folder for what a reader's `apart_layers` make of the passages, made when it
-        is missing; "" = they are run anew for every question. Takes 2 x tokens x width bytes a
-        passage, on the disk and on the devices.
+    dtype: type of new embeddings: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md). A
+        saved index keeps its own type.
+    reader_states: folder for the states that a reader's `apart_layers` compute from the passages;
+        it is made when it is missing. "" = these layers run again for every question. Takes
+        2 x tokens x width bytes a passage, on the disk and on the devices.
     """
 
     passages: str = ""
@@ -76,13 +76,13 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """All that is told of the passages of a run.
+    """All settings about the passages of a run.
 
     Attributes:
-      config: where they are, and how they are searched.
-      formats: what of a passage each model sees.
-      scann: of a host searcher.
-      rows: what becomes of a broken line of the corpus file.
+      config: where the passages are, and how they are searched.
+      formats: the part of a passage that each model sees.
+      scann: settings of the host searcher.
+      rows: what happens to a broken line of the corpus file.
     """
 
     config: CorpusConfig = CorpusConfig()
@@ -98,10 +98,10 @@ class ReadConfig:
     Attributes:
       k: passages per query that are read.
       reader_length: tokens of one reader input, query + passage + end token.
-      rerank: 0, or L > k: search L passages with the index's embeddings, embed these anew
-        with the present passage tower, and read the k best of them, in training and in
-        evaluation. For an int8 index, whose rows are rounded, and for ``joint`` training, whose
-        index is stale between its refreshes.
+      rerank: 0, or L > k: search L passages with the index's embeddings, embed them again
+        with the present passage tower, and read the k best. Applies to training and
+        evaluation. Useful for an int8 index, whose rows are rounded, and for ``joint``
+        training, whose index is stale between two refreshes.
     """
 
     k: bounds.Passages = 20

@@ -1,8 +1,8 @@
 """The corpus of a run: its passage store, and the index over it, fresh or stale.
 
-The embeddings that a run makes itself lie in versions/<version>/, and a checkpoint notes
-which version it was searching. Once a slice has been refreshed, they are of no version, and
-the checkpoint holds them itself. So a resumed run searches exactly what the killed one did.
+A run keeps the embeddings that it makes in versions/<version>/. A checkpoint notes the version that
+was searched. After a slice has been refreshed the embeddings are no longer those of any version;
+then the checkpoint holds them itself. So a resumed run searches exactly what the killed run did.
 """
 
 import shutil
@@ -34,12 +34,12 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
     """Open the store, or build it from the passages.
 
-    With both bound, a store that is there already has to hold just these passages, as
-    StoreConfig formats them.
+    If both are bound and the store exists, it must hold exactly these passages, formatted as
+    StoreConfig says.
 
     Raises:
-      UserError: nothing says where the store is or what to build it from, or it was made
-        for other tokenizers, or of other passages.
+      UserError: neither store nor passages are bound, or the store was made for other
+        tokenizers or from other passages.
     """
     config = spec.config
     if not config.store:
@@ -100,7 +100,7 @@ class Corpus:
     Attributes:
       store: the passages.
       version: how often all of the embeddings have been refreshed, at once or in slices.
-      encoder_hash: of the passage tower that made them; "" once slices differ.
+      encoder_hash: of the passage tower that made the embeddings; "" once slices differ.
       next_row: where the next slice begins.
       dtype: of the embeddings that are searched, as in CorpusConfig.
       on_host: whether a host searcher serves.
@@ -119,12 +119,12 @@ class Corpus:
         versions: Path | None = None,
         apart_nf: np.ndarray | None = None,
     ) -> None:
-        """Nothing is searchable before `load_first` or `load_version`.
+        """Make a corpus that can be searched after `load_first` or `load_version`.
 
         Args:
-          spec: what was told of the passages.
+          spec: the settings about the passages.
           apart_nf: the reader's states of the passages, see `reader_states`.
-          retriever_tokens: whether the index on the devices holds those, see `to_device`.
+          retriever_tokens: whether the index on the devices holds them, see `to_device`.
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
         self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
@@ -160,10 +160,10 @@ class Corpus:
             self._make(params, 0, self._folder(0))
 
     def load_version(self, version: int, made_by: str) -> None:
-        """The version that a checkpoint was searching; `made_by`: its encoder hash.
+        """Load the version that a checkpoint was searching; `made_by` is its encoder hash.
 
         Raises:
-          UserError: it is not there any more, or another encoder made it.
+          UserError: this version no longer exists, or another encoder made it.
         """
         given = version == 0 and self._config.index
         folder = self._config.index if given else self._folder(version)
@@ -185,9 +185,9 @@ class Corpus:
         self._make(params, version, folder or self._folder(version))
 
     def roll(self, params: Params, rows: int) -> None:
-        """Embed the next slice of so many passages anew, on the devices, without waiting for it.
+        """Start to embed the next slice of so many passages anew, on the devices; do not wait.
 
-        The slice after the last row begins at row 0 again; the version counts up there.
+        After the last row the next slice begins at row 0, and the version counts up.
         """
         assert self.index is not None
         count = self.store.count
@@ -207,7 +207,7 @@ class Corpus:
         return self._host_ne[rows_r]
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint has to note to find the present embeddings again."""
+        """Notes for a checkpoint, with which the present embeddings are found again."""
         notes: dict[str, Any] = {"version": self.version, "encoder_hash": self.encoder_hash}
         if self.own_embeddings is not None:
             notes["rolling"] = {
@@ -219,19 +219,19 @@ class Corpus:
 
     @property
     def own_embeddings(self) -> Any:
-        """What a checkpoint has to hold itself: embeddings that no version on disk has."""
+        """Embeddings that the checkpoint itself must hold, as no version on disk has them."""
         rolled = self.index is not None and not self.encoder_hash
         return self.index.embeddings_ne if rolled else None  # type: ignore[union-attr]
 
     def load_noted(self, notes: Mapping[str, Any], read: Callable[[Any], Any]) -> None:
-        """What a checkpoint was searching, by its `notes`.
+        """Load the embeddings that a checkpoint was searching, by its `notes`.
 
         Args:
-          read: gives the embeddings that the checkpoint holds itself, laid out as told.
+          read: reads the embeddings that the checkpoint holds itself, in the layout given.
 
         Raises:
-          UserError: they are not there any more, are of other passages, or were refreshed in
-            slices, which a host searcher cannot be.
+          UserError: the embeddings no longer exist, belong to other passages, or were refreshed
+            in slices, which a host searcher cannot search.
         """
         rolling = notes.get("rolling")
         if rolling is None:
@@ -255,7 +255,7 @@ class Corpus:
         self.index = self._to_device(read(layout), self.version)
 
     def keep_versions(self, needed: Collection[int]) -> None:
-        """Remove the embeddings of versions that neither a checkpoint nor this run needs."""
+        """Remove the embeddings of versions that no checkpoint needs and this run does not use."""
         if self._versions is None or not self._versions.is_dir() or not multihost.is_first():
             return
         for folder in self._versions.iterdir():

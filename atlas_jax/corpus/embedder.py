@@ -58,7 +58,7 @@ class Embedder:
         )
 
     def refresh(self, params: Params, index: DeviceIndex, rows_r: np.ndarray) -> Any:
-        """The embeddings of an index, those of some rows made anew; the old ones are given up.
+        """Embed some rows of an index anew; the old embeddings are donated.
 
         Compiles once per number of rows.
         """
@@ -66,12 +66,12 @@ class Embedder:
         return self._refresh(params, index.embeddings_ne, index.retriever_tokens_nm, rows_r)
 
     def hash(self, params: Params) -> str:
-        """What identifies the embeddings that these retriever parameters give."""
+        """Fingerprint of the embeddings that these retriever parameters give."""
         return encoder_hash(self._retriever.config, params, self._tokenizer)
 
     @property
     def width(self) -> int:
-        """Of an embedding."""
+        """Width of an embedding."""
         return self._retriever.config.embedding_dim
 
     def to_memory(self, params: Params, store: PassageStore) -> Any:
@@ -89,13 +89,13 @@ class Embedder:
         version: int = 0,
         dtype: str = "",
     ) -> str:
-        """Embed a store into a saved index, replacing one that is there; gives its encoder hash.
+        """Embed a store into a saved index, replacing an older one; returns its encoder hash.
 
         Args:
           dtype: of the index; "" = CorpusConfig.dtype.
 
         Raises:
-          UserError: it could not be written; an earlier index is still there then.
+          UserError: the index could not be written; an earlier one is unchanged.
         """
         found = self.hash(params)
         dtype = dtype or self._config.dtype
@@ -110,7 +110,7 @@ class Embedder:
         return found
 
     def _fill(self, params: Params, store: PassageStore, made: Unfinished | None) -> None:
-        """Embed what `made` lacks; without it, help the process that has it."""
+        """Embed the rows that `made` lacks; a process without `made` only computes its share."""
         first = multihost.of_first(made.first if made else 0)
         function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
             params, multihost.place(tokens, self._rows)

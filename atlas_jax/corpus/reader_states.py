@@ -1,4 +1,4 @@
-"""What a reader's lower layers make of the passages, kept in a folder for every later question."""
+"""A folder with the states that a reader's lower layers compute from the passages."""
 
 import hashlib
 import json
@@ -31,18 +31,18 @@ def reader_states(
     reader_length: int,
     query_length: int,
 ) -> np.ndarray | None:
-    """The states that `CorpusConfig.reader_states` names, made when they are missing.
+    """Open the states in `CorpusConfig.reader_states`; compute them if they are missing.
 
     Args:
       params: of the reader.
-      reader_length, query_length: tokens of a reader input, and of the question in it.
+      reader_length, query_length: tokens of a reader input, and of its question.
 
     Returns:
-      float16 [n, m * d], memory-mapped; None where none are kept.
+      float16 [n, m * d], memory-mapped; None if no folder is bound.
 
     Raises:
-      UserError: the reader's encoder does not read passages apart; the folder's are of other
-        passages, another encoder or another length.
+      UserError: the reader's encoder does not read passages apart, or the folder was made from
+        other passages, by another encoder or for another length.
     """
     if not config.reader_states:
         return None
@@ -67,7 +67,7 @@ def reader_states(
 
 
 def _manifest(store: PassageStore, reader: T5, params: Params, length: int) -> dict[str, Any]:
-    """What decides the states."""
+    """Everything that decides the states."""
     cfg = reader.config
     digest = hashlib.sha256(f"{cfg.start_id} {cfg.num_heads} {cfg.dtype}".encode())
     encoder = params["encoder"]

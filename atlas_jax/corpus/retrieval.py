@@ -53,13 +53,13 @@ def no_passages(batch: Batch) -> Passages:
 def rerank(
     retriever: DualEncoder, params: Params, query_be: Array, passages: Passages, k: int
 ) -> Passages:
-    """The k best of the passages found, by what the present passage tower gives for them.
+    """Keep the k best of the passages found, scored with fresh embeddings of the passage tower.
 
-    No gradient flows through it. Equal scores keep the order of the search.
+    No gradient flows through it. Passages with equal scores keep the order of the search.
 
     Args:
       params: of the retriever.
-      passages: more than k a query; those that are none stay last.
+      passages: more than k a query. Empty places stay last.
     """
     assert passages.retriever_tokens_bkm is not None
     b, found, m = passages.retriever_tokens_bkm.shape

@@ -1,8 +1,8 @@
 """Where the passages of a batch come from: the index, the data file, or nowhere.
 
-The compiled step calls `Source.retrieve`; what it is given to retrieve from is made on
-the host, batch by batch, by `Source.of_batch`. So trainer and evaluator are the same for
-device search, host search, given passages and closed book.
+For each batch the host calls `Source.of_batch`. The compiled step passes its result to
+`Source.retrieve`, which gives the passages. So trainer and evaluator have the same code for device
+search, host search, given passages and closed book.
 """
 
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ class Source(Protocol):
     """Passages for a batch."""
 
     def of_batch(self, params: Params, batch: Batch) -> Any:
-        """What `retrieve` takes for this batch: an index, passages, or None.
+        """Make the input of `retrieve` for this batch: an index, passages, or None.
 
         Args:
           params: of both models, or of the retriever alone: {"retriever": ...}.
@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
     def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
-        """The passages; called inside the compiled step with what `of_batch` made."""
+        """Give the passages; called inside the compiled step with the result of `of_batch`."""
         ...
 
 

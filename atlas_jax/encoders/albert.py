@@ -1,10 +1,12 @@
 """ALBERT (arXiv 1909.11942): a BERT with narrow embedding tables and shared layers.
 
-Where google-research/albert, Hugging Face and the paper differ: the product behind the tables is
-there whatever their width (as in Hugging Face; the original leaves it out where both widths are
-equal), layer l is of group l * G // L in whole numbers (the original's float division errs for a
-few depths, none of them released), and the sharing kinds 'attention' and 'ffn' are the paper's,
-which no released code has.
+google-research/albert, Hugging Face and the paper differ in three places. Here
+
+* a projection always follows the embedding tables, as in Hugging Face; the original code has none
+  where both widths are equal;
+* layer l belongs to group l * G // L, in whole numbers; the original's float division is wrong for
+  a few depths, none of them released;
+* the sharing kinds 'attention' and 'ffn' are the paper's; no released code has them.
 """
 
 import dataclasses
@@ -32,19 +34,19 @@ _SHARED_PART = {"attention": "attention", "ffn": "feed_forward"}
 
 @dataclasses.dataclass(frozen=True)
 class AlbertConfig(BertConfig):
-    """An ALBERT; what differs from BERT has ALBERT's defaults, the sizes are BERT base's.
+    """An ALBERT. The defaults are ALBERT's, but for the sizes, which are those of BERT base.
 
     Attributes:
         factor_dim: Width E of the embedding tables.
-        sharing: 'all' shares whole layers within each group; 'attention' shares query, key,
-            value, output and their norm over all layers, 'ffn' the two products of the
-            feed-forward block and their norm; 'none' shares nothing.
-        num_groups: G, of 'all': layer l uses the parameters of group l * G // L.
-        inner_groups: I, of 'all': blocks of a group, applied one after the other, so that the
-            model is L * I blocks deep.
+        sharing: What layers share. 'all': whole layers, within each group. 'attention': query,
+            key, value, output and their norm, over all layers. 'ffn': the two products of the
+            feed-forward block and their norm, over all layers. 'none': nothing.
+        num_groups: G, for 'all': layer l uses the parameters of group l * G // L.
+        inner_groups: I, for 'all': a group has I blocks, one after the other. The model is then
+            L * I blocks deep.
     """
 
-    # The layers are not told: all of them may be the same arrays.
+    # Without num_layers: all layers may share the same arrays, so they cannot be counted.
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset(
         {"vocab_size", "mlp_dim", "max_positions", "type_vocab_size", "factor_dim"}
     )
@@ -83,7 +85,7 @@ class AlbertConfig(BertConfig):
         return True
 
     def group_of(self, layer: int) -> int:
-        """Whose parameters a layer uses."""
+        """The group whose parameters this layer uses."""
         return layer * self.num_groups // self.num_layers
 
 
@@ -122,7 +124,7 @@ class AlbertEncoder(BertEncoder):
         self.layers = [layer(cfg, own) for _ in range(cfg.num_layers)]
 
     def steps(self) -> list[Layer]:
-        """As in `BertEncoder`; shared parts stand in it several times."""
+        """As in `BertEncoder`; a shared part appears several times."""
         cfg = self.config
         if cfg.sharing == "all":
             return [self.groups[cfg.group_of(i)] for i in range(cfg.num_layers)]
@@ -143,7 +145,7 @@ class AlbertEncoder(BertEncoder):
         return shared, tuple(part for part in BertLayer.parts if part not in shared)
 
     def _joined(self, shared: Layer, own: Layer) -> Layer:
-        """A whole layer of its two halves, attention first."""
+        """Join two halves to a whole layer, attention first."""
         first, second = (shared, own) if self.config.sharing == "attention" else (own, shared)
         return lambda x_bld, bias, deterministic: second(
             first(x_bld, bias, deterministic), bias, deterministic

@@ -45,8 +45,8 @@ class BertConfig(EncoderConfig):
             tanh, which the original BERT computes).
         released_layer_norm: (x - mean) / sqrt(mean(x^2) + eps), which the retrievers of
             the released Atlas checkpoints need; False is the standard layer norm.
-        initializer: 'normal' or 'truncated_normal' (at twice the deviation, which the original
-            BERT and ALBERT draw), each of deviation 0.02.
+        initializer: 'normal' or 'truncated_normal', both with standard deviation 0.02. The
+            second is cut off at two standard deviations, as in the original BERT and ALBERT.
     """
 
     NEUTRAL: ClassVar[frozenset[str]] = EncoderConfig.NEUTRAL | {"initializer"}
@@ -71,18 +71,18 @@ class BertConfig(EncoderConfig):
 
     @property
     def first_position(self) -> int:
-        """Row of the position table that a text begins with."""
+        """Row of the position table for the first token of a text."""
         return self.max_positions - self.max_length
 
     @property
     def projects(self) -> bool:
-        """Whether a product takes the embedding from the tables' width to the states'."""
+        """Whether embeddings have another width than the states, and so need a projection."""
         return self.table_dim != self.hidden_dim
 
     def output_fields(self) -> dict[str, Any]:
         """As `EncoderConfig.output_fields`."""
         fields = super().output_fields()
-        if self.activation == "gelu":  # fingerprints are older than this field
+        if self.activation == "gelu":  # older fingerprints do not have this field
             del fields["activation"]
         return fields
 
@@ -144,9 +144,9 @@ class BertEmbeddings(nn.Module):
         embedded_ble: jax.Array | None = None,
         positions_bl: jax.Array | None = None,
     ) -> jax.Array:
-        """Int tokens [b, l] (or what was looked up for them) -> [b, l, e], e of the tables.
+        """Int tokens [b, l], or their rows of the token table, -> [b, l, e], e of the tables.
 
-        Positions count from the config's first one unless they are given, from 0.
+        Positions count from 0; without `positions_bl` they are 0, 1, 2...
         """
         x_ble = self.word_embeddings(tokens_bl) if embedded_ble is None else embedded_ble
         counted = jnp.arange(tokens_bl.shape[1]) if positions_bl is None else positions_bl
@@ -179,7 +179,7 @@ class BertAttention(nn.Module):
             "bhlk,bhmk->bhlm", query_bhlk, heads("key"), preferred_element_type=jnp.float32
         )
         weights_bhlm = softmax(logits_bhlm + bias_b1ml).astype(x_bld.dtype)
-        # one mask for all query positions, as in T5X: masks of the full size are dear
+        # one mask for all query positions, as in T5X: full-size masks are expensive
         weights_bhlm = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             weights_bhlm, deterministic=deterministic
         )
@@ -192,7 +192,7 @@ class BertLayer(nn.Module):
     """Attention and feed-forward, each followed by residual and layer norm.
 
     Attributes:
-        parts: which of the two it has, in the order in which they run.
+        parts: which of the two blocks it has, in the order in which they run.
     """
 
     config: BertConfig
@@ -243,18 +243,18 @@ class BertEncoder(nn.Module):
         self.layers = [layer(self.config) for _ in range(self.config.num_layers)]
 
     def steps(self) -> list[Layer]:
-        """What takes the states from one layer to the next, as often as there are layers."""
+        """One function per layer, from its input states to its output states."""
         return list(self.layers)
 
     def scanned(self) -> tuple[Any, Callable[..., jax.Array]]:
-        """The same for a scan: its inputs, and the function of states, one input and the rest."""
+        """`steps` in the form of a scan: one input per layer, and the function that takes it."""
         layers = [self.layer_params(f"layers_{i}") for i in range(self.config.num_layers)]
         layer = rematerialised(BertLayer, self.config)(self.config, parent=None)
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)  # here, not in storage
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)  # stored unstacked
         return stacked, functools.partial(apply_layer, layer)
 
     def layer_params(self, name: str) -> Any:
-        """The parameters of a part that is there by now."""
+        """The parameters of a submodule that is already initialised."""
         return self.variables["params"][name]
 
     def __call__(
@@ -266,7 +266,7 @@ class BertEncoder(nn.Module):
         types_bl: jax.Array | None = None,
         embedded_ble: jax.Array | None = None,
     ) -> jax.Array:
-        """Encode texts; without a mask they are right-padded with id 0, never attended to.
+        """Encode texts. Without a mask, id 0 is padding on the right and is never attended to.
 
         Args:
             tokens_bl: int tokens with their special tokens.
@@ -274,12 +274,11 @@ class BertEncoder(nn.Module):
             mask: True where a key may be read, [b, l] for all positions of a row alike or
                 [b, l, l] as [row, reader, key].
             types_bl: int token types; None is type 0 everywhere.
-            embedded_ble: takes the place of what the token table holds for `tokens_bl`, before
-                positions and types are added; as wide as the table, see `embed_tokens`.
+            embedded_ble: used in place of the token table's rows for `tokens_bl`, before
+                positions and types are added. As wide as the table, see `embed_tokens`.
 
         Returns:
-            States [b, l, d] of the last layer in the config's dtype; those of padding mean
-            nothing.
+            States [b, l, d] of the last layer, in the config's dtype. Ignore those at padding.
 
         Raises:
             UserError: The texts are longer than `max_positions`.
@@ -295,11 +294,11 @@ class BertEncoder(nn.Module):
         types_bl: jax.Array | None = None,
         embedded_ble: jax.Array | None = None,
     ) -> list[jax.Array]:
-        """As a call, but the embeddings' states, then those after each layer."""
+        """As `__call__`, but a list: the states before the first layer, then after each layer."""
         return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble, every=True)
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the token table, int [...] -> [..., e]; a BERT's are as wide as its states."""
+        """Rows of the token table, int [...] -> [..., e]; in a BERT, e is the width d."""
         return self.embeddings.word_embeddings(tokens.astype(jnp.int32))
 
     def token_table(self) -> jax.Array:
@@ -315,7 +314,7 @@ class BertEncoder(nn.Module):
         embedded_ble: jax.Array | None,
         every: bool = False,
     ) -> list[jax.Array]:
-        """The last states alone, or those of every layer."""
+        """The states of the last layer, or with `every` those of all layers."""
         cfg = self.config
         check_length(cfg, tokens_bl.shape[1], "the encoder")
         tokens_bl = tokens_bl.astype(jnp.int32)
@@ -357,7 +356,7 @@ def apply_layer(
     bias_b1ml: jax.Array,
     deterministic: bool,
 ) -> jax.Array:
-    """A layer over given parameters; `key` is that of its dropout, None without any."""
+    """Apply a layer with these parameters; `key` is for dropout, None for no dropout."""
     rngs = None if key is None else {"dropout": key}
     return layer.apply({"params": params}, x_bld, bias_b1ml, deterministic, rngs=rngs)
 
@@ -384,7 +383,7 @@ def attention_bias(mask: jax.Array) -> jax.Array:
 def rematerialised(
     layer: Any, config: EncoderConfig, static_argnums: tuple[int, ...] = (3,)
 ) -> Any:
-    """The layer class, made to compute again in the backward pass what the policy drops."""
+    """The layer class; its backward pass recomputes what the policy does not keep."""
     if config.remat_policy == "none":
         return layer
     return nn.remat(

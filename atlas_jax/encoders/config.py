@@ -1,4 +1,4 @@
-"""What every encoder's config has, and what of it decides the encoder's output."""
+"""The fields that every encoder's config has, and which of them decide the encoder's output."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -22,22 +22,22 @@ class EncoderConfig:
         mlp_dim: Width inside the feed-forward block.
         max_positions: Rows of the learned position embedding; the longest text in tokens,
             see `max_length`.
-        type_vocab_size: Rows of the token type embedding; texts are of type 0 unless told.
+        type_vocab_size: Rows of the token type embedding; without types, all tokens have type 0.
         layer_norm_eps: Added to the variance.
         dropout_rate: Of the hidden states and of the attention probabilities.
         dtype: Of the activations, 'float32' or 'bfloat16'; parameters are float32.
-        scan_layers: Compile one layer and scan it: compiles faster, runs slower on CPU. The
-            parameters are stored as without it.
+        scan_layers: Compile one layer and scan it: compiles faster, runs slower on CPU. Stored
+            parameters are the same with and without it.
         remat_policy: 'none' stores every activation for the backward pass, 'minimal' only the
             products with parameters, 'full' only the inputs of each layer.
     """
 
-    # Without effect on what is computed at inference. `dtype` only rounds it, as the type in
-    # which an index is stored does: both are the choice of who runs the encoder.
+    # These do not change what is computed at inference. `dtype` only rounds it, like the type of
+    # an index: whoever runs the encoder chooses both.
     NEUTRAL: ClassVar[frozenset[str]] = frozenset(
         {"dropout_rate", "dtype", "scan_layers", "remat_policy"}
     )
-    # Told by the names and shapes of the parameters; a subclass says which these are.
+    # These can be seen from the names and shapes of the parameters; a subclass lists them.
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset()
 
     vocab_size: bounds.Vocabulary = 30522
@@ -71,10 +71,10 @@ class EncoderConfig:
         return self.max_positions
 
     def output_fields(self) -> dict[str, Any]:
-        """What decides the output beside the parameters and their names: for a fingerprint.
+        """The fields that, with the parameters, decide the output; a fingerprint covers them.
 
-        Every field is in it but those of `NEUTRAL`, which change nothing, and of
-        `TOLD_BY_PARAMETERS`, which a fingerprint of the parameters covers already.
+        All fields but two sets. Those in `NEUTRAL` change nothing. Those in `TOLD_BY_PARAMETERS`
+        are already covered by the fingerprint of the parameters.
         """
         left_out = self.NEUTRAL | self.TOLD_BY_PARAMETERS
         return {

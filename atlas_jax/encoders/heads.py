@@ -13,7 +13,7 @@ from atlas_jax.encoders.bert import ACTIVATIONS, BertConfig, dense, layer_norm
 class MlmHead(nn.Module):
     """Logits over the vocabulary: `LN(activation(h A + a))` times the token table, plus a bias.
 
-    A is as wide as the table; the table is the encoder's own and no parameter of the head.
+    A is as wide as the table. The table belongs to the encoder, not to the head.
     """
 
     config: BertConfig
@@ -34,7 +34,7 @@ class MlmHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """`tanh(h_0 P + p)` of the first position's state, which sentence heads read."""
+    """`tanh(h_0 P + p)` of the first token's state h_0; input of the sentence heads."""
 
     config: BertConfig
 
@@ -48,11 +48,11 @@ class Pooler(nn.Module):
 
 
 class SentenceHead(nn.Module):
-    """The pooler and a product behind it: NSP, SOP, or the classes of a task.
+    """The pooler and a classifier on it, for NSP, SOP or the classes of a task.
 
     Attributes:
-        dropout_rate: of the pooled state. It is the head's own: an ALBERT has none in its
-            encoder and 0.1 here when it is fine-tuned.
+        dropout_rate: of the pooled state, whatever the encoder's rate is. For example, ALBERT
+            is fine-tuned with 0.1 here and no dropout in its encoder.
     """
 
     config: BertConfig
@@ -71,7 +71,7 @@ class SentenceHead(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-    """ELECTRA's: for each token a logit that it was replaced."""
+    """ELECTRA's head: for each token, the logit that it was replaced."""
 
     config: BertConfig
 

@@ -41,14 +41,14 @@ def encoder_config(
 
     Args:
         name: of the encoder, in `ENCODERS`.
-        fields: what the other config says in fields of its own; a field that is not the
-            encoder's has to be at the default of `BertConfig`.
+        fields: fields of the other config by name. One that this encoder does not have must be at
+            the default of `BertConfig`.
         options: further fields of the encoder's config.
         owner: class name of the other config, for messages.
 
     Raises:
-        UserError: an unknown encoder or option, a field that the encoder has not, or a value
-            out of range.
+        UserError: an unknown encoder or option, a field that the encoder does not have, or a
+            value out of range.
     """
     if name not in ENCODERS:
         raise UserError(f"{owner}.encoder = {name!r}: must be one of {', '.join(ENCODERS)}")

@@ -12,12 +12,12 @@ from atlas_jax.encoders.bert import BertConfig
 class RobertaConfig(BertConfig):
     """A RoBERTa; the defaults are RoBERTa base's.
 
-    The padding token has id 0 in this project and `<s>` id 1; the released vocabularies have
-    them the other way round, and a conversion exchanges the two rows.
+    In this project the padding token has id 0 and `<s>` has id 1. The released vocabularies have
+    them the other way round, so a conversion exchanges the two rows.
 
     Attributes:
-        position_offset: Row of the position table that a text begins with; the rows before it
-            are never read (fairseq counts positions from the padding id + 1).
+        position_offset: Row of the position table for the first token of a text. The rows before
+            it are never read (fairseq counts positions from the padding id + 1).
     """
 
     vocab_size: bounds.Vocabulary = 50265
@@ -46,8 +46,8 @@ class ElectraConfig(BertConfig):
     """An ELECTRA discriminator or generator; the sizes are BERT base's.
 
     Attributes:
-        factor_dim: Width of the embedding tables; a product takes them to hidden_dim where that
-            differs.
+        factor_dim: Width of the embedding tables. Where it is not hidden_dim, a projection
+            follows them.
     """
 
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = BertConfig.TOLD_BY_PARAMETERS | {"factor_dim"}

@@ -87,12 +87,14 @@ def embedded_batches(
     first: int = 0,
     at_a_time: int = 1,
 ) -> Iterator[tuple[np.ndarray, Array]]:
-    """The batches of ``embed_corpus``: rows, and their embeddings (then those that fill up).
+    """Yield the batches of ``embed_corpus``: their rows, and the embeddings of these rows.
 
-    The devices work on the next ``at_a_time`` batches while the caller has one. A batch is done
-    when the caller gets it, so that a process that drops the embeddings (it only takes part in
-    the computation) is never more batches ahead of the others: with several devices each, JAX
-    would wait for ever once a process is some 32 programs ahead.
+    The last batch may be filled up with copies of its last row; their embeddings come last.
+    While the caller works on one batch, the devices work on the next ``at_a_time`` batches.
+
+    Each batch is finished before the caller gets it. This keeps several processes in step, also
+    those that throw the embeddings away. JAX would wait for ever if one of several processes with
+    several devices each were about 32 programs ahead of the others.
     """
     n = len(retriever_tokens_nm)
     if n == 0:

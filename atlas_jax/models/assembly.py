@@ -1,7 +1,7 @@
 """From configs to the things a run works with: models, parameters, tokenizers.
 
-Every entry point begins here, so that a model folder, a tokenizer or a mesh is understood
-in one way.
+Every entry point begins here. So all of them understand a model folder, a tokenizer and a mesh in
+the same way.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def load_tokenizers(config: ModelConfig) -> Tokenizers:
     """Load both tokenizers, from model folders or from their own files.
 
     Raises:
-      UserError: one of them is given nowhere, or its file is at fault.
+      UserError: no source is given for one of them, or its file is at fault.
     """
     return Tokenizers(**{part: _load_tokenizer(config, part) for part in PARTS})
 
@@ -75,8 +75,8 @@ def assemble(
 ) -> Assembled:
     """Make both models with their parameters, from folders or at random.
 
-    A tied retriever becomes two towers for query-side training, which leaves one of them
-    as it is; both start as the tied one.
+    For query-side training a tied retriever becomes two towers. Both start as copies of it; only
+    the query tower is trained.
 
     Args:
       spec: where the models come from.
@@ -85,9 +85,8 @@ def assemble(
       training: how the retriever will be trained.
 
     Raises:
-      UserError: a folder or file at fault, a field that does not fit the folder's
-        parameters (the first one that differs is named), a tokenizer with more ids than
-        the model has.
+      UserError: a folder or file is at fault, a field does not fit the folder's parameters (the
+        first parameter that differs is named), or a tokenizer has more ids than the model.
     """
     reader = _load_part(spec, "reader", ReaderConfig)
     retriever = _load_part(spec, "retriever", RetrieverConfig)
@@ -107,7 +106,7 @@ def assemble(
 
 
 def load_retriever(spec: ModelSpec, seed: int = 0) -> tuple[DualEncoder, Params, Tokenizer]:
-    """The retriever alone, its parameters on the default device.
+    """Load the retriever alone, with its parameters on the default device.
 
     Raises:
       UserError: as `assemble`.
@@ -158,15 +157,15 @@ def export_model(
 @dataclasses.dataclass(frozen=True)
 class _Part(Generic[Config]):
     config: Config
-    params: Params | None  # None: to be drawn at random
+    params: Params | None  # None: they will be random
     tokenizer: Tokenizer
     origin: str
 
 
 def _load_part(spec: ModelSpec, part: str, config_class: type[Config]) -> _Part[Config]:
-    """One model as its folder has it, or only its config and tokenizer.
+    """Load one model from its folder; without a folder, only its config and tokenizer.
 
-    Layers come as the config wants them, and a tied retriever is untied if it says so.
+    Layers are stacked or not as the config says. A tied retriever is untied if the config says so.
     """
     folder: str = getattr(spec.config, part)
     told: Mapping[str, Any] = getattr(spec, part)
@@ -188,10 +187,10 @@ def _load_part(spec: ModelSpec, part: str, config_class: type[Config]) -> _Part[
 
 
 def whole_config(config_class: type[Config], told: Mapping[str, Any]) -> Config:
-    """A model's config of these fields and the defaults of the others.
+    """Make a model's config from these fields, and defaults for the others.
 
     Raises:
-      UserError: a field without default is not among them.
+      UserError: a field without a default is missing.
     """
     missing = [
         f"{config_class.__name__}.{field.name}"
@@ -208,7 +207,7 @@ def whole_config(config_class: type[Config], told: Mapping[str, Any]) -> Config:
 def _overridden(
     config_class: type[Config], saved: dict[str, Any], told: Mapping[str, Any], folder: str
 ) -> Config:
-    """The folder's config, but for the fields that were told."""
+    """The folder's config, with the fields that the run sets replaced."""
     unknown = set(saved) - {field.name for field in dataclasses.fields(config_class)}
     if unknown:
         raise UserError(
@@ -251,7 +250,7 @@ def _initial_params(
     mesh: Mesh,
     rules: tuple[Rule, ...],
 ) -> Params:
-    """Both models' parameters where they belong; what no folder gives is random."""
+    """Place both models' parameters on the devices; those without a folder are random."""
     parts: dict[str, _Part[Any]] = {"reader": reader, "retriever": retriever}
     boxed = abstract_params(models)
     expected = meta.unbox(boxed)
@@ -290,7 +289,7 @@ def _from_retriever(
 
 def _random_retriever(model: DualEncoder, seed: int) -> Params:
     tokens = jax.numpy.ones((1, 4), jax.numpy.int32)
-    # Jitted: one row cannot be laid over several devices outside of a program.
+    # Jitted: outside of a compiled program one row cannot be spread over several devices.
     init = jax.jit(lambda key: meta.unbox(model.init(key, tokens, tokens)["params"]))
     return init(jax.random.key(seed))
 

@@ -17,18 +17,17 @@ class ModelConfig:
     """Where the two models and their tokenizers come from.
 
     reader, retriever: model folders (a run writes one at its end; the two may be the same
-        folder). Architecture, parameters and tokenizer are taken from it; explicit
+        folder). Architecture, parameters and tokenizer come from the folder; explicit
         bindings of ReaderConfig or RetrieverConfig (dropout, dtype, scan, remat) override
         its fields. "" = random parameters, architecture from gin alone.
     reader_tokenizer, retriever_tokenizer: `tokenizer.json` files, needed for (and only
         for) a model that starts from random parameters.
-    reader_init: how a reader without a folder begins: 'random', or 'induction' with the
-        copying circuit wired in (see reader/induction.py), or 'retriever': its encoder and its
-        token embedding as the retriever's (see reader/from_tower.py); its tokenizer is made from
-        the retriever's, too.
-    export_dtype: 'float32' or 'bfloat16', how a run's final model folder is written.
-    optimizer_state: train on from the optimiser state that `convert` put into the folders; a
-        part whose folder has none begins anew.
+    reader_init: the first parameters of a reader without a folder. 'random'. 'induction': with the
+        copying circuit wired in (see reader/induction.py). 'retriever': encoder, token embedding
+        and tokenizer are made from the retriever's (see reader/from_tower.py).
+    export_dtype: 'float32' or 'bfloat16', the type of the parameters in a run's final model folder.
+    optimizer_state: begin with the optimiser state that `convert` put into the folders. A model
+        whose folder has none begins with a fresh one.
     """
 
     reader: str = ""
@@ -64,13 +63,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where the two models come from, and what of their configs was told.
+    """Where the two models come from, and the config fields that the run sets.
 
     Attributes:
       config: folders, tokenizers, how random parameters begin.
-      reader: fields of ReaderConfig. They override those of a model folder; where there is no
-        folder, the reader's config is made of them.
-      retriever: likewise fields of RetrieverConfig.
+      reader: fields of ReaderConfig. They override those of a model folder. Without a folder
+        they make up the reader's config.
+      retriever: the same for RetrieverConfig.
     """
 
     config: ModelConfig = ModelConfig()

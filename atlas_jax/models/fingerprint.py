@@ -16,9 +16,9 @@ from atlas_jax.retriever.dual_encoder import is_tied
 def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) -> str:
     """Fingerprint of everything that decides a passage's embedding.
 
-    That is the kind of encoder, every field of its config that can change its output (see
-    `EncoderConfig.output_fields`), pooling, tokenizer and parameters. The query tower is left
-    out: query-side training keeps the index valid, and so does untying a tied retriever.
+    It covers the kind of encoder, every field of its config that can change its output (see
+    `EncoderConfig.output_fields`), pooling, tokenizer and parameters. It does not cover the query
+    tower. So an index stays valid in query-side training, and when a tied retriever is untied.
 
     Args:
       config: of the retriever.
@@ -31,7 +31,7 @@ def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) 
         "pooling": config.pooling,
         "normalize": config.normalize,
     }
-    if config.encoder != "bert":  # fingerprints are older than this field
+    if config.encoder != "bert":  # older fingerprints do not have this field
         fields["encoder"] = config.encoder
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     digest.update(tokenizer.content_hash.encode())

@@ -1,7 +1,7 @@
 """Model folders: what a run leaves behind for others.
 
-Parameters (safetensors), configs and tokenizers, each file with its SHA-256. A folder appears at
-once or not at all: it is written under a temporary name and renamed.
+A folder holds parameters (safetensors), configs and tokenizers, and the SHA-256 of each file. It is
+written under a temporary name and then renamed, so it is never seen half-written.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def save_model(
         if multihost.is_first():
             _write_model(directory, parts, arrays, about)
     finally:
-        multihost.barrier("model folder")  # nobody ends while it is being written
+        multihost.barrier("model folder")  # no process exits while the folder is being written
 
 
 def _write_model(
@@ -107,7 +107,7 @@ def _write_model(
 
 @contextlib.contextmanager
 def _new_folder(directory: str | Path) -> Iterator[Path]:
-    """A folder on the disk that takes its place when the block succeeds, also in a bucket."""
+    """A temporary folder on the disk. When the block succeeds it moves to its place or bucket."""
     if not is_remote(directory):
         with whole_folder(directory, replace=True) as folder:
             yield folder
@@ -120,7 +120,7 @@ def _new_folder(directory: str | Path) -> Iterator[Path]:
 def write_folder_config(
     folder: Path, configs: Mapping[str, Any], about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the `config.json` of a model folder whose other files are there already.
+    """Write the `config.json` of a model folder that has all its other files.
 
     Args:
       configs: the config fields of each part.
@@ -147,7 +147,7 @@ class FolderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FolderPart:
-    """One model of a folder by its files, verified and not read.
+    """The files of one model in a folder, verified but not loaded.
 
     Attributes:
       config: fields of its config.
@@ -162,7 +162,7 @@ class FolderPart:
 
 
 def open_model(directory: str | Path) -> dict[str, FolderPart]:
-    """The parts of a model folder, for who reads arrays one at a time.
+    """Open the parts of a model folder without loading them, to read one array at a time.
 
     Raises:
       UserError: as `load_model`.
@@ -223,7 +223,7 @@ def _load_part(folder: Path, name: str, config: FolderConfig) -> ModelPart:
 
 
 def check_depth(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    """Refuse more or fewer layers than a file holds, before a model of that depth is laid out.
+    """Refuse a config with more or fewer layers than the file holds, before memory is allocated.
 
     Args:
       config: fields of a reader's or a retriever's config.
@@ -266,10 +266,10 @@ def _check_has(folder: Path, name: str, config: FolderConfig) -> None:
 
 
 def _read_folder_config(folder: Path) -> FolderConfig:
-    """The config, its types and those of the parts' fields checked.
+    """Read `config.json` and check the types of its fields and of the parts' fields.
 
     Raises:
-      UserError: there is none, or it names the file and the field at fault.
+      UserError: there is no such file, or a field is at fault; names the file and the field.
     """
     path = folder / _CONFIG_FILE
     if kind_of(path) == "nothing":

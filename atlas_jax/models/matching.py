@@ -1,4 +1,4 @@
-"""Whether saved arrays are those that a model or a run has, and which one is not."""
+"""Compare saved arrays with those of a model or a run, and name the first that differs."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A reader without what it has from its retriever: a small folder that names the base it needs.
+"""A small folder with a reader's own parameters; it names the retriever that gave it the rest.
 
-The lower layers and the token embedding of a pair encoder are not trained (`ReaderConfig`), and a
-retriever as it comes is no work of ours either. `cut` leaves both out of a model folder, `join`
-puts them back from a folder that holds the retriever.
+The lower layers and the token embedding of a pair encoder come from the retriever and are not
+trained (`ReaderConfig`). A retriever that was not trained here either need not be stored twice.
+`cut` leaves both out of a model folder. `join` puts them back from a folder with the retriever.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ _CONFIG, _WEIGHTS = "part.json", "reader.safetensors"
 
 
 def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write what of a model folder's reader is its own, in bfloat16.
+    """Write a model folder's reader in bfloat16, without what it has from the retriever.
 
     Args:
       model: a model folder whose reader has a pair encoder that began as the retriever's tower.
-      output: a folder; one that is there is replaced, but for files that this does not write.
+      output: a folder. In one that exists, only the files that this function writes change.
       about: JSON values for people.
 
     Raises:
@@ -49,7 +49,7 @@ def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None =
     flat, base = (traverse_util.flatten_dict(p, sep="/") for p in (reader.params, frozen))
     kept = {name: leaf for name, leaf in flat.items() if not _is_frozen(name, config)}
     for name in flat.keys() - kept.keys():
-        if not np.allclose(flat[name], base[name], atol=0.01, rtol=0.01):  # bfloat16 in between
+        if not np.allclose(flat[name], base[name], atol=0.01, rtol=0.01):  # stored bfloat16 differs
             raise UserError(f"{model}: {name} of the reader is not the retriever's")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,11 @@ def join(part: str | Path, base: str | Path, output: str | Path) -> None:
 
     Args:
       part: what `cut` wrote.
-      base: a model folder with the retriever whose tower the reader's encoder began as.
+      base: a model folder with the retriever from which the reader's encoder was made.
       output: the model folder.
 
     Raises:
-      UserError: a folder at fault, or the base is another one than the part was cut from.
+      UserError: a folder is at fault, or the part was cut from another base.
     """
     folder = Path(part)
     content = _read(folder)
