@@ -67,7 +67,9 @@ def test_saving_again_replaces_the_folder_and_a_failure_does_not(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("atlas_jax.models.folder.save_file", full)
-    with pytest.raises(UserError, match="could not be written, nothing of it was kept: .*No space left"):
+    with pytest.raises(
+        UserError, match="could not be written, nothing of it was kept: .*No space left"
+    ):
         save_model(folder, parts)
     assert (folder / "config.json").read_text() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
