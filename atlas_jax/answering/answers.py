@@ -1,6 +1,6 @@
-"""The compiled part of answering: write or choose an answer, and say what it rests on.
+"""The compiled part of answering: write or choose an answer, and explain it.
 
-All of it works on one encoding of the passages.
+The passages are encoded once for all of it.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from atlas_jax.reader.t5 import T5, copyable
 
 @flax.struct.dataclass
 class Evidence:
-    """What each passage that was read did for the answer; see docs/tasks.md.
+    """How much each passage contributed to the answer; see docs/tasks.md.
 
     Attributes:
       attention_bk: ADist's score: cross-attention probability times the norm of the value,
         averaged over heads, per layer and answer token, summed over the passage.
       alone_bk: log-probability of the answer read from this passage alone.
-      left_out_bk: by how much the answer's log-probability falls without this passage; above
-        0 where the passage helped.
+      left_out_bk: how much the answer's log-probability falls when this passage is left out;
+        above 0 where the passage helped.
     """
 
     attention_bk: Array
@@ -42,13 +42,14 @@ class Answers:
     """The answers of a batch.
 
     Attributes:
-      tokens_bt: int32 tokens that were generated, or of the choice that was made.
-      scores_b: float32 log-probability of what was generated (`generate.generate`); of the
-        choice among the choices.
+      tokens_bt: int32 tokens of the generated text, or of the best choice.
+      scores_b: float32 log-probability of the generated text (`generate.generate`), or of the
+        best choice among all choices.
       choice_log_probs_bc: float32, normalised over the choices of each query; None where
         answers are generated.
       evidence: None if it was not asked for.
-      target_log_probs_b: float32 log-probability of the batch's own targets, likewise.
+      target_log_probs_b: float32 log-probability of the batch's own targets; None if it was not
+        asked for.
     """
 
     tokens_bt: Array
@@ -66,11 +67,11 @@ class Reading:
     """How passages are read.
 
     Attributes:
-      k: passages that are read, the best of those found.
+      k: how many of the passages found are read, the best first.
       reader_length: tokens of one reader input.
-      chooses: choose among the batch's choices, instead of generating.
-      explains: say what each passage did.
-      scores_targets: say how likely the targets were.
+      chooses: choose among the batch's choices instead of generating a text.
+      explains: compute what each passage contributed.
+      scores_targets: compute how likely the targets are.
     """
 
     k: int
@@ -83,8 +84,8 @@ class Reading:
 def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh: Mesh) -> Answer:
     """Build the jitted `answer(params, batch, passages, first=0) -> Answers`.
 
-    `first` is the number of the batch's first question in the run. Each question is sampled
-    by GenerationConfig.seed and its own number, however the questions fall into batches.
+    `first` is the number of the batch's first question in the run. The seed of a sampled answer
+    is GenerationConfig.seed and the question's number, so the batch size does not change it.
     """
 
     def answer(params: Params, batch: Batch, passages: Passages, first: Array | int = 0) -> Answers:
@@ -146,12 +147,12 @@ def _generate(
 
 
 def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answers:
-    """The choice whose weighted log-probability is highest; the first of equals."""
+    """Take the choice with the highest weighted log-probability; the first of equal ones."""
     b, c, t = choices.tokens_bct.shape
     prompt = None if prompt_bp is None else jnp.repeat(prompt_bp, c, axis=0)
     decoder, targets = fid.join_prompt(prompt, choices.tokens_bct.reshape(b * c, t))
     logp_bct = fid.variant_logprobs(*source, targets.reshape(b, c, -1), decoder.reshape(b, c, -1))
-    # Behind a prompt the targets stand later: bring the log-probabilities back to their places.
+    # A prompt shifts the targets to the right: shift their log-probabilities back.
     prompt_b = jnp.zeros((b,), jnp.int32)
     if prompt_bp is not None:
         prompt_b = jnp.sum(prompt_bp != PAD_ID, axis=1, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""A loaded Atlas: ask it, search with it, score it. What a notebook and the commands work with."""
+"""A loaded Atlas to ask, search and score with, for notebooks and commands."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from atlas_jax.corpus.reader_states import reader_states
 from atlas_jax.models.assembly import Assembled, assemble, export_model
 from atlas_jax.tasks.base import AsksTyped, Example
 
-_WIDE_BATCH = 8  # rows of the larger of the two shapes that questions are answered in
+_WIDE_BATCH = 8  # questions are answered in two shapes; this is the larger number of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Passage:
 
     Attributes:
       score: inner product of the question's and the passage's embedding.
-      attention, alone, left_out: what the passage did for the answer, where explanations were
-        asked for and the passage was read; see `answers.Evidence`.
+      attention, alone, left_out: what the passage contributed to the answer, if explanations
+        were asked for and it was read; see `answers.Evidence`.
     """
 
     id: str
@@ -54,13 +54,13 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What was found and written for a question.
+    """The answer to a question and the passages it was read from.
 
     Attributes:
       question: as it was asked.
       text: the answer.
-      log_probability: of the answer's tokens; of the choice among the choices where the task
-        has some.
+      log_probability: of the answer's tokens. If the task has choices, of this choice among
+        all of them.
       passages: those that were read, best first; none for a closed book.
     """
 
@@ -76,7 +76,7 @@ class Evaluated:
 
     Attributes:
       scores: of the task, each from 0 to 1.
-      found: what was found and written for each question, in the order of the file.
+      found: passages and answer of each question, in the order of the file.
     """
 
     scores: dict[str, float]
@@ -84,13 +84,13 @@ class Evaluated:
 
     @property
     def answers(self) -> list[Answer]:
-        """As `Atlas.ask` gives them; without text where nothing was read."""
+        """The answers as `Atlas.ask` returns them; without text if nothing was read."""
         return [_answer(one.example.query_text, one) for one in self.found]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """What decides on the programs that answer a batch."""
+    """The values that decide which compiled program answers a batch."""
 
     rows: int
     k: int
@@ -103,20 +103,20 @@ class _Shape:
 class Atlas:
     """Reader, retriever and corpus, ready to answer.
 
-    Its mesh is its own: any thread may call any method, and several of them may live in one
-    process. A program is compiled once for each shape, see `warm_up`.
+    Each object has a mesh of its own. So any thread may call any method, and one process may hold
+    several objects. A program is compiled once for each shape, see `warm_up`.
     """
 
     def __init__(self, told: AnswerRun) -> None:
         """Load everything; `atlas_jax.load` is the easier way.
 
         Raises:
-          UserError: a setting or file at fault.
+          UserError: a setting or file is at fault.
         """
         self._told = told
         self._lock = threading.Lock()
         self._evaluators: dict[_Shape, Evaluator] = {}
-        self._asked = 0  # so many questions, for sampled answers
+        self._asked = 0  # number of questions so far, for sampled answers
         with use_devices(told.devices) as (mesh, rules):
             self._made: Assembled = assemble(told.models, mesh, rules)
             self._corpus: Corpus | None = None
@@ -170,12 +170,12 @@ class Atlas:
         Args:
           questions: text; a list gives a list.
           k: passages that are read for each; 0 = as many as the model was loaded with.
-          explain: say what each passage did for the answer.
+          explain: also compute what each passage contributed to the answer.
           exclude: ids of passages that may not be read.
 
         Raises:
-          UserError: an empty question, a k that the corpus has not, an unknown id, or a task
-            whose questions cannot be typed.
+          UserError: an empty question, a k above the number of passages, an unknown id, or a
+            task whose questions cannot be typed.
         """
         if explain and self._corpus is None:
             raise UserError("explain: a closed book has no passages whose part could be told")
@@ -202,10 +202,10 @@ class Atlas:
         k: int = 20,
         exclude: Sequence[str] = (),
     ) -> list[Passage] | list[list[Passage]]:
-        """The k passages found for each question, best first, without reading them.
+        """Find the k best passages for each question, best first, without reading them.
 
         Raises:
-          UserError: as `ask`; or there is no corpus.
+          UserError: as `ask`, or if there is no corpus.
         """
         if self._corpus is None:
             raise UserError("there is no corpus to search: load passages, a store or an index")
@@ -218,11 +218,11 @@ class Atlas:
         """Answer and score a file of questions, in the layout of the task.
 
         Args:
-          file: the file; "" = the one that was told at loading.
+          file: the file; "" = the one named when this was loaded.
           settings: other fields of `EvalConfig`, such as k, batch_size, generate or max_rows.
 
         Raises:
-          UserError: the file or a setting at fault.
+          UserError: the file or a setting is at fault.
         """
         fields = {**({"file": os.fspath(file)} if file else {}), **settings}
         known = {field.name for field in dataclasses.fields(self._told.evaluation)}
@@ -235,7 +235,7 @@ class Atlas:
         return Evaluated(scores, found)
 
     def save(self, directory: str | os.PathLike[str], dtype: str = "float32") -> None:
-        """Write both models as a model folder; one that is there is replaced.
+        """Write both models as a model folder; an older folder is replaced.
 
         Args:
           dtype: 'float32' or 'bfloat16', in which parameters are stored.
@@ -250,8 +250,8 @@ class Atlas:
     def warm_up(self, *, k: int = 0, explain: bool = False) -> None:
         """Compile the programs of `ask`, so that no question waits for them.
 
-        Questions are answered in two shapes, a few and many at a time. Other values of k or
-        explain, and questions with exclusions, have programs of their own.
+        Questions are answered in two shapes, for few and for many at a time. Another k, another
+        `explain`, or questions with exclusions need further programs.
         """
         for rows in self._shapes():
             examples = self._examples(["warm up"] * rows, ())
@@ -302,7 +302,7 @@ class Atlas:
             rows=few if len(examples) <= few else many,
             k=k,
             explains=explain,
-            # A power of two, so that every new number of exclusions does not compile.
+            # Rounded up to a power of two, so that few numbers of exclusions need a new program.
             excluded=max(self._told.data.max_excluded, 1 << max(0, excluded - 1).bit_length()),
             choices=most_choices(examples) if reads else 0,
             reads=reads,
@@ -337,10 +337,10 @@ class Atlas:
 
 
 def check_typed(told: AnswerRun) -> AsksTyped:
-    """The task, if a person can type its questions.
+    """Return the task if a person can type its questions.
 
     Raises:
-      UserError: they need more than a line of text, or bring their passages along.
+      UserError: its questions need more than a line of text, or come with their passages.
     """
     task = told.task
     if told.evaluation.passages == "file":

@@ -19,7 +19,7 @@ from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Example, PassageText
 
-_CHECKED = 4096  # examples of which `check` makes tokens
+_CHECKED = 4096  # examples that `check` tokenises
 _CHECKED_AT_ONCE = 256
 
 
@@ -34,12 +34,12 @@ class DataConfig:
       target_length: reader tokens of the target, end token included.
       truncate_query: the side on which a query that is too long loses tokens. The
         default, 'left', keeps the sentinel that ends a question.
-      max_excluded: rows that one query may forbid; the search takes so many more than k,
-        so that k are left.
+      max_excluded: rows that one query may exclude. The search takes that many rows more than
+        k, so that k are left.
       prompt_length: reader tokens of the decoder's prompt; 0 = there is none.
-      prompt_and_target: tokenise the two 'apart', so that a prompt is the same tokens in
-        training and when an answer is generated; or 'together' as one text, as Atlas does, of
-        which as many tokens as the prompt alone has are the prompt.
+      prompt_and_target: how the two are tokenised. 'apart': a prompt has the same tokens in
+        training and when an answer is generated. 'together': as one text, as Atlas does; its
+        first tokens are the prompt, as many as the prompt has alone.
     """
 
     batch_size: bounds.BatchSize = 32
@@ -63,8 +63,7 @@ class DataConfig:
 class Batcher:
     """Turns examples into a `Batch`, tokenising each kind of text in one call.
 
-    Used by training, evaluation and `ask` alike, so that a question is the same tokens
-    everywhere.
+    Training, evaluation and `ask` all use it, so a question has the same tokens everywhere.
     """
 
     def __init__(
@@ -82,16 +81,16 @@ class Batcher:
         Args:
           tokenizers: of both models.
           config: the lengths.
-          store: where the rows of excluded ids are looked up; an id that it lacks, or any
-            id without a store, excludes nothing.
-          given_passages: k > 0 puts the examples' own passages into `Batch.given`, the
-            first k of each; row numbers are then places in the example's list.
+          store: gives the rows of excluded ids. An id that it lacks excludes nothing; nor
+            does any id without a store.
+          given_passages: k > 0 puts the first k of each example's own passages into
+            `Batch.given`. Row numbers are then places in the example's list.
           formats: text and lengths of given passages.
           choices: c > 0 puts the examples' choices, up to c of each, into `Batch.choices`.
-          length_penalty: of the choices' likelihoods, see `GenerationConfig`.
+          length_penalty: for the likelihoods of choices, see `GenerationConfig`.
 
         Raises:
-          UserError: the reader's end token is not the one that models know.
+          UserError: the reader's tokenizer has another end token than the models.
         """
         if tokenizers.reader.eos_id != EOS_ID:
             raise UserError(
@@ -111,14 +110,13 @@ class Batcher:
 
         Args:
           examples: at least one.
-          rows: rows of the batch. Those without an example repeat the first one's query,
-            since every row has to be computable, with an empty target and weight 0.
-            None = as many as there are examples.
+          rows: rows of the batch; None = as many as there are examples. Rows without an
+            example repeat the first example's query, with an empty target and weight 0.
 
         Raises:
-          UserError: an example has no passages where given ones are asked for, excludes too
-            many, does not fit though it has been shortened, or its choices begin alike
-            where their first token decides.
+          UserError: an example has no passages of its own although they are to be read, or
+            excludes too many rows, or is too long even when shortened. Or two choices begin
+            with the same token although the first token decides.
           ValueError: there are no examples, or more than rows.
         """
         rows = len(examples) if rows is None else rows
@@ -165,15 +163,15 @@ class Batcher:
         )
 
     def _included(self, examples: Sequence[Example]) -> np.ndarray | None:
-        """The row that each example reads whatever is found; None if none has any."""
+        """The row that each example always reads; None if no example has one."""
         if not any(example.included_id for example in examples):
             return None
         return np.array([self._row_of(example.included_id) for example in examples], np.int32)
 
     def _hidden(self, examples: Sequence[Example]) -> np.ndarray | None:
-        """Which tokens of which row the reader does not see; None for a task that hides none.
+        """The tokens, by row, that are hidden from the reader; None for a task that hides none.
 
-        A task hides something or nothing in all of its examples: `Example.may_hide`.
+        Either all examples of a task may hide something or none: `Example.may_hide`.
         """
         if not any(example.may_hide for example in examples):
             return None
@@ -194,13 +192,13 @@ class Batcher:
         return hidden_b3
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Refuse, before any work, an example of which no batch can be made.
+        """Refuse, before any work, an example that cannot become part of a batch.
 
-        What only tokens show (a query that does not fit, choices that begin alike) is looked for in
-        the first few thousand of them.
+        Some faults show only in the tokens: a query that does not fit, choices that begin alike.
+        They are looked for in the first few thousand examples.
 
         Raises:
-          UserError: as a call does.
+          UserError: as `__call__` does.
         """
         for example in examples:
             self._check(example)
@@ -209,7 +207,7 @@ class Batcher:
             self(costly[start : start + _CHECKED_AT_ONCE])
 
     def _check(self, example: Example) -> None:
-        """Refuse an example for what it has or lacks."""
+        """Refuse an example with too much or too little in it."""
         width = self._config.max_excluded
         if len(example.excluded_ids) > width:
             raise UserError(
@@ -230,17 +228,17 @@ class Batcher:
             _passages_of(example)
 
     def _query(self, example: Example) -> str:
-        """The query's text, its part that may be cut made to fit."""
+        """The query's text; its part that may be cut is shortened to fit."""
         text, cut, room = example.query_text, example.shorten, self._config.query_length
         if cut is None:
             return text
         part = text[cut.start : cut.end]
-        if len(text.encode("utf-8")) <= min(cut.max_tokens, room):  # a token has a byte at least
+        if len(text.encode("utf-8")) <= min(cut.max_tokens, room):  # a token is at least a byte
             return text
         reader = self._tokenizers.reader
         rest = text[: cut.start] + text[cut.end :]
         limit = min(cut.max_tokens, room - len(reader.encode(rest, add_special=False)))
-        for spare in range(8):  # cut text may take a token more, where its parts meet
+        for spare in range(8):  # where two parts meet, a cut text may have a token more
             kept = reader.last_tokens(part, max(limit - spare, 0))
             shortened = text[: cut.start] + kept + text[cut.end :]
             if len(reader.encode(shortened, add_special=False)) <= room:
@@ -253,9 +251,9 @@ class Batcher:
     def _prompts_and_targets(
         self, examples: Sequence[Example]
     ) -> tuple[list[list[int]] | None, list[list[int]], list[list[int]] | None]:
-        """Prompts and targets as they are, and the prompts as they stand before the targets.
+        """Prompts, targets, and the prompts as tokenised together with the targets.
 
-        None where there are no prompts, and where they are tokenised apart.
+        The last is None if there are no prompts, or if they are tokenised apart.
         """
         reader = self._tokenizers.reader
         texts, targets = [e.prompt_text for e in examples], [e.target_text for e in examples]
@@ -298,7 +296,7 @@ class Batcher:
 
     def _row_of(self, passage_id: str) -> int:
         row = self._store.find(passage_id) if self._store else None
-        # A passage that is not in this corpus cannot be found either.
+        # A passage that is not in this corpus cannot be found anyway.
         return NO_ROW if row is None else row
 
     def _given(self, examples: Sequence[Example]) -> Passages:
@@ -334,7 +332,7 @@ def most_choices(examples: Iterable[Example]) -> int:
 
 
 def _first_difference(example: Example, tokens_ct: np.ndarray) -> int:
-    """The first position at which the choices' tokens are not all equal; all differ there."""
+    """The first position where the choices' tokens differ; there all of them must differ."""
     differs_t = (tokens_ct != tokens_ct[:1]).any(axis=0)
     at = int(differs_t.argmax())
     if not differs_t[at] or len(set(tokens_ct[:, at].tolist())) < len(tokens_ct):

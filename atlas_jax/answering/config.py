@@ -1,4 +1,4 @@
-"""What evaluation and retrieval are told."""
+"""The settings of evaluation and retrieval."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -19,16 +19,16 @@ class EvalConfig:
     k: passages that the reader reads; 0 = as many as in training, StepConfig.k.
     batch_size: rows per compiled call; the last batch is padded to it.
     generate: False = retrieve only (no answers are written, only retrieval is scored).
-    recall_at: the k of recall@k; the largest one decides how many passages are searched.
-        Those beyond the corpus are left out.
+    recall_at: the k of recall@k. The largest one decides how many passages are searched. Values
+        above the number of passages are left out.
     predictions: jsonl file for answers with their passages and scores; "" = none from
         evaluate (a training run always writes its own into model_dir).
     max_rows: evaluate only this many rows from the top of the file (0 = all).
-    loss: also report how well the targets are predicted, as `loss`: the mean over all target
-        'tokens' of the file; as Atlas has it over 'batches' of their means, whatever the
-        batches hold; or 'none', which saves a decoder pass.
-    explain: say for each passage that was read what it did for the answer, in the
-        predictions; costs two more decoder passes a passage.
+    loss: also report `loss`, how well the targets are predicted. 'tokens': the mean over all
+        target tokens of the file. 'batches': the mean of the batches' means, as Atlas reports it.
+        'none': no loss, which saves a decoder pass.
+    explain: also write into the predictions what each passage contributed to the answer. Costs two
+        more decoder passes for each passage.
     """
 
     file: str = ""
@@ -63,13 +63,13 @@ class EvalConfig:
 class RetrieveConfig:
     """What `retrieve` writes.
 
-    file, task: questions; queries are formed as the task does it for the retriever.
+    file, task: the questions, and the task that makes the retriever's queries from them.
     output: jsonl file, one row per question with its passages and scores.
     k: passages per question.
-    rerank: 0, or more than k: search so many and keep the k best by their fresh embeddings, for
-        an int8 index.
-    negatives: up to so many of the found passages that are not gold and have no accepted
-        answer in them become the row's `negatives`, best first, to train a retriever against.
+    rerank: 0, or more than k: search that many and keep the k best by fresh embeddings. Useful
+        for an int8 index.
+    negatives: write up to that many `negatives` for each row, best first, to train a retriever
+        with. They are found passages that are not gold and contain no accepted answer.
     batch_size: questions per compiled call.
     """
 

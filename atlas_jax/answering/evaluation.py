@@ -1,4 +1,4 @@
-"""From what a run is told to what answers its questions, for every command in one way."""
+"""Build what answers a run's questions from its settings, in the same way for every command."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from atlas_jax.tasks.base import Example, Task, evaluation_examples
 
 @dataclasses.dataclass(frozen=True)
 class Finder:
-    """What finds passages.
+    """The parts that find passages.
 
     Attributes:
-      corpus: what is searched; None where nothing is.
+      corpus: what is searched; None if nothing is searched.
     """
 
     retriever: DualEncoder
@@ -41,13 +41,13 @@ class Finder:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Which passages a question is given.
+    """Which passages a question gets.
 
     Attributes:
       passages: one of `corpus.config.PASSAGE_SOURCES`.
-      k: so many are kept.
-      rerank: 0, or so many are searched, of which the k best by their fresh embeddings are kept.
-      k_binding, rerank_binding: what set the two, for an error.
+      k: number of passages that are kept.
+      rerank: 0, or the number that is searched; the k best by fresh embeddings are kept.
+      k_binding, rerank_binding: the bindings that set the two, for an error.
     """
 
     passages: str
@@ -59,7 +59,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """How many questions are answered at a time, and what set it."""
+    """How many questions are answered at a time, and the binding that says so."""
 
     size: int
     binding: str = "EvalConfig.batch_size"
@@ -78,13 +78,13 @@ def make_evaluator(
     """Put together what finds passages for a batch of questions and answers from them.
 
     Args:
-      answer: writes the answers; None = passages are found alone.
-      formats: of passages that the questions bring along.
+      answer: writes the answers; None = passages are only found.
+      formats: of passages that come with the questions.
       choices: see `Batcher`, as is `length_penalty`.
 
     Raises:
-      UserError: more passages are asked for than there are, or the rows do not divide over the
-        mesh; the binding is named.
+      UserError: the corpus has fewer passages than asked for, or the rows do not divide over
+        the mesh; the binding is named.
     """
     corpus, mesh = finder.corpus if search.passages == "index" else None, finder.mesh
     reranks = corpus is not None and search.rerank > 0
@@ -115,7 +115,7 @@ def make_evaluator(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A file of examples with everything to answer and score it, as often as wanted."""
+    """A file of examples, with everything that answers and scores it, as often as wanted."""
 
     task: Task
     examples: Sequence[Example]
@@ -124,7 +124,7 @@ class Evaluation:
     loss_rows: int = 0
 
     def run(self, params: Params) -> tuple[list[Found], dict[str, float]]:
-        """Answer all examples with these parameters; what was found, and scores and `mean_loss`."""
+        """Answer all examples with these parameters; returns the answers, then the scores."""
         found = self.evaluator(params, self.examples)
         return found, score(self.task, found, self.recall_at) | mean_loss(found, self.loss_rows)
 
@@ -140,7 +140,7 @@ def make_evaluation(
     """Build what EvalConfig describes.
 
     Args:
-      told: file, task, mode, lengths; where models and corpus come from is not looked at.
+      told: file, task, mode, lengths. The sources of models and corpus in it are not used.
       corpus: needed where passages come from the index.
 
     Raises:

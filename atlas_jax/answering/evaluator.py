@@ -31,18 +31,18 @@ Find = Callable[[Params, Any, Batch], Passages]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """One example with what was retrieved and written for it.
+    """One example with its passages and its answer.
 
     Attributes:
       example: the question.
-      passages: {id, title, section, text, score}, best first; where explanations are asked
-        for also {attention, alone, left_out}, see `answering.Evidence`.
-      answer: the reader's text, or the choice that was made; None if nothing was read.
-      log_probability: of the answer's tokens, or of the choice among the choices; None
-        likewise.
+      passages: {id, title, section, text, score}, best first; with explanations also
+        {attention, alone, left_out}, see `answering.Evidence`.
+      answer: the reader's text, or the best choice; None if nothing was read.
+      log_probability: of the answer's tokens, or of this choice among all choices; None if
+        nothing was read.
       choice_log_probs: of each of the example's choices.
       target_log_probability: of the example's own target; None if it was not asked for.
-      target_tokens: of which that is the sum.
+      target_tokens: number of tokens that it sums over.
     """
 
     example: Example
@@ -54,7 +54,7 @@ class Found:
     target_tokens: int = 0
 
     def prediction(self) -> Prediction:
-        """What the task scores."""
+        """The part that the task scores."""
         return Prediction(self.example, self.answer, self.passages, self.choice_log_probs)
 
     def row(self) -> dict[str, Any]:
@@ -79,12 +79,12 @@ def make_find(retriever: DualEncoder, source: Source, mesh: Mesh, rerank_to: int
     """Build the jitted `find(params, from_source, batch) -> passages`.
 
     Args:
-      rerank_to: 0, or how many of the passages found are kept, the best by their fresh
-        embeddings (`step.rerank`).
+      rerank_to: 0, or how many of the passages found are kept: the best by fresh embeddings
+        (`retrieval.rerank`).
     """
 
     def find(params: Params, from_source: Any, batch: Batch) -> Passages:
-        # Where nothing is searched, the embedding is unused and drops out of the program.
+        # If nothing is searched the embedding is unused, and the compiler removes it.
         query_be = embed_query(retriever, params, batch)
         passages = source.retrieve(from_source, query_be, batch)
         if rerank_to:
@@ -96,12 +96,12 @@ def make_find(retriever: DualEncoder, source: Source, mesh: Mesh, rerank_to: int
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Answers examples; its functions are compiled once for all calls.
+    """Answers examples. Its functions are compiled once for all calls.
 
     Attributes:
       batcher: makes batches.
       batch_size: rows per compiled call; the last batch is filled up to it.
-      rows: how a batch lies over the mesh.
+      rows: sharding of a batch.
       source: where passages come from.
       find: see `make_find`.
       answer: see `answering.make_answer`; None = retrieve only.
@@ -130,7 +130,7 @@ class Evaluator:
         Args:
           params: {"reader": ..., "retriever": ...}; the retriever alone if none is read.
           examples: at least one.
-          progress: the name under which it is shown; "" = it is not.
+          progress: name of the progress bar; "" = no bar.
           first: number of the first example, for sampled answers.
         """
         found: list[Found] = []
@@ -201,7 +201,7 @@ class Evaluator:
 
 
 def _evidence(answers: Answers | None, row: int, passage: int) -> dict[str, float]:
-    """What the predictions file says about a passage; nothing about one that was not read."""
+    """The predictions file's fields about a passage; none for one that was not read."""
     evidence = answers.evidence if answers else None
     if evidence is None or passage >= evidence.attention_bk.shape[1]:
         return {}
@@ -220,8 +220,8 @@ def mean_loss(found: Sequence[Found], rows: int) -> dict[str, float]:
     """`loss`: mean negative log-likelihood of a target token, empty without targets.
 
     Args:
-      rows: 0 = over the tokens of all targets; else the mean over batches of so many rows of the
-        mean over each batch's tokens, as Atlas reports it.
+      rows: 0 = the mean over the tokens of all targets. Else, as Atlas reports it, the mean over
+        batches of this many rows of each batch's mean over its tokens.
     """
     batches = [found[at : at + rows] for at in range(0, len(found), rows)] if rows else [found]
     means = []
@@ -236,10 +236,10 @@ def mean_loss(found: Sequence[Found], rows: int) -> dict[str, float]:
 def write_predictions(
     path: str | Path, task: Task, found: Sequence[Found], negatives: int = 0
 ) -> None:
-    """Write one jsonl line per example, atomically, with what the task adds to it.
+    """Write one jsonl line per example, atomically, with the fields that the task adds.
 
     Args:
-      negatives: up to so many `negatives` in each line, see RetrieveConfig.
+      negatives: most `negatives` in a line, see RetrieveConfig.
 
     Raises:
       UserError: the file cannot be written.
@@ -257,7 +257,7 @@ def write_predictions(
 
 
 def _negatives(found: Found) -> list[str]:
-    """Ids of the passages found that are neither gold nor hold an accepted answer."""
+    """Ids of found passages that are not gold and contain no accepted answer."""
     example = found.example
     return [
         passage["id"]

@@ -1,4 +1,4 @@
-"""What the entry points beside training do: index a corpus, retrieve, evaluate."""
+"""The work of the commands that do not train: index a corpus, retrieve, evaluate."""
 
 import contextlib
 import json
@@ -28,14 +28,14 @@ from atlas_jax.tasks.base import evaluation_examples
 
 
 def build_index(told: IndexRun) -> tuple[int, bool]:
-    """Build the store and the index of CorpusConfig, where they are not there yet.
+    """Build the store and the index of CorpusConfig if they do not exist yet.
 
     Returns:
-      How many passages it holds, and whether anything was embedded: an index that the
-      same passage tower made of the same passages, in the same type, stays as it is.
+      How many passages the index holds, and whether they were embedded now. An index of the
+      same passages, by the same passage tower and of the same type, is kept.
 
     Raises:
-      UserError: a setting or file at fault; what was there before is untouched then.
+      UserError: a setting or file is at fault; earlier files are then unchanged.
     """
     config = told.corpus.config
     if not config.index:
@@ -61,10 +61,10 @@ def _is_there(config: CorpusConfig, store: PassageStore, encoder_hash: str) -> b
 
 
 def retrieve(told: RetrieveRun) -> dict[str, float]:
-    """Write the passages found for each question of a file; needs the retriever alone.
+    """Write the passages found for each question of a file; needs only the retriever.
 
     Returns:
-      The task's retrieval scores, where the file has gold passages or answers.
+      The task's retrieval scores, if the file has gold passages or answers.
 
     Raises:
       UserError: a setting or file at fault.
@@ -115,7 +115,7 @@ def evaluate(told: AnswerRun) -> Evaluated:
 
 @contextlib.contextmanager
 def _scores_told(scores: Mapping[str, float]) -> Iterator[None]:
-    """Let the error about a file that cannot be written tell the scores, which took long."""
+    """If the predictions cannot be written, add the scores to the error: they took long."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Leak control: keep passages that give evaluation questions away out of the corpus."""
+"""Leak control: remove passages from a corpus that give evaluation questions away."""
 
 import dataclasses
 import re
@@ -16,10 +16,10 @@ from atlas_jax.tasks.base import Example, Task
 from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.words import words
 
-_ARTICLE = re.compile(r"^(a|an|the)\s+", re.IGNORECASE)  # gives an answer away without it, too
+_ARTICLE = re.compile(r"^(a|an|the)\s+", re.IGNORECASE)  # an answer is given away without it, too
 _OVERLAPS = ("question", "question_and_answer", "question_or_answer")
 
-# By length: the runs of words, and of which evaluation examples' `question` or `answer` they are.
+# Runs of words by length, each with the examples whose `question` or `answer` contains it.
 _Grams = Mapping[int, Mapping[str, list[tuple[int, str]]]]
 
 
@@ -28,17 +28,17 @@ class LeakConfig:
     """What is taken out of a corpus.
 
     passages: jsonl corpus.
-    files, task: evaluation file or files of one task; what the retriever is asked is the question.
+    files, task: one or more evaluation files of one task. The question is the retriever's query.
     output: the corpus without the passages that leak.
-    report: jsonl, one line for each of those: what it shares with which question.
-    ngram: a passage overlaps a question with so many words in a row (or all words of a
-        shorter question), whatever their case and punctuation. A character of a script without
-        blanks between words (Chinese, Thai) counts as a word.
-    overlap: 'question' takes out every passage that does; 'question_and_answer' only those
-        in which an accepted answer stands, too; 'question_or_answer' also every passage that
-        overlaps an accepted answer or an option in the same way.
-    min_answer_words: answers and options of fewer words overlap nothing: a name or a year stands
-        in many passages that give nothing away.
+    report: jsonl, one line for each passage that leaks: the question, and the words they share.
+    ngram: a passage overlaps a question if they share this many words in a row, or all words of a
+        shorter question. Case and punctuation do not count. In scripts without blanks between
+        words (Chinese, Thai) each character counts as a word.
+    overlap: which passages are removed. 'question': those that overlap a question.
+        'question_and_answer': those that also contain an accepted answer. 'question_or_answer':
+        those that overlap a question, or in the same way an accepted answer or an option.
+    min_answer_words: shorter answers and options never count as an overlap. A name or a year is in
+        many passages that give nothing away.
     """
 
     passages: str = ""
@@ -51,7 +51,7 @@ class LeakConfig:
     min_answer_words: bounds.AtLeast1 = 5
 
     def __post_init__(self) -> None:
-        """Refuse missing values and those out of range, naming the binding."""
+        """Refuse missing values and values out of range; the error names the binding."""
         bounds.check(self)
         for name in ("passages", "files", "output", "report"):
             if not getattr(self, name):
@@ -65,7 +65,7 @@ class LeakConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LeakCounts:
-    """How many passages were read and taken out, and for how many of the questions."""
+    """How many passages were read and removed, and how many questions they gave away."""
 
     passages: int
     removed: int
@@ -76,15 +76,15 @@ class LeakCounts:
 def remove_leaks(config: LeakConfig, task: Task, rows: RowsConfig = STRICT) -> LeakCounts:
     """Write the corpus without the passages that leak, and the report.
 
-    The corpus is read twice and never held; the n-grams of the evaluation files are.
+    The corpus is read twice and never held in memory; the n-grams of the evaluation files are.
 
     Args:
       config: which files.
-      task: what a line of the evaluation files means.
-      rows: what becomes of a broken line.
+      task: reads the lines of the evaluation files.
+      rows: what happens to a broken line.
 
     Raises:
-      UserError: a file at fault, naming file and line.
+      UserError: a file is at fault; names the file and the line.
     """
     for name in ("output", "report"):
         check_output_file(getattr(config, name), f"LeakConfig.{name}")
@@ -154,7 +154,7 @@ def _leak(
     grams: _Grams,
     config: LeakConfig,
 ) -> tuple[int, str, str] | None:
-    """The first question that the passage gives away, on which side, and the words they share."""
+    """The first question given away, whether by question or answer, and the shared words."""
     row = words(_text(passage))
     for length, known in grams.items():
         for start in range(len(row) - length + 1):
@@ -171,6 +171,6 @@ def _has_answer(passage: Mapping[str, Any], example: Example) -> bool:
 
 
 def _text(passage: Mapping[str, Any]) -> str:
-    """All that a query may find and the reader read of it."""
+    """All text of a passage that can be searched or read."""
     parts = (passage.get("title"), passage.get("section"), passage["text"])
     return " ".join(part for part in parts if part)

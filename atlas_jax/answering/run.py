@@ -1,4 +1,4 @@
-"""What the commands of answering are told: one value for each run."""
+"""The settings of the answering commands: one value for each run."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from atlas_jax.tasks.base import Task
 
 @dataclass(frozen=True)
 class IndexRun:
-    """What `build_index` is told."""
+    """The settings of `build_index`."""
 
     models: ModelSpec
     corpus: CorpusSpec
@@ -23,13 +23,13 @@ class IndexRun:
 
 @dataclass(frozen=True)
 class RetrieveRun:
-    """What `retrieve` is told.
+    """The settings of `retrieve`.
 
     Attributes:
-      retrieve: which questions, and where the passages found go.
-      task: forms the queries.
-      recall_at: the k of recall@k; those beyond ``retrieve.k`` are left out.
-      rows: what becomes of a broken line of the question file.
+      retrieve: the questions, and the file for the passages found.
+      task: makes the queries.
+      recall_at: the k of recall@k; values above ``retrieve.k`` are left out.
+      rows: what happens to a broken line of the question file.
     """
 
     models: ModelSpec
@@ -44,12 +44,12 @@ class RetrieveRun:
 
 @dataclass(frozen=True)
 class AnswerRun:
-    """What `evaluate` and `ask` are told, and the evaluation of a training run.
+    """The settings of `evaluate` and `ask`, and of the evaluation of a training run.
 
     Attributes:
-      evaluation: which questions, and what is done with them.
-      task: what a line of their file means.
-      rows: what becomes of a broken line of it.
+      evaluation: the questions, and what is done with them.
+      task: reads the lines of the question file.
+      rows: what happens to a broken line of it.
     """
 
     models: ModelSpec

@@ -1,4 +1,4 @@
-"""What of an evaluation file cannot be scored, told before the work begins."""
+"""Warnings, before the work begins, about questions that cannot be scored."""
 
 import logging
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _LOG = logging.getLogger(__name__)
 def tell_unscorable(
     file: str, examples: Sequence[Example], answers: bool, store: PassageStore | None
 ) -> None:
-    """Warn of questions without accepted answers, and of gold passages that are in no index.
+    """Warn of questions without accepted answers, and of gold passages that no index holds.
 
     Args:
-      file: where the examples are from.
+      file: the file of the examples.
       answers: whether answers are written, to be scored.
-      store: what is searched; None = nothing is.
+      store: what is searched; None = nothing.
     """
     if not multihost.is_first():
         return
@@ -52,10 +52,10 @@ def tell_unscorable(
 
 
 def within_corpus(recall_at: Sequence[int], store: PassageStore | None) -> tuple[int, ...]:
-    """Those k of recall@k for which the corpus has enough passages; warns of the others.
+    """Keep each k of recall@k for which the corpus has enough passages; warn of the others.
 
     Args:
-      store: what is searched; None = nothing is.
+      store: what is searched; None = nothing.
     """
     if store is None:
         return tuple(recall_at)

@@ -1,4 +1,4 @@
-"""How many texts of a data file are longer than what the models are given, told on stderr."""
+"""Tell on stderr how many texts of a data file are too long for the models and will be cut."""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.tasks.base import Example
 
-LOOKED_AT = 2000  # examples, evenly over the file
+LOOKED_AT = 2000  # examples, spread evenly over the file
 
 
 def evenly(count: int, most: int = LOOKED_AT) -> list[int]:
-    """Places of at most so many of `count` rows, spread over all of them."""
+    """Numbers of at most `most` of `count` rows, spread evenly over them."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)).tolist()
 
 
@@ -26,12 +26,12 @@ def tell_cut(
     config: DataConfig,
     learnt: bool,
 ) -> None:
-    """Say of questions and targets how many are cut, by which binding, and the longest.
+    """Tell how many questions and targets are cut, by which binding, and how long the longest is.
 
     Args:
-      file: where the examples are from.
-      examples: some of them are looked at where there are many.
-      learnt: whether the targets are; else those of choices alone matter.
+      file: the file of the examples.
+      examples: of many, only some are looked at.
+      learnt: whether targets are learnt; if not, only targets that are choices matter.
     """
     if not examples or not multihost.is_first():
         return
