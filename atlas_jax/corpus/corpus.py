@@ -89,7 +89,8 @@ def load_corpus(
     if reader_vocab is not None:
         store.check_vocab(reader=reader_vocab)
     embedder = Embedder(retriever, tokenizers.retriever, spec.config, mesh, rules)
-    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens, apart_nf=states_of(store))
+    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens)
+    corpus.apart_nf = states_of(store)
     corpus.load_first(params)
     return corpus
 
@@ -106,6 +107,8 @@ class Corpus:
       on_host: whether a host searcher serves.
       recall_target: of the search on the devices, see `exact_search`.
       index: on the devices; None when a host searcher serves.
+      apart_nf: the reader's states of the passages, see `reader_states`; to be set before an index
+        is loaded.
       searcher: on the host; None when the devices search.
     """
 
@@ -117,13 +120,11 @@ class Corpus:
         mesh: Mesh,
         retriever_tokens: bool,
         versions: Path | None = None,
-        apart_nf: np.ndarray | None = None,
     ) -> None:
         """Make a corpus that can be searched after `load_first` or `load_version`.
 
         Args:
           spec: the settings about the passages.
-          apart_nf: the reader's states of the passages, see `reader_states`.
           retriever_tokens: whether the index on the devices holds them, see `to_device`.
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
@@ -136,7 +137,7 @@ class Corpus:
         self._embedder, self._config, self._mesh = embedder, config, mesh
         self._scann = spec.scann
         self._retriever_tokens, self._versions = retriever_tokens, versions
-        self._apart_nf = apart_nf
+        self.apart_nf: np.ndarray | None = None
         self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
         self._gather = jax.jit(
             lambda embeddings_ne, rows_r: gather_rows((embeddings_ne,), rows_r[None], mesh)[0][0]
@@ -289,5 +290,5 @@ class Corpus:
 
     def _to_device(self, embeddings_ne: Any, version: int) -> DeviceIndex:
         return to_device(
-            embeddings_ne, self.store, self._mesh, version, self._retriever_tokens, self._apart_nf
+            embeddings_ne, self.store, self._mesh, version, self._retriever_tokens, self.apart_nf
         )

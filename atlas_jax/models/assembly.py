@@ -7,7 +7,7 @@ the same way.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from flax.core import meta
@@ -20,7 +20,13 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.models.config import ModelConfig, ModelSpec
-from atlas_jax.models.folder import ModelPart, load_model, load_tokenizer, save_model
+from atlas_jax.models.folder import (
+    ModelPart,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
 from atlas_jax.models.matching import check_params
 from atlas_jax.models.parameters import (
     Models,
@@ -36,6 +42,7 @@ from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
 
 Config = TypeVar("Config", ReaderConfig, RetrieverConfig)
+_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +95,62 @@ def assemble(
       UserError: a folder or file is at fault, a field does not fit the folder's parameters (the
         first parameter that differs is named), or a tokenizer has more ids than the model.
     """
-    reader = _load_part(spec, "reader", ReaderConfig)
-    retriever = _load_part(spec, "retriever", RetrieverConfig)
-    models = Models(T5(reader.config), DualEncoder(retriever.config))
-    params = _initial_params(spec.config, models, reader, retriever, seed, mesh, rules)
-    if training == "query_side" and retriever.config.tied:
-        untied = dataclasses.replace(retriever.config, tied=False)
-        models = Models(models.reader, DualEncoder(untied))
-        params = {**params, "retriever": untie(params["retriever"])}
-    return Assembled(
-        mesh=mesh,
-        rules=rules,
-        models=models,
-        tokenizers=Tokenizers(reader.tokenizer, retriever.tokenizer),
-        params=params,
-    )
+    models, tokenizers = open_models(spec, training)
+    params = initial_params(spec, models, mesh, rules, seed)
+    return Assembled(mesh, rules, models, tokenizers, params)
+
+
+def open_models(
+    spec: ModelSpec, training: RetrieverTraining = "fixed"
+) -> tuple[Models, Tokenizers]:
+    """Both models and their tokenizers, as folders and fields describe them, without parameters.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    configs = {part: _config_of(spec, part) for part in PARTS}
+    tokenizers = load_tokenizers(spec.config)
+    for part, made in configs.items():
+        _check_vocabulary(part, made, getattr(tokenizers, part))
+    retriever = configs["retriever"]
+    if training == "query_side":
+        retriever = dataclasses.replace(retriever, tied=False)
+    return Models(T5(configs["reader"]), DualEncoder(retriever)), tokenizers
+
+
+def initial_params(
+    spec: ModelSpec, models: Models, mesh: Mesh, rules: tuple[Rule, ...], seed: int = 0
+) -> Params:
+    """The parameters to begin with, where they belong; what no folder gives is random.
+
+    Args:
+      models: of `open_models`.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    boxed = abstract_params(models)
+    expected = meta.unbox(boxed)
+    shardings = partitioning.param_shardings(boxed, mesh, rules)
+    params: dict[str, Params] = {}
+    drawn = [part for part in PARTS if not getattr(spec.config, part)]
+    if drawn:
+        untied_now = not models.retriever.config.tied and _config_of(spec, "retriever").tied
+        params = init_params(models, seed, mesh, rules, drawn, one_tower=untied_now)
+    if "reader" in drawn and spec.config.reader_init == "induction":
+        on_host = multihost.to_host(params.pop("reader"))  # which leaves the devices
+        wired = wire_induction(on_host, models.reader.config, seed)
+        params["reader"] = multihost.place(wired, shardings["reader"])
+    if "reader" in drawn and spec.config.reader_init == "retriever":
+        on_host = multihost.to_host(params.pop("reader"))
+        begun = _from_retriever(on_host, spec, models.reader.config)
+        params["reader"] = multihost.place(begun, shardings["reader"])
+    for part in PARTS:
+        if part not in drawn:
+            made = getattr(models, part).config
+            read = _read_params(spec.config, part, made, expected[part])
+            params[part] = multihost.place(read, shardings[part])
+    return params
 
 
 def load_retriever(spec: ModelSpec, seed: int = 0) -> tuple[DualEncoder, Params, Tokenizer]:
@@ -111,15 +159,37 @@ def load_retriever(spec: ModelSpec, seed: int = 0) -> tuple[DualEncoder, Params,
     Raises:
       UserError: as `assemble`.
     """
-    part = _load_part(spec, "retriever", RetrieverConfig)
-    model = DualEncoder(part.config)
-    expected = _abstract_retriever(model)
-    params = part.params
-    if params is None:
-        params = _random_retriever(model, seed)
-    else:
-        check_params(params, expected, part.origin)
-    return model, jax.tree.map(jax.numpy.asarray, params), part.tokenizer
+    model, tokenizer = open_retriever(spec)
+    return model, initial_retriever(spec.config, model, seed), tokenizer
+
+
+def open_retriever(spec: ModelSpec) -> tuple[DualEncoder, Tokenizer]:
+    """The retriever and its tokenizer, without parameters.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    made = _config_of(spec, "retriever")
+    tokenizer = _load_tokenizer(spec.config, "retriever")
+    _check_vocabulary("retriever", made, tokenizer)
+    return DualEncoder(made), tokenizer
+
+
+def initial_retriever(config: ModelConfig, model: DualEncoder, seed: int = 0) -> Params:
+    """The retriever's parameters to begin with, on the default device.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    if not config.retriever:
+        return _random_retriever(model, seed)
+    read = _read_params(config, "retriever", model.config, abstract_retriever(model))
+    return jax.tree.map(jax.numpy.asarray, read)
+
+
+def abstract_retriever(model: DualEncoder) -> Params:
+    """Shapes of the retriever's parameters; nothing is allocated."""
+    return jax.eval_shape(lambda: _random_retriever(model, 0))
 
 
 def export_model(
@@ -135,6 +205,8 @@ def export_model(
     Raises:
       UserError: the folder could not be written.
     """
+    # On the host: a slice of a stacked array would be one more array on the devices.
+    params = multihost.to_host(params)
     reader = params["reader"]
     if models.reader.config.scan_layers:
         reader = unstack_layers(reader)
@@ -154,36 +226,28 @@ def export_model(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part(Generic[Config]):
-    config: Config
-    params: Params | None  # None: they will be random
-    tokenizer: Tokenizer
-    origin: str
-
-
-def _load_part(spec: ModelSpec, part: str, config_class: type[Config]) -> _Part[Config]:
-    """Load one model from its folder; without a folder, only its config and tokenizer.
-
-    Layers are stacked or not as the config says. A tied retriever is untied if the config says so.
-    """
+def _config_of(spec: ModelSpec, part: str) -> Any:
+    """The config of one model: its folder's, but for the fields that were told."""
     folder: str = getattr(spec.config, part)
     told: Mapping[str, Any] = getattr(spec, part)
     if not folder:
-        tokenizer = _load_tokenizer(spec.config, part)
-        fresh = _Part(whole_config(config_class, told), None, tokenizer, f"ModelConfig.{part}")
-        _check_vocabulary(part, fresh)
-        return fresh
-    saved = load_model(folder, (part,))[part]
-    made = _overridden(config_class, saved.config, told, folder)
-    params = saved.params
+        return whole_config(_CONFIGS[part], told)
+    return _overridden(_CONFIGS[part], load_config(folder, part), told, folder)
+
+
+def _read_params(config: ModelConfig, part: str, made: Any, expected: Any) -> Params:
+    """One model's parameters from its folder, on the host.
+
+    Layers come as the config wants them, and a tied retriever is untied if it says so.
+    """
+    folder: str = getattr(config, part)
+    params = load_model(folder, (part,))[part].params
     if isinstance(made, ReaderConfig) and made.scan_layers:
         params = stack_layers(params)
     if isinstance(made, RetrieverConfig) and not made.tied:
         params = untie(params)
-    loaded = _Part(made, params, saved.tokenizer, f"{folder} ({part})")
-    _check_vocabulary(part, loaded)
-    return loaded
+    check_params(params, expected, f"{folder} ({part})")
+    return params
 
 
 def whole_config(config_class: type[Config], told: Mapping[str, Any]) -> Config:
@@ -232,59 +296,26 @@ def _load_tokenizer(config: ModelConfig, part: str) -> Tokenizer:
     return Tokenizer.from_file(path)
 
 
-def _check_vocabulary(part: str, loaded: _Part[Any]) -> None:
-    ids, rows = loaded.tokenizer.vocab_size, loaded.config.vocab_size
+def _check_vocabulary(part: str, made: Any, tokenizer: Tokenizer) -> None:
+    ids, rows = tokenizer.vocab_size, made.vocab_size
     if ids > rows:
         raise UserError(
             f"the {part}'s tokenizer has ids up to {ids - 1}, but "
-            f"{type(loaded.config).__name__}.vocab_size is {rows}, so they may be up to {rows - 1}"
+            f"{type(made).__name__}.vocab_size is {rows}, so they may be up to {rows - 1}"
         )
 
 
-def _initial_params(
-    config: ModelConfig,
-    models: Models,
-    reader: _Part[ReaderConfig],
-    retriever: _Part[RetrieverConfig],
-    seed: int,
-    mesh: Mesh,
-    rules: tuple[Rule, ...],
-) -> Params:
-    """Place both models' parameters on the devices; those without a folder are random."""
-    parts: dict[str, _Part[Any]] = {"reader": reader, "retriever": retriever}
-    boxed = abstract_params(models)
-    expected = meta.unbox(boxed)
-    shardings = partitioning.param_shardings(boxed, mesh, rules)
-    params: dict[str, Params] = {}
-    if any(part.params is None for part in parts.values()):
-        params = init_params(models, seed, mesh, rules)
-        if config.reader_init == "induction" and reader.params is None:
-            drawn = multihost.to_host(params["reader"])
-            wired = wire_induction(drawn, reader.config, seed)
-            params["reader"] = multihost.place(wired, shardings["reader"])
-        if config.reader_init == "retriever" and reader.params is None:
-            params["reader"] = multihost.place(
-                _from_retriever(multihost.to_host(params["reader"]), reader.config, retriever),
-                shardings["reader"],
-            )
-    for name, part in parts.items():
-        if part.params is not None:
-            check_params(part.params, expected[name], part.origin)
-            params[name] = multihost.place(part.params, shardings[name])
-    return params
-
-
-def _from_retriever(
-    drawn: Params, config: ReaderConfig, retriever: _Part[RetrieverConfig]
-) -> Params:
-    if retriever.params is None:
+def _from_retriever(drawn: Params, spec: ModelSpec, config: ReaderConfig) -> Params:
+    """The reader's drawn parameters, its encoder the passage tower of the retriever's folder."""
+    if not spec.config.retriever:
         raise UserError(
             "ModelConfig.reader_init = 'retriever' needs ModelConfig.retriever, a model folder "
             "whose tower the reader's encoder begins as"
         )
-    found = retriever.params
-    tower = found["encoder"] if is_tied(found) else found["passage_encoder"]
-    return start_from_tower(drawn, tower, config, retriever.tokenizer.eos_id)
+    found = load_model(spec.config.retriever, ("retriever",))["retriever"]
+    towers = found.params
+    tower = towers["encoder"] if is_tied(towers) else towers["passage_encoder"]
+    return start_from_tower(drawn, tower, config, found.tokenizer.eos_id)
 
 
 def _random_retriever(model: DualEncoder, seed: int) -> Params:
@@ -292,7 +323,3 @@ def _random_retriever(model: DualEncoder, seed: int) -> Params:
     # Jitted: outside of a compiled program one row cannot be spread over several devices.
     init = jax.jit(lambda key: meta.unbox(model.init(key, tokens, tokens)["params"]))
     return init(jax.random.key(seed))
-
-
-def _abstract_retriever(model: DualEncoder) -> Params:
-    return jax.eval_shape(lambda: _random_retriever(model, 0))

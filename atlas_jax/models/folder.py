@@ -199,13 +199,25 @@ def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, 
     return {name: _load_part(folder, name, config) for name in wanted}
 
 
+def load_config(directory: str | Path, name: str) -> dict[str, Any]:
+    """The config fields of one model of a folder, without its parameters.
+
+    Raises:
+      UserError: no such folder, or no such part.
+    """
+    folder = as_path(directory)  # in a bucket, too, only this one file is read
+    config = _read_folder_config(folder)
+    _check_has(folder, name, config)
+    return dict(config.models[name])
+
+
 def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
     """Read one model's tokenizer from a model folder, verified, without its parameters.
 
     Raises:
       UserError: as `load_model`.
     """
-    folder = local_folder(str(directory))
+    folder = as_path(directory)  # in a bucket, too, only these two files are read
     config = _read_folder_config(folder)
     _check_has(folder, name, config)
     return Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config))

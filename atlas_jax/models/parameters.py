@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from atlas_jax.core import partitioning
 from atlas_jax.core.memory import check_fits
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import Params
 from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.retriever.dual_encoder import DualEncoder, untie
 
 RetrieverTraining = Literal["joint", "query_side", "fixed"]
 
@@ -33,17 +34,40 @@ def abstract_params(models: Models) -> Params:
     return jax.eval_shape(lambda: _init_boxed(models, jax.random.key(0)))
 
 
-def init_params(models: Models, seed: int, mesh: Mesh, rules: Sequence[Rule]) -> Params:
+def init_params(
+    models: Models,
+    seed: int,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+    parts: Sequence[str] = PARTS,
+    one_tower: bool = False,
+) -> Params:
     """Draw fresh parameters, each created directly on the devices that hold it.
+
+    Args:
+      parts: the models that are wanted; a part's numbers do not depend on the others.
+      one_tower: both towers of an untied retriever begin as one that is drawn for a tied one.
 
     Raises:
       UserError: they are larger than this machine's memory.
     """
+    drawn = models
+    if one_tower:
+        tied = dataclasses.replace(models.retriever.config, tied=True)
+        drawn = Models(models.reader, DualEncoder(tied))
+
+    def init(key: jax.Array) -> Params:
+        params = meta.unbox(_init_boxed(drawn, key))
+        if not models.retriever.config.tied:
+            params["retriever"] = untie(params["retriever"])
+        return {part: params[part] for part in parts}
+
     boxed = abstract_params(models)
-    check_fits(meta.unbox(boxed), "the parameters")
+    shapes = meta.unbox(boxed)
+    check_fits({part: shapes[part] for part in parts}, "the parameters")
     shardings = partitioning.param_shardings(boxed, mesh, rules)
-    init = jax.jit(lambda key: meta.unbox(_init_boxed(models, key)), out_shardings=shardings)
-    return init(jax.random.key(seed))
+    wanted = {part: shardings[part] for part in parts}
+    return jax.jit(init, out_shardings=wanted)(jax.random.key(seed))
 
 
 def _init_boxed(models: Models, key: jax.Array) -> Params:

@@ -26,7 +26,7 @@ from atlas_jax.models.towers import embed_query, passage_tower
 from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.run import Run, in_lanes, token_type
 from atlas_jax.retriever.dual_encoder import is_tied
-from atlas_jax.training.state import make_state, state_shardings
+from atlas_jax.training.state import abstract_state, state_shardings
 from atlas_jax.training.step import compile_train_step, make_train_step
 
 
@@ -100,12 +100,7 @@ def _train(run: Run, mesh: Mesh) -> Program:
     batch = _batch(run, mesh, run.data.batch_size)  # first: it is cheap and may be refused
     training = run.step.retriever_training
     shaping = (run.models, run.optimizers, training, mesh, run.rules)
-    shardings = state_shardings(*shaping)
-    params = meta.unbox(abstract_params(run.models))
-    state = jax.eval_shape(
-        lambda p: make_state(run.models, p, run.optimizers, training, 0, mesh, run.rules), params
-    )
-    state = jax.tree.map(_placed, state, shardings)
+    shardings, state = state_shardings(*shaping), abstract_state(*shaping)
     retrieve, source = _source(run, mesh, run.data.batch_size, run.step.searched)
     step = make_train_step(run.models, run.step, run.distillation, run.optimizers, retrieve)
     terms = {"parameters": state.params, "optimiser": state.opt_state} | _index_terms(source)

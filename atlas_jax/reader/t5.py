@@ -633,7 +633,7 @@ def stack_layers(params: Params) -> Params:
       params: unboxed dict with ``encoder/layers_0``, ``encoder/layers_1``...
 
     Returns:
-      The same numbers with ``encoder/layers``, stacked on a leading axis.
+      The same numbers with ``encoder/layers``, stacked on a leading axis in NumPy arrays.
     """
     stacked = dict(params)
     for stack in ("encoder", "decoder"):
@@ -650,7 +650,7 @@ def _stack(*arrays: Any) -> Any:
 
 
 def unstack_layers(params: Params) -> Params:
-    """The inverse of ``stack_layers``."""
+    """The inverse of ``stack_layers``, of host arrays as well: views of the stacked ones."""
     unstacked = dict(params)
     for stack in ("encoder", "decoder"):
         rest = dict(params[stack])

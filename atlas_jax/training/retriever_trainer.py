@@ -6,7 +6,7 @@ hard negatives: supervised fine-tuning.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
 from atlas_jax.corpus.corpus import open_store
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.models.assembly import Tokenizers, load_retriever, load_tokenizers
+from atlas_jax.models.assembly import (
+    Tokenizers,
+    abstract_retriever,
+    initial_retriever,
+    load_tokenizers,
+    open_retriever,
+)
 from atlas_jax.models.folder import ModelPart, save_model
 from atlas_jax.retriever.contrastive import crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -93,11 +99,11 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
     config = told.train
     directory = check_output_folder(config.model_dir, "RetrieverTrainConfig.model_dir")
     with use_devices(told.devices) as (mesh, rules):
-        model, params, tokenizer = load_retriever(told.models, config.seed)
+        model, tokenizer = open_retriever(told.models)
         tokenizers = load_tokenizers(told.models.config)
         store = open_store(told.corpus, tokenizers)
         store.check_vocab(retriever=model.config.vocab_size)
-        state, step_fn = _make(model, params, told, mesh, rules)
+        shapes, begin, step_fn = _make(model, told, mesh, rules)
         batches = query_pairs(store, tokenizers, told) if told.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
 
@@ -110,8 +116,10 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
         if told.task:
             settings["RetrieverTrainConfig.file"] = file_mark(config.file)
         with Checkpointer(directory / CHECKPOINTS, told.checkpoints) as checkpoints:
-            found = checkpoints.restore(state)
-            if found is not None:
+            found = checkpoints.restore(shapes)
+            if found is None:
+                state = begin()
+            else:  # what the run began with is not read
                 check_resumed(found.notes.get("settings"), settings, str(directory))
                 state = found.state
                 checkpoints.resume_data(batches, found)
@@ -182,17 +190,27 @@ def _speed(told: RetrieverRun, params: Params, queries: Array | None, passages: 
 
 def _make(
     model: DualEncoder,
-    params: Any,
     told: RetrieverRun,
     mesh: Mesh,
     rules: tuple[Rule, ...],
-) -> tuple[ContrastiveState, CompiledOnce]:
-    """The state, everywhere but for the queue, which lies over all devices; and its step."""
+) -> tuple[ContrastiveState, Callable[[], ContrastiveState], CompiledOnce]:
+    """The state's shapes, what makes it, and its step.
+
+    The state lies everywhere but for the queue, which lies over all devices.
+    """
     config, contrastive = told.train, told.contrastive
     optimizer = make_optimizer(told.optimizer)
-    state = make_contrastive_state(model, params, contrastive, optimizer, config.seed)
+
+    def fresh(params: Params) -> ContrastiveState:
+        return make_contrastive_state(model, params, contrastive, optimizer, config.seed)
+
+    def begin() -> ContrastiveState:
+        params = initial_retriever(told.models.config, model, config.seed)
+        return multihost.place(fresh(params), shardings)
+
+    shapes = jax.eval_shape(fresh, abstract_retriever(model))
     everywhere = partitioning.replicated(mesh)
-    shardings = jax.tree.map(lambda _: everywhere, state)
+    shardings = jax.tree.map(lambda _: everywhere, shapes)
     if contrastive.queue_size and contrastive.queue_size % partitioning.index_parts(mesh) == 0:
         over_all = NamedSharding(mesh, partitioning.logical_to_spec(("index", None), rules))
         shardings = dataclasses.replace(
@@ -212,7 +230,12 @@ def _make(
         donate_argnums=0,
         out_shardings=(shardings, everywhere),
     )
-    return multihost.place(state, shardings), CompiledOnce(compiled, "state", "queries", "passages")
+    shapes = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
+    return shapes, begin, CompiledOnce(compiled, "state", "queries", "passages")
 
 
 def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:

@@ -84,19 +84,44 @@ def make_state(
     """
 
     def create(params: Params) -> TrainState:
-        trainable, _ = split_trainable(params, training)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state={part: optimizers[part].init(trainable[part]) for part in PARTS},
-            key=jax.random.key_data(jax.random.key(seed)),
-            skipped=jnp.zeros((), jnp.int32),
-        )
+        return _fresh_state(params, optimizers, training, seed)
 
     check_fits(jax.eval_shape(create, params), "parameters and optimiser state")
     shardings = state_shardings(models, optimizers, training, mesh, rules)
     # Copies: the step donates its state, and the caller may still need ``params``.
     return jax.jit(create, out_shardings=shardings)(params)
+
+
+def abstract_state(
+    models: Models,
+    optimizers: Optimizers,
+    training: RetrieverTraining,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+) -> TrainState:
+    """Shapes and shardings of the whole state; nothing is allocated."""
+    shaping = (optimizers, training)
+    shapes = jax.eval_shape(
+        lambda params: _fresh_state(params, *shaping, seed=0), meta.unbox(abstract_params(models))
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(models, *shaping, mesh, rules),
+    )
+
+
+def _fresh_state(
+    params: Params, optimizers: Optimizers, training: RetrieverTraining, seed: int
+) -> TrainState:
+    trainable, _ = split_trainable(params, training)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state={part: optimizers[part].init(trainable[part]) for part in PARTS},
+        key=jax.random.key_data(jax.random.key(seed)),
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 def state_shardings(

@@ -37,9 +37,10 @@ from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     Tokenizers,
-    assemble,
     export_model,
+    initial_params,
     load_tokenizers,
+    open_models,
 )
 from atlas_jax.models.parameters import Models
 from atlas_jax.training.as_gin import as_gin
@@ -62,7 +63,12 @@ from atlas_jax.training.optimizers import make_optimizer, make_schedule
 from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
 from atlas_jax.training.run import TrainRun
 from atlas_jax.training.speed import TRACES, Speed, StepClock, Tracer, step_speed
-from atlas_jax.training.state import TrainState, make_state, state_shardings
+from atlas_jax.training.state import (
+    TrainState,
+    abstract_state,
+    make_state,
+    state_shardings,
+)
 from atlas_jax.training.step import compile_train_step, make_train_step
 
 _CHECKED = 100_000  # training records of which examples are made before the first step
@@ -74,6 +80,8 @@ class _Run:
 
     Attributes:
       told: everything that the run was told.
+      shapes: of the state, with shardings; a checkpoint is read into them.
+      begin: makes the state of a run that has no checkpoint: reads or draws the parameters.
       place: a process's rows of a batch -> the batch on the mesh.
       corpus: None where nothing is searched, in training or evaluation.
       freshness: None where training searches nothing.
@@ -85,6 +93,8 @@ class _Run:
     directory: Path
     models: Models
     tokenizers: Tokenizers
+    shapes: TrainState
+    begin: Callable[[], TrainState]
     corpus: Corpus | None
     freshness: Freshness | None
     source: Source
@@ -108,9 +118,9 @@ def train(told: TrainRun) -> TrainState:
     """
     total = told.train.total_steps
     with use_devices(told.devices) as (mesh, rules):
-        run, state = _prepare(told, mesh, rules)
+        run = _prepare(told, mesh, rules)
         with run.checkpoints:
-            state = _resume(run, state)
+            state = _begin_or_resume(run)
             if is_first():
                 write_config(run.directory / CONFIG_FILE, told.text or as_gin(told))
             with RunLog(run.directory, int(state.step), total, is_first()) as log:
@@ -138,8 +148,8 @@ def _export(run: _Run, state: TrainState) -> None:
     )
 
 
-def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run, TrainState]:
-    """Everything that a run needs, and its state before the first step."""
+def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
+    """Everything that a run needs but its state."""
     _check(told)
     directory = check_output_folder(told.train.model_dir, "TrainConfig.model_dir")
     config, step_config = told.train, told.step
@@ -149,10 +159,10 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
     store = None
     if told.searches:
         store = open_store(told.corpus, load_tokenizers(told.models.config))
-    made = assemble(told.models, mesh, rules, config.seed, step_config.retriever_training)
-    models, tokenizers, corpus = made.models, made.tokenizers, None
+    models, tokenizers = open_models(told.models, step_config.retriever_training)
+    corpus = None
     if store is not None:
-        corpus = _make_corpus(told, store, models, made.params, tokenizers, mesh, rules)
+        corpus = _make_corpus(told, store, models, tokenizers, mesh, rules)
     source = make_source(
         config.passages,
         corpus,
@@ -175,11 +185,20 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
     evaluation = None
     if told.evaluation.file:
         evaluation = make_evaluation(told.answers, models, tokenizers, corpus, mesh, rules)
-    run = _Run(
+
+    def begin() -> TrainState:
+        params = initial_params(told.models, models, mesh, rules, config.seed)
+        state = make_state(models, params, *shaping, config.seed, mesh, rules)
+        source = told.models.config
+        return taken_over(state, source) if source.optimizer_state else state
+
+    return _Run(
         told=told,
         directory=directory,
         models=models,
         tokenizers=tokenizers,
+        shapes=abstract_state(models, *shaping, mesh, rules),
+        begin=begin,
         corpus=corpus,
         freshness=Freshness(told, corpus, models.retriever, mesh)
         if corpus is not None and config.passages == "index"
@@ -199,16 +218,17 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[_Run,
             "TrainConfig.file": file_mark(config.file),
         },
     )
-    state = make_state(models, made.params, *shaping, config.seed, mesh, rules)
-    if told.models.config.optimizer_state:
-        state = taken_over(state, told.models.config)
-    return run, state
 
 
-def _resume(run: _Run, state: TrainState) -> TrainState:
-    """The last checkpoint's state, place in the data and index; `state` without one."""
-    found = run.checkpoints.restore(state)
-    if found is not None:
+def _begin_or_resume(run: _Run) -> TrainState:
+    """The last checkpoint's state, place in the data and index; without one a new state.
+
+    What the run began with is not read once there is a checkpoint.
+    """
+    found = run.checkpoints.restore(run.shapes)
+    if found is None:
+        state = run.begin()
+    else:
         check_resumed(found.notes.get("settings"), run.settings, str(run.directory))
         state = found.state
         run.checkpoints.resume_data(run.batches, found)
@@ -322,31 +342,36 @@ def _make_corpus(
     told: TrainRun,
     store: PassageStore,
     models: Models,
-    params: Params,
     tokenizers: Tokenizers,
     mesh: Mesh,
     rules: tuple[Rule, ...],
 ) -> Corpus:
-    """The corpus of the store; its index is loaded later."""
+    """The corpus of the store; its index and the reader's states are loaded later."""
     store.check_vocab(
         reader=models.reader.config.vocab_size, retriever=models.retriever.config.vocab_size
     )
     embedder = Embedder(models.retriever, tokenizers.retriever, told.corpus.config, mesh, rules)
     directory = told.train.model_dir
     versions = None if is_remote(directory) else Path(directory) / INDEX
-    lengths = (told.step.reader_length, told.data.query_length)
-    states = reader_states(told.corpus.config, store, models.reader, params["reader"], *lengths)
-    embeds = told.step.embeds_passages
-    return Corpus(store, embedder, told.corpus, mesh, embeds, versions, states)
+    return Corpus(store, embedder, told.corpus, mesh, told.step.embeds_passages, versions)
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
     """The first index of a new run, or the one that the checkpoint was searching."""
-    assert run.corpus is not None
+    corpus, told = run.corpus, run.told
+    assert corpus is not None
+    corpus.apart_nf = reader_states(
+        told.corpus.config,
+        corpus.store,
+        run.models.reader,
+        params["reader"],
+        told.step.reader_length,
+        told.data.query_length,
+    )
     if found is None:
-        run.corpus.load_first(params["retriever"])
+        corpus.load_first(params["retriever"])
     elif (notes := found.notes["index"]) is not None:
-        run.corpus.load_noted(notes, functools.partial(run.checkpoints.restore_index, found.step))
+        corpus.load_noted(notes, functools.partial(run.checkpoints.restore_index, found.step))
         if run.freshness is not None:
             run.freshness.set_notes(notes)
     else:

@@ -15,7 +15,9 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.models import assembly
 from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.fingerprint import encoder_hash
+from atlas_jax.models.parameters import RetrieverTraining
 from atlas_jax.retriever.config import RetrieverConfig
+from tests.device_bytes import device_bytes, most_bytes
 
 SIZES = """
 ReaderConfig.vocab_size = 400
@@ -75,6 +77,41 @@ def test_a_folder_needs_no_gin_and_bindings_override_it(tmp_path: Path, fresh: M
     assert weights[0] == weights[1]
     kernel = found.params["reader"]["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
     assert len({str(shard.index) for shard in kernel.addressable_shards}) == 8
+
+
+@pytest.mark.parametrize(
+    ("made_by", "scanned", "training"),
+    [
+        ("random", True, "query_side"),
+        ("induction", False, "joint"),
+        ("folder", True, "joint"),
+        ("folder", False, "query_side"),
+    ],
+)
+def test_each_device_holds_its_part_of_the_parameters_and_no_more(
+    tmp_path: Path, fresh: ModelConfig, made_by: str, scanned: bool, training: RetrieverTraining
+) -> None:
+    gin.parse_config("ReaderConfig.num_encoder_layers = 3")
+    if made_by == "induction":
+        gin.parse_config(["ReaderConfig.num_heads = 4", "ReaderConfig.logits_via_embedding = True"])
+        fresh = dataclasses.replace(fresh, reader_init="induction")
+    with use_devices(from_gin.devices()) as (mesh, rules):
+        config = fresh
+        if made_by == "folder":
+            config = _export(tmp_path / "model", assembly.assemble(told(fresh), mesh, rules))
+        gin.parse_config(f"ReaderConfig.scan_layers = {scanned}")
+
+        def load() -> assembly.Assembled:
+            return assembly.assemble(told(config), mesh, rules, training=training)
+
+        made, most = most_bytes(load)
+        own = device_bytes(made.params)
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
+        assert len(own) == 8
+        assert max(own.values()) < whole / 3  # norms and position tables lie everywhere
+        assert most <= max(own.values()) + 16  # the key
+        _, most = most_bytes(lambda: _export(tmp_path / "again", made))
+        assert most == 0
 
 
 def test_query_side_training_unties_and_keeps_the_index_valid(fresh: ModelConfig) -> None:

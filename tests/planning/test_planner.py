@@ -16,6 +16,7 @@ from rich.console import Console
 
 from atlas_jax import from_gin
 from atlas_jax import plan as entry_point
+from atlas_jax.core import memory
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
@@ -54,6 +55,14 @@ def test_a_plan_has_all_four_programs_with_their_terms(plan: Plan) -> None:
     assert train.largest_index > 10**6
     assert decode.largest_index is None
     assert embed.memory.terms["parameters"] < search.memory.peak < train.memory.peak
+
+
+def test_a_run_larger_than_this_machines_memory_is_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    program = make_program("train", tiny_run(), make_mesh(MeshConfig(2, 2, 2)))
+    assert shard_bytes(program.terms["parameters"]) > 1000
 
 
 def test_an_int8_index_counts_its_scales() -> None:

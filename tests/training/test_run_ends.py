@@ -63,7 +63,7 @@ def test_a_training_record_that_makes_no_batch_is_told_before_the_first_step(gin
 
 def test_where_nothing_can_be_written_is_told_first(gin_file, monkeypatch, capsys):
     (gin_file.parent / "run").write_text("a file")
-    monkeypatch.setattr(trainer, "assemble", None)  # would be called to load the models
+    monkeypatch.setattr(trainer, "open_models", None)  # would be called to load the models
     assert run(gin_file) == 2
     assert "TrainConfig.model_dir" in (error := capsys.readouterr().err)
     assert "is a file; choose a folder" in error
