@@ -79,6 +79,11 @@ COMMANDS = [
 ]
 
 
+def load_file(path: Path) -> object:
+    with path.open("rb") as file:
+        return load_plain(file, str(path))
+
+
 @pytest.mark.parametrize(("evil", "name"), COMMANDS)
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_hostile_pickle_is_refused_and_not_executed(
@@ -93,7 +98,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(
     program = pickle.dumps({"w": armed}, protocol)
     for path, loader in (
         (archive(tmp_path / "a.bin", program), torch_files.load),
-        (tmp_path / "plain.pkl", lambda p: load_plain(p.open("rb"), str(p))),
+        (tmp_path / "plain.pkl", load_file),
     ):
         path.write_bytes(program) if path.name == "plain.pkl" else None
         with pytest.raises(UserError, match="refused: the pickle asks for") as caught:
