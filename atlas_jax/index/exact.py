@@ -1,10 +1,10 @@
 """Exact maximum inner product search over an index that is spread over all devices of a slice.
 
-Usable inside jit. Each device searches its own rows and hands on k candidates, so the
-index itself never moves. Of several slices each searches its own copy for its own queries.
-This is the reference that every other searcher is held to. With a recall target below 1 the
-selection on each device is approximate: a partial reduction at the speed of the matrix product
-on a TPU (Chern et al. 2022, arXiv:2206.14286).
+It can be used inside jit. Each device searches its own rows and passes on k candidates, so the
+index itself never moves. With several slices, each searches its own copy for its own queries. All
+other searchers are tested against this one. With a recall target below 1 the selection on each
+device is approximate: a partial reduction, on a TPU as fast as the matrix product (Chern et al.
+2022, arXiv:2206.14286).
 """
 
 import functools
@@ -32,8 +32,8 @@ def exact_search(
 ) -> SearchResult:
     """Find the k rows with the greatest inner product, exactly unless told otherwise.
 
-    Gradients do not flow through the result: training scores the retrieved passages
-    anew. A bfloat16 or int8 index takes the query in bfloat16 too; sums are float32 either way.
+    No gradient flows through the result; training computes the scores again. For a bfloat16 or int8
+    index the query is rounded to bfloat16. Sums are float32 in any case.
 
     Args:
       index: its arrays sharded as `placement.rows_sharding` says.
@@ -41,8 +41,8 @@ def exact_search(
       k: rows per query (static).
       excluded_bx: int rows that each query may not get; -1 pads.
       mesh: mesh of the index; the active one if not given.
-      recall_target: share of a device's best rows that are to be found (static); below 1 a TPU
-        selects approximately. Other devices select exactly all the same.
+      recall_target: share of a device's best rows that must be found (static). Below 1 a TPU
+        selects approximately; other devices still select exactly.
 
     Returns:
       The same result on every device of a slice. Rows are -1 where exclusion leaves fewer than k.
@@ -79,13 +79,13 @@ def exact_search(
         mesh=mesh,
         in_specs=(PartitionSpec(axes), PartitionSpec(), queries, queries),
         out_specs=(queries, queries),
-        check_vma=False,  # it does not see that all devices of a slice come to the same
+        check_vma=False,  # it cannot see that all devices of a slice get the same result
     )(embeddings_ne, index.count, query_be, excluded_bx)
     return SearchResult(rows_bk=rows_bk, scores_bk=scores_bk)
 
 
 def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None = None) -> Passages:
-    """Fetch the tokens that the index has, and embeddings, of the rows that a search found.
+    """Fetch tokens and embeddings of the rows that a search found.
 
     Only the b x k passages move, see ``gather_rows``.
 
@@ -122,8 +122,8 @@ def gather_rows(
 ) -> tuple[Array, ...]:
     """Fetch rows of arrays that are sharded on axis n.
 
-    Each device gives the rows that it holds and zeros for the others; their sum is the
-    answer on every device of a slice.
+    Each device contributes the rows that it holds, and zeros for the others. The sum over the
+    devices is the result, the same on every device of a slice.
 
     Args:
       arrays: each [n, x] or `Int8Rows`, sharded as `placement.rows_sharding` says.
@@ -215,7 +215,7 @@ def _search_rows(
     """The k best rows of one shard, whose first row is ``first_row`` of the index."""
     n = embeddings_ne.shape[0]
     scores_bn = inner_products(query_be, embeddings_ne)
-    # x rows may fall out, so x more are taken: k are left whenever the shard has them.
+    # Up to x rows are excluded later, so x more are taken: k are left if the shard has them.
     c = min(k + excluded_bx.shape[1], n)
     if recall_target < 1.0:
         real_bn = jnp.where(jnp.arange(n) < count - first_row, scores_bn, -jnp.inf)
@@ -241,7 +241,7 @@ def _take_rows(
     def take(array: Any) -> Array:
         found = as_floats(jax.tree.map(lambda leaf: jnp.asarray(leaf)[local_bk], array))
         if jnp.issubdtype(found.dtype, jnp.integer):
-            found = found.astype(jnp.int32)  # the sum over devices has no 16 bit form everywhere
+            found = found.astype(jnp.int32)  # not every backend can sum 16 bit integers
         return jnp.where(held_bk1, found, 0)
 
     return tuple(take(array) for array in arrays)

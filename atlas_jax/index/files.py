@@ -11,9 +11,9 @@ from atlas_jax.core.paths import input_file
 
 
 def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:
-    """A new .npy file to be filled through memory, its place on the disk reserved.
+    """Make a new .npy file, reserve its space on the disk, and map it into memory to be filled.
 
-    Without the reservation a disk that fills up kills the process with a bus error.
+    Without the reservation a full disk would kill the process with a bus error.
 
     Raises:
       OSError: the disk has no room for it.
@@ -28,7 +28,7 @@ def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np
 def open_npy(
     path: Path, shape: tuple[int, ...], *dtypes: type, mode: Literal["r", "r+"] = "r"
 ) -> np.memmap:
-    """Map a .npy file of which is known what it holds: this shape, and one of these types.
+    """Map a .npy file that must have this shape and one of these types.
 
     Raises:
       UserError: the file is absent, damaged, or of another shape, type or byte order; says which.
@@ -36,7 +36,7 @@ def open_npy(
     input_file(path)
     try:
         array = np.lib.format.open_memmap(path, mode=mode)
-    except Exception as error:  # NumPy evaluates the header, and maps what it says
+    except Exception as error:  # NumPy evaluates the header and maps as much as it says
         raise UserError(f"{path}: not a whole .npy file: {one_line(error)}") from error
     kinds = [np.dtype(one) for one in dtypes]
     if array.shape != shape or array.dtype not in kinds or not array.flags.c_contiguous:

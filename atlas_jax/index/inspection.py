@@ -1,4 +1,4 @@
-"""What a saved index holds, read from the index alone."""
+"""Describe a saved index from its own files."""
 
 import os
 from typing import Any
@@ -16,11 +16,11 @@ _CHUNK_NUMBERS = 1 << 22  # read at a time
 def describe(
     directory: str | os.PathLike[str], store: str | os.PathLike[str] = ""
 ) -> dict[str, Any]:
-    """What an index holds, as JSON values; it is read once from end to end.
+    """Describe an index as JSON values; all of it is read once.
 
     Args:
       directory: of the index.
-      store: directory of a passage store, to be compared with the one it was made from.
+      store: directory of a passage store; checks that the index was made from it.
 
     Returns:
       ``index``, ``count``, ``width``, ``dtype``, ``version``, ``encoder_hash`` and
@@ -30,8 +30,7 @@ def describe(
       also ``store``.
 
     Raises:
-      UserError: there is no index, it is damaged, or the store is another one than it was made
-        from.
+      UserError: there is no index, it is damaged, or it was made from another store.
     """
     opened = open_index(directory)
     found: dict[str, Any] = {
@@ -50,7 +49,7 @@ def describe(
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """What `describe` found, for people."""
+    """The result of `describe` as lines of text."""
     norms, broken = found["norms"], found["not_finite_count"]
     lines = [
         f"{found['index']}: {found['count']:,} passages, {found['width']} numbers each, "

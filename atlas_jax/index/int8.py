@@ -1,10 +1,11 @@
 """Passage embeddings in 8 bits: whole numbers, and one scale for each row.
 
-Symmetric: row = scale * values with values from -127 to 127, so the largest component is kept
-and any other is off by half a scale at most. A search multiplies the values as bfloat16, which
-holds each of them exactly, with a bfloat16 query, and the products with the scales. On a TPU the
-rows are widened inside the matrix product: it reads half the bytes of a bfloat16 index and
-writes no copy. Integer products would read no less, and round the query to 8 bits as well.
+Rounding is symmetric: row = scale * values, with values from -127 to 127. So the largest component
+is exact and any other is off by at most half a scale. A search converts the values to bfloat16,
+which holds each of them exactly, and multiplies them with a bfloat16 query. The products are then
+multiplied with the scales. On a TPU the conversion happens inside the matrix product: it reads half
+the bytes of a bfloat16 index and writes no copy. Integer products would read as many bytes, and
+would round the query to 8 bits as well.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ class Int8Rows:
 
     Attributes:
       values_ne: int8.
-      scales_n: float32; 0 for a row of zeros. NaN for a row that has one.
+      scales_n: float32; 0 for a row of zeros, NaN for a row that contains a NaN.
     """
 
     values_ne: Array
@@ -38,25 +39,25 @@ class Int8Rows:
         return self.values_ne.shape
 
     def __setitem__(self, at: Any, floats: Array) -> None:
-        """Write rows of numbers, rounded, as into any numpy array."""
+        """Round rows of numbers and write them, as into any numpy array."""
         rows = quantized(np.asarray(floats))
         self.values_ne[at], self.scales_n[at] = rows.values_ne, rows.scales_n
 
 
 def quantized(floats_ne: Array) -> Int8Rows:
-    """Round rows to 8 bits; numpy gives numpy, and the same numbers as JAX does."""
+    """Round rows to 8 bits. NumPy arrays give NumPy arrays, with the same numbers as JAX."""
     xp: Any = np if isinstance(floats_ne, np.ndarray) else jnp
     floats_ne = floats_ne.astype(xp.float32)
-    # Not divided by 127: compilers differ in how they do that.
+    # Multiplied, not divided by 127: compilers round the division differently.
     scales_n = xp.max(xp.abs(floats_ne), axis=-1) * np.float32(1 / _LARGEST)
     divisors_n = xp.where(scales_n == 0, np.float32(1), scales_n)
-    with np.errstate(invalid="ignore"):  # of NaN, which the scale keeps
+    with np.errstate(invalid="ignore"):  # NaN as a whole number; the scale is NaN then
         values_ne = xp.round(floats_ne / divisors_n[..., None]).astype(xp.int8)
     return Int8Rows(values_ne=values_ne, scales_n=scales_n)
 
 
 def as_floats(rows: Any) -> Array:
-    """Rows as they were before `quantized`, up to its rounding; others as they are."""
+    """Undo `quantized`, up to its rounding; other arrays are returned as they are."""
     if not isinstance(rows, Int8Rows):
         return rows
     return rows.values_ne.astype(np.float32) * rows.scales_n[..., None]
@@ -68,18 +69,18 @@ def stored_as(floats_ne: Array, dtype: str) -> Any:
 
 
 def dtype_of(rows: Any) -> str:
-    """What `stored_as` calls the type of these rows."""
+    """The type of these rows by the names of `stored_as`."""
     return INT8 if isinstance(rows, Int8Rows) else jnp.dtype(rows.dtype).name
 
 
 def abstract_rows(count: int, width: int, dtype: str) -> Any:
-    """Shape and type of `stored_as` of so many embeddings."""
+    """Shape and type that `stored_as` gives for so many embeddings."""
     floats = jax.ShapeDtypeStruct((count, width), np.float32)
     return jax.eval_shape(lambda floats_ne: stored_as(floats_ne, dtype), floats)
 
 
 def inner_products(query_be: Array, rows: Any) -> jax.Array:
-    """Scores [b, n] in float32; the query takes the type of the rows, bfloat16 for 8 bits."""
+    """Scores [b, n] in float32. The query is rounded to the rows' type (bfloat16 for int8)."""
     scaled = isinstance(rows, Int8Rows)
     rows_ne = rows.values_ne.astype(jnp.bfloat16) if scaled else rows
     scores_bn = jax.lax.dot_general(

@@ -1,7 +1,7 @@
 """The passage store: the text of every index row, and its tokens for both models.
 
-Built once per corpus and tokenizers, then only read, through memory maps: neither
-building nor reading holds the corpus in memory. A store is a folder:
+A store is built once for a corpus and its tokenizers. Then it is only read, through memory maps.
+Neither building nor reading holds the corpus in memory. A store is a folder:
 
     manifest.json         counts, formats, lengths, tokenizers and content hashes
     passages.jsonl        one {id, title, section, text} a line; the line is the index row
@@ -52,7 +52,7 @@ _TEXT = "passages.jsonl"
 
 
 class TowerNotes(TypedDict):
-    """What a manifest says of one tower."""
+    """The manifest's entry about one tower."""
 
     tokenizer: str
     format: str | tuple[str, ...]
@@ -61,7 +61,7 @@ class TowerNotes(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What manifest.json says."""
+    """The content of manifest.json."""
 
     format: int
     count: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
@@ -88,7 +88,7 @@ class PassageStore:
       reader_tokens_nl: memory-mapped reader tokens.
       retriever_tokens_nm: memory-mapped retriever tokens.
       content_hash: of the corpus, both tokenizers and the config.
-      retriever_hash: of what embeddings depend on: the corpus and the retriever's half.
+      retriever_hash: of all that embeddings depend on: the corpus and the retriever's half.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
@@ -124,8 +124,8 @@ class PassageStore:
 
         Other layouts, tables, texts, folders and patterns are read as well (`core/file_sets.py`).
 
-        Two passes, both streaming: the file is checked and copied, then tokenised. A store
-        of the same content that is there already is opened instead.
+        Two streaming passes: the file is checked and copied, then tokenised. If a store of the
+        same content exists, it is opened instead.
 
         Raises:
           UserError: names file and line for a broken line, text that is not UTF-8, a
@@ -317,7 +317,7 @@ class PassageStore:
         return PassageStore.open(directory)
 
     def check_tokens(self, tower: str, tokens: np.ndarray, first: int = 0) -> None:
-        """Refuse tokens of this store that are none of its tokenizer's.
+        """Refuse token ids in this store that its tokenizer does not have.
 
         Args:
           tower: 'reader' or 'retriever'.
@@ -336,7 +336,7 @@ class PassageStore:
             )
 
     def _tokens(self, tower: str, notes: TowerNotes) -> np.ndarray:
-        # Which of the two types follows from a vocabulary that the manifest does not tell.
+        # The vocabulary decides the type, and the manifest does not tell its size.
         return self._array(f"{tower}_tokens", (self.count, notes["length"]), np.uint16, np.int32)
 
     def _notes(self, tower: str) -> TowerNotes:

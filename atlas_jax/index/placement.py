@@ -1,4 +1,4 @@
-"""An index on the devices of a mesh, put there from files or memory: how each array lies."""
+"""Put an index from files or memory on the devices of a mesh."""
 
 import math
 import os
@@ -16,15 +16,15 @@ from atlas_jax.index.exact import MAX_BLOCK
 from atlas_jax.index.int8 import abstract_rows
 from atlas_jax.index.passages import PassageStore
 
-# A TPU's compiler, left to itself, lays a matrix column by column where its rows would have to be
-# padded to a multiple of 128; each search would then copy all tokens before it takes its rows.
+# By default, a TPU's compiler stores a matrix by columns if its rows need padding to a multiple
+# of 128. Each search would then copy all tokens before it takes its rows.
 ROW_BY_ROW = Layout(major_to_minor=(0, 1))
 _CHUNK_BYTES = 1 << 24
-_ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
+_ALIGNMENT = 64  # on the CPU, JAX uses an aligned array without a copy
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """How arrays [n, x] of an index lie: rows spread over all devices, of each slice alike."""
+    """Sharding of an index's arrays [n, x]: rows spread over the devices; each slice has all."""
     return NamedSharding(mesh, PartitionSpec(index_axes(mesh)))
 
 
@@ -43,7 +43,7 @@ def tokens_layout(count: int, width: int, dtype: Any, mesh: Mesh) -> jax.ShapeDt
 
 
 def in_layout(array_nx: jax.Array, layout: Layout) -> jax.Array:
-    """The array itself if it lies so already, else a copy that does."""
+    """The array itself if it has this layout, else a copy that has it."""
     present: Any = array_nx.format  # type: ignore[attr-defined]
     if present.layout.major_to_minor == layout.major_to_minor:
         return array_nx
@@ -59,20 +59,20 @@ def to_device(
     retriever_tokens: bool = True,
     apart_nf: np.ndarray | None = None,
 ) -> DeviceIndex:
-    """Spread embeddings and tokens over all devices of a mesh, of each slice alike.
+    """Spread embeddings and tokens over the devices of a mesh; each slice has all of them.
 
-    Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only
-    the rows of its own devices, in chunks, so that no second copy is ever in its memory; a TPU
-    holds one of the two token arrays twice for a moment (``in_layout``).
+    Rows are padded to a multiple of devices x ``exact.MAX_BLOCK``. Each host reads only the rows of
+    its own devices, in chunks, so its memory never holds a second copy. A TPU holds one of the two
+    token arrays twice for a moment (``in_layout``).
 
     Args:
-      embeddings_ne: one row per passage, in memory or memory-mapped (``load_index``), or
-        lying on the devices already, as ``embeddings_layout`` has it.
-      store: the passages; its token arrays go along.
+      embeddings_ne: one row per passage: in memory, memory-mapped (``load_index``), or already
+        on the devices in the layout of ``embeddings_layout``.
+      store: the passages; its token arrays are placed too.
       mesh: the active one if not given; without any, one device holds everything.
       version: how often the embeddings have been refreshed.
-      retriever_tokens: whether the tokens for the retriever go along, which only programs that
-        embed passages anew read.
+      retriever_tokens: whether to place the tokens for the retriever. Only programs that embed
+        passages anew read them.
       apart_nf: the reader's states of the passages, one row each, see ``DeviceIndex``.
 
     Raises:
@@ -135,7 +135,7 @@ def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
     shard[real - start :] = 0
     file_name = _mapped_file(array_nx)
     if file_name is not None and isinstance(array_nx, np.memmap):
-        # Read, not copied from the map, whose pages would count as memory beside the copy.
+        # Read, not copied from the memory map: its pages would count as memory beside the copy.
         with open(file_name, "rb", buffering=0) as file:
             file.seek(array_nx.offset + start * row_bytes)
             view = memoryview(raw.data)[: (real - start) * row_bytes]
@@ -147,7 +147,7 @@ def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
 
 
 def _mapped_file(array_nx: np.ndarray) -> str | None:
-    """The file that an array maps whole; a slice keeps its file's offset, so not for those."""
+    """The file that an array maps as a whole; None for a slice of such an array."""
     if not (isinstance(array_nx, np.memmap) and array_nx.filename):
         return None
     end = array_nx.offset + array_nx.nbytes

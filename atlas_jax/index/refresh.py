@@ -1,6 +1,6 @@
-"""When to embed the corpus anew: the passage encoder moves while it is trained.
+"""When to embed the corpus anew: training changes the passage encoder.
 
-Query-side training leaves it alone and needs no refresh. Joint training refreshes the whole
+Query-side training does not change it and needs no refresh. Joint training refreshes the whole
 index by a schedule, or a slice of it at a time (rolling), or both.
 """
 
@@ -25,12 +25,12 @@ class RefreshPolicy:
     """Refreshes of the index by the step number.
 
     Attributes:
-      schedule: of full refreshes, between which training stands still: "-1" never; "1000"
-        every 1000 steps; "0-1000:500,1000-10000:2000" every 500 steps before step 1000,
-        then at step 1000 and every 2000 steps from there before step 10000, then never. As in
+      schedule: when the whole index is refreshed; training waits for it. "-1": never. "1000":
+        every 1000 steps. "0-1000:500,1000-10000:2000": every 500 steps before step 1000, then
+        at step 1000 and every 2000 steps from there before step 10000, then never. As in
         Atlas, a range counts from its own first step.
-      rolling_rows: so many passages are embedded anew at a time, on the devices and without
-        a pause, from the first passage to the last and round again; 0 = none.
+      rolling_rows: number of passages in a slice; 0 = no slices. A slice is embedded anew on the
+        devices while training goes on. The first slice follows after the last.
       rolling_every: steps from one such slice to the next.
     """
 
@@ -49,14 +49,14 @@ class RefreshPolicy:
 
     @property
     def refreshes(self) -> bool:
-        """Whether it ever refreshes anything."""
+        """Whether anything is ever refreshed."""
         return bool(parse_schedule(self.schedule)) or self.rolling_rows > 0
 
     def due(self, step: int, frozen_steps: int = 0) -> bool:
         """Whether to refresh once ``step`` steps are done.
 
-        Step 0 never is: the index has just been made. Nor is a step up to ``frozen_steps``, the
-        first steps in which the passage tower stays as it is.
+        Never after step 0: the index is fresh. Never up to ``frozen_steps`` either: in these first
+        steps the passage tower does not change.
         """
         return step > frozen_steps and any(
             part.first <= step
@@ -66,13 +66,13 @@ class RefreshPolicy:
         )
 
     def rolls(self, step: int, frozen_steps: int = 0) -> bool:
-        """Whether to refresh a slice once ``step`` steps are done; see ``due`` for when not."""
+        """Whether to refresh a slice once ``step`` steps are done; exceptions as in ``due``."""
         return self.rolling_rows > 0 and step > frozen_steps and step % self.rolling_every == 0
 
     def round_steps(self, count: int) -> int:
-        """Steps in which slices go round an index of ``count`` passages.
+        """Steps until every one of ``count`` passages has been in a slice.
 
-        The bound of staleness: no row was embedded more steps ago than this.
+        This bounds the staleness: no embedding is older than this number of steps.
         """
         return -(-count // self.rolling_rows) * self.rolling_every
 
@@ -83,7 +83,7 @@ def parse_schedule(schedule: str | int) -> tuple[RefreshRange, ...]:
     Raises:
       UserError: names the part at fault.
     """
-    text = str(schedule).strip()  # gin reads 1000 and -1 without quotes as numbers
+    text = str(schedule).strip()  # without quotes, gin reads 1000 and -1 as numbers
     if text == "-1":
         return ()
     if re.fullmatch(r"[1-9]\d*", text):

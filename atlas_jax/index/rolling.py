@@ -1,7 +1,7 @@
-"""Part of a device index embedded anew, in place: the index is never gathered or copied.
+"""Embed part of a device index anew, in place: the index is never gathered or copied.
 
-Rows are named by their place in the corpus, not in a shard, so that any number of devices
-refreshes the same rows.
+Row numbers count in the corpus, not in a shard. So the same rows are refreshed on any number of
+devices.
 """
 
 from collections.abc import Callable
@@ -30,15 +30,15 @@ def refresh_rows(
 ) -> Any:
     """Embed some rows of an index with the present passage tower.
 
-    To be jitted with ``embeddings_ne`` donated. What moves between devices is the tokens
-    and embeddings of these rows alone.
+    Jit it and donate ``embeddings_ne``. Only the tokens and embeddings of these rows move between
+    devices.
 
     Args:
       embed: the passage tower, without dropout.
       params: its parameters.
       embeddings_ne: float32, bfloat16 or `Int8Rows`, sharded as `placement.rows_sharding` says.
       retriever_tokens_nm: tokens of every row, sharded likewise.
-      rows_r: int32 rows to embed, none twice.
+      rows_r: int32 rows to embed, without duplicates.
       batch_size: see ``embed_tokens``.
       mesh: mesh of the index; the active one if not given.
 
@@ -67,7 +67,7 @@ def replace_rows(array_nx: Any, rows_r: Array, values_rx: Any, mesh: Mesh | None
 
     Args:
       array_nx: an array or `Int8Rows`, sharded as `placement.rows_sharding` says.
-      rows_r: int32 rows, none twice.
+      rows_r: int32 rows, without duplicates.
       values_rx: what to write, of the same type, the same on every device.
       mesh: mesh of the array; the active one if not given.
     """

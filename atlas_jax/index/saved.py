@@ -1,8 +1,8 @@
 """The embeddings of a store on disk.
 
-A saved index is a folder with `index.json` and the array that it names, and for 8 bits the
-scales beside it. The array of a new version is written beside the old one; then `index.json` is
-replaced in one step. So an error or a kill at any time leaves the previous version usable.
+A saved index is a folder with `index.json` and the array that it names; an int8 index has a second
+array with its scales. A new version is written beside the old one. Then `index.json` is replaced in
+one step. So after an error or a kill at any time the previous version can still be used.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ _MANIFEST = "index.json"
 _PROGRESS = ".index.json.unfinished"
 _LOCK = f".{_MANIFEST}.lock"
 _CHUNK_BYTES = 1 << 24
-_ALIGNMENT = 64  # JAX takes over an aligned array on the CPU without a copy
-# NumPy has no bfloat16 of its own, so its bits are stored.
+_ALIGNMENT = 64  # on the CPU, JAX uses an aligned array without a copy
+# NumPy has no bfloat16, so files store its bits as whole numbers.
 _STORED: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
@@ -45,7 +45,7 @@ _STORED: dict[str, np.dtype] = {
 
 
 class _Manifest(TypedDict):
-    """What index.json says."""
+    """The content of index.json."""
 
     format: int
     embeddings: Annotated[str, Meta(pattern=r"^embeddings-[0-9a-f]+\.npy$")]
@@ -86,10 +86,10 @@ def new_index(
     dtype: str = "float32",
     version: int = 0,
 ) -> Iterator[Any]:
-    """Give a memory-mapped array [n, width] to fill; it becomes the index when the block ends well.
+    """Give a memory-mapped array [n, width] to fill; when the block succeeds it is the index.
 
-    An index that is there already is replaced then, not before. Numbers that are written to an
-    array in 8 bits (``Int8Rows``) are rounded.
+    An older index is replaced only then. Numbers written to an int8 array (``Int8Rows``) are
+    rounded.
 
     Args:
       store: the passages that are embedded.
@@ -99,8 +99,8 @@ def new_index(
       version: how often the embeddings have been refreshed.
 
     Raises:
-      UserError: an unknown dtype, a directory that holds other things than an index, or
-        it could not be written (a full disk, no permission).
+      UserError: the dtype is unknown, the directory holds something else than an index, or it
+        could not be written (a full disk, no permission).
     """
     folder, manifest = _begin(directory, store, encoder_hash, width, dtype, version)
     try:
@@ -121,13 +121,12 @@ def new_index(
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An index in the making.
+    """An index that is not complete yet.
 
     Attributes:
       embeddings_ne: memory-mapped, to be filled from row `first` on.
-      first: rows that an earlier attempt has left.
-      stored: to be called with the number of rows that are there; a later attempt begins behind
-        them.
+      first: number of rows that an earlier attempt has filled.
+      stored: call it with the number of rows filled so far; a later attempt skips these rows.
     """
 
     embeddings_ne: Any
@@ -146,15 +145,15 @@ def resumable_index(
 ) -> Iterator[Unfinished]:
     """Like ``new_index``, but continues an earlier attempt that did not finish.
 
-    The earlier attempt must be of the same passages, encoder, type and version; another one is
-    thrown away. Rows that were ``stored`` survive a kill and every error but one of the disk.
+    It continues an attempt for the same passages, encoder, type and version; any other attempt is
+    thrown away. Rows that were ``stored`` survive a kill, and every error but a disk error.
 
     Raises:
       UserError: as ``new_index``.
     """
     folder, manifest = _begin(directory, store, encoder_hash, width, dtype, version)
     progress = folder / _PROGRESS
-    kept = False  # whether there is something for a later attempt
+    kept = False  # whether a later attempt can continue this one
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / _LOCK, str(directory)):
@@ -200,7 +199,7 @@ def _begin(
     dtype: str,
     version: int,
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder, which may be written, and what its manifest will be."""
+    """Check that the folder can be written; return it with its manifest."""
     if dtype not in _STORED:
         raise UserError(f"index dtype {dtype!r}; it can be {', '.join(_STORED)}")
     folder = check_output_folder(directory)
@@ -219,19 +218,19 @@ def _begin(
 
 
 def _progress(folder: Path, manifest: dict[str, Any]) -> tuple[str, int] | None:
-    """Array and rows of an unfinished index of the same kind, if there is one."""
+    """Array and number of rows of an unfinished index of the same kind, if one exists."""
     try:
         found: _Progress = strict_json.read(folder / _PROGRESS, _Progress)
         rows, name = found["rows"], found["embeddings"]
         _open(folder, found, "r")
-    except UserError:  # none, or one that is of no use
+    except UserError:  # there is none, or it is of another kind
         return None
     same = {**found, "embeddings": ""} == {**manifest, "embeddings": "", "rows": rows}
     return (name, rows) if same and rows <= found["count"] else None
 
 
 def _create(folder: Path, manifest: dict[str, Any]) -> Any:
-    """The arrays that a manifest names, memory-mapped, to be filled."""
+    """Create the arrays that a manifest names, memory-mapped, to be filled."""
     name, count, dtype = manifest["embeddings"], manifest["count"], manifest["dtype"]
     rows_ne = create_npy(folder / name, (count, manifest["width"]), _STORED[dtype])
     if dtype != INT8:
@@ -240,10 +239,10 @@ def _create(folder: Path, manifest: dict[str, Any]) -> Any:
 
 
 def _open(folder: Path, manifest: Any, mode: Literal["r", "r+"]) -> Any:
-    """The arrays that a manifest names, memory-mapped.
+    """Open the arrays that a manifest names, memory-mapped.
 
     Raises:
-      UserError: they are not there, or not as the manifest says.
+      UserError: a file is missing or does not match the manifest.
     """
     name, count, dtype = manifest["embeddings"], manifest["count"], manifest["dtype"]
     if dtype not in _STORED:
@@ -259,7 +258,7 @@ def _open(folder: Path, manifest: Any, mode: Literal["r", "r+"]) -> Any:
 
 
 def _check_finite(path: Path, embeddings_ne: Any, width: int) -> None:
-    """Refuse NaN and infinity, which a search ranks first or last for every question.
+    """Refuse NaN and infinity: a search would rank such rows first or last for every question.
 
     Raises:
       UserError: names the file and the row.
@@ -275,7 +274,7 @@ def _check_finite(path: Path, embeddings_ne: Any, width: int) -> None:
 
 
 def _scales(name: str) -> str:
-    """The file with the scales of the rows in 8 bits in the file `name`."""
+    """The file with the scales that belong to the int8 file `name`."""
     return name.replace(".npy", ".scales.npy")
 
 
@@ -296,11 +295,11 @@ def save_index(
     encoder_hash: str,
     version: int = 0,
 ) -> None:
-    """Save embeddings that are in memory, in their own type; see ``new_index``.
+    """Save embeddings from memory, in their own type; see ``new_index``.
 
     Args:
-      embeddings_ne: float32, bfloat16 or ``Int8Rows``, at least one row per passage; the rows
-        of a ``DeviceIndex`` beyond them are padding and left out.
+      embeddings_ne: float32, bfloat16 or ``Int8Rows``, one row per passage. Further rows, the
+        padding of a ``DeviceIndex``, are left out.
 
     Raises:
       UserError: as ``new_index``.
@@ -320,11 +319,11 @@ def save_index(
 
 @dataclass(frozen=True)
 class OpenIndex:
-    """An index that is open, whatever made it.
+    """An open index; its store and encoder were not checked.
 
     Attributes:
-      embeddings_ne: see ``SavedIndex``; whether they are finite is not looked at.
-      manifest: what ``index.json`` says: ``count``, ``width``, ``dtype``, ``version``,
+      embeddings_ne: see ``SavedIndex``; NaN and infinity were not looked for.
+      manifest: the fields of ``index.json``: ``count``, ``width``, ``dtype``, ``version``,
         ``encoder_hash``, ``store_hash``.
     """
 
@@ -336,7 +335,7 @@ def open_index(directory: str | os.PathLike[str]) -> OpenIndex:
     """Open a saved index without its store and encoder.
 
     Raises:
-      UserError: there is none, or it is damaged or of another version.
+      UserError: there is no index, or it is damaged or of another format version.
     """
     manifest = _read_manifest(directory)
     return OpenIndex(_open_array(directory, manifest), manifest)
@@ -348,8 +347,8 @@ def load_index(
     """Open a saved index, checking that it belongs to the store and the encoder.
 
     Raises:
-      UserError: there is none, it is damaged or of another version, or another corpus,
-        retriever tokenizer or encoder made it (both hashes are named).
+      UserError: there is no index; it is damaged or of another format version; or it was made
+        from another corpus, retriever tokenizer or encoder (both hashes are named).
     """
     manifest = _read_manifest(directory)
     check_store(directory, manifest, store)
@@ -371,7 +370,7 @@ def check_store(
     """Refuse a store that an index was not made from.
 
     Raises:
-      UserError: both hashes are named, or both numbers of passages.
+      UserError: names both hashes or both numbers of passages.
     """
     if manifest["store_hash"] != store.retriever_hash:
         raise UserError(
@@ -409,12 +408,12 @@ def _open_array(directory: str | os.PathLike[str], manifest: _Manifest) -> Any:
 
 
 def _is_index_folder(folder: Path) -> bool:
-    names = [path.name.lstrip(".") for path in folder.iterdir()]  # dots: half-written
+    names = [path.name.lstrip(".") for path in folder.iterdir()]  # half-written: .NAME
     return all(name.startswith((_MANIFEST, "embeddings-")) for name in names)
 
 
 def _remove_unnamed(folder: Path) -> None:
-    """Remove what a kill left, and arrays that `index.json` does not name: older or failed."""
+    """Remove half-written files, and arrays that `index.json` does not name."""
     for path in folder.glob(".*"):
         if path.name not in (_PROGRESS, _LOCK):
             path.unlink(missing_ok=True)
@@ -429,6 +428,6 @@ def _remove_unnamed(folder: Path) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder of an index that was not made."""
+    """Remove the folder if no index was made in it."""
     with contextlib.suppress(OSError):  # it holds an index
         folder.rmdir()

@@ -15,14 +15,14 @@ from atlas_jax.index.search import SearchResult, check_k
 
 @dataclasses.dataclass(frozen=True)
 class ScannConfig:
-    """Which ScaNN index serves which size, after ScaNN's own advice.
+    """Which kind of ScaNN index is used for which size, as ScaNN's documentation advises.
 
     Attributes:
-      hash_from: from this many passages on, score compressed rows (asymmetric hashing)
-        and rescore the best; below it, brute force, which is exact.
-      tree_from: from this many on, also partition into sqrt(n) leaves.
-      leaves_searched: part of the leaves that a query looks into, above 0, at most 1.
-      rescored: rows rescored exactly per query, at least; never fewer than 4 k.
+      hash_from: from this many passages on, score compressed rows (asymmetric hashing) and
+        rescore the best. With fewer, search by brute force, which is exact.
+      tree_from: from this many passages on, also divide them into sqrt(n) leaves.
+      leaves_searched: share of the leaves that a query searches, above 0, at most 1.
+      rescored: least number of rows that are rescored exactly per query; never fewer than 4 k.
       hash_threshold: anisotropic quantisation threshold.
     """
 
@@ -33,7 +33,7 @@ class ScannConfig:
     hash_threshold: bounds.Share = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse sizes out of order and parts that are none.
+        """Refuse sizes in the wrong order and shares out of range.
 
         Raises:
           UserError: names the binding at fault.
@@ -46,10 +46,9 @@ class ScannConfig:
 class ScannSearcher:
     """ScaNN behind the Searcher protocol; takes and gives numpy arrays.
 
-    Results are approximate above ``ScannConfig.hash_from`` passages. The scores are exact
-    inner products always, and there are k of them whenever exclusion leaves so many.
-    ScaNN draws its partitions at random: above ``ScannConfig.tree_from`` two builds of one
-    index may differ in a few of their results.
+    Results are approximate from ``ScannConfig.hash_from`` passages on. The scores are always exact
+    inner products, and there are k of them if exclusion leaves k. ScaNN draws its leaves at random:
+    from ``ScannConfig.tree_from`` passages on, two builds of one index may differ in a few results.
     """
 
     def __init__(self, embeddings_ne: Array, config: ScannConfig = ScannConfig()) -> None:
@@ -99,7 +98,7 @@ class ScannSearcher:
             np.full((len(query_be), 1), NO_ROW) if excluded_bx is None else excluded_bx
         )
         rows_bk, scores_bk = self._search(query_be, k, excluded_bx, self._some_leaves())
-        # The leaves that were searched may have held too few; all of them together do not.
+        # The leaves searched may have held fewer than k rows: then search all leaves.
         short_b = np.isneginf(scores_bk).any(axis=1)
         if self._leaves and short_b.any():
             rows_bk[short_b], scores_bk[short_b] = self._search(
@@ -110,7 +109,7 @@ class ScannSearcher:
     def _search(
         self, query_be: np.ndarray, k: int, excluded_bx: np.ndarray, leaves: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Over-retrieve by the number of excluded rows, drop those, cut to k."""
+        """Search k rows and as many as may be excluded, drop the excluded ones, keep k."""
         wanted = min(k + excluded_bx.shape[1], self.count)
         options: dict[str, Any] = {}
         if self.kind != "brute force":

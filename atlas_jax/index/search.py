@@ -1,4 +1,4 @@
-"""What a search gives back, and the one protocol that every searcher keeps."""
+"""The result of a search, and the protocol of all searchers."""
 
 from typing import Protocol
 
@@ -40,9 +40,9 @@ class Searcher(Protocol):
 
 
 def included_first(found: SearchResult, rows_b: Array) -> SearchResult:
-    """The result with one row of each query's in front, in place of the worst if it was not found.
+    """Put one given row of each query first; if it was not found it replaces the worst row.
 
-    Its score is that of the best.
+    It gets the score of the best row.
 
     Args:
       rows_b: int32, -1 changes nothing.
@@ -51,7 +51,7 @@ def included_first(found: SearchResult, rows_b: Array) -> SearchResult:
     is_it_bk = found.rows_bk == rows_b[:, None]
     at_b1 = jnp.where(is_it_bk.any(axis=1), jnp.argmax(is_it_bk, axis=1), k - 1)[:, None]
     place = jnp.arange(k)
-    # What stood in front of it moves one place down.
+    # The rows in front of it move one place down.
     source_bk = jnp.where(place <= at_b1, jnp.maximum(place - 1, 0), place)
     moved_bk = jnp.take_along_axis(found.rows_bk, source_bk, axis=1)
     moved_bk = jnp.where(place == 0, rows_b[:, None], moved_bk)
@@ -64,7 +64,7 @@ def included_first(found: SearchResult, rows_b: Array) -> SearchResult:
 
 
 def check_k(k: int, count: int) -> None:
-    """Refuse a k that the corpus cannot serve.
+    """Refuse a k for which the corpus is too small.
 
     Raises:
       UserError: k is below 1 or above ``count``, the number of passages.

@@ -1,4 +1,4 @@
-"""How stale an index is: a sample of its passages embedded anew, and what that changes."""
+"""Measure how stale an index is: embed a sample of its passages anew and compare."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from atlas_jax.core.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class StalenessConfig:
-    """The staleness meter of a run, and the refresh that it may call for.
+    """The staleness meter of a run, and the refresh that it may start.
 
     Attributes:
       every: steps between two measurements; 0 = none.
       passages: size m of the probe, passages drawn from the whole corpus once.
-      k: of stale recall@k. The k best of m probe passages stand for the k n / m best of all n.
+      k: of stale recall@k. The k best of m probe passages represent the k n / m best of all n.
       refresh_below: the whole index is embedded anew when stale recall@k falls below this;
         0 = never.
       seed: of the probe.
@@ -53,7 +53,7 @@ class StalenessConfig:
         return self.every > 0 and step > 0 and step % self.every == 0
 
     def probe_rows(self, count: int) -> np.ndarray:
-        """The rows of the probe in a corpus of ``count`` passages, ascending, the same always.
+        """The rows of the probe in a corpus of ``count`` passages, ascending; always the same.
 
         Raises:
           UserError: the corpus has fewer than k.
@@ -72,12 +72,12 @@ def measure(
 ) -> dict[str, Array]:
     """Compare the embeddings of p probe passages in the index with fresh ones.
 
-    ``stale_recall``: for each query, the share of the k probe passages with the greatest
-    inner products by their fresh embeddings that are also among the k greatest by the
-    embeddings in the index; the mean over the queries with weight 1. Equal scores give the
-    lower row first in both. 1 = the search misses nothing.
-    ``drift``: |fresh - stale| / |fresh|, Euclidean norms, the mean over the probe.
-    0 = nothing has moved.
+    ``stale_recall``: for each query, take the k best probe passages by their fresh embeddings, and
+    the k best by the embeddings in the index. The recall is the share of the first that is also
+    among the second; its mean is over the queries with weight 1. Of equal scores the lower row
+    comes first. 1 = the search misses nothing.
+    ``drift``: |fresh - stale| / |fresh| with Euclidean norms, the mean over the probe.
+    0 = nothing has changed.
 
     Args:
       query_be: queries by the present query tower.

@@ -1,4 +1,4 @@
-"""Writes the files of a passage store; `passages.py` says what lies in them."""
+"""Writes the files of a passage store; `passages.py` describes them."""
 
 import array
 import dataclasses
@@ -36,10 +36,10 @@ Record = dict[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class StoreConfig:
-    """What of a passage each model sees.
+    """The part of a passage that each model sees.
 
-    A format may be several: a passage is put into the first of which it has all fields, or into the
-    last one. So a retriever that reads titles and sections can read a passage without them, too.
+    Several formats may be given. A passage uses the first format for which it has all fields, else
+    the last one. So a retriever that reads titles and sections can also read passages without them.
 
     Attributes:
       reader_format: the reader's text; any of {id}, {title}, {section}, {text}.
@@ -72,7 +72,7 @@ class StoreConfig:
                     )
 
     def text(self, tower: str, passage: Mapping[str, Any]) -> str:
-        """What one tower reads of a passage, as text."""
+        """The text that one tower reads of a passage."""
         *rather, last = self._formats(tower)
         for template in rather:
             if all(str(passage[name]).strip() for name in _fields_of(template)):
@@ -103,7 +103,7 @@ def read_corpus(
 
 
 def normalise(record: Mapping[str, Any], where: str) -> Record:
-    """The four fields of a passage as strings; ``where`` begins the error."""
+    """The four fields of a passage as strings; an error begins with ``where``."""
     check_fields(record, _REQUIRED, _OPTIONAL, where)
     _check_filled(record, where)
     return _strings(record)
@@ -135,7 +135,7 @@ def copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], 
     """Write the text, its offsets and the index of ids; returns the hash of the text.
 
     Raises:
-      UserError: an id that two passages have; ``place`` says where a row came from.
+      UserError: two passages have the same id; ``place`` gives the file and line of a row.
     """
     digest, offsets, id_hashes = hashlib.sha256(), array.array("Q", [0]), array.array("Q")
     with (folder / "passages.jsonl").open("wb") as file:
@@ -159,7 +159,7 @@ def copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], 
 def _check_unique(
     folder: Path, suspects: np.ndarray, offsets: Sequence[int], place: Callable[[int], str]
 ) -> None:
-    """Compare the ids of the rows whose hashes are equal."""
+    """Compare the ids of rows with equal hashes."""
     seen: dict[str, int] = {}
     with (folder / "passages.jsonl").open("rb") as file:
         for row in suspects.tolist():
@@ -174,7 +174,7 @@ def _check_unique(
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The type in which token ids are kept."""
+    """The type in which token ids are stored."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
@@ -186,9 +186,9 @@ def tokenise(
     tokenizer: Tokenizer,
     progress: bool,
 ) -> dict[str, Any]:
-    """Write one tower's token array; returns its part of the manifest.
+    """Write one tower's token array; returns its entry for the manifest.
 
-    How many passages were too long is told on stderr.
+    Tells on stderr how many passages were too long.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     length = getattr(config, f"{tower}_length")
@@ -232,7 +232,7 @@ def encode(
 def token_ids(
     records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """Tokens of some passages for one tower, as many as there are."""
+    """All tokens of some passages for one tower, not cut to a length."""
     texts = [config.text(tower, record) for record in records]
     return tokenizer.encode_batch(texts, add_special=tower == "retriever")
 
@@ -240,7 +240,7 @@ def token_ids(
 def content_hashes(
     corpus_hash: str, config: StoreConfig, tokenizers: Mapping[str, Tokenizer]
 ) -> dict[str, str]:
-    """Hash of everything, and hash of what the embeddings depend on."""
+    """The hash of everything, and the hash of all that embeddings depend on."""
     half = {
         tower: [
             corpus_hash,
@@ -258,6 +258,6 @@ def content_hashes(
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json; with it the store is complete."""
+    """Write manifest.json, which makes the store complete."""
     text = json.dumps({"format": STORE_FORMAT, **manifest}, indent=2) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Whether tokenizers know the script of a corpus; a Latin one turns Chinese into nothing."""
+"""Check that the tokenizers know the script of a corpus; a Latin one cannot read Chinese."""
 
 import json
 import sys
@@ -10,22 +10,22 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 
-_LOOKED_AT = 2000  # passages, evenly over the corpus
-_WORTH_TELLING = 0.02  # of the characters
-_UNREAD = 0.5  # of a passage's characters: the model gets next to nothing of it
-_UNUSABLE = 0.5  # of the passages
+_LOOKED_AT = 2000  # passages, spread evenly over the corpus
+_WORTH_TELLING = 0.02  # share of unknown characters from which it is told
+_UNREAD = 0.5  # share of unknown characters from which a passage counts as unreadable
+_UNUSABLE = 0.5  # share of unreadable passages from which the corpus is refused
 
 
 def check_scripts(folder: Path, count: int, tokenizers: Mapping[str, Tokenizer]) -> None:
-    """Tell on stderr how much of a copied corpus each tokenizer does not know.
+    """Tell on stderr what share of a corpus's characters each tokenizer does not know.
 
     Args:
-      folder: with `passages.jsonl` and `offsets.npy`.
+      folder: holds `passages.jsonl` and `offsets.npy`.
       count: of the passages.
       tokenizers: by tower.
 
     Raises:
-      UserError: one of them knows next to nothing of most passages; names an example.
+      UserError: one tokenizer knows next to nothing of most passages; names an example.
     """
     offsets = np.load(folder / "offsets.npy", mmap_mode="r")
     rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(np.int64))

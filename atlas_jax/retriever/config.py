@@ -14,8 +14,8 @@ POOLINGS = ("average", "sqrt", "cls")
 class RetrieverConfig(EncoderConfig):
     """A dual encoder (arXiv 2112.09118); the defaults are Contriever's, BERT base.
 
-    The sizes and the rest of what all encoders share are fields of `EncoderConfig`; what one
-    kind of encoder alone has goes into `encoder_options`. `tower` is the encoder's own config.
+    Sizes and other fields that all encoders share are those of `EncoderConfig`. Fields that only
+    one kind of encoder has go into `encoder_options`. `tower` is the encoder's own config.
 
     Attributes:
         encoder: Kind of the encoder, a name of `encoders.registry.ENCODERS`.
@@ -24,7 +24,7 @@ class RetrieverConfig(EncoderConfig):
             their number) or 'cls' (the first token).
         normalize: Scale embeddings to length 1.
         tied: One tower for queries and passages; False gives two.
-        released_layer_norm: Of a 'bert', see `BertConfig`.
+        released_layer_norm: Only for 'bert', see `BertConfig`.
     """
 
     encoder: str = "bert"

@@ -2,8 +2,7 @@
 
 A pair is two random crops of one document. The loss is InfoNCE over two kinds of
 negatives: the other rows of the batch, and a queue of earlier keys (MoCo,
-arXiv 1911.05722). The queue may be empty and the batch may be left out, so that MoCo and
-plain in-batch training are one loss.
+arXiv 1911.05722). Each kind can be left out, so MoCo and plain in-batch training are one loss.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array, Params
 
-_ABSENT = -1e30  # logit of what is no candidate; finite, so that gradients stay finite
+_ABSENT = -1e30  # logit of a key that is no candidate; finite, so that gradients stay finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +30,8 @@ class ContrastiveConfig:
         momentum: Keys come from a second encoder that follows the first,
             key <- momentum * key + (1 - momentum) * query, and gets no gradient. 0: no
             second encoder; keys are embedded by the passage tower itself, with gradient.
-        in_batch: Whether the other keys of the batch are negatives too (always needed
-            without a queue; MoCo takes the queue alone).
+        in_batch: Whether the other keys of the batch are negatives too. Needed without a queue;
+            MoCo uses the queue alone.
         deletion: Probability with which a token of a crop is left out.
         crop_min: Shortest crop as a share of the document.
         crop_max: Longest crop as a share of the document.
@@ -126,7 +125,7 @@ class Queue:
     Attributes:
         keys_me: float32 embeddings.
         pointer: int32 scalar, the row that is written next.
-        filled: int32 scalar, rows that hold a key; the others are no negatives.
+        filled: int32 scalar, number of rows that hold a key; the others are not used.
     """
 
     keys_me: Array
@@ -135,7 +134,7 @@ class Queue:
 
 
 def empty_queue(size: int, embedding_dim: int) -> Queue | None:
-    """Return a queue without keys; None for size 0 (a checkpoint takes no empty arrays)."""
+    """Return a queue without keys; None for size 0 (checkpoints cannot hold empty arrays)."""
     if size == 0:
         return None
     return Queue(
@@ -149,7 +148,7 @@ def push(queue: Queue | None, keys_be: jax.Array, accept: Array = True) -> Queue
     """Overwrite the oldest keys with a batch of new ones.
 
     Args:
-        queue: None, no queue, stays None.
+        queue: None (no queue) stays None.
         keys_be: New keys; gradient stopped.
         accept: bool scalar; False leaves the queue as it is.
 
@@ -193,8 +192,8 @@ def moco_loss(
         queue: Earlier keys; None for no queue.
         temperature: T.
         in_batch: Whether other rows' keys and hard negatives are negatives.
-        hard_ce: Hard negatives, c / b of them for each row, one row's after the other's;
-            None for none.
+        hard_ce: Hard negatives, c / b of them for each row: first those of row 0, then those of
+            row 1 and so on; None for none.
 
     Returns:
         (float32 scalar loss, {'accuracy': share of rows whose positive scores highest}).

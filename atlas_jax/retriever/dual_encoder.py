@@ -46,8 +46,8 @@ def normalized(x_be: jax.Array) -> jax.Array:
 class DualEncoder(nn.Module):
     """The retriever. Score of a passage for a query = inner product of their embeddings.
 
-    Parameters are {'encoder': ...} when tied, {'query_encoder': ..., 'passage_encoder': ...}
-    when not; the two towers are two sets of weights (the released code shares one).
+    Parameters are {'encoder': ...} when tied, else {'query_encoder': ..., 'passage_encoder': ...}.
+    Untied towers have separate weights (in the released code they share them).
     """
 
     config: RetrieverConfig
@@ -104,7 +104,7 @@ def is_tied(params: Params) -> bool:
 
 
 def untie(params: Params) -> Params:
-    """Give queries and passages a tower of their own, starting as copies of the shared one.
+    """Give queries and passages a tower each; both start as copies of the shared one.
 
     Args:
         params: {'encoder': ...} (untied parameters are returned as they are).
