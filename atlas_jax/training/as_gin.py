@@ -1,4 +1,4 @@
-"""A run that was made of configs, written as the gin file that gives it again."""
+"""Write a run that was made from configs as a gin file that repeats it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,8 +10,7 @@ from atlas_jax.models.config import ModelSpec
 def as_gin(run: Any) -> str:
     """Bindings of every config of a run, such as `TrainRun`, one a line.
 
-    A task of one's own has to be registered by the module that it is defined in, which is
-    imported by the file.
+    The gin file imports the module of a user's own task; that module must register the task.
     """
     lines = list(dict.fromkeys(_lines(run)))
     imports = [line for line in lines if line.startswith("import ")]

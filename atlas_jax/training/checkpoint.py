@@ -1,8 +1,8 @@
-"""Checkpoints of a run (Orbax, nowhere else).
+"""Checkpoints of a run. This is the only file that uses Orbax.
 
 A checkpoint is everything a killed run needs to repeat itself bit for bit: the whole train state
-and small notes (data order, index version). It appears at once or not at all: it is written under
-a temporary name and renamed.
+and small notes (data order, index version). It is written under a temporary name and then renamed,
+so it is never seen half-written.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from atlas_jax.core.paths import (
 from atlas_jax.models.matching import describe, first_difference
 from atlas_jax.training.config import CheckpointConfig
 
-_DELETED = "deleted"  # where old checkpoints go at once, so that a kill leaves no half of one
+_DELETED = "deleted"  # old checkpoints are moved here in one step: a kill leaves none half-deleted
 
 
 class _Rolling(TypedDict):
@@ -47,7 +47,7 @@ class _Notes(TypedDict, total=False):
 
 
 class _Saved(TypedDict):
-    """What lies beside the arrays: what these are, and the run's own notes."""
+    """The JSON beside the arrays: their shapes and types, and the run's own notes."""
 
     arrays: dict[str, str]
     notes: _Notes
@@ -91,7 +91,7 @@ class Checkpointer:
         """Steps of the complete checkpoints, ascending; waits for one that is being written.
 
         Raises:
-          UserError: that one could not be written; the earlier ones are untouched.
+          UserError: that one could not be written; the earlier ones are unchanged.
         """
         self.wait()
         return sorted(self._manager.all_steps())
@@ -100,7 +100,7 @@ class Checkpointer:
         """Wait until the checkpoint that is being written is complete.
 
         Raises:
-          UserError: it could not be written; the earlier ones are untouched.
+          UserError: it could not be written; the earlier ones are unchanged.
         """
         step, self._writing = self._writing, None
         if step is None:
@@ -112,19 +112,19 @@ class Checkpointer:
         self._clear_deleted()
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any], index: Any = None) -> None:
-        """Begin to write a checkpoint; older ones beyond `keep` go once it is complete.
+        """Begin to write a checkpoint; when it is complete, older ones beyond `keep` are deleted.
 
-        Waits for the one before. The arrays may be donated or changed as soon as this returns.
+        Waits for the previous checkpoint. The arrays may be donated or changed after this returns.
 
         Args:
           step: number of finished steps; names the checkpoint.
           state: pytree of arrays (sharded ones are written by their hosts).
-          notes: JSON values to find again in `Restored.notes`.
-          index: embeddings to find again by `restore_index`; None = they are kept elsewhere.
+          notes: JSON values, which `Restored.notes` gives back.
+          index: embeddings, which `restore_index` gives back; None = they are kept elsewhere.
 
         Raises:
-          UserError: this checkpoint or the one before could not be written; the earlier ones
-            are untouched.
+          UserError: this checkpoint or the previous one could not be written; earlier ones are
+            unchanged.
         """
         if step in self.steps():
             return
@@ -148,15 +148,15 @@ class Checkpointer:
         """Read a checkpoint (the newest by default) into the form of `template`.
 
         Args:
-          template: pytree of arrays or ShapeDtypeStructs; shardings, if they carry any,
-            decide where the restored arrays lie.
+          template: pytree of arrays or ShapeDtypeStructs. Their shardings, if any, are those of
+            the restored arrays.
 
         Returns:
           None when there is no checkpoint yet.
 
         Raises:
-          UserError: the checkpoint is of another model (the first array that differs is
-            named) or cannot be read.
+          UserError: the checkpoint is of another model (names the first array that differs), or
+            it cannot be read.
         """
         steps = self.steps()
         if not steps:
@@ -179,8 +179,8 @@ class Checkpointer:
     def restore_index(self, step: int, template: Any) -> Any:
         """The embeddings of one checkpoint, with the shape and sharding of `template`.
 
-        An index is padded so that its rows divide over the devices. On another number of
-        devices the padding has another length: rows of padding are then added or left out.
+        An index has rows of padding, so that its rows divide over the devices. Another number of
+        devices needs another number of such rows; they are then added or left out.
 
         Raises:
           UserError: they cannot be read.
@@ -193,22 +193,22 @@ class Checkpointer:
             raise self._unreadable(step, error) from error
 
     def resume_data(self, batches: Any, restored: Restored) -> None:
-        """Let an iterator of batches go on where it was when the checkpoint was written.
+        """Set an iterator of batches to the place where it was when the checkpoint was written.
 
         Raises:
-          UserError: the checkpoint's notes are not of such an iterator.
+          UserError: the checkpoint's notes are not those of such an iterator.
         """
         try:
             batches.set_state(restored.notes["data"])
-        except Exception as error:  # Grain takes the state apart without a look
+        except Exception as error:  # Grain does not check the state that it is given
             raise self._unreadable(restored.step, error) from error
 
     def __enter__(self) -> "Checkpointer":
-        """A block behind which no checkpoint is left half-written, whatever ends it."""
+        """Begin a block; however it ends, no checkpoint is left half-written."""
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """`close`; where an error is on its way already, another one is only told."""
+        """`close`. If the block failed, an error of `close` is only printed."""
         try:
             self.close()
         except UserError as unwritten:
@@ -231,7 +231,7 @@ class Checkpointer:
             self._manager.close()
 
     def _clear_deleted(self) -> None:
-        """Remove the checkpoints that Orbax has put aside; of a bucket it deletes them itself."""
+        """Remove the checkpoints that Orbax has put aside; in a bucket it deletes them itself."""
         if multihost.is_first() and not is_remote(self.directory):
             remove_tree(self.directory / _DELETED)
 
@@ -251,7 +251,7 @@ class Checkpointer:
         return found
 
     def _unwritten(self, step: int, error: BaseException) -> UserError:
-        """Clear away what there is of a checkpoint, and say what is left."""
+        """Remove an incomplete checkpoint; the error says which checkpoints are left."""
         for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
             remove_tree(leftover)
         self._manager.reload()

@@ -1,10 +1,10 @@
-"""TPU chips and slices: what a user calls them, what the compiler calls them, what they can do.
+"""TPU chips and slices: the user's and the compiler's names for them, and their peak figures.
 
-Peak bfloat16 rate, HBM size and HBM bandwidth are those of the pages "TPU v4", "TPU v5e",
-"TPU v5p" and "TPU v6e" of the Cloud TPU documentation (cloud.google.com/tpu/docs). The
-interconnect's figures are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book,
-chapter "TPUs"): both directions of one axis of the torus, from which a ring collective
-profits. What a program may use of the HBM is what libtpu's compiler says when it refuses one.
+Peak bfloat16 rate, HBM size and HBM bandwidth are from the pages "TPU v4", "TPU v5e", "TPU v5p" and
+"TPU v6e" of the Cloud TPU documentation (cloud.google.com/tpu/docs). The interconnect's figures are
+from "How to Scale Your Model" (jax-ml.github.io/scaling-book, chapter "TPUs"). They count both
+directions of one axis of the torus, since a ring collective uses both. The HBM that a program may
+use is the limit that libtpu's compiler names when it refuses a program.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Chip:
       bf16_flops: peak, per second.
       hbm_bandwidth: bytes per second.
       ici_bandwidth: bytes per second of one torus axis, both directions.
-      cores_per_chip: what the number in a slice name counts for each chip.
-      shapes: chips of a slice -> its shape in the compiler's words.
-      device_kinds: JAX's `Device.device_kind` of it.
+      cores_per_chip: how much each chip adds to the number in a slice name.
+      shapes: number of chips in a slice -> the compiler's name of its shape.
+      device_kinds: JAX's `Device.device_kind` for this chip.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Slice:
 
     @property
     def topology(self) -> str:
-        """The compiler's name of its shape, e.g. `v5e:16x16`."""
+        """The compiler's name of this slice's shape, such as `v5e:16x16`."""
         return f"{self.chip.name}:{self.chip.shapes[self.chips]}"
 
     @property
     def topology_options(self) -> dict[str, Any]:
-        """What `get_topology_desc` takes besides: one device for a chip, also where it has two
+        """Further arguments of `get_topology_desc`: each chip is one device, even if it has two
         cores (v4) or is alone on its host (one v5e or v6e chip)."""
         if self.chip.name == "v4":
             return {"chip_config_name": "megacore"}
@@ -86,7 +86,7 @@ def parse_slice(name: str) -> Slice:
     """`v4-128` (64 chips), `v5litepod-256` or `v5e-256` (256), `v5p-64` (32), `v6e-32` (32).
 
     Raises:
-      UserError: an unknown generation, or a size that is not on offer; lists those that are.
+      UserError: an unknown generation, or a size that does not exist; lists those that do.
     """
     found = re.fullmatch(r"(v5litepod|v\d+[a-z]*)-(\d+)", name)
     generation = found[1].replace("v5litepod", "v5e") if found else ""
@@ -105,5 +105,5 @@ def parse_slice(name: str) -> Slice:
 
 
 def peak_flops(device_kind: str) -> float:
-    """Dense bfloat16 FLOP/s of one chip by JAX's name for it; 0.0 where it is not known."""
+    """Dense bfloat16 FLOP/s of one chip by JAX's name for it; 0.0 if the name is unknown."""
     return next((c.bf16_flops for c in CHIPS.values() if device_kind in c.device_kinds), 0.0)

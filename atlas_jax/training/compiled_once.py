@@ -1,4 +1,4 @@
-"""A step that is compiled once, or says what made the compiler work again."""
+"""A step that is compiled once; if it is compiled again, it tells what has changed."""
 
 import logging
 from collections.abc import Callable
@@ -13,18 +13,18 @@ _SHOWN = 3  # arguments that a warning names
 class CompiledOnce:
     """A jitted function that warns of each compilation after its first.
 
-    On a pod such a compilation takes minutes, and each process would spend them in silence.
+    On a pod such a compilation takes minutes, and no process would say why it waits.
     """
 
     def __init__(self, function: Callable[..., Any], *names: str) -> None:
-        """Wrap what `jax.jit` gave; `names` of its arguments are for the warnings."""
+        """Wrap the result of `jax.jit`; the warnings use these `names` for its arguments."""
         self._function: Any = function
         self._names = names
         self._programs = 0
         self._given: dict[str, str] = {}
 
     def __call__(self, step: int, *args: Any) -> Any:
-        """The function's result; `step` is for the warning."""
+        """Call the function; a warning names this `step`."""
         result = self._function(*args)
         programs = self._function._cache_size()
         if programs > self._programs:  # donated arguments still know their shapes
@@ -36,7 +36,7 @@ class CompiledOnce:
 
 
 def _describe(args: dict[str, Any]) -> dict[str, str]:
-    """Path -> `float32[8,16] on PartitionSpec(...)` of every array; what a program depends on."""
+    """Path -> `float32[8,16] on PartitionSpec(...)` of every array: a program depends on these."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): _kind(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(args)

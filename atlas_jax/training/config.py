@@ -1,4 +1,4 @@
-"""What a training run is told: frozen dataclasses that gin fills.
+"""The settings of a training run: frozen dataclasses that gin fills.
 
 An empty string means "not given".
 """
@@ -12,7 +12,7 @@ from atlas_jax.core.errors import one_of, require
 from atlas_jax.corpus.config import PASSAGE_SOURCES, ReadConfig
 from atlas_jax.models.parameters import RetrieverTraining
 
-# What lies in a run's model_dir, beside metrics.METRICS_FILE and tensorboard/.
+# Files and folders in a run's model_dir, beside metrics.METRICS_FILE and tensorboard/.
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.gin"
 FINAL = "final"  # the model folder
@@ -27,7 +27,7 @@ class CheckpointConfig:
 
     Attributes:
       every: steps between checkpoints; 0 = only after the last step.
-      keep: how many checkpoints stay.
+      keep: number of checkpoints that are kept.
     """
 
     every: bounds.Every = 0
@@ -41,16 +41,16 @@ class CheckpointConfig:
 class TrainConfig:
     """One training run.
 
-    model_dir: where checkpoints, metrics, the final config and `final/` (the model folder)
-        go; a run started again in the same directory goes on from its last checkpoint.
+    model_dir: folder for checkpoints, metrics, the final config and `final/` (the model folder). A
+        run that is started again in the same folder continues from its last checkpoint.
     task, file: the task's name and its training file.
     passages: 'index' (retrieve), 'file' (given in the data file), 'none' (closed book).
     total_steps: training ends after this step.
-    seed: initial parameters, data order and dropout all follow from it.
+    seed: decides initial parameters, data order and dropout.
     log_every: steps between two lines of metrics.
     eval_every: steps between evaluations on `EvalConfig.file` (0 = only after the last step).
 
-    When the index is refreshed is the business of RefreshPolicy and StalenessConfig.
+    RefreshPolicy and StalenessConfig decide when the index is refreshed.
     """
 
     model_dir: str
@@ -82,12 +82,12 @@ class RetrieverTrainConfig:
     total_steps: training ends after this step.
     batch_size: pairs per step.
     task, file: a task whose queries are paired with their gold passage, such as `cloze` on
-        the passages themselves; "" = each pair is two crops of one passage.
-    group: so many neighbouring records of the file stay in one batch, as hard negatives
-        of each other (passages of one title, say); divides batch_size.
-    hard_negatives: so many of a record's `negatives` are drawn as hard negatives of its query
-        (RetrieveConfig.negatives writes such records); needs a task.
-    seed: initial parameters, data order, crops and dropout all follow from it.
+        the passages themselves. "" = each pair is two crops of one passage.
+    group: number of neighbouring records of the file that stay in one batch, as hard negatives of
+        each other (for example passages of one title). Must divide batch_size.
+    hard_negatives: number of a record's `negatives` that are drawn as hard negatives of its query
+        (RetrieveConfig.negatives writes such records). Needs a task.
+    seed: decides initial parameters, data order, crops and dropout.
     log_every: steps between two lines of metrics.
     """
 
@@ -102,7 +102,7 @@ class RetrieverTrainConfig:
     log_every: bounds.AtLeast1 = 50
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, naming the binding."""
+        """Refuse values out of range; the error names the binding."""
         name = "RetrieverTrainConfig"
         bounds.check(self)
         require(bool(self.model_dir), f"{name}.model_dir", self.model_dir, "a directory")
@@ -123,17 +123,18 @@ class RetrieverTrainConfig:
 
 @dataclass(frozen=True)
 class StepConfig(ReadConfig):
-    """What one step does, beside what `ReadConfig` says of reading.
+    """What one step does; `ReadConfig` says how it reads.
 
     Attributes:
       retriever_training: ``joint`` trains both towers, ``query_side`` the query tower
         alone (the index never goes stale), ``fixed`` neither.
       accumulate: microbatches per step; the gradients are those of the whole batch.
-      clip: OptimizerConfig.clip_norm bounds the gradients of reader and retriever ``apart``,
-        each by its own norm, or ``together``, both by the norm of the two as one vector.
-      reads: pairs (rows, k): the first rows of a batch read their k best passages, the next
-        ones theirs, so that one step teaches with few passages and with many. The rows are
-        those of the batch, no k is above ``k``. () = all rows read ``k``.
+      clip: how OptimizerConfig.clip_norm bounds gradients. ``apart``: those of the reader and of
+        the retriever by their own norms. ``together``: both by the norm of the two as one
+        vector.
+      reads: pairs (rows, k). The first rows of a batch read their k best passages, the next rows
+        theirs, and so on; so one step teaches with few passages and with many. The rows add up
+        to the batch and no k is above ``k``. () = all rows read ``k``.
     """
 
     retriever_training: RetrieverTraining = "query_side"
@@ -170,5 +171,5 @@ class StepConfig(ReadConfig):
 
     @property
     def embeds_passages(self) -> bool:
-        """Whether a step runs the passage tower, for which the index holds the tokens."""
+        """Whether a step runs the passage tower; the index then holds the tokens for it."""
         return self.retriever_training == "joint" or self.rerank > 0

@@ -55,8 +55,8 @@ def make_contrastive_state(
     """Wrap retriever parameters into a fresh state; no buffer is shared with `params`.
 
     Raises:
-        UserError: A momentum encoder with untied towers: the passage tower would get no
-            gradient and never learn.
+        UserError: Momentum with untied towers: the passage tower would get no gradient and never
+            learn.
     """
     if config.momentum and not dual_encoder.config.tied:
         raise UserError(
@@ -85,12 +85,12 @@ def make_contrastive_step(
 ) -> Callable[[ContrastiveState, Array, Array], tuple[ContrastiveState, Metrics]]:
     """Build `step(state, tokens_a_bl, tokens_b_cl) -> (state, metrics)`, for the caller to jit.
 
-    Row i of b is the positive of row i of a (`retriever.contrastive.crop_pair` makes such
-    pairs of documents; a question and its passage serve as well). Further rows of b are hard
-    negatives, equally many for each row of a, those of row 0 first. The a side goes through
-    the query tower, the b side through the passage tower or, with momentum, through the
-    slow encoder without dropout. A step whose loss or gradient is not finite changes
-    neither parameters, optimiser nor queue and is counted in `state.skipped`.
+    Row i of b is the positive of row i of a: two crops of a document
+    (`retriever.contrastive.crop_pair`), or a question and its passage. Further rows of b are hard
+    negatives, the same number for each row of a, those of row 0 first. The query tower embeds a.
+    The passage tower embeds b; with momentum the slow encoder does, without dropout. A step whose
+    loss or gradient is not finite changes no parameter, optimiser state or queue, and is counted in
+    `state.skipped`.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)

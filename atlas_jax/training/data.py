@@ -10,7 +10,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Batch
 from atlas_jax.tasks.base import Example, Task
 
-_PREFETCH = 4  # batches made ahead of the step, by one thread
+_PREFETCH = 4  # batches that one thread makes ahead of the step
 
 
 def training_batches(
@@ -21,19 +21,19 @@ def training_batches(
     seed: int,
     rows: Sequence[int] | None = None,
 ) -> Any:
-    """Endless training batches, the records shuffled anew in each epoch.
+    """Endless training batches; the records are shuffled anew in each epoch.
 
-    What an example is depends on the seed and its place in the endless stream alone, so a
-    stream that goes on from a saved state, or that several processes share, gives just the
-    examples of the uninterrupted, single one.
+    An example depends only on the seed and its place in the endless stream. So a stream that
+    continues from a saved state gives the same examples as one that was never interrupted. Several
+    processes that share a stream give the same examples as one process.
 
     Args:
-      task: makes the examples; it is told the training step they are for.
+      task: makes the examples; it is given the training step that they are for.
       records: what `task.load` returned.
       batcher: makes a batch of this process's examples.
       batch_size: examples of a step over all processes.
-      seed: of order and masking, from 0 to 2**32 - 1.
-      rows: of each batch that are made here, `multihost.local_rows`; None = all of them.
+      seed: decides order and masking; from 0 to 2**32 - 1.
+      rows: rows of each batch that this process makes, `multihost.local_rows`; None = all.
 
     Returns:
       A grain iterator of `Batch` (numpy) with `get_state()` and `set_state(state)`; the

@@ -1,7 +1,7 @@
 """Keeps the index of a run fresh: full refreshes, rolling slices, and the staleness meter.
 
-All of it happens between two steps and follows from the number of steps done, so that a
-resumed run repeats it.
+All of it happens between two steps. Only the number of finished steps decides when, so a resumed
+run repeats it.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from atlas_jax.training.run import TrainRun
 
 
 def check_freshness(told: TrainRun) -> None:
-    """Refuse to refresh or measure what never goes stale or cannot be refreshed so.
+    """Refuse to refresh or measure an index that never goes stale, or that cannot be refreshed.
 
     Raises:
       UserError: names the bindings.
@@ -52,10 +52,10 @@ def check_freshness(told: TrainRun) -> None:
 
 
 class Freshness:
-    """What is done to a corpus's index between steps, as RefreshPolicy and StalenessConfig say."""
+    """Refreshes and measures an index between steps, as RefreshPolicy and StalenessConfig say."""
 
     def __init__(self, told: TrainRun, corpus: Corpus, retriever: DualEncoder, mesh: Mesh) -> None:
-        """Draw the probe; nothing is embedded yet.
+        """Draw the probe, without embedding anything.
 
         Raises:
           UserError: a slice or the meter's k is larger than the corpus.
@@ -91,22 +91,22 @@ class Freshness:
         )
 
     def pauses(self, done: int) -> bool:
-        """Whether training stands still in `before_step`: for a slice only while it compiles."""
+        """Whether training waits for `before_step`; for a slice, only while it compiles."""
         compiles = self._policy.rolls(done, self._frozen) and not self._has_rolled
         return self._policy.due(done, self._frozen) or self._meter.due(done) or compiles
 
     def before_step(self, done: int, params: Params, batch: Batch) -> dict[str, float]:
-        """Refresh and measure what is due once `done` steps are done.
+        """Refresh and measure what is due after `done` steps.
 
         Args:
-          done: steps taken.
+          done: number of finished steps.
           params: of the retriever.
           batch: of the next step; its queries are the meter's.
 
         Returns:
-          What was measured, empty where nothing was: ``stale_recall@k`` and ``drift`` (see
-          `staleness.measure`), ``oldest_row``, the steps since the oldest embedding was made,
-          and ``refreshed``, 1 where the index has then been embedded anew.
+          The measurements, empty if nothing was measured: ``stale_recall@k`` and ``drift`` (see
+          `staleness.measure`); ``oldest_row``, the steps since the oldest embedding was made;
+          ``refreshed``, 1 if the index was then embedded anew.
         """
         if self._policy.due(done, self._frozen):
             self._refresh(done, params)
@@ -131,11 +131,11 @@ class Freshness:
         }
 
     def notes(self) -> dict[str, int]:
-        """What a checkpoint has to note, as JSON values."""
+        """Notes for a checkpoint, as JSON values."""
         return {"whole_at": self._whole_at, "slices": self._slices}
 
     def set_notes(self, notes: Mapping[str, int]) -> None:
-        """Go on from a checkpoint's `notes`."""
+        """Continue from a checkpoint's `notes`."""
         self._whole_at, self._slices = notes["whole_at"], notes["slices"]
 
     def _refresh(self, done: int, params: Params) -> None:

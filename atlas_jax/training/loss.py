@@ -25,9 +25,9 @@ def make_loss_sums(
 ) -> Callable[..., tuple[Array, Any]]:
     """Build ``loss_sums(trainable, frozen, source, batch, key) -> (total, sums)``.
 
-    ``sums[part]`` holds ``loss`` (a sum) and ``count`` (what to divide it by: target
-    tokens for the reader). The reader's loss has no gradient for the retriever and the
-    other way round, so one backward pass of the total serves both.
+    ``sums[part]`` holds ``loss`` (a sum) and ``count`` (its divisor; for the reader the number of
+    target tokens). Neither loss has a gradient for the other model, so one backward pass of the
+    total serves both.
     """
     trains_retriever = config.retriever_training != "fixed"
     distil = LOSSES[distillation.loss]
@@ -56,7 +56,7 @@ def make_loss_sums(
         passages: Passages,
         keys: tuple[Array, Array, Array],
     ) -> Any:
-        """The sums of some rows, which read so many passages each."""
+        """The sums of some rows, all of which read the same number of passages."""
         reader_key, query_key, passage_key = keys
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
         decoder_bt, targets_bt = fid.join_prompt(batch.taught_prompt_bp, targets_bt)
@@ -116,7 +116,7 @@ def make_loss_sums(
 def _parts(
     reads: Sequence[tuple[int, int]], query_be: Array, batch: Batch, passages: Passages
 ) -> Iterator[tuple[Array, Batch, Passages]]:
-    """The rows of a batch, with as many passages as each reads."""
+    """Groups of rows of a batch, each with the number of passages that it reads."""
     if not reads:
         yield query_be, batch, passages
         return
@@ -152,7 +152,7 @@ def _retriever_scores(
     else:
         passage_key = None
     if config.retriever_training == "query_side" and passages.embeddings_bke is not None:
-        # The passage tower does not move: these are exact, but for the rounding of the index.
+        # The passage tower does not change, so these are exact up to the rounding of the index.
         passage_bke = passages.embeddings_bke.astype(query_be.dtype)
     else:
         assert passages.retriever_tokens_bkm is not None
@@ -173,10 +173,9 @@ def _signals(
     decoder_bt: Array,
     **of_retriever: Array,
 ) -> Signals:
-    """What the reader can be asked of a batch; ``params`` and ``enc_bkld`` carry no gradient.
+    """The reader's signals for a batch; ``params`` and ``enc_bkld`` carry no gradient.
 
-    ``decoder_bt`` is what the decoder is given, the targets behind their prompt
-    (`fid.join_prompt`).
+    ``decoder_bt`` is the decoder's input: the targets, after their prompt (`fid.join_prompt`).
     """
     reader_args = (models.reader, params, enc_bkld, tokens_bkl, targets_bt)
 

@@ -18,10 +18,10 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """Progress bar and metrics of one run; use as a context manager.
 
-    TensorBoard's files are left out where the directory is in a bucket.
+    In a bucket no TensorBoard files are written.
 
-    A resumed run goes on in the same files: rows after the step it resumes from, which
-    it is about to repeat, are removed first, so that every step appears once.
+    A resumed run continues the same files. Rows after the step that it resumes from are removed
+    first, since these steps are repeated. So every step appears once.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RunLog:
         """Open the files of `directory` at `first_step` finished steps.
 
         Args:
-          writes: False for all but one of several processes, which then stay silent.
+          writes: True for one of several processes; the others write nothing.
         """
         self._rows: _Rows | None = None
         self._board: SummaryWriter | None = None
@@ -43,12 +43,12 @@ class RunLog:
             self._board = SummaryWriter(
                 str(directory / "tensorboard"),
                 purge_step=first_step + 1,
-                # Two runs that begin in one second would write one file.
+                # Otherwise two runs that begin in the same second would write the same file.
                 filename_suffix=f".{first_step:09d}",
             )
         self._start = time.monotonic()
         self._total = total_steps
-        # disable=None: no bar where nobody watches it (the lines still come).
+        # disable=None: no bar if the output is not a terminal (lines are still printed).
         self._bar = tqdm(
             initial=first_step,
             total=total_steps,
@@ -64,8 +64,7 @@ class RunLog:
     def write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Record numbers of one step under `group/name` in all three places.
 
-        A number that is not finite is written to jsonl as null, which JSON has no other
-        word for.
+        In jsonl a number that is not finite is null: JSON has no such number.
         """
         if self._rows is None:
             return
@@ -92,7 +91,7 @@ class RunLog:
 
 
 class _Rows:
-    """The metrics file, to which lines are added; in a bucket, where none can be, written anew."""
+    """The metrics file. Lines are added; in a bucket the whole file is written again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,7 +117,7 @@ def format_values(values: Mapping[str, float]) -> str:
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics file, oldest first; a row cut off by a kill is left out."""
+    """The rows of a run's metrics file, oldest first, without a row that a kill cut off."""
     rows = []
     path = directory / METRICS_FILE
     if not path.exists():

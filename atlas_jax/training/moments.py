@@ -1,9 +1,9 @@
-"""Begin a run from the optimiser state that a converted model folder brings along.
+"""Begin a run with the optimiser state in a converted model folder.
 
-Such a state lies beside the parameters under T5X's names (`<part>_optimizer.safetensors`):
-`param_states/<parameter>/{v_row,v_col,v}` of Adafactor, or `param_states/0/{mu,nu}/<parameter>`
-of AdamW. Schedules begin anew; the moments and their count do not. Layers are unrolled there, and
-stacked on a leading axis for a reader that scans them.
+The state is in `<part>_optimizer.safetensors`, beside the parameters, under T5X's names:
+`param_states/<parameter>/{v_row,v_col,v}` of Adafactor, or `param_states/0/{mu,nu}/<parameter>` of
+AdamW. The moments and their count continue; schedules begin anew. The file has unrolled layers.
+For a reader that scans its layers they are stacked on a leading axis.
 """
 
 from pathlib import Path
@@ -28,13 +28,13 @@ _TOWERS = ("query_encoder/", "passage_encoder/")  # of an untied retriever; tied
 
 
 def taken_over(state: TrainState, config: ModelConfig) -> TrainState:
-    """The state with the moments of those model folders of ModelConfig that have them.
+    """The state, with the moments from the model folders of ModelConfig that have some.
 
-    A part whose folder has none begins anew: a T5X checkpoint holds a reader alone.
+    A model whose folder has none begins with fresh moments: a T5X checkpoint has only a reader.
 
     Raises:
-      UserError: no part that is trained has a folder with optimiser state; or it is of another
-        optimiser, or a moment (named) does not fit.
+      UserError: no folder of a trained model has an optimiser state, or the state is of another
+        optimiser, or a moment does not fit (it is named).
     """
     opt_state = dict(state.opt_state)
     found = {part: _saved(part, config) for part in PARTS if _is_trained(opt_state[part])}
@@ -51,7 +51,7 @@ def taken_over(state: TrainState, config: ModelConfig) -> TrainState:
 
 
 def _is_trained(opt_state: Any) -> bool:
-    """A part without trainable parameters has counts, but no moments."""
+    """Whether a model has moments; without trainable parameters it has only counts."""
     return any(np.ndim(leaf) for leaf in jax.tree.leaves(opt_state))
 
 
@@ -61,14 +61,14 @@ def _saved(part: str, config: ModelConfig) -> Path | None:
 
 
 def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
-    """An optax state with the saved moments in place of its own.
+    """Replace the moments of an optax state by saved ones.
 
     Args:
       opt_state: of `optimizers.make_optimizer`.
       saved: tensors under T5X's names.
 
     Raises:
-      UserError: see `taken_over`; or the saved Adafactor had momentum, which ours has not.
+      UserError: see `taken_over`, or the saved Adafactor had momentum, which this one lacks.
     """
     filled = []
 
@@ -98,7 +98,7 @@ def fill(opt_state: Any, saved: Tensors, where: str) -> Any:
 
 
 def _refuse_momentum(saved: Tensors, where: str) -> None:
-    """T5X keeps a filler of one number where Adafactor runs without momentum."""
+    """Refuse a saved momentum; without momentum, T5X saves a single number in its place."""
     for name, tensor in saved.items():
         if name.endswith("/m") and tensor.shape != (1,):
             raise UserError(
@@ -120,7 +120,7 @@ def _tree(tree: Any, saved: Tensors, template: str, where: str) -> Any:
 
 
 def _put(saved: Tensors, key: str, leaf: Any, where: str) -> Any:
-    """The saved array where the present one lies."""
+    """Place the saved array on the devices of the present one."""
     found = _layers(saved, key, leaf.shape) if _STACKED in key else saved.get(key)
     if found is None:
         raise UserError(
@@ -134,9 +134,9 @@ def _put(saved: Tensors, key: str, leaf: Any, where: str) -> Any:
 
 
 def _layers(saved: Tensors, key: str, shape: tuple[int, ...]) -> Tensor | None:
-    """The moments of all layers on a leading axis; None where there are none.
+    """Stack the moments of all layers on a leading axis; None if there are none.
 
-    A moment that Adafactor does not keep is one number, for all layers together.
+    A moment that Adafactor does not keep is a single number for all layers.
     """
     layers: list[Tensor] = []
     while (one := key.replace(_STACKED, f"/layers_{len(layers)}/")) in saved:

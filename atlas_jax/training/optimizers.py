@@ -18,21 +18,21 @@ class OptimizerConfig:
     Attributes:
       kind: ``adamw``, ``adafactor`` or ``lamb`` (as ALBERT was trained, see `_by_layer`).
       learning_rate: peak rate, reached after ``warmup_steps``.
-      warmup_steps: in these the rate rises in a straight line.
-      warmup_from: share of the peak at which the warm-up begins; at 0 its first step changes
+      warmup_steps: number of steps in which the rate rises linearly.
+      warmup_from: share of the peak at which the warm-up begins. With 0 its first step changes
         nothing.
-      frozen_steps: so many first steps change neither parameters nor moments; the warm-up
+      frozen_steps: number of first steps that change neither parameters nor moments. The warm-up
         begins after them.
       schedule: ``linear`` or ``cosine`` fall to ``fall_to`` at ``total_steps``, or ``constant``.
-      cosine_wave: of ``cosine``, the ``half`` wave, level at both ends and halfway down at half
-        time, or the ``quarter`` wave, which falls ever faster.
-      fall_to: share of the peak at which ``linear`` and ``cosine`` end, and stay.
+      cosine_wave: shape of ``cosine``. The ``half`` wave is level at both ends and halfway down
+        at half time. The ``quarter`` wave falls faster and faster.
+      fall_to: share of the peak at which ``linear`` and ``cosine`` end; the rate stays there.
       total_steps: length of the schedule in optimiser steps, frozen ones and warm-up included.
-      weight_decay: decoupled decay of what ``decayed`` says.
-      decayed: ``weights``, kernels and embeddings but no norms, biases or position tables; or
+      weight_decay: decoupled weight decay of the parameters that ``decayed`` names.
+      decayed: ``weights`` (kernels and embeddings, but no norms, biases or position tables), or
         ``all`` parameters.
-      clip_norm: largest global norm of the gradient; 0 switches clipping off. See
-        StepConfig.clip for the gradient that is meant.
+      clip_norm: largest global norm of the gradient; 0 switches clipping off. StepConfig.clip
+        says which gradient.
       b1, b2: AdamW's decay of the first and of the second moment.
       epsilon: AdamW's; added to the root of the second moment.
     """
@@ -77,7 +77,7 @@ def make_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def _once_moving(config: OptimizerConfig) -> optax.Schedule:
-    """Learning rate by the steps since the frozen ones."""
+    """Learning rate by the number of steps since the frozen ones."""
     peak, warmup = config.learning_rate, config.warmup_steps
     rest = max(config.total_steps - config.frozen_steps - warmup, 1)
     if config.schedule == "linear":
@@ -133,8 +133,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
 def _clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
     """Scale the gradient down to this global norm where it is longer.
 
-    As `optax.clip_by_global_norm`, for callers that know the norm: `update` takes it as
-    ``grad_norm``. To take it here would write the gradients once more and read them twice.
+    As `optax.clip_by_global_norm`, but `update` takes the norm as ``grad_norm`` if the caller knows
+    it. To compute it here would write the gradients once more and read them twice.
     """
 
     def update(
@@ -163,11 +163,11 @@ def _uncorrected_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTra
 
 
 def _by_layer() -> optax.GradientTransformation:
-    """LAMB's trust ratio: each array's update becomes as long as the array itself.
+    """LAMB's trust ratio: scale each array's update to the length of the array itself.
 
-    As google-research/albert has it (arXiv 1904.00962): norms and biases keep their update, as
-    does an array of which either length is 0; of scanned layers each goes for itself.
-    `optax.lamb` differs: it corrects the bias of the moments.
+    As in google-research/albert (arXiv 1904.00962). Norms and biases keep their update, and so does
+    an array if it or its update has length 0. Each scanned layer is scaled on its own. `optax.lamb`
+    differs: it corrects the bias of the moments.
     """
 
     def scale(path: Any, update: jax.Array, param: jax.Array, applies: bool) -> jax.Array:
@@ -190,9 +190,9 @@ def _by_layer() -> optax.GradientTransformation:
 
 
 def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
-    """Clip each array's update to this root mean square; of scanned layers each for itself.
+    """Clip each array's update to this root mean square; each scanned layer on its own.
 
-    Adafactor's update clipping (arXiv 1804.04235, section 6), as T5X has it for either layout.
+    This is Adafactor's update clipping (arXiv 1804.04235, section 6), as in T5X.
     """
 
     def clip(path: Any, update: jax.Array) -> jax.Array:
@@ -204,7 +204,7 @@ def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
 
 
 def _axes_of_one(path: Any, array: jax.Array) -> tuple[int, ...]:
-    """All axes of a parameter; without the first where scanned layers are stacked on it."""
+    """All axes of a parameter, but for the axis on which scanned layers are stacked."""
     is_scanned = any(key.key == "layers" for key in path)
     return tuple(range(1 if is_scanned else 0, array.ndim))
 
@@ -212,8 +212,8 @@ def _axes_of_one(path: Any, array: jax.Array) -> tuple[int, ...]:
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies: leaves named ``kernel`` or ``embedding``.
 
-    By name and not by rank, so that scanned layers (one axis more) decay alike. BERT's
-    position table is an embedding by name only.
+    Chosen by name and not by rank, since scanned layers have one axis more. BERT's position table
+    is called an embedding but does not decay.
     """
 
     def one(path: Any, _: Any) -> bool:

@@ -1,6 +1,7 @@
-"""What a run was made with and whether it went on as it began.
+"""Check that a resumed run has the settings that it began with.
 
-A checkpoint notes what decides the order of the records, and a resumed run has to agree.
+A checkpoint notes the settings that decide the order of the records. A resumed run must have the
+same.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import as_path
 
-_ENDS = 1 << 20  # bytes of a file's beginning and end that are hashed: it may be of any size
+_ENDS = 1 << 20  # bytes hashed at a file's beginning and end, since files can be very large
 
 
 def file_mark(path: str | Path) -> str:
@@ -28,11 +29,11 @@ def file_mark(path: str | Path) -> str:
 
 
 def check_resumed(saved: Mapping[str, Any] | None, present: Mapping[str, Any], run: str) -> None:
-    """Refuse to go on with records in another order than the run had.
+    """Refuse to resume a run if its records would come in another order.
 
     Args:
-      saved: settings by binding, as the checkpoint notes them; None in one of an older version.
-      present: the same of this run.
+      saved: the checkpoint's settings by binding; None for a checkpoint of an older version.
+      present: this run's settings.
       run: the run's directory, for the message.
 
     Raises:
@@ -49,10 +50,10 @@ def check_resumed(saved: Mapping[str, Any] | None, present: Mapping[str, Any], r
 
 
 def check_learnt(steps: int, skipped: int) -> None:
-    """Refuse to call a run trained that has left out every step.
+    """Refuse to finish a run in which every step was skipped.
 
     Raises:
-      UserError: it has.
+      UserError: every step was skipped.
     """
     if steps and skipped >= steps:
         raise UserError(
@@ -63,5 +64,5 @@ def check_learnt(steps: int, skipped: int) -> None:
 
 
 def _content(value: Any) -> Any:
-    """What of a setting counts: the hash of a file, which may have been renamed."""
+    """The part of a setting that counts: of a file its hash, since it may be renamed."""
     return value.rpartition(", ")[2] if isinstance(value, str) else value

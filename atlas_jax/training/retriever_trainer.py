@@ -1,7 +1,7 @@
 """Contrastive pretraining of the retriever on the passages of a store.
 
-A pair is two crops of one passage, or a task's query and its gold passage, perhaps with
-hard negatives: supervised fine-tuning.
+A pair is two crops of one passage. For supervised fine-tuning it is a task's query and its gold
+passage, with hard negatives if wanted.
 """
 
 import dataclasses
@@ -65,17 +65,17 @@ from atlas_jax.training.speed import (
 )
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
-_CHECKED = 100_000  # records of which examples are made before the first step
+_CHECKED = 100_000  # records that are checked before the first step
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What the loop works with and does not replace.
+    """The objects that stay the same during the loop.
 
     Attributes:
-      rows: where a batch lies.
+      rows: sharding of a batch.
       length: of a passage in tokens.
-      settings: what decides the order of the records, by binding.
+      settings: those that decide the order of the records, by binding.
     """
 
     step: CompiledOnce
@@ -88,10 +88,9 @@ class _Run:
 
 
 def train_retriever(told: RetrieverRun) -> ContrastiveState:
-    """Train until `total_steps`, going on from the run's last checkpoint if there is one.
+    """Train until `total_steps`; continue from the run's last checkpoint if there is one.
 
-    Ends with the model folder `model_dir/final`, which
-    holds the retriever alone.
+    At the end the model folder `model_dir/final` is written; it holds only the retriever.
 
     Raises:
       UserError: a setting or file at fault, or a checkpoint of another model.
@@ -176,7 +175,7 @@ def _loop(
 
 
 def _speed(told: RetrieverRun, params: Params, queries: Array | None, passages: Array) -> Speed:
-    """What turns a step's time into rates; without queries the passages are cropped twice."""
+    """Turns a step's time into rates; without queries the passages are cropped twice."""
     contrastive = told.contrastive
     if queries is None:
         crops = passages.shape[0] * crop_width(passages.shape[1], contrastive)
@@ -255,9 +254,9 @@ def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
 def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun) -> Any:
     """Endless (query tokens, rows of passages); groups of records stay together.
 
-    The rows are the gold passage of each query, then `hard_negatives` of its negatives for
-    each. What a query and its negatives are depends on the seed and its place in the stream
-    alone. Records of the file's end that fill no group are left out.
+    The rows are first the gold passage of each query, then `hard_negatives` of the negatives of
+    each. A query and its negatives depend only on the seed and the place in the stream. Records at
+    the end of the file that do not fill a group are left out.
     """
     config, task, data = told.train, told.task, told.data
     assert task is not None
@@ -283,7 +282,7 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun)
                 f"{config.file}: record {example.id!r} has no field 'negatives', from which "
                 f"RetrieverTrainConfig.hard_negatives = {config.hard_negatives} are drawn"
             )
-        few = len(example.negative_ids) < config.hard_negatives  # then some come twice
+        few = len(example.negative_ids) < config.hard_negatives  # then some are drawn twice
         return list(rng.choice(example.negative_ids, config.hard_negatives, replace=few))
 
     def tokenise(
@@ -304,7 +303,7 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun)
             )
         return example.gold_ids[0]
 
-    # What is wrong with a record shows before the first step.
+    # Faulty records are found before the first step.
     for place in evenly(len(records), _CHECKED):
         example = task.example(records[place])
         store.row_of(gold_id(example))
@@ -319,7 +318,7 @@ def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun)
 
 
 def _longest(store: PassageStore) -> int:
-    """Columns of the store's retriever tokens that hold any, so that no step computes padding."""
+    """Columns of the store's retriever tokens that are not all padding; steps use only these."""
     used_m = np.zeros(store.retriever_tokens_nm.shape[1], bool)
     for start in range(0, store.count, 65536):
         used_m |= (store.retriever_tokens_nm[start : start + 65536] != 0).any(axis=0)

@@ -1,4 +1,4 @@
-"""What a training run is told: one value for each kind of run."""
+"""The settings of a training run: one value for each kind of run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,14 +29,14 @@ from atlas_jax.training.speed import ProfileConfig
 
 @dataclass(frozen=True)
 class TrainRun:
-    """What `train` is told.
+    """The settings of `train`.
 
     Attributes:
-      task: what a line of ``train.file`` means.
-      optimizers: of each part, 'reader' and 'retriever'.
-      evaluation, eval_task: of the evaluations on the way; none where no file is named.
-      rows: what becomes of a broken line of the data files.
-      text: all of it as a gin file, which is kept with the run.
+      task: reads the lines of ``train.file``.
+      optimizers: of the models, 'reader' and 'retriever'.
+      evaluation, eval_task: of the evaluations during training; none without a file.
+      rows: what happens to a broken line of the data files.
+      text: all settings as a gin file, which is kept with the run.
     """
 
     train: TrainConfig
@@ -73,7 +73,7 @@ class TrainRun:
 
     @property
     def answers(self) -> AnswerRun:
-        """Its evaluations."""
+        """The settings of its evaluations."""
         return AnswerRun(
             models=self.models,
             corpus=self.corpus,
@@ -89,10 +89,10 @@ class TrainRun:
 
 @dataclass(frozen=True)
 class RetrieverRun:
-    """What `train_retriever` is told.
+    """The settings of `train_retriever`.
 
     Attributes:
-      task: what a line of ``train.file`` means; None where pairs are crops of passages.
+      task: reads the lines of ``train.file``; None if pairs are crops of passages.
       text: as in `TrainRun`.
     """
 

@@ -1,4 +1,4 @@
-"""How fast a run is, measured against what its devices could do, and traces of single steps."""
+"""Measures a run's speed against the peak of its devices, and traces single steps."""
 
 import argparse
 import collections
@@ -17,7 +17,7 @@ from atlas_jax.training.chips import peak_flops
 from atlas_jax.training.config import StepConfig
 
 TRACES = "profile"  # in model_dir
-STEPS_AHEAD = 4  # begun before the oldest of them has ended; the devices never run dry
+STEPS_AHEAD = 4  # steps that may be under way at once, so that the devices always have work
 PROFILE_FLAG = {"profile_steps": "ProfileConfig.steps"}  # for `core.config.launch`
 
 
@@ -32,20 +32,20 @@ def add_profile_flag(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """What is measured of a training run.
+    """What is measured in a training run.
 
     Attributes:
-      steps: (first, last) step that is traced, both included, for TensorBoard and XProf; the
-        trace is in model_dir/profile. () = none. Step 1 compiles, so begin later.
-      peak_flops: FLOP/s of one device, for the model FLOPs utilisation; 0 = what is known of
-        its kind, and no utilisation in the metrics where nothing is.
+      steps: first and last step that are traced, for TensorBoard and XProf. The trace is written
+        to model_dir/profile. () = none. Step 1 compiles, so begin later.
+      peak_flops: FLOP/s of one device, for the model FLOPs utilisation. 0 = the known value for
+        this kind of device; if it is unknown, the metrics have no utilisation.
     """
 
     steps: tuple[bounds.AtLeast1, ...] = ()
     peak_flops: bounds.NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no range of steps.
+        """Refuse values that are not a range of steps.
 
         Raises:
           UserError: names the binding.
@@ -61,17 +61,17 @@ class Tracer:
     """Traces the steps of ProfileConfig; use as a context manager around all steps."""
 
     def __init__(self, config: ProfileConfig, directory: str) -> None:
-        """Write to `directory`, each process its own part."""
+        """Write to `directory`; each process writes its own part."""
         self._steps, self._directory, self._running = config.steps, directory, False
 
     def before(self, step: int) -> None:
-        """Begin the trace if this is the step, or the first one of a run that went on behind it."""
+        """Begin the trace at its first step, or when a run resumes after it."""
         if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(self._directory)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """End the trace if this was the step, once the devices have its results."""
+        """End the trace after its last step, when the devices have the results."""
         if self._running and step == self._steps[1]:
             jax.block_until_ready(results)
             self._stop()
@@ -89,24 +89,24 @@ class Tracer:
 
 
 class StepClock:
-    """Seconds per step, without what a run does between its steps.
+    """Seconds per step, without the time between steps for evaluations and the like.
 
-    Time begins when the results of the first step are there: that one compiles. Later steps are
-    taken before those in front of them have ended, so each end of a stretch of time waits for all
-    that are under way.
+    The clock starts when the first step has finished, since that step compiles. A step begins
+    before the previous ones have finished. So at the end of each measured period the clock waits
+    for all steps that are under way.
 
-    No more than ``STEPS_AHEAD`` are under way at any time: several processes with several devices
-    each wait for ever once one of them is some 32 programs ahead of the others.
+    At most ``STEPS_AHEAD`` steps are under way at once. Several processes with several devices each
+    would wait for ever if one of them were about 32 programs ahead of the others.
     """
 
     def __init__(self) -> None:
-        """Begin with the first step."""
+        """Make a clock that starts with the first step."""
         self._start: float | None = None
         self._steps = 0
         self._under_way: collections.deque[Any] = collections.deque()
 
     def stepped(self, results: Any) -> None:
-        """Count a step; waits for its `results` if it is the first, else for an earlier one's."""
+        """Count a step. Waits for its `results` if it is the first, else for an earlier step."""
         if self._start is None:
             jax.block_until_ready(results)
             self._start = time.monotonic()
@@ -118,7 +118,7 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self, results: Any) -> Iterator[None]:
-        """Wait for `results` of the steps so far, then leave out the time until the block ends."""
+        """Wait for `results` of the steps so far, then stop the clock until the block ends."""
         jax.block_until_ready(results)
         before = time.monotonic()
         yield
@@ -126,7 +126,7 @@ class StepClock:
             self._start += time.monotonic() - before
 
     def lap(self) -> float | None:
-        """Seconds per step since the last call, whose results are there; None without a step."""
+        """Seconds per finished step since the last call; None if there was no step."""
         if self._start is None or not self._steps:
             return None
         now = time.monotonic()
@@ -141,27 +141,27 @@ class Speed:
     def __init__(
         self, flops: float, counts: Mapping[str, int], config: ProfileConfig = ProfileConfig()
     ) -> None:
-        """Keep what a step does, over all devices.
+        """Keep the work of one step, over all devices.
 
         Args:
           flops: model FLOPs.
-          counts: of tokens and other things that it takes in, by their names.
-          config: the peak of a device, where it is not known.
+          counts: of tokens and other inputs, by name.
+          config: gives the peak of a device if it is unknown.
         """
         self._flops, self._counts = flops, counts
         peak = config.peak_flops or peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count()
 
     def of(self, seconds: float | None) -> dict[str, float]:
-        """Metrics of a step that took so long.
+        """Metrics of a step that took this long.
 
         Args:
-          seconds: None where no step was timed; then there is nothing but the memory.
+          seconds: None if no step was timed; then there is only the memory.
 
         Returns:
-          `seconds_per_step`; `tokens_per_second` and the like, a rate of each count; `hbm_gb` and
-          `hbm_peak_gb`, 10^9 bytes of the fullest of this process's devices, where their backend
-          tells; `mfu`, from 0 to 1, where the device's peak is known.
+          `seconds_per_step`; a rate for each count, such as `tokens_per_second`; `hbm_gb` and
+          `hbm_peak_gb`, in 10^9 bytes on the fullest of this process's devices, if the backend
+          tells them; `mfu`, from 0 to 1, if the device's peak is known.
         """
         found = {}
         if seconds is not None:
@@ -181,24 +181,24 @@ def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage
     """Model FLOPs of a training step, over all devices.
 
     A matrix of n parameters costs 2 n FLOPs a token forward and 4 n backward. The encoder and
-    the decoder's cross-attention keys and values see every token of every reader input, the rest
-    of the decoder the targets, the towers their own inputs. Not counted: attention's products of
-    states with states, the search, the passes that only score passages for the retriever, and
-    whatever is computed a second time. So the utilisation that it gives is a lower bound.
+    the decoder's cross-attention keys and values see every token of every reader input. The rest
+    of the decoder sees the targets, and the towers see their own inputs. Not counted are
+    attention's products of states with states, the search, passes that only score passages for the
+    retriever, and repeated computations. So the utilisation computed from this is a lower bound.
 
     Args:
       params: of both models, arrays or their shapes.
       batch: arrays or their shapes.
-      config: length of a reader input, and what of the retriever is trained.
+      config: length of a reader input, and the towers that are trained.
       k: reader inputs of a query, 1 for closed book.
-      passage: tokens of a passage that the passage tower reads; 0 = none is retrieved.
+      passage: tokens of a passage for the passage tower; 0 = no passage is retrieved.
     """
     reader, towers = params["reader"], params["retriever"]
     rows = batch.query_tokens_bq.shape[0]
     cross = [f"encoder_decoder_attention/{part}" for part in ("key", "value")]
     over_source = _kernels(reader["encoder"]) + _kernels(reader["decoder"], *cross)
     over_target = _kernels(reader["decoder"]) - _kernels(reader["decoder"], *cross)
-    if "logits_dense" not in reader["decoder"]:  # the embedding table serves
+    if "logits_dense" not in reader["decoder"]:  # the embedding table is used instead
         over_target += reader["token_embedder"]["embedding"].size
     total = 6.0 * over_source * rows * k * config.reader_length
     total += 6.0 * over_target * batch.target_tokens_bt.size
@@ -219,9 +219,9 @@ def step_speed(
     passage: int,
     profile: ProfileConfig = ProfileConfig(),
 ) -> Speed:
-    """Of a training step; arguments as in `step_flops` and `Speed`.
+    """The `Speed` of a training step; arguments as in `step_flops` and `Speed`.
 
-    Counted are the tokens of reader inputs and targets, padding included, and the passages read.
+    It counts the tokens of reader inputs and targets, with padding, and the passages read.
     """
     rows = batch.query_tokens_bq.shape[0]
     counts = {"tokens": rows * k * config.reader_length + batch.target_tokens_bt.size}
@@ -233,8 +233,8 @@ def step_speed(
 def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: bool) -> float:
     """Model FLOPs of a step of the retriever's pretraining, over all devices.
 
-    Counted as in `step_flops`: the products of embeddings with each other and with the queue are
-    left out.
+    As in `step_flops`, the products of embeddings with each other and with the queue are not
+    counted.
 
     Args:
       params: the retriever's, arrays or their shapes.
@@ -249,7 +249,7 @@ def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: 
 
 
 def _kernels(tree: Any, *parts: str) -> int:
-    """Parameters in matrices of a tree, all or those whose path has one of these parts."""
+    """Number of parameters in a tree's matrices, or in those with one of these path parts."""
     return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -76,8 +76,8 @@ def make_state(
 ) -> TrainState:
     """Wrap parameters into a fresh state, every leaf sharded.
 
-    Plain ``jit(optimizer.init)`` would replicate the moments, so the shardings of the
-    whole state are worked out first and given to jit.
+    Plain ``jit(optimizer.init)`` would replicate the moments. So the shardings of the whole state
+    are computed first and passed to jit.
 
     Raises:
       UserError: the state is larger than this machine's memory.
@@ -131,7 +131,7 @@ def state_shardings(
     mesh: Mesh,
     rules: Sequence[Rule],
 ) -> TrainState:
-    """The sharding of each leaf of the state; moments lie like their parameters."""
+    """The sharding of each leaf of the state; a moment has the sharding of its parameter."""
     boxed = abstract_params(models)
     shapes = meta.unbox(boxed)
     specs = partitioning.param_shardings(boxed, mesh, rules)
@@ -157,8 +157,8 @@ def _moment_shardings(
 ) -> Any:
     """Give each optimiser leaf the spec of the parameter whose path its own path ends with.
 
-    A factored moment (Adafactor's ``v_row``, ``v_col``) has lost one axis of its
-    parameter; its spec loses the same one. Other shapes are replicated.
+    A factored moment (Adafactor's ``v_row``, ``v_col``) lacks one axis of its parameter; so does
+    its spec. Leaves of other shapes are replicated.
     """
     by_path = {
         _names(path): (leaf.shape, sharding)

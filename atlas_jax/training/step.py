@@ -1,6 +1,6 @@
 """One training step of Atlas: query tokens in, new parameters out.
 
-The step exists in two forms that share everything but "search + gather":
+The step has two forms, which differ only in "search + gather":
 
 * device form: ``step(state, index, batch)``; the index lies on the devices, and embed
   query, search, gather, read, distil and update compile into one program;
@@ -43,11 +43,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """Build ``step(state, source, batch) -> (state, metrics)``, to be jitted by the caller.
 
-    ``source`` is what ``retrieve`` searches: a ``DeviceIndex`` or the ``Passages``
-    themselves. A step whose loss or gradient is not finite changes no parameter and no
-    optimiser state and is counted in ``state.skipped``. In the first ``frozen_steps`` the
-    retriever's optimiser changes nothing, and its gradient counts for no norm that is taken
-    together.
+    ``source`` is what ``retrieve`` searches: a ``DeviceIndex`` or the ``Passages`` themselves. A
+    step whose loss or gradient is not finite changes no parameter and no optimiser state, and is
+    counted in ``state.skipped``. In the first ``frozen_steps`` the retriever's optimiser changes
+    nothing; then its gradient does not count in the joint norm of StepConfig.clip.
     """
     loss_sums = make_loss_sums(models, config, distillation, retrieve)
 
@@ -69,8 +68,8 @@ def make_train_step(
         def update() -> tuple[Params, Any]:
             updated, opt_state = {}, {}
             for part in PARTS:
-                # Sums become means here, by a product, which costs no pass over the gradients
-                # of its own; a division for each number would.
+                # Sums become means by a product: XLA joins it with the next operation. A division
+                # of each number would cost a pass over the gradients.
                 share = 1 / sums[part]["count"]
                 means = jax.tree.map(lambda g, share=share: g * share, grads[part])
                 changes, opt_state[part] = optimizers[part].update(
@@ -79,7 +78,7 @@ def make_train_step(
                 updated[part] = optax.apply_updates(trainable[part], changes)
             return updated, opt_state
 
-        # One branch or the other, not a choice per number: that would read the state twice.
+        # One branch or the other. Choosing for each number would read the state twice.
         updated, opt_state = jax.lax.cond(finite, update, lambda: (trainable, state.opt_state))
         new_state = TrainState(
             step=state.step + 1,
@@ -107,10 +106,10 @@ def compile_train_step(
     mesh: Mesh,
     rules: Sequence[Rule],
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
-    """Jit a step: state as in ``shardings`` and donated, batch rows over the data axes.
+    """Jit a step. The state is donated; batch rows are spread over the data axes.
 
-    The source keeps the sharding it was created with. Call the result inside
-    ``partitioning.activate(mesh, rules)``.
+    The state is sharded as ``shardings`` says; the source keeps its sharding. Call the result
+    inside ``partitioning.activate(mesh, rules)``.
     """
     rows = NamedSharding(mesh, partitioning.logical_to_spec(("batch",), rules))
     return jax.jit(
@@ -132,8 +131,8 @@ def _accumulated_grads(
 ) -> tuple[Params, Any]:
     """Gradients of the loss sums, and the sums, over ``accumulate`` microbatches.
 
-    Sums and not means are added up, so that the result does not depend on how target
-    tokens fall into microbatches.
+    It adds sums, not means. So the result does not depend on how the target tokens are divided
+    into microbatches.
     """
     grad_fn = jax.grad(loss_sums, has_aux=True)
     if accumulate == 1:

@@ -1,8 +1,8 @@
 """The training run: one linear loop over batches.
 
-A checkpoint holds all that the loop changes: the train state, the place in the data, and
-which version of the index is searched, or its embeddings. So a run that was killed repeats
-the uninterrupted one bit for bit.
+A checkpoint holds all that the loop changes: the train state, the place in the data, and the index
+(its version or its embeddings). So a run that was killed and resumed gives the same bits as one
+that was never interrupted.
 """
 
 import contextlib
@@ -71,22 +71,22 @@ from atlas_jax.training.state import (
 )
 from atlas_jax.training.step import compile_train_step, make_train_step
 
-_CHECKED = 100_000  # training records of which examples are made before the first step
+_CHECKED = 100_000  # training records that are checked before the first step
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What the loop works with and does not replace.
+    """The objects that stay the same during the loop.
 
     Attributes:
       told: everything that the run was told.
       shapes: of the state, with shardings; a checkpoint is read into them.
       begin: makes the state of a run that has no checkpoint: reads or draws the parameters.
       place: a process's rows of a batch -> the batch on the mesh.
-      corpus: None where nothing is searched, in training or evaluation.
-      freshness: None where training searches nothing.
+      corpus: None if neither training nor evaluation searches.
+      freshness: None if training does not search.
       evaluation: None without EvalConfig.file.
-      settings: what decides the order of the records, by binding.
+      settings: those that decide the order of the records, by binding.
     """
 
     told: TrainRun
@@ -108,10 +108,10 @@ class _Run:
 
 
 def train(told: TrainRun) -> TrainState:
-    """Train until `total_steps`, going on from the run's last checkpoint if there is one.
+    """Train until `total_steps`; continue from the run's last checkpoint if there is one.
 
-    The run ends with the model folder
-    `model_dir/final`, and `model_dir/final_index` if the index was refreshed on the way.
+    At the end the model folder `model_dir/final` is written, and `model_dir/final_index` if the
+    index was refreshed during training.
 
     Raises:
       UserError: a setting or file at fault, or a checkpoint of another model.
@@ -153,7 +153,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
     _check(told)
     directory = check_output_folder(told.train.model_dir, "TrainConfig.model_dir")
     config, step_config = told.train, told.step
-    # Files first: what is wrong with them shows before anything is compiled.
+    # Files first: faults in them are found before anything is compiled.
     records = told.task.load(config.file, rows=told.rows)
     rows = batch_sharding("DataConfig.batch_size", told.data.batch_size, mesh, rules)
     store = None
@@ -295,7 +295,7 @@ def _freshen(
 
 
 def _check(told: TrainRun) -> None:
-    """Refuse settings that contradict each other, naming their bindings."""
+    """Refuse settings that contradict each other; the error names their bindings."""
     config, step = told.train, told.step
     training = step.retriever_training
     if config.passages == "none" and training != "fixed":
@@ -323,7 +323,7 @@ def _check(told: TrainRun) -> None:
 
 
 def check_rerank(step: StepConfig, dtype: str) -> None:
-    """Refuse to re-rank in training what the search has ranked exactly.
+    """Refuse to re-rank passages in training that the search has already ranked exactly.
 
     Args:
       dtype: of the index.
@@ -411,7 +411,7 @@ def _batches(
 
 
 def _speed(told: TrainRun, params: Params, batch: Batch) -> Speed:
-    """What turns a step's time into rates."""
+    """The `Speed` of a step, which turns its time into rates."""
     step, closed_book = told.step, told.train.passages == "none"
     passage = 0 if closed_book else told.corpus.formats.retriever_length
     k = 1 if closed_book else step.k
@@ -419,7 +419,7 @@ def _speed(told: TrainRun, params: Params, batch: Batch) -> Speed:
 
 
 def _settings(run: _Run, step: int) -> dict[str, float]:
-    """What of the step's circumstances is worth logging beside its metrics."""
+    """Learning rates and the like, which are logged with a step's metrics."""
     rates = {f"{part}_learning_rate": float(run.schedules[part](step - 1)) for part in PARTS}
     return rates | ({"index_version": run.corpus.version} if run.corpus else {})
 
@@ -431,7 +431,7 @@ def _save(run: _Run, step: int, state: TrainState) -> None:
     if run.corpus is not None:
         notes["index"] = run.corpus.notes() | (run.freshness.notes() if run.freshness else {})
     embeddings = run.corpus.own_embeddings if run.corpus else None
-    # Before the new one is begun: while it is written, the oldest of them may go.
+    # Before the new one begins: while it is written, the oldest one may be deleted.
     saved = run.checkpoints.steps() if run.corpus is not None else []
     noted = [run.checkpoints.read_notes(earlier)["index"] for earlier in saved]
     run.checkpoints.save(step, state, notes, embeddings)
