@@ -1,4 +1,4 @@
-"""What to change when a program does not fit: what that program has, and what divides the run."""
+"""Advice for a program that does not fit: changes that the run allows, with their bindings."""
 
 import dataclasses
 import math
@@ -19,8 +19,8 @@ class Case:
     """A program that was compiled.
 
     Attributes:
-      program: of `run.PROGRAMS`.
-      devices: of the slice, all of which the mesh takes.
+      program: a name in `run.PROGRAMS`.
+      devices: all devices of the slice; the mesh uses all of them.
     """
 
     program: str
@@ -30,17 +30,17 @@ class Case:
 
     @property
     def chips(self) -> int:
-        """How many the slice has."""
+        """Number of chips in the slice."""
         return len(self.devices)
 
     @property
     def parts(self) -> int:
-        """Parts of the mesh, each with its own rows of a batch."""
+        """Number of parts of the mesh that have their own rows of a batch."""
         return self.mesh.data * self.mesh.fsdp
 
 
 def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
-    """For a program that is too big: the largest term, then changes with their bindings."""
+    """For a program that is too large: its largest term, then possible changes."""
     if memory.peak <= hbm_bytes:
         return []
     sizes = memory.by_kind()
@@ -108,7 +108,7 @@ def _train_advice(case: Case) -> list[str]:
     rows = batch // accumulate // case.parts
     narrower = _split_further(case)
     if rows > 1:
-        times = divisors(rows)[1]  # microbatches that still divide over the mesh
+        times = divisors(rows)[1]  # numbers of microbatches that divide over the mesh
         found.append(
             f"StepConfig.accumulate = {times * accumulate}: {rows // times} instead of {rows} "
             f"queries of {run.step.k} passages at once on each part of the mesh"
@@ -177,7 +177,7 @@ _TEMPORARIES: dict[str, Callable[[Case], list[str]]] = {
 
 
 def _smaller_batch(case: Case) -> list[str]:
-    """Fewer rows on each part of the mesh; where each has one already, fewer parts."""
+    """Fewer rows on each part of the mesh; if each has only one, fewer parts."""
     binding, rows = case.run.batch_of(case.program)
     each = -(-rows // case.parts)
     if each > 1:

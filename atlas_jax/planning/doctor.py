@@ -1,8 +1,8 @@
-"""Whether the hosts of a run fit together, asked before anything is compiled.
+"""Check, before anything is compiled, that the hosts of a run fit together.
 
-Each process writes a report into MODEL_DIR, which shows that it can write there; process 0
-reads them all, which shows that they see the same place. No device is touched before the
-reports agree: a slice whose hosts differ tends to hang there without a word.
+Each process writes a report into MODEL_DIR, which shows that it can write there. Process 0 reads
+all reports, which shows that all processes see the same folder. No device is used before the
+reports agree: if hosts differ, a slice often hangs without an error.
 """
 
 import collections
@@ -31,13 +31,13 @@ from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.training.config import TrainConfig
 from atlas_jax.training.run import TrainRun
 
-REPORTS = ".doctor"  # in MODEL_DIR, while the doctor is there
+REPORTS = ".doctor"  # folder in MODEL_DIR while the doctor runs
 VERDICT = "verdict.json"
 PACKAGES = (
     "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "gin-config",
     "tokenizers", "tensorstore", "safetensors", "numpy",
 )  # fmt: skip
-# What changes a compiled program, or how processes find each other.
+# Variables that change a compiled program, or how processes find each other.
 _VARIABLES = ("XLA_FLAGS", LIBTPU_ARGS, "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
 _POLL_SECONDS = 0.1
 _GOODBYE_SECONDS = 10.0
@@ -45,12 +45,12 @@ _GOODBYE_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one process says of its host.
+    """The report of one process about its host.
 
     Attributes:
       process: its index.
       host: the machine's name.
-      facts: name -> value; the same on every host of a run that works.
+      facts: name -> value. All hosts of a working run have the same.
     """
 
     process: int
@@ -58,12 +58,12 @@ class Report:
     facts: Mapping[str, str]
 
     def name(self) -> str:
-        """How people find the host."""
+        """Name of the host for people."""
         return f"process {self.process} ({self.host})"
 
 
 def code_hash(folders: Iterable[Path]) -> str:
-    """SHA-256 of the Python and gin files below these folders, by name and content."""
+    """SHA-256 over names and contents of the Python and gin files in these folders."""
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(folder.rglob("*")):
@@ -94,11 +94,11 @@ def report(process: int, inputs: Sequence[str] = (), configuration: str = "") ->
 
 
 def odd_ones(reports: Sequence[Report], expected_missing: Sequence[str] = ()) -> list[str]:
-    """One sentence for each fact in which hosts differ, naming those in the minority.
+    """One sentence for each fact in which hosts differ; it names the hosts in the minority.
 
     Args:
       reports: of all processes.
-      expected_missing: inputs that the run makes itself, which may be missing everywhere.
+      expected_missing: inputs that the run makes itself; all hosts may lack them.
     """
     sentences = []
     for name in reports[0].facts:
@@ -118,23 +118,23 @@ def odd_ones(reports: Sequence[Report], expected_missing: Sequence[str] = ()) ->
                     f"{name}: {value} on {', '.join(holders[value])}; {usual} on the other "
                     f"{len(holders[usual])}"
                 )
-        else:  # no majority: all are named
+        else:  # no majority: name all hosts
             told = "; ".join(f"{value} on {', '.join(holders[value])}" for value in ranked)
             sentences.append(f"{name}: {told}")
     return sentences
 
 
 def examine(told: TrainRun, timeout: float) -> int:
-    """Compare all hosts of the run and print what is found; 1 if they differ.
+    """Compare all hosts of the run and print the result; returns 1 if they differ.
 
-    Call it when the processes have been joined (`multihost.start`).
+    Call it after the processes have been joined (`multihost.start`).
 
     Args:
-      told: of the run.
+      told: the settings of the run.
       timeout: seconds to wait for the other hosts' reports.
 
     Raises:
-      UserError: a setting at fault, or MODEL_DIR cannot be written here.
+      UserError: a setting is at fault, or this host cannot write MODEL_DIR.
     """
     process, count = joined()
     folder = as_path(told.train.model_dir) / REPORTS
@@ -162,7 +162,7 @@ def examine(told: TrainRun, timeout: float) -> int:
 
 
 def clear(config: TrainConfig) -> None:
-    """Take away reports of an earlier visit; call it before the processes are joined."""
+    """Remove earlier reports; call it before the processes are joined."""
     folder = as_path(config.model_dir) / REPORTS
     try:
         remove_tree(folder)
@@ -171,7 +171,7 @@ def clear(config: TrainConfig) -> None:
 
 
 def _inputs(told: TrainRun) -> list[str]:
-    """What the run reads, where it is bound."""
+    """Files and folders that the run reads, by binding."""
     model, corpus = told.models.config, told.corpus.config
     paths = [told.train.file, told.evaluation.file, model.reader, model.retriever]
     if told.train.passages == "index":
@@ -182,7 +182,7 @@ def _inputs(told: TrainRun) -> list[str]:
 def _faults(
     folder: Path, count: int, corpus: CorpusConfig, timeout: float
 ) -> tuple[list[str], list[str]]:
-    """What is wrong by the reports of all processes, and the hosts of those who wrote one."""
+    """The faults that the reports show, and the hosts of the processes that wrote one."""
     until = time.monotonic() + timeout
     reports, silent = [], []
     for process in range(count):
@@ -204,7 +204,7 @@ def _unseen(process: int, timeout: float) -> str:
 
 
 def device_faults(devices: Iterable[Any], hosts: Sequence[str]) -> list[str]:
-    """What is wrong with the devices, as all processes see them, naming who differs.
+    """Faults of the devices as the processes see them; names the hosts that differ.
 
     Args:
       devices: of all processes.
@@ -267,7 +267,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def _wait_for(path: Path, seconds: float) -> Any:
-    """The JSON of a file once it is there; None if it does not come."""
+    """Wait for a file and read its JSON; None if the file does not appear."""
     until = time.monotonic() + seconds
     while True:
         try:

@@ -20,11 +20,11 @@ class Memory:
     """HBM of one chip in bytes.
 
     Attributes:
-      terms: the program's arguments that lie there for the whole run, by name; of a program that
-        was compiled, `temporaries`: activations, gradients and buffers; and `resident`, the sum
-        of those below.
-      peak: the sum as the compiler has it, padding of its layouts included.
-      resident: what the run holds beside this program's arguments, by name.
+      terms: bytes by name: the program's arguments that stay for the whole run; `temporaries`
+        (activations, gradients and buffers) if it was compiled; `resident`, the sum of the
+        field below.
+      peak: the total by the compiler, with the padding of its layouts.
+      resident: arrays that the run holds beside this program's arguments, by name.
     """
 
     terms: dict[str, int]
@@ -33,18 +33,18 @@ class Memory:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the compiler was asked: else the peak is a bound from below."""
+        """Whether the program was compiled; if not, the peak is a lower bound."""
         return "temporaries" in self.terms
 
     def beside(self, resident: dict[str, int]) -> "Memory":
-        """The same program where the run holds other arrays as well."""
+        """The same program in a run that holds these arrays too."""
         more = sum(resident.values())
         if not more:
             return self
         return Memory({**self.terms, "resident": more}, self.peak + more, resident)
 
     def by_kind(self) -> dict[str, int]:
-        """All of it by what it is, whether an argument of the program or not."""
+        """All memory by name, arguments of the program and other arrays together."""
         sizes: dict[str, int] = {}
         own = {name: size for name, size in self.terms.items() if name != "resident"}
         for name, size in [*own.items(), *self.resident.items()]:
@@ -55,14 +55,14 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one run of a program does on one chip.
+    """The work of one run of a program on one chip.
 
     Attributes:
-      flops: of all products, those that rematerialisation repeats included.
-      model_flops: without those.
+      flops: of all products, with those that rematerialisation repeats.
+      model_flops: of all products, without those that rematerialisation repeats.
       hbm_bytes: read and written.
       collectives: kind -> (runs, bytes that the chip sends).
-      compiled_flops: of the products that the compiler made, by its own program.
+      compiled_flops: of the products in the compiled program.
     """
 
     flops: float
@@ -73,13 +73,13 @@ class Work:
 
     @property
     def agreement(self) -> float:
-        """Products of the compiled program for each that was counted before; about 1."""
+        """FLOPs of the compiled program divided by those counted before; about 1."""
         return self.compiled_flops / self.flops if self.flops else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least time that a program can take, each resource at its peak and all at once.
+    """The least time of a program, if all resources work at their peak and at the same time.
 
     Attributes:
       seconds: resource -> time. `compute`: matrix units; `memory`: HBM; `network`: ICI.
@@ -91,17 +91,17 @@ class Roofline:
 
     @property
     def step_seconds(self) -> float:
-        """Time of the resource that binds."""
+        """Time of the resource that takes longest."""
         return max(self.seconds.values())
 
     @property
     def binding(self) -> str:
-        """The resource that binds."""
+        """The resource that takes longest."""
         return max(self.seconds, key=lambda name: self.seconds[name])
 
     @property
     def mfu(self) -> float:
-        """Model-FLOPs utilisation that this time would mean."""
+        """Model-FLOPs utilisation at this time."""
         return self.model_flops / (self.peak_flops * self.step_seconds)
 
 
@@ -114,7 +114,7 @@ def shard_bytes(tree: Any) -> int:
 
 
 def resident_memory(terms: dict[str, Any]) -> Memory:
-    """What lies there for the whole run, whatever the program: a bound from below."""
+    """Memory of the arrays that stay for the whole run: a lower bound for any program."""
     resident = {name: shard_bytes(tree) for name, tree in terms.items()}
     return Memory(resident, sum(resident.values()))
 
@@ -122,7 +122,7 @@ def resident_memory(terms: dict[str, Any]) -> Memory:
 def compiled_memory(compiled: Any, terms: dict[str, Any]) -> Memory:
     """Memory of a compiled program whose arguments are made up of `terms`.
 
-    What of the terms the program does not use is no argument of it, and lies there all the same.
+    The compiler drops arguments that the program does not use. They take memory all the same.
     """
     found = compiled.memory_analysis()
     whole = dict(resident_memory(terms).terms)
@@ -134,10 +134,10 @@ def compiled_memory(compiled: Any, terms: dict[str, Any]) -> Memory:
 
 
 def refused_memory(message: str, terms: dict[str, Any]) -> Memory | None:
-    """Memory of a program that the compiler refused, from its message; None: not for memory.
+    """Memory of a program that the compiler refused, from its message; None for other reasons.
 
-    The compiler speaks of temporaries, but its figure has arguments and results in it: a mere
-    sum of a large array is refused with the size of that array.
+    The message speaks of temporaries, but its figure includes arguments and results: for the sum of
+    one large array it gives the size of that array.
     """
     found = _REFUSED.search(message)
     if found is None:
@@ -176,13 +176,13 @@ def roofline(work: Work, chip: Chip) -> Roofline:
 
 
 def largest_index(memory: Memory, chip: Chip, chips: int, row_bytes: int, batch: int) -> int:
-    """Passages for which the rest of the HBM would suffice; 0 if nothing fits without any.
+    """Number of passages that fit into the rest of the HBM; 0 if the run does not fit at all.
 
-    Each row costs its embedding and tokens, and in the search a float32 score per query.
+    Each passage costs its embedding and tokens, and in the search a float32 score per query.
     """
     index = sum(size for name, size in memory.terms.items() if name.startswith("index"))
     free = chip.hbm_bytes - (memory.peak - index)
     per_row = row_bytes + 4 * batch
-    # The scores of the rows that are there are among the temporaries.
+    # The scores of the present rows are among the temporaries.
     rows_now = index // row_bytes
     return max(0, (free + 4 * batch * rows_now) // per_row * chips)

@@ -1,9 +1,9 @@
 """Floating point operations of a traced function, counted product by product.
 
-A product [.., m, c] x [.., c, n] counts 2 m n c for each of its batch entries; nothing else is
-counted (norms, softmax and updates are below one per cent in these models). The body of a scan
-counts as often as it runs, that of a branch as the dearest branch, and a rematerialised
-product again each time it is computed.
+A product [.., m, c] x [.., c, n] counts 2 m n c for each of its batch entries. Nothing else is
+counted: norms, softmax and updates are below one per cent in these models. The body of a scan
+counts as often as it runs. Of several branches the most expensive one counts. A rematerialised
+product counts each time it is computed.
 """
 
 import math
@@ -17,7 +17,7 @@ def matmul_flops(jaxpr: Any, loop_trips: int = 1, scan_once: bool = False) -> fl
 
     Args:
       jaxpr: `traced.jaxpr` of a jitted function, or `jax.make_jaxpr(f)(...)`.
-      loop_trips: how often the body of each `while_loop` runs, which a jaxpr does not say.
+      loop_trips: how often the body of each `while_loop` runs; a jaxpr does not say it.
       scan_once: count loop bodies once, as the compiler's own cost analysis does.
     """
     if isinstance(jaxpr, jex_core.ClosedJaxpr):
@@ -40,7 +40,7 @@ def _equation_flops(eqn: Any, loop_trips: int, scan_once: bool) -> float:
     elif not scan_once and eqn.primitive.name == "while":
         times = loop_trips
     elif eqn.primitive.name == "shard_map":
-        times = eqn.params["mesh"].size  # its body is what each device does
+        times = eqn.params["mesh"].size  # the body is the work of one device
     return times * sum(map(sum, inner))
 
 

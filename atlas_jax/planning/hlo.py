@@ -1,10 +1,9 @@
-"""What a compiled program moves and computes, from its optimised HLO text.
+"""HBM bytes, collectives and FLOPs of a compiled program, from its optimised HLO text.
 
-HBM bytes, collectives and the FLOPs of its products.
-
-XLA's own cost analysis counts the body of a loop once. Here each computation counts as often
-as it runs: the trip count of a `while` is in its `known_trip_count` (the CPU's compiler writes
-it, the TPU's does not), or what its condition compares a counter with, or is given.
+XLA's own cost analysis counts the body of a loop once. Here each computation counts as often as it
+runs. The trip count of a `while` is found in one of three places: in its `known_trip_count` (the
+CPU's compiler writes it, the TPU's does not); in its condition, which compares a counter with it;
+or in what the caller gives.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ _GROUPS_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective, with how often a step runs it.
+    """One collective, and how often a step runs it.
 
     Attributes:
       kind: one of `KINDS`.
@@ -46,7 +45,7 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """What one chip sends in a ring, per run."""
+        """Bytes that one chip sends in a ring, per run."""
         g = max(self.group, 1)
         factor = {
             "all-gather": g - 1,
@@ -57,10 +56,10 @@ class Collective:
 
 
 class Program:
-    """Optimised HLO text, taken apart."""
+    """A parsed program in optimised HLO text."""
 
     def __init__(self, text: str, loop_trips: int = 1) -> None:
-        """Parse; `loop_trips` is for loops whose trip count the text does not say."""
+        """Parse the text; `loop_trips` is for loops whose trip count is not in the text."""
         self.computations, entry = parse(text)
         self._loop_trips = loop_trips
         self._runs: dict[str, float] = defaultdict(float)
@@ -84,7 +83,7 @@ class Program:
 
     @property
     def traffic(self) -> Iterator[tuple[Instruction, int, float]]:
-        """Each operation that moves something: the bytes that it reads and writes, its runs."""
+        """Each operation that moves data, the bytes that it reads and writes, and its runs."""
         for name, runs in self._runs.items():
             if name not in self._fused:
                 body = self.computations[name]
@@ -99,7 +98,7 @@ class Program:
 
     @property
     def product_flops(self) -> float:
-        """FLOPs of one chip's products per run, each as often as its loops run."""
+        """FLOPs of one chip's products per run; those in a loop count as often as it runs."""
         total = 0.0
         for name, runs in self._runs.items():
             body = self.computations[name]
@@ -145,9 +144,9 @@ def _counted(
     given: Instruction,
     outside: Computation,
 ) -> int | None:
-    """Runs of a loop that adds a constant to a counter while it is less than another; else None.
+    """Runs of a loop that adds a constant to a counter up to another constant; else None.
 
-    `test`, `following` and `given` are what its condition, its body and its start give.
+    `test`, `following` and `given` are the values of its condition, its body and its start.
     """
     if test.opcode != "compare" or "direction=LT" not in test.rest:
         return None
@@ -166,7 +165,7 @@ def _counted(
 
 
 def _source(name: str, body: Computation) -> Instruction | None:
-    """The instruction that makes a value, through copies."""
+    """The instruction that makes a value; copies are followed."""
     one = body.get(name)
     while one is not None and one.opcode == "copy":
         one = body.get(one.operands[0])
@@ -174,7 +173,7 @@ def _source(name: str, body: Computation) -> Instruction | None:
 
 
 def _constant(name: str, body: Computation) -> int | None:
-    """A whole number that stands in the text."""
+    """The whole number of a constant in the text."""
     one = _source(name, body)
     number = re.match(r"(-?\d+)\)", one.rest) if one and one.opcode == "constant" else None
     return int(number[1]) if number else None

@@ -1,4 +1,4 @@
-"""Optimised HLO text, taken apart into computations and their instructions."""
+"""Parses optimised HLO text into computations and their instructions."""
 
 import dataclasses
 import functools
@@ -34,22 +34,22 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Size of what it gives, in HBM; on-chip memory (space S(1) and up) is left out."""
+        """Bytes of the result in HBM, without on-chip memory (space S(1) and up)."""
         return type_bytes(self.type)
 
     @property
     def size(self) -> int:
-        """Size of what it gives, wherever it lies."""
+        """Bytes of the result in any memory."""
         return type_bytes(self.type, hbm_only=False)
 
     @property
     def elements(self) -> list[str]:
-        """The types of the values it gives: those of a tuple, or its one type."""
+        """The types of the results: those of a tuple, or the one type."""
         return _elements(self.type) if self.type.startswith("(") else [self.type]
 
     @property
     def element(self) -> int | None:
-        """Of a `get-tuple-element`, which one."""
+        """The number of the element that a `get-tuple-element` takes."""
         found = _ELEMENT.search(self.rest)
         return int(found[1]) if found else None
 
@@ -64,7 +64,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
-    """Instructions by name, in their order; `root` is the one whose value it gives."""
+    """Instructions by name, in their order; `root` is the one that gives the result."""
 
     instructions: dict[str, Instruction] = dataclasses.field(default_factory=dict)
     root: Instruction | None = None
@@ -77,7 +77,7 @@ class Computation:
         return self.instructions.get(name)
 
     def operands(self, one: Instruction) -> list[Instruction]:
-        """The instructions whose values `one` takes."""
+        """The instructions whose results `one` uses."""
         return [self.instructions[name] for name in one.operands if name in self.instructions]
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Of each value, the instructions that take it."""
+        """For each value, the instructions that use it."""
         found: dict[str, list[Instruction]] = defaultdict(list)
         for one in self:
             for name in dict.fromkeys(one.operands):
@@ -114,7 +114,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def type_bytes(type_text: str, hbm_only: bool = True) -> int:
-    """Size of all arrays in a type; `hbm_only`: of those that lie in HBM."""
+    """Bytes of all arrays in a type; with `hbm_only`, of those in HBM."""
     total = 0
     for dtype, sizes, layout in _ARRAY.findall(type_text):
         if dtype in _ITEM_BITS and not (hbm_only and re.search(r"S\([1-9]", layout)):
@@ -137,7 +137,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """Index of the bracket that closes the one `text` begins with."""
+    """Index of the bracket that closes the first one in `text`."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")

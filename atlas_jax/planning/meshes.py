@@ -1,4 +1,4 @@
-"""Which meshes of a slice make sense for a run, likeliest first."""
+"""Meshes of a slice that make sense for a run, the most promising first."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from atlas_jax.planning.programs import held
 from atlas_jax.planning.run import Run
 
 MAX_MODEL = 16  # tensor parallelism beyond this sends more than it computes
-# Of the HBM, what may lie there for the whole run so that a step still has room.
+# Share of the HBM for arrays that stay for the whole run; the rest is for the step.
 RESIDENT_SHARE = 0.6
 
 
@@ -21,8 +21,8 @@ def divisors(n: int) -> list[int]:
 def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
     """Meshes over which batch, heads and parameters divide, the most promising first.
 
-    Fewer chips per copy of a layer means less communication, so `model` is as small as the
-    batch allows; and the state is spread (`fsdp`) only as far as it has to be to leave room.
+    Fewer chips per copy of a layer means less communication, so `model` is as small as the batch
+    allows. The state is spread (`fsdp`) only as far as needed to leave room.
 
     Raises:
       UserError: no mesh fits; says why the last one did not.
@@ -67,7 +67,7 @@ def _spread_first(ordered: list[MeshConfig]) -> list[MeshConfig]:
 
 
 def _resident(run: Run, config: MeshConfig, devices: Any) -> int:
-    """Bytes that lie on each chip for the whole run.
+    """Bytes of the arrays that stay on each chip for the whole run.
 
     Raises:
       UserError: something does not divide.

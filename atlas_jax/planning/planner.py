@@ -1,4 +1,4 @@
-"""Compile a run's programs for a slice and say what each chip would hold and do."""
+"""Compile a run's programs for a slice; measure the memory and the work of each chip."""
 
 import dataclasses
 import math
@@ -34,8 +34,8 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.chips import Chip, Slice
 
-# jaxlib cannot read the text of a program whose gathers are left to SparseCores (v5p, v6e), and
-# the collectives are read from it. So they are planned for the TensorCore.
+# The collectives are read from the text of a program. jaxlib cannot read this text if gathers run
+# on SparseCores (v5p, v6e), so they are planned for the TensorCore.
 READABLE = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 INSTALL_HINT = (
     "plan needs libtpu, whose compiler works without any TPU: pip install 'atlas-jax[plan]' "
@@ -48,15 +48,15 @@ class ProgramPlan:
     """One program on one mesh.
 
     Attributes:
-      fits: whether there is room for it beside what else the run holds.
-      memory: where what lies there for the whole run is more than the HBM alone, that alone;
-        the program is not compiled then.
-      warning: why a run would stop, other than for memory; empty where it would not.
-      work, roof: None where the compiler refused the program, or was not asked.
-      largest_index: passages that would still fit; None for programs without an index, and where
+      fits: whether there is room for it beside the run's other arrays.
+      memory: of the program. If the arrays that stay for the whole run are larger than the HBM,
+        only these; the program is then not compiled.
+      warning: why a run would stop, other than for memory; else empty.
+      work, roof: None if the program was not compiled or the compiler refused it.
+      largest_index: number of passages that would fit; None for programs without an index, or if
         the arguments alone are too large.
-      compiler_flops, counted_flops: per chip, each loop body once: the compiler's analysis and
-        our count, for comparison.
+      compiler_flops, counted_flops: per chip, each loop body once: by the compiler's analysis
+        and by our own count, for comparison.
       compile_seconds: on this machine.
     """
 
@@ -79,10 +79,9 @@ class Plan:
     """A run on a slice.
 
     Attributes:
-      tried: the run's first program, the train step of a training, on all meshes that were
-        looked at.
-      programs: all of them on the mesh that is recommended, if one fits.
-      possible: how many meshes the run divides over; 0 where the meshes were given.
+      tried: the run's first program (for training, the train step) on all meshes tried.
+      programs: all programs on the recommended mesh, if one fits.
+      possible: number of meshes over which the run divides; 0 if the meshes were given.
     """
 
     slice: Slice
@@ -93,13 +92,13 @@ class Plan:
 
     @property
     def recommended(self) -> MeshConfig | None:
-        """The mesh to take: of those that fit, the one with the shortest step."""
+        """Of the meshes that fit, the one with the shortest step."""
         best = best_of(self.tried)
         return best.mesh if best else None
 
 
 def tpu_devices(where: Slice) -> Sequence[Any]:
-    """Devices of a slice that need not exist, for compiling ahead of time.
+    """Devices of a slice that need not exist, for compilation ahead of time.
 
     Raises:
       UserError: libtpu is not installed.
@@ -129,12 +128,12 @@ def make_plan(
     """Compile the run's first program on some meshes, and the others on the best of them.
 
     Args:
-      run: what gin says.
-      where: the slice, whose chip's limits count.
-      devices: as many as the slice has chips.
-      meshes: to be tried; none: the `try_meshes` most promising ones.
-      programs: of those of the run, to be compiled besides the first one; none: all.
-      report: gets a line before and after each compilation.
+      run: the run's settings.
+      where: the slice; its chip sets the limits.
+      devices: one for each chip of the slice.
+      meshes: those to try; none: the `try_meshes` most promising ones.
+      programs: those to compile after the first one; none: all of the run.
+      report: called with a line before and after each compilation.
 
     Raises:
       UserError: a mesh does not divide the run.
@@ -210,7 +209,7 @@ def plan_program(
 def _compiled(
     program: Program, run: Run, mesh: Mesh, devices: Sequence[Any]
 ) -> tuple[Memory, Any | None]:
-    """Memory of a program and what the compiler made of it; None where it had no room."""
+    """Compile a program; returns its memory, and None in place of a program that has no room."""
     try:
         options = READABLE if devices[0].platform == "tpu" else None
         compiled = lowered(program, run, mesh).compile(compiler_options=options)

@@ -15,8 +15,8 @@ _GROUPS = re.compile(r"(feature|batch)_group_count=(\d+)")
 def product_flops(opcode: str, result: str, left: str, right: str, attributes: str) -> float:
     """Two for each multiplication of a `dot` or `convolution`; 0 for any other instruction.
 
-    A TPU computes most products as convolutions, those of a batch as dilated ones that are
-    mostly padding. Only multiplications with a number of the operand count.
+    A TPU computes most products as convolutions, and batched products as dilated convolutions that
+    are mostly padding. Multiplications with padding do not count.
 
     Args:
       opcode: of the instruction.
@@ -43,7 +43,7 @@ def product_flops(opcode: str, result: str, left: str, right: str, attributes: s
 
 
 def _positions(given: int, kernel: int, made: int, axis: int, window: dict[str, list[str]]) -> int:
-    """Pairs of kernel and result positions along an axis that meet a number, not padding."""
+    """Number of pairs of kernel and result positions on an axis that do not meet padding."""
 
     def of(name: str, usual: str) -> str:
         return window[name][axis] if name in window else usual

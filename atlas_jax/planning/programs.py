@@ -1,7 +1,7 @@
 """The programs of a run, built abstractly for a mesh of chips that need not exist.
 
-Models, optimisers, step, search and decoding are the run's own, made by the same factories as
-in training; only the arrays are shapes. Nothing is read: a run's paths are not looked at.
+Models, optimisers, step, search and decoding are the run's own, made by the same factories as in
+training. Only their arrays are abstract: shapes without numbers. No file is read.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Program:
     """A jitted function with abstract arguments.
 
     Attributes:
-      terms: what its arguments are -> those arguments, for the table of memory.
+      terms: name in the table of memory -> the arguments under this name.
       loop_trips: how often the body of a loop without a fixed end runs at most.
     """
 
@@ -62,7 +62,7 @@ def lowered(program: Program, run: Run, mesh: Mesh) -> Any:
 
 
 def held(run: Run, mesh: Mesh) -> dict[str, Any]:
-    """What lies on the chips through the whole run, whichever program runs."""
+    """Arrays that stay on the chips for the whole run, whichever program runs."""
     if run.entry == "train":
         return _train(run, mesh).terms
     params = _params(run, mesh)
@@ -73,9 +73,9 @@ def held(run: Run, mesh: Mesh) -> dict[str, Any]:
 
 
 def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
-    """Bytes on a chip of what the run holds while this program runs, and is no argument of it."""
+    """Bytes on a chip of the run's arrays that are not arguments of this program."""
     if program.name == "train":
-        return {}  # all that is held is an argument of it
+        return {}  # all arrays of the run are its arguments
     found = {}
     for term, tree in held(run, mesh).items():
         if program.name == "embed" and term.startswith("index") and not run.refreshes:
@@ -85,7 +85,7 @@ def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
 
 
 def refused_batch(name: str, run: Run, mesh: Mesh) -> str:
-    """Why a run would refuse the batch that this program is planned with more rows of, or ""."""
+    """Why a run would refuse the program's batch, which is planned with more rows; else ""."""
     if name in ("search", "decode") and not run.evaluates:
         return ""
     try:
@@ -123,7 +123,7 @@ def _embed(run: Run, mesh: Mesh) -> Program:
 
 
 def _search(run: Run, mesh: Mesh) -> Program:
-    # Only what the program uses: to rank anew takes the passages' tower as well.
+    # Only the parameters that the program uses: re-ranking also needs the passage tower.
     params = (
         {"retriever": _params(run, mesh)["retriever"]}
         if run.step.rerank
@@ -156,7 +156,7 @@ def _decode(run: Run, mesh: Mesh) -> Program:
 def _params(run: Run, mesh: Mesh) -> Any:
     boxed = abstract_params(run.models)
     shardings = partitioning.param_shardings(boxed, mesh, run.rules)
-    if run.entry == "build_index":  # which leaves a whole retriever on each chip
+    if run.entry == "build_index":  # each chip then has the whole retriever
         shardings = jax.tree.map(lambda _: partitioning.replicated(mesh), shardings)
     return jax.tree.map(_placed, meta.unbox(boxed), shardings)
 
@@ -177,7 +177,7 @@ def _rows(run: Run, mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Shape
 
 
 def _multiple(rows: int, run: Run, mesh: Mesh) -> int:
-    """The least multiple of the batch's parts that is not below `rows`."""
+    """`rows`, rounded up to a multiple of the number of parts of a batch."""
     parts = batch_parts(mesh, run.rules)
     return -(-rows // parts) * parts
 
@@ -199,7 +199,7 @@ def _batch(run: Run, mesh: Mesh, rows: int) -> Batch:
 
 
 def _given(run: Run, mesh: Mesh, rows: int, k: int) -> Passages:
-    """Passages that the host found, or that were found by another program."""
+    """Passages found by the host or by another program."""
     width = run.models.retriever.config.embedding_dim
     found = jax.eval_shape(as_floats, abstract_rows(1, width, run.corpus.dtype))
 
@@ -217,7 +217,7 @@ def _given(run: Run, mesh: Mesh, rows: int, k: int) -> Passages:
 
 
 def _source(run: Run, mesh: Mesh, rows: int, searched: int) -> tuple[Any, Any]:
-    """What `corpus.sources` gives the step: how `searched` passages a row are had, from what."""
+    """The step's source, as in `corpus.sources`, for `searched` passages a row."""
     if run.passage_source == "none":
         return (lambda source, query_be, batch: no_passages(batch)), None
     if not run.on_devices:

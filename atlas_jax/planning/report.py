@@ -14,11 +14,11 @@ from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
 from atlas_jax.training.chips import GIB
 
-DISAGREEMENT = 0.1  # of the products counted and compiled; beyond it a plan warns
+DISAGREEMENT = 0.1  # between counted and compiled FLOPs; a plan warns above it
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Everything the table shows, and what it leaves out, with the versions that gave it."""
+    """Everything in the table and more, with the versions of the libraries."""
     run, chip = plan.run, plan.slice.chip
     recommended = plan.recommended
     return {
@@ -40,7 +40,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the figures."""
+    """Versions of the libraries that decide the figures."""
     found = {"atlas-jax": __version__}
     for package in ("jax", "jaxlib", "flax", "optax", "libtpu"):
         try:
@@ -88,10 +88,10 @@ def write_json(plan: Plan, path: str | Path) -> None:
     """Write `as_json` (to a temporary name, then renamed).
 
     Raises:
-      UserError: it cannot be written there.
+      UserError: the file cannot be written.
     """
     try:
-        Path(path).parent.stat()  # a folder that is not there is a slip, and is not made
+        Path(path).parent.stat()  # a missing folder is probably a typing error, so it is not made
         with atomic_text(path) as file:
             file.write(json.dumps(as_json(plan), indent=1) + "\n")
     except OSError as error:
@@ -99,7 +99,7 @@ def write_json(plan: Plan, path: str | Path) -> None:
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print meshes tried, each program's memory and work, and what to change."""
+    """Print the meshes tried, each program's memory and work, and the advice."""
     chip = plan.slice.chip
     console.print(
         f"{plan.slice.name}: {plan.slice.chips} chips ({plan.slice.topology}), "

@@ -1,7 +1,7 @@
-"""Whether all processes of a run reach process 0, asked before JAX joins them.
+"""Check, before JAX joins the processes of a run, that all of them reach process 0.
 
-Where one is missing JAX aborts the others without saying which or why. Here process 0 listens at
-the coordinator's port, each other process says there who it is, and all are given the same answer.
+If one is missing, JAX aborts the others without saying which one or why. Here process 0 listens at
+the coordinator's port, and each other process introduces itself there. All get the same answer.
 Afterwards the port is free for JAX.
 """
 
@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from typing import Any
 
 _RETRY_SECONDS = 0.2
-_STRANGER_SECONDS = 5.0  # for who connects to say who it is
-_ANSWER_SECONDS = 10.0  # for process 0, which may have begun later, beyond its own time-out
+_STRANGER_SECONDS = 5.0  # time for a process that connects to introduce itself
+_ANSWER_SECONDS = 10.0  # further wait for process 0, which may have started later
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Caller:
-    """One process, as it presents itself."""
+    """One process, as it introduces itself."""
 
     index: int
     count: int
@@ -31,16 +31,16 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """How people find it."""
+        """Name of the process for people."""
         return f"process {self.index} ({self.host})"
 
 
 def roll_call(address: str, index: int, count: int, timeout: float) -> list[str]:
-    """Meet the other processes; what is wrong, and nothing when all are there.
+    """Meet the other processes. Returns the faults, none if all processes are there.
 
     Args:
       address: HOST:PORT of process 0.
-      index, count: of this process, and how many it expects.
+      index, count: number of this process, and how many processes it expects.
       timeout: seconds to wait for the others.
     """
     host, _, port = address.rpartition(":")
@@ -51,7 +51,7 @@ def roll_call(address: str, index: int, count: int, timeout: float) -> list[str]
 
 
 def _listen(me: Caller, port: int, timeout: float) -> list[str]:
-    """Process 0: hear the others and answer them."""
+    """Process 0: listen to the others and answer them."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -70,18 +70,18 @@ def _listen(me: Caller, port: int, timeout: float) -> list[str]:
                 connection = kept.enter_context(server.accept()[0])
             except TimeoutError:
                 break
-            with contextlib.suppress(OSError, ValueError, TypeError):  # no process of ours
+            with contextlib.suppress(OSError, ValueError, TypeError):  # not a process of this run
                 connection.settimeout(_STRANGER_SECONDS)
                 heard[Caller(*_read(connection))] = connection
         faults = _faults(me, heard, timeout)
         for connection in heard.values():
-            with contextlib.suppress(OSError):  # it has given up
+            with contextlib.suppress(OSError):  # the process has given up
                 _write(connection, {"faults": faults})
     return faults
 
 
 def _faults(me: Caller, heard: Iterable[Caller], timeout: float) -> list[str]:
-    """What is wrong with the processes that process 0 has heard."""
+    """Faults among the processes that process 0 has heard."""
     faults = []
     by_index: dict[int, list[Caller]] = collections.defaultdict(list)
     for one in sorted(heard):
@@ -102,7 +102,7 @@ def _faults(me: Caller, heard: Iterable[Caller], timeout: float) -> list[str]:
 
 
 def _report(me: Caller, address: tuple[str, int], timeout: float) -> list[str]:
-    """Any other process: tell process 0, which may not be there yet, and hear its answer."""
+    """Other processes: report to process 0, which may start later, and wait for its answer."""
     until = time.monotonic() + timeout
     while True:
         try:
@@ -129,8 +129,8 @@ def _read(connection: socket.socket) -> Any:
     """One line of JSON.
 
     Raises:
-      OSError: nothing comes.
-      ValueError: something else comes.
+      OSError: no line comes.
+      ValueError: the line is not JSON.
     """
     with connection.makefile("rb") as lines:
         return json.loads(lines.readline(1 << 16))

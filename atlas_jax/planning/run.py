@@ -1,4 +1,4 @@
-"""A run that is to be planned. Nothing is read: its paths are not looked at."""
+"""A run to be planned. None of its files is read."""
 
 import dataclasses
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from atlas_jax.models.parameters import Models
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.training.config import StepConfig
 
-LANES = 128  # of a TPU's tile: a row of a matrix takes the room of a multiple of them
-# What each entry point compiles, the program that decides on a mesh first.
+LANES = 128  # width of a TPU's tile: rows of a matrix are padded to a multiple of it
+# Programs of each entry point. The first one decides which mesh is best.
 PROGRAMS = {
     "train": ("train", "embed", "search", "decode"),
     "evaluate": ("decode", "embed", "search"),
@@ -28,14 +28,14 @@ Entry = Literal["train", "evaluate", "build_index"]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is told that decides on its programs, and how many passages it will search.
+    """The settings of a run that decide its programs, and the number of passages it searches.
 
     Attributes:
       entry: the entry point; `evaluate` stands for all that search or answer without training.
       refreshes: whether passages are embedded anew while the index is searched.
-      evaluates: whether it answers questions at all.
-      answer_batch, answer_k: rows and passages a row when answers are written.
-      answer_depth: passages that are found for each of those rows; more where recall asks for it.
+      evaluates: whether the run answers questions.
+      answer_batch, answer_k: rows of a batch, and passages read for each, when it answers.
+      answer_depth: passages found for each of these rows; recall may need more than are read.
     """
 
     entry: Entry
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """What it compiles; the first one decides on a mesh."""
+        """Names of its programs; the first one decides which mesh is best."""
         missing = set() if self.on_devices else {"search"}
         if self.entry == "evaluate" and self.passage_source != "index":
             missing.add("embed")
@@ -74,12 +74,12 @@ class Run:
 
     @property
     def answer_searched(self) -> int:
-        """Passages that the search gives for each row to be answered."""
+        """Passages that the search finds for each question."""
         return max(self.answer_depth, self.step.rerank)
 
     @property
     def on_devices(self) -> bool:
-        """Whether the index lies on the chips."""
+        """Whether the index is on the chips."""
         return self.passage_source == "index" and self.corpus.searcher == "exact"
 
     @property
@@ -96,10 +96,10 @@ class Run:
 
 
 def token_type(config: Any) -> np.dtype[Any]:
-    """The type in which the tokens of a model with this config are stored."""
+    """Type of the stored tokens for a model with this config."""
     return token_dtype(config.vocab_size)
 
 
 def in_lanes(width: int) -> int:
-    """Entries that a row of `width` takes up in memory: `width`, rounded up to whole lanes."""
+    """Entries of memory for a row of `width`: `width`, rounded up to a multiple of LANES."""
     return -(-width // LANES) * LANES

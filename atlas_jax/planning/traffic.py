@@ -1,9 +1,9 @@
 """Bytes of HBM that one operation of a compiled program reads and writes.
 
-An operation reads its operands and writes its result; what it only takes a slice of, or writes
-a slice into, counts that slice. XLA gives such values to a fusion whole: all layers of a scan
-go in, one is read; all layers' gradients go in and come out, one is written. So a fusion is
-looked into, and the fusions within it.
+An operation reads its operands and writes its result. If it takes or writes only a slice of a
+value, only the slice counts. XLA passes such values to a fusion as a whole: all layers of a scan go
+in, but one is read; the gradients of all layers go in and out, but one is written. So the inside of
+a fusion is examined, and the fusions inside it.
 """
 
 import math
@@ -11,20 +11,20 @@ import re
 
 from atlas_jax.planning.hlo_text import Computation, Instruction, type_bytes
 
-# Names for values or control that move nothing by themselves.
+# Operations that only name values or control the flow; they move nothing.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
     "partition-id replica-id opt-barrier async-start async-update iota".split()
 )
-# Calls of the TPU's compiler that only give a buffer, or several that lie in a row, a name.
+# The TPU compiler's calls that only name one buffer or several adjacent ones.
 _FREE_CALLS = frozenset(("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"))
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-_SLICES = frozenset(("dynamic-slice", "gather", "slice"))  # read what they give
+_SLICES = frozenset(("dynamic-slice", "gather", "slice"))  # they read as much as they give
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # write this operand into the first, in place
 
 
 def moved(one: Instruction, body: Computation, computations: dict[str, Computation]) -> int:
-    """Bytes read and written by an operation of `body` that is not within a fusion."""
+    """Bytes read and written by an operation of `body` outside of fusions."""
     if one.opcode in _FREE or one.opcode.endswith("-done") or target(one) in _FREE_CALLS:
         return 0
     operands = body.operands(one)
@@ -43,23 +43,23 @@ def moved(one: Instruction, body: Computation, computations: dict[str, Computati
 
 
 def target(one: Instruction) -> str:
-    """The name of what a custom call calls; of other operations empty."""
+    """The target of a custom call; empty for other operations."""
     found = _TARGET.search(one.rest) if one.opcode == "custom-call" else None
     return found[1] if found else ""
 
 
 def continues(one: Instruction, body: Computation) -> bool:
-    """Whether a collective within a fusion is only a further part of one that began before.
+    """Whether a collective inside a fusion continues one that began in an earlier fusion.
 
-    An asynchronous collective of the TPU's compiler stands in three or more fusions that share
-    a `chain_id`: where it starts, in each product beside which it runs, and where it is awaited.
+    The TPU's compiler puts an asynchronous collective into three or more fusions with the same
+    `chain_id`: one starts it, one or more products run beside it, and one waits for it.
     """
     starts = (target(user) == "AsyncCollectiveStart" for user in body.users[one.name])
     return "chain_id=" in one.rest and not any(starts)
 
 
 def _start_moved(one: Instruction, operands: list[Instruction]) -> int:
-    """What begins here and ends at its `-done`; it gives (operand, result, marks)."""
+    """Bytes moved by a `-start`, until its `-done`; its result is (operand, result, marks)."""
     first, second = one.elements[:2]
     if one.opcode == "copy-start":  # (result, operand, mark)
         return type_bytes(first) + sum(operand.bytes for operand in operands)
@@ -79,7 +79,7 @@ def _fusion_moved(
 ) -> int:
     assert inner.root is not None
     if target(inner.root) == "AsyncCollectiveStart":
-        return one.bytes  # what it sends and what it will receive
+        return one.bytes  # the bytes it sends and the bytes it receives
     total = 0
     for number, operand in enumerate(operands):
         if operand.bytes and number in inner.parameters:
@@ -92,7 +92,7 @@ def _fusion_moved(
 
 
 def _read(one: Instruction, body: Computation, computations: dict[str, Computation]) -> float:
-    """Bytes read of a value within a fusion; infinite: all of it."""
+    """Bytes that a fusion reads of a value; infinite means all of it."""
     total = 0.0
     for user in body.users[one.name]:
         places = [i for i, name in enumerate(user.operands) if name == one.name]
@@ -106,7 +106,7 @@ def _read(one: Instruction, body: Computation, computations: dict[str, Computati
             called = computations[user.called[0]]
             total += sum(_read(called.parameters[i], called, computations) for i in places)
         elif user.opcode == "tuple" or _awaits(user, body):
-            continue  # handed on
+            continue  # only passed on
         else:
             return math.inf
     return total
@@ -115,7 +115,7 @@ def _read(one: Instruction, body: Computation, computations: dict[str, Computati
 def _written(
     root: Instruction, number: int, body: Computation, computations: dict[str, Computation]
 ) -> float:
-    """Bytes written of the element `number` that a fusion gives; infinite: all of it."""
+    """Bytes written of a fusion's result `number`; infinite means all of it."""
     one = body.operands(root)[number] if root.opcode == "tuple" else root
     one = _behind_bitcasts(one, body)
     if one.opcode == "get-tuple-element":
@@ -132,13 +132,13 @@ def _written(
 
 
 def _in_place(update: Instruction, body: Computation) -> bool:
-    """Whether a fusion updates a slice of what it is given and gives the whole."""
+    """Whether a fusion updates a slice of an operand and returns the whole operand."""
     whole = _behind_bitcasts(body.operands(update)[0], body)
     return whole.opcode == "parameter" and _is_given(update, body)
 
 
 def _is_given(one: Instruction, body: Computation) -> bool:
-    """Whether a value is, through bitcasts, only a result of its computation."""
+    """Whether a value is used only as a result of its computation, apart from bitcasts."""
     return all(
         user.opcode == "tuple" or (user.opcode == "bitcast" and _is_given(user, body))
         for user in body.users[one.name]
@@ -146,7 +146,7 @@ def _is_given(one: Instruction, body: Computation) -> bool:
 
 
 def _awaits(one: Instruction, body: Computation) -> bool:
-    """Whether this only goes on with, or ends, a collective that was counted where it began."""
+    """Whether this continues or ends a collective, which was counted where it began."""
     return target(one) == "AsyncCollectiveDone" or continues(one, body)
 
 
