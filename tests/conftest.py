@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,14 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false",
 )
+
+# What several tests compile alike is compiled once, also by the processes that they start. A
+# folder named in JAX_COMPILATION_CACHE_DIR serves the next call of pytest, too.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # with workers it is there already
+    _COMPILED = tempfile.TemporaryDirectory(prefix="atlas-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import gin
 import jax

@@ -60,7 +60,9 @@ class CompilerConfig:
             # Otherwise programs run on threads of the backend, of which there are as many.
             jax.config.update("jax_cpu_enable_async_dispatch", False)
         if self.cache:
-            jax.config.update("jax_compilation_cache_dir", self.cache)
+            # JAX's names of programs do not tell for how many cores they were compiled.
+            part = f"/cores_{self.cores}" if self.cores else ""
+            jax.config.update("jax_compilation_cache_dir", self.cache + part)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", self.cache_from_seconds)
 
 
