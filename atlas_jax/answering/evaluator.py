@@ -11,11 +11,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.answering.answers import Answer, Answers
 from atlas_jax.answering.batcher import Batcher
+from atlas_jax.answering.surface import as_written
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
-from atlas_jax.core.surface import as_written
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import rerank

@@ -58,7 +58,7 @@ class Tokenizer:
       cls_id: id of the token that `add_special` puts first, or None.
       unk_id: id of the unknown token, or None.
       lowercases: the file's normaliser makes all letters small, so that decoded text has lost
-        its writing (`core/surface.py`).
+        its writing (`answering/surface.py`).
       content_hash: SHA-256 of the file's content, whatever its layout; a store or an index
         made with another tokenizer is recognised by it.
     """

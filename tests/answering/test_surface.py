@@ -2,7 +2,7 @@
 
 import pytest
 
-from atlas_jax.core.surface import as_written
+from atlas_jax.answering.surface import as_written
 
 TEXT = "Population: 174,370,536 (2024 est.). Chief: Mahamat Idriss Déby, of N'Djamena; GDP $1.5 bn."
 
