@@ -1,7 +1,7 @@
-"""Text as it was written, for tokenizers that lose case, accents and blanks.
+"""Restores an answer's spelling for tokenizers that lose case, accents and blanks.
 
-BERT's uncased WordPiece makes `174,370,536` out of `174 , 370 , 536` only by guessing. An answer
-that was copied stands in a passage, so its writing can be taken from there.
+BERT's uncased WordPiece can only guess that `174 , 370 , 536` was `174,370,536`. But an answer that
+was copied from a passage can be spelt as it is there.
 """
 
 import re
@@ -13,16 +13,16 @@ _IN_NUMBER = re.compile(r"(?<=\d) ?([.,:]) ?(?=\d)")
 
 
 def as_written(answer: str, texts: Iterable[str]) -> str:
-    """The first stretch of the texts that has the answer's letters, digits and signs.
+    """The first part of the texts with the answer's letters, digits and signs.
 
-    Case, accents and blanks do not count; a stretch begins and ends with whole words.
+    Case, accents and blanks do not count. The part begins and ends with whole words.
 
     Args:
       answer: decoded text.
-      texts: where it may have been copied from, the likeliest first.
+      texts: texts that the answer may be copied from, the likeliest first.
 
     Returns:
-      The stretch as it is written; without any, the answer with its numbers closed up.
+      This part of the text; if there is none, the answer without blanks inside its numbers.
     """
     pieces = _PIECES.findall(_plain(answer)[0])
     if not pieces:
@@ -37,7 +37,7 @@ def as_written(answer: str, texts: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> tuple[str, list[int]]:
-    """Small letters without accents, and which character of the text each comes from."""
+    """The text in small letters without accents, and the place of each letter in the text."""
     letters, places = [], []
     for place, character in enumerate(text):
         for part in unicodedata.normalize("NFD", character.lower()):

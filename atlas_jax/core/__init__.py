@@ -1,1 +1,1 @@
-"""What every part shares: axis names, partitioning, layers, text files, gin launcher."""
+"""Code that all packages share: axis names, partitioning, layers, text files, gin launcher."""

@@ -1,21 +1,21 @@
-"""Numbers that come from a file: whether they are numbers."""
+"""Check that the numbers from a file are finite."""
 
 import mmap
 
 import numpy as np
 
-_CHUNK = 1 << 18  # numbers looked at together: they stay in the cache
-_RELEASED = 64 * _CHUNK  # numbers after which pages are given back
+_CHUNK = 1 << 18  # numbers checked at once: they fit into the cache
+_RELEASED = 64 * _CHUNK  # numbers after which pages of a memory map are released
 _EXPONENT = {2: np.uint16(0x7F80)}  # of bfloat16: all ones in NaN and infinity
 
 
 def first_not_finite(array: np.ndarray) -> int | None:
-    """Place in the flattened array of the first NaN or infinity; None if all are finite.
+    """Place of the first NaN or infinity in the flattened array; None if all are finite.
 
-    Reads the array once, a piece at a time, and gives the pages of a memory map back on the way.
+    Reads the array once, in chunks, and releases the pages of a memory map as it goes.
     A matrix of a million rows of 384 float32 takes about half a second.
     """
-    if array.dtype.kind not in "fV":  # integers; bfloat16 calls itself void
+    if array.dtype.kind not in "fV":  # integers; the kind of bfloat16 is 'V'
         return None
     flat = array.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
@@ -29,7 +29,7 @@ def first_not_finite(array: np.ndarray) -> int | None:
 
 
 def _give_back(array: np.ndarray) -> None:
-    """Let the pages of a read-only memory map go; a later read brings them back from the file."""
+    """Release the pages of a read-only memory map; a later read loads them from the file again."""
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and getattr(array, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

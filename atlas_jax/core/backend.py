@@ -1,4 +1,4 @@
-"""Says in a line why JAX has none of the devices that it was told to take."""
+"""Tells in one line why JAX does not find the devices that it was told to use."""
 
 import os
 
@@ -8,10 +8,10 @@ from atlas_jax.core.errors import one_line
 
 
 def missing_backend() -> str | None:
-    """What is wrong where JAX cannot start its backend, and what there is instead; None: nothing.
+    """Why JAX cannot start its backend, and which backends it finds; None if it can.
 
-    For an error that has happened already: JAX says a bare AssertionError for a CUDA that is not
-    installed, and wraps others in a page of its own frames.
+    Used after an error: for a CUDA that is not installed JAX raises a bare AssertionError, and
+    other errors come with a page of its own frames.
     """
     try:
         jax.devices()
@@ -24,7 +24,7 @@ def missing_backend() -> str | None:
 
 
 def _instead() -> str:
-    """What JAX finds if it may choose."""
+    """The backends that JAX finds if it is free to choose."""
     try:
         jax.config.update("jax_platforms", None)
         found = jax.devices()

@@ -1,12 +1,12 @@
-"""What a setting may be: its annotation says it, and one place checks it.
+"""Types and bounds of settings: annotations state them, and this module checks them.
 
-A field of a config is annotated with its type and, where there are any, its bounds:
+A field of a config is annotated with its type and, if it has any, its bounds:
 
     num_layers: Annotated[int, Meta(ge=1, le=512)]
     dropout_rate: BelowOne
 
-Without bounds a whole number lies within 32 bits and a float is finite. The same annotation holds
-for a gin binding, for a Python call and for a `config.json`.
+Without bounds, whole numbers must fit into 32 bits and floats must be finite. The same annotation
+applies to a gin binding, a Python call and a `config.json`.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from msgspec import Meta
 
 from atlas_jax.core.errors import UserError
 
-LARGEST = (1 << 31) - 1  # of a number that JAX or Optax counts with
-WIDEST = 1 << 20  # of a layer: 16 times T5-11B's widest
+LARGEST = (1 << 31) - 1  # largest number that JAX or Optax counts with
+WIDEST = 1 << 20  # largest width of a layer: 16 times T5-11B's widest
 
 AtLeast0 = Annotated[int, Meta(ge=0)]
 AtLeast1 = Annotated[int, Meta(ge=1)]
-# Counted on the host alone; released options say 10^10 and mean never.
+# Only the host counts with these. Released options use 10^10 for "never".
 Every = Annotated[int, Meta(ge=0, le=1 << 53)]
 Layers = Annotated[int, Meta(ge=1, le=512)]
 Width = Annotated[int, Meta(ge=1, le=WIDEST)]
@@ -42,7 +42,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 BelowOne = Annotated[float, Meta(ge=0, lt=1)]
 
-_INFINITE = 1e300  # nor what a product of two such numbers makes so
+_INFINITE = 1e300  # also too large: products of two such numbers would be infinite
 _LIMITS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "ge": (operator.ge, "{} or more"),
     "gt": (operator.gt, "more than {}"),
@@ -52,17 +52,17 @@ _LIMITS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
 
 
 class Unknown:
-    """Stands for a value that is not known yet; fits every annotation."""
+    """A value that is not known yet; it fits every annotation."""
 
 
 def check(config: Any, name: str = "") -> None:
     """Check every field of a config dataclass; for its `__post_init__`.
 
     Args:
-      name: under which gin binds it, if that is not the class's.
+      name: the class's name in gin, if it is another one.
 
     Raises:
-      UserError: names the first field that is not what its annotation says, as a gin binding.
+      UserError: names the first field that does not fit its annotation, as a gin binding.
     """
     check_fields(type(config), vars(config), name or type(config).__name__)
 
@@ -71,7 +71,7 @@ def check_fields(config_class: type, fields: Mapping[str, Any], where: str) -> N
     """Check values by name, such as those of a `config.json`, against a config's annotations.
 
     Raises:
-      UserError: names `where` and the first field that is unknown, or not as its annotation says.
+      UserError: names `where` and the first field that is unknown or does not fit.
     """
     for name, value in fields.items():
         if name not in annotations(config_class):
@@ -88,7 +88,7 @@ def annotations(config_class: Any) -> dict[str, Any]:
     """Name -> annotation, with its bounds, of a dataclass's fields or a function's parameters."""
     try:
         hints = typing.get_type_hints(config_class, include_extras=True)
-    except NameError:  # a name imported for type checking alone
+    except NameError:  # a name that is imported only for type checking
         return {}
     if dataclasses.is_dataclass(config_class):
         return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
@@ -96,9 +96,9 @@ def annotations(config_class: Any) -> dict[str, Any]:
 
 
 def expected(annotation: Any, value: Any) -> str:
-    """What a value of this annotation has to be, if `value` is not; '' if it is.
+    """What the annotation demands if `value` does not fit it; '' if it fits.
 
-    Annotations that are no types of settings accept anything.
+    Annotations that are not used for settings accept any value.
     """
     if isinstance(value, Unknown) or annotation is Any:
         return ""
@@ -146,7 +146,7 @@ def _several(kind: Any, arguments: tuple[Any, ...], value: Any) -> str:
 
 
 def _number(kind: Any, limits: Meta, value: Any) -> str:
-    """As `expected`, of a whole number or a float."""
+    """As `expected`, for a whole number or a float."""
     stated = {n: bound for n in _LIMITS if (bound := getattr(limits, n)) is not None}
     is_number = isinstance(value, numbers.Integral if kind is int else numbers.Real)
     is_number = is_number and not isinstance(value, bool)
@@ -174,6 +174,6 @@ def _fits(value: Any, limits: Mapping[str, float]) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message, shortened if it is long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 70 else "a huge number"
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,4 +1,4 @@
-"""What XLA is told beyond its defaults, and where its programs are kept."""
+"""XLA options that differ from the defaults, and the cache of compiled programs."""
 
 import dataclasses
 import functools
@@ -12,33 +12,34 @@ from msgspec import Meta
 from atlas_jax.core import bounds
 
 _CPU_OPTIONS: dict[str, str | bool] = {
-    # By default joins products with all that precedes a sum or maximum to one unit of YNNPACK,
-    # XLA's CPU kernels. In an encoder's forward pass that keeps large constants in memory and
-    # takes a sixth to a third longer.
+    # By default YNNPACK, XLA's CPU kernels, joins a product with all that precedes a sum or
+    # maximum. In an encoder's forward pass this keeps large constants in memory and takes a sixth
+    # to a third longer.
     "xla_cpu_experimental_ynn_fusion_type": "",
-    # Lets the maximum of a softmax use vectors; a NaN may get lost in it, but not in the softmax.
+    # The maximum of a softmax may use vectors. It may then miss a NaN, but the softmax does not.
     "xla_cpu_enable_fast_min_max": True,
 }
 
 
 _CORES = "PJRT_NPROC"  # read by XLA when its CPU backend starts
 LIBTPU_ARGS = "LIBTPU_INIT_ARGS"  # read by libtpu when it is loaded
-# The compiler of the libtpu that `jax[tpu]` brings overflows the stack of its threads, 64 KiB, on
-# the joint train step. docs/plan.md, "The compiler of the plan and that of the run".
+# Compiling the joint train step overflows the 64 KiB stacks of the threads of libtpu's compiler, in
+# the version that `jax[tpu]` installs. See docs/plan.md, "The compiler of the plan and that of the
+# run".
 STACK_FLAG, STACK_BYTES = "--fibers_default_thread_stack_size", 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class CompilerConfig:
-    """Compiled programs that outlive a process, and the cores that each of them takes.
+    """The cache of compiled programs, and the CPU cores for each program.
 
     Attributes:
-      cache: directory (also gs://) where they are kept, so that a run that is started again
-        begins at once; "" = what JAX_COMPILATION_CACHE_DIR says, by default none.
-      cache_from_seconds: only programs that took so long to compile.
-      cores: of a CPU, for each program; 0 = all. An index is built of as many batches at a time
-        as there are cores for, which takes less time than to split every operation over all of
-        them. Training has one program at a time and needs them all.
+      cache: directory (also gs://) for compiled programs, so that a run that is started again
+        begins at once. "" = the directory in JAX_COMPILATION_CACHE_DIR, by default none.
+      cache_from_seconds: only programs that took this long to compile are kept.
+      cores: CPU cores for each program; 0 = all. When an index is built, several batches then run
+        side by side. That is faster than splitting every operation over all cores. Training
+        runs one program at a time and needs all cores.
 
     Raises:
       UserError: a number is out of its bounds.
@@ -49,15 +50,15 @@ class CompilerConfig:
     cores: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing."""
+        """Refuse values without a meaning."""
         bounds.check(self)
 
     def apply(self) -> None:
-        """Tell JAX; before its backend starts and anything is compiled."""
+        """Pass the settings to JAX; call it before JAX starts its backend."""
         enlarge_stacks()
         if self.cores:
             os.environ[_CORES] = str(self.cores)
-            # Otherwise programs run on threads of the backend, of which there are as many.
+            # Otherwise programs run on the backend's own threads, one for each of these cores.
             jax.config.update("jax_cpu_enable_async_dispatch", False)
         if self.cache:
             # JAX's names of programs do not tell for how many cores they were compiled.
@@ -67,7 +68,7 @@ class CompilerConfig:
 
 
 def enlarge_stacks() -> None:
-    """Give the threads of libtpu's compiler a larger stack, unless LIBTPU_INIT_ARGS names one.
+    """Give the threads of libtpu's compiler a larger stack, unless LIBTPU_INIT_ARGS sets one.
 
     Call it before JAX starts a TPU backend. Other backends do not read the variable.
     """
@@ -77,7 +78,7 @@ def enlarge_stacks() -> None:
 
 
 def stack_fault() -> str:
-    """Why libtpu's compiler is likely to end while it compiles a step, or ""."""
+    """Why libtpu's compiler is likely to crash while it compiles a step, or ""."""
     found = _stack_of(os.environ.get(LIBTPU_ARGS, "").split())
     if found is not None and found.isdigit() and int(found) >= STACK_BYTES:
         return ""
@@ -89,13 +90,13 @@ def stack_fault() -> str:
 
 
 def _stack_of(arguments: Sequence[str]) -> str | None:
-    """The size that the flag sets, the last one if it is given twice."""
+    """The size that the flag sets; if it is given twice, the last one."""
     sizes = [one.partition("=")[2] for one in arguments if one.partition("=")[0] == STACK_FLAG]
     return sizes[-1] if sizes else None
 
 
 def programs_at_a_time() -> int:
-    """How many programs of one device are to run side by side, after `CompilerConfig.cores`."""
+    """How many programs run side by side on one device, by `CompilerConfig.cores`."""
     told = os.environ.get(_CORES, "")
     if jax.default_backend() != "cpu" or jax.device_count() > 1 or not told.isdigit():
         return 1
@@ -105,10 +106,10 @@ def programs_at_a_time() -> int:
 
 @functools.cache
 def encoder_options() -> dict[str, str | bool] | None:
-    """`compiler_options` of `jax.jit` for an encoder's forward pass; None where none help.
+    """`compiler_options` of `jax.jit` for an encoder's forward pass; None if none help.
 
-    The options may go with another XLA, so they are tried on nothing first: one that does not
-    know them compiles without.
+    Another version of XLA may not know the options. So they are tried on an empty program first,
+    and left out if it does not compile.
     """
     if jax.default_backend() != "cpu":
         return None

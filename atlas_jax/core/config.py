@@ -6,9 +6,9 @@
     --gin.reader/OptimizerConfig.learning_rate=4e-5    a parameter in a scope
     --gin_search_paths=a,b               searched before the current directory and gin/
 
-Files are looked for in the given search paths, the current directory, the folder that
-holds ``gin/`` and ``gin/`` itself, so ``gin/runs/x.gin`` and ``runs/x.gin`` both work,
-from a clone as from an installed package.
+Files are searched in the given search paths, then in the current directory, then in the folder that
+holds ``gin/`` and in ``gin/`` itself. So ``gin/runs/x.gin`` and ``runs/x.gin`` both work, in a
+clone and with an installed package.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _MISSING_ARGUMENTS = re.compile(
     r"(?: in scope '(?P<scope>[\w/]+)')?$",
     re.DOTALL,
 )
-# What gin appends to any exception that passes through it.
+# The text that gin appends to every exception that passes through it.
 _GIN_TRAILER = re.compile(r"\n  In (call to configurable|bindings string) .*", re.DOTALL)
 
 
@@ -50,7 +50,7 @@ def gin_folder() -> Path:
     """The project's ``gin/`` folder: beside the package in a clone, else the installed one.
 
     Raises:
-      UserError: the installation has lost it.
+      UserError: the folder is missing in the installation.
     """
     beside = Path(__file__).resolve().parents[2] / "gin"
     if (beside / "runs").is_dir():
@@ -66,7 +66,7 @@ def gin_folder() -> Path:
 
 
 def search_paths(extra: Sequence[str] = ()) -> list[Path]:
-    """Where gin files are looked for, in this order."""
+    """The folders in which gin files are searched, in this order."""
     folder = gin_folder()
     return [*(Path(path) for path in extra), Path("."), folder.parent, folder]
 
@@ -79,10 +79,10 @@ def load_gin(
 ) -> None:
     """Replace gin's configuration by these files and ``NAME=value`` bindings, checked and locked.
 
-    ``unread``: values for macros that the files require and the caller has no use for.
+    ``unread``: values for macros that the files require but the caller does not use.
 
     Raises:
-      UserError: see `gin_files`; nothing is bound then.
+      UserError: see `gin_files`; then nothing is bound.
     """
     gin.clear_config()
     reading = gin_files.Bindings()
@@ -96,12 +96,12 @@ def load_gin(
 
 
 def clear_gin() -> None:
-    """Forget everything that gin was told."""
+    """Remove all bindings from gin."""
     gin.clear_config()
 
 
 def config_text() -> str:
-    """All that gin was told, as a gin file that `--gin_file` takes again."""
+    """All bindings as a gin file, which `--gin_file` can read again."""
     return str(gin.config_str())
 
 
@@ -119,22 +119,22 @@ def launch(
     unread: Mapping[str, Any] | None = None,
     tuple_flags: Mapping[str, str] | None = None,
 ) -> int:
-    """Parse flags and gin, call `main` with the flags, give back the exit code.
+    """Parse flags and gin, call `main` with the flags, return the exit code.
 
-    A UserError, an error of the operating system (a full disk, no permission), a backend that JAX
-    cannot start, too little memory, or a library that broke down on its input ends with code 2 and
-    one line on stderr; Ctrl-C with 130; a run that saved because of SIGTERM with 75; a reader of
-    stdout that has enough with 141; any other exception is a bug and keeps its traceback. `~` at
-    the beginning of a path is the home folder.
+    These errors end with code 2 and one line on stderr: a UserError, an error of the operating
+    system (a full disk, no permission), a backend that JAX cannot start, too little memory, and a
+    library that fails on its input. Ctrl-C ends with code 130. A run that saved because of SIGTERM
+    ends with 75, and a closed stdout with 141. Any other exception is a bug and keeps its
+    traceback. `~` at the beginning of a path is the home folder.
 
     Args:
-      main: gets the parsed flags; None counts as 0.
+      main: gets the parsed flags; its result None counts as 0.
       parser: the entry point's own flags; the gin flags are added here.
       argv: the arguments, sys.argv[1:] if None.
-      on_devices: whether it computes on all devices; then it takes the flags of `multihost`,
-        and has joined the other processes when `main` is called.
+      on_devices: whether the command computes on all devices. If so, it has the flags of
+        `multihost`, and the processes are joined before `main` is called.
       unread: see `load_gin`.
-      tuple_flags: flags of the parser's that are short for binding a field to a tuple:
+      tuple_flags: flags of the parser that are short for binding a field to a tuple:
         {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
         `--gin.ProfileConfig.steps='(10, 12)'`.
     """
@@ -165,9 +165,9 @@ def _read_flags(
     unread: Mapping[str, Any] | None,
     tuple_flags: Mapping[str, str],
 ) -> argparse.Namespace:
-    """Parse the flags, and give gin what they say."""
+    """Parse the flags and pass gin its part."""
     bindings = [argument for argument in arguments if argument.startswith("--gin.")]
-    if parser.get_default("multihost") is None:  # not given by the entry point either
+    if parser.get_default("multihost") is None:  # the entry point does not set it either
         multihost.refuse_flags(parser.prog, arguments)
     flags = parser.parse_args([a for a in arguments if not a.startswith("--gin.")])
     for flag, field in tuple_flags.items():
@@ -179,7 +179,7 @@ def _read_flags(
 
 
 def _report(program: str, run: Callable[[], int]) -> int:
-    """The exit code of `run`, and a line for an error that is no bug."""
+    """Return the exit code of `run`; print one line for an error that is not a bug."""
     try:
         return run()
     except SystemExit as stop:  # argparse: bad flags, or --help
@@ -218,7 +218,7 @@ def _report(program: str, run: Callable[[], int]) -> int:
 
 
 def _too_large(error: BaseException) -> str:
-    """What to say of memory that the machine or its devices have not; '' of other errors."""
+    """The message for an error about too little memory; '' for other errors."""
     text = one_line(_GIN_TRAILER.sub("", str(error)) or type(error).__name__)
     if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):
         return f"more memory is needed than there is: {text}"
@@ -226,7 +226,7 @@ def _too_large(error: BaseException) -> str:
 
 
 def _missing_fields(found: re.Match[str]) -> str:
-    """Gin's report of unbound arguments, as a line that says what to give."""
+    """Gin's report of unbound arguments, as one line that says what to bind."""
     scope = f"{found['scope']}/" if found["scope"] else ""
     fields = [
         f"{scope}{found['configurable']}.{name}" for name in re.findall(r"'(\w+)'", found["names"])

@@ -1,4 +1,4 @@
-"""The devices of a run: what it is told of them, and they themselves made current."""
+"""The device settings of a run, and the function that makes its mesh current."""
 
 import contextlib
 import dataclasses
@@ -13,12 +13,12 @@ from atlas_jax.core.partitioning import MeshConfig, PartitionRules, Rule
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """How arrays lie on the devices, and how programs are compiled for them.
+    """How arrays are spread over the devices, and how programs are compiled for them.
 
     Attributes:
       mesh: the shape of the mesh.
-      rules: which mesh axis each logical axis is split over.
-      compiler: what XLA is told.
+      rules: the mesh axis over which each logical axis is split.
+      compiler: settings for XLA.
     """
 
     mesh: MeshConfig = MeshConfig()
@@ -31,7 +31,7 @@ def use_devices(devices: Devices) -> Iterator[tuple[Mesh, tuple[Rule, ...]]]:
     """Build mesh and rules and make them current in this thread.
 
     Raises:
-      UserError: the mesh does not fit the devices that are there.
+      UserError: the mesh does not fit the number of devices.
     """
     devices.compiler.apply()
     mesh, rules = partitioning.make_mesh(devices.mesh), tuple(devices.rules.rules)

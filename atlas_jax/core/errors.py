@@ -1,4 +1,4 @@
-"""The one base class of every error that a user's input can cause, and helps to word one."""
+"""The base class of all errors in a user's input, and functions that help to word them."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,33 +7,33 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input: a file, field, flag or gin binding that is wrong.
 
-    The message names what is at fault and what would be right, so the launcher
-    prints it alone, without a traceback, and exits with code 2.
+    The message names the fault and says what would be right. So the launcher prints only the
+    message, without a traceback, and exits with code 2.
     """
 
 
 def one_line(error: BaseException | str) -> str:
-    """An error's text on one line, for another error to quote; never empty.
+    """An error's text on one line, for use in another message; never empty.
 
-    Of a long one the middle is left out: what happened may stand behind the paths it names.
+    A long text loses its middle: the cause may follow after long paths.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 250 else f"{text[:100]} ... {text[-145:]}"
 
 
 def no_value_for(fields: Iterable[str]) -> str:
-    """What is said of fields, as ``Class.name``, that nothing gives a value."""
+    """The message about fields, as ``Class.name``, that have no value."""
     names = list(fields)
     return f"no value for {', '.join(names)}; give {' '.join(f'--gin.{n}=...' for n in names)}"
 
 
 def printable(text: str) -> str:
-    """A message with whatever would move a terminal's cursor spelt out, on one line."""
+    """A message on one line, with characters escaped that would move a terminal's cursor."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether it is a panic of a library written in Rust, which is no subclass of Exception."""
+    """Whether this is a panic of a Rust library, which is not a subclass of Exception."""
     return type(error).__name__ == "PanicException"
 
 
@@ -50,7 +50,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def require(condition: bool, binding: str, value: object, expected: str) -> None:
-    """Refuse a value.
+    """Raise the error about a value.
 
     Raises:
       UserError: names the binding, its value and what is expected.
@@ -60,5 +60,5 @@ def require(condition: bool, binding: str, value: object, expected: str) -> None
 
 
 def one_of(choices: tuple[str, ...]) -> str:
-    """What a message says is right: one of these texts."""
+    """The part of a message that lists the texts allowed."""
     return f"one of {', '.join(map(repr, choices))}"

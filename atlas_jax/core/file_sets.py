@@ -1,8 +1,8 @@
-"""Passages of one file, of a folder, or of all files that a pattern names; notes and text as well.
+"""Read passages from one file, from a folder, or from all files that match a pattern.
 
-A folder is read with its subfolders, in the order of the names. Texts (.md, .txt) become passages
-of whole paragraphs with about a hundred words, the usual size; a Markdown heading begins a new one
-and becomes its section.
+A folder is read with its subfolders, sorted by name. Text files (.md, .txt) are cut into passages
+of whole paragraphs with about a hundred words, the usual size. A Markdown heading begins a new
+passage and becomes its section.
 """
 
 import glob
@@ -18,7 +18,7 @@ from atlas_jax.core.paths import as_path, is_remote
 
 RECORDS = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".csv", ".csv.gz")
 TEXTS = (".md", ".markdown", ".txt")
-WORDS = 100  # of a passage that is cut from a text, about
+WORDS = 100  # approximate length of a passage cut from a text
 
 Place = tuple[str, int]  # file and line
 Check = Callable[[str, int, Fields, Layout | None], None]
@@ -32,10 +32,10 @@ _WANTED = (
 
 
 def passage_files(path: str | os.PathLike[str]) -> list[str]:
-    """The files that a path means: itself, those of a folder, or those that a pattern names.
+    """The files that a path stands for: one file, those in a folder, or those of a pattern.
 
     Raises:
-      UserError: there is none, or a folder holds none that can be read.
+      UserError: there is no such file, or a folder holds none that can be read.
     """
     text = os.fspath(path)
     if is_remote(text) or as_path(text).is_file():
@@ -62,13 +62,13 @@ def passage_files(path: str | os.PathLike[str]) -> list[str]:
 def read_passages(
     path: str | os.PathLike[str], check: Check | None = None, rows: RowsConfig = STRICT
 ) -> Iterator[tuple[Place, Fields]]:
-    """Yield `((file, line), record)` of every passage that a path means, see `passage_files`.
+    """Yield `((file, line), record)` of every passage in the files of `passage_files`.
 
-    The id of a passage of a text is the file's name below the folder, `#` and a number.
+    The id of a passage from a text file is the file's path in the folder, `#` and a number.
 
     Args:
-      check: further demands on a record; gets file, line, record and its layout, None for a text.
-      rows: what becomes of broken rows.
+      check: further checks of a record; gets file, line, record and its layout, None for a text.
+      rows: what happens to broken rows.
 
     Raises:
       UserError: names file and line.
@@ -97,7 +97,7 @@ def _common_folder(files: list[str]) -> str:
 
 
 def _begins_with_an_object(file: str) -> bool:
-    """Whether a file that is called a text holds jsonl."""
+    """Whether a file with a text's suffix holds jsonl."""
     for _, raw in raw_lines(as_path(file)):
         text = raw.removeprefix(b"\xef\xbb\xbf").strip()
         if text:
@@ -106,7 +106,7 @@ def _begins_with_an_object(file: str) -> bool:
 
 
 def _passages_of_text(file: str, name: str) -> Iterator[tuple[int, Fields]]:
-    """Passages of a text: headings begin a new one, paragraphs fill it up."""
+    """Passages of a text: a heading begins a new one, paragraphs fill it."""
     title = re.sub(r"\.(md|markdown|txt)$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
     section, first, number = "", 0, 0
     words: list[str] = []

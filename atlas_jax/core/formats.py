@@ -1,14 +1,14 @@
-"""Text put into a format: what a user typed stays text, only the format brings special tokens.
+"""Put text into a format; only the format can add special tokens, never the user's text.
 
-A question may hold `<extra_id_0>`, a passage `[SEP]`. In a tokenizer's vocabulary these are names
-of tokens with a meaning. So two marks (noncharacters of Unicode, which no text may hold) travel
-with the text to `Tokenizer.encode`, which takes them out:
+A question may contain `<extra_id_0>` and a passage `[SEP]`. In a tokenizer's vocabulary these are
+names of special tokens. So two marks go with the text to `Tokenizer.encode`, which removes them.
+They are noncharacters of Unicode, which no text may contain:
 
     LITERAL     in `<` LITERAL `extra_id_0>`: text that only looks like a sentinel
     DELIBERATE  before `[SEP]`: the token itself, because a format says so
 
-A sentinel without a mark is one, since formats and tasks write them. Every other name of a special
-token is text unless it is marked.
+An unmarked sentinel is a sentinel, since formats and tasks write them. The name of any other
+special token is plain text unless it is marked.
 """
 
 import functools
@@ -24,18 +24,18 @@ DELIBERATE = "\ufdd1"
 
 SENTINEL = re.compile(r"<extra_id_\d+>")
 _SENTINEL_TEXT = re.compile(r"<(?=extra_id_\d+>)")
-# What special tokens of T5, BERT and their kin look like.
+# The form of special tokens in T5, BERT and similar models.
 _SPECIAL_NAME = re.compile(r"(?!<extra_id_\d+>)(<[^<>\s]+>|\[[^\[\]\s]+\])")
 
 
 class Filled(str):
-    """Text that came out of a format: put into another one, it keeps its special tokens."""
+    """Text made by a format; when put into another format it keeps its special tokens."""
 
     __slots__ = ()
 
 
 def literal(text: str) -> Filled:
-    """What a user typed, as text that holds no special token."""
+    """Mark a user's text so that it contains no special token."""
     if isinstance(text, Filled):
         return text
     plain = text.replace(LITERAL, "").replace(DELIBERATE, "")
@@ -43,11 +43,11 @@ def literal(text: str) -> Filled:
 
 
 def fill(template: str, /, **fields: Any) -> Filled:
-    """`template.format(**fields)`; special tokens of the template count, those of fields do not.
+    """`template.format(**fields)`; special tokens only count in the template, not in fields.
 
     Args:
-      template: checked before to have only these fields.
-      fields: a `Filled` is put in as it is, any other value as text.
+      template: already checked to have only these fields.
+      fields: a `Filled` is used as it is, any other value as text.
     """
     parts = []
     for before, name in _pieces(template):
@@ -59,7 +59,7 @@ def fill(template: str, /, **fields: Any) -> Filled:
 
 
 def check_format(binding: str, template: str, fields: Sequence[str]) -> tuple[str, ...]:
-    """Refuse a format string that is malformed or has other than the given fields, as they are.
+    """Refuse a format string that is malformed, has other fields, or formats a field.
 
     Returns:
       The fields that it has.
@@ -86,7 +86,7 @@ def check_format(binding: str, template: str, fields: Sequence[str]) -> tuple[st
 
 @functools.lru_cache(maxsize=64)
 def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    """What stands before each field, its special tokens marked, and the field's name."""
+    """The text before each field, with special tokens marked, and the field's name."""
     return tuple(
         (_SPECIAL_NAME.sub(rf"{DELIBERATE}\1", before), name)
         for before, name, _, _ in string.Formatter().parse(template)

@@ -1,9 +1,9 @@
 """Reading gin files strictly: every name is checked before anything is bound.
 
-gin-config itself binds a missing ``%gin.REQUIRED`` or an undefined macro in silence when
-`parse_config` is used, and says "No configurable matching" without the nearest name. Here
-files and command-line bindings are first read into plain `Binding`s, each with the place
-it was written; then all of them are checked together; only then are they given to gin.
+With `parse_config`, gin-config itself accepts a missing ``%gin.REQUIRED`` or an undefined macro
+without an error, and says "No configurable matching" without the nearest name. Here files and
+command-line bindings are first read into plain `Binding`s with the place of each. Then all are
+checked together. Only then gin gets them.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ from atlas_jax.core.terminal import expand_home
 SCOPES = ("reader", "retriever")
 
 _BINDING_NAME = re.compile(r"(?:\w+/)*[A-Za-z_]\w*(?:\.\w+)*")
-# A value that gin cannot parse is taken as a string if it looks like a path, a name or a
-# schedule; anything with quotes or brackets is more likely a slip.
+# A value that gin cannot parse is used as a string if it looks like a path, a name or a schedule.
+# With quotes or brackets it is more likely a typing error.
 _BARE_STRING = re.compile(r"[^\s'\"(){}\[\]@%#][^'\"(){}\[\]#\n]*")
 _BARE_WORD = re.compile(r"Failed to parse token '(\w+)'")  # as gin words it
 _LARGEST = (1 << 63) - 1
 _LONGEST_VALUE = 1 << 16
-_DEEPEST_VALUE = 20  # lists in each other
+_DEEPEST_VALUE = 20  # levels of nested lists
 _DEEPEST_INCLUDE = 32
-# What gin's parser lets through beside syntax errors: numbers too long, null bytes, ...
+# Errors of gin's parser other than syntax errors: numbers too long, null bytes, ...
 _PARSER_ERRORS = (ValueError, TypeError, OverflowError, AttributeError, IndexError, StopIteration)
 _PYTHON_CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One ``scope/Name.parameter = value``; a macro has the parameter ''. `place`: where from."""
+    """One ``scope/Name.parameter = value``; a macro has the parameter ''. `place`: its origin."""
 
     scope: str
     name: str
@@ -55,25 +55,25 @@ class Binding:
 
     @property
     def label(self) -> str:
-        """As it is written in a gin file, without the value."""
+        """The binding as in a gin file, without the value."""
         scope = f"{self.scope}/" if self.scope else ""
         return f"{scope}{self.name}.{self.parameter}" if self.parameter else f"{scope}{self.name}"
 
 
 @dataclasses.dataclass
 class Bindings:
-    """What the files and the command line say: the last binding of a name counts."""
+    """The bindings of files and command line; the last binding of a name counts."""
 
     bindings: dict[str, Binding] = dataclasses.field(default_factory=dict)
     imports: list[str] = dataclasses.field(default_factory=list)
     read: set[Path] = dataclasses.field(default_factory=set)
 
     def add(self, binding: Binding) -> None:
-        """Take a binding after checking its names and what no setting can be.
+        """Add a binding after checking its names and its value.
 
         Raises:
-          UserError: unknown scope, configurable or parameter, and names the nearest one; a value
-            that no program can hold; or a `~name` of nobody.
+          UserError: unknown scope, configurable or parameter (names the nearest one); a value
+            that no program can hold; or a `~name` without such a user.
         """
         problem = _impossible(binding.value)
         if problem:
@@ -88,14 +88,14 @@ class Bindings:
         return self.bindings.get(name)
 
     def fill_required(self, values: Mapping[str, Any]) -> None:
-        """Give these macros a value where they are still ``%gin.REQUIRED``."""
+        """Give these macros a value if they are still ``%gin.REQUIRED``."""
         for name, value in values.items():
             binding = self.bindings.get(name)
             if binding is not None and any(map(_is_required, _references(binding.value))):
                 self.bindings[name] = dataclasses.replace(binding, value=value)
 
     def apply(self) -> None:
-        """Give everything to gin and lock it."""
+        """Pass all bindings to gin and lock it."""
         for module in self.imports:
             gin.parse_config(f"import {module}")  # so that gin.config_str() repeats it
         for binding in self.bindings.values():
@@ -108,7 +108,7 @@ class Bindings:
 
 
 def _configurable(name: str, place: str) -> Any:
-    """The registered configurable that `name` (possibly with modules in front) means."""
+    """The registered configurable called `name`, which may begin with modules."""
     registry = gin_config._REGISTRY
     matches = registry.matching_selectors(name)
     if not matches:
@@ -120,7 +120,7 @@ def _configurable(name: str, place: str) -> Any:
 
 
 def _checked(binding: Binding) -> Binding:
-    """`binding` under its configurable's shortest name, once scope and parameter are known."""
+    """Check scope and parameter; return `binding` with its configurable's shortest name."""
     if binding.scope and binding.scope not in SCOPES:
         raise UserError(
             f"{binding.place}: {binding.label}: no part of the program uses the scope "
@@ -151,7 +151,7 @@ class _Delegate(gin_config.ParserDelegate):
 
 
 def _impossible(value: Any) -> str:
-    """What is wrong with a value whatever it is bound to; '' if nothing is."""
+    """The fault of a value that no setting can have; '' if there is none."""
     level = [value]
     for _ in range(_DEEPEST_VALUE):
         below: list[Any] = []
@@ -176,7 +176,7 @@ def find_file(name: str, search_paths: Sequence[Path], asked_by: str) -> Path:
     """The first of `search_paths` that holds the gin file `name`.
 
     Raises:
-      UserError: there is none; lists the search paths and the nearest file name.
+      UserError: no folder holds it; lists the search paths and the nearest file name.
     """
     try:
         check_name(name)
@@ -345,7 +345,7 @@ def _is_required(reference: Any) -> bool:
 
 
 def check(reading: Bindings) -> None:
-    """Check what only the whole configuration shows.
+    """Check for faults that only show in the whole configuration.
 
     Raises:
       UserError: a required or undefined macro (with the file that needs it), a macro given
@@ -387,11 +387,11 @@ def _check_missing(reading: Bindings, used: dict[str, Binding]) -> None:
 
 
 def _resolved(reading: Bindings, value: Any, binding: Binding, within: tuple[str, ...] = ()) -> Any:
-    """`value` with its macros replaced by what they stand for."""
+    """`value` with its macros replaced by their values."""
     if isinstance(value, gin_config.ConfigurableReference):
         macro = _macro_name(value)
         if macro is None:
-            return bounds.Unknown()  # not before it is called
+            return bounds.Unknown()  # known only when it is called
         if macro in within:
             circle = " -> ".join((*within, macro))
             raise UserError(f"{binding.place}: macros refer to each other: {circle}")
@@ -403,7 +403,7 @@ def _resolved(reading: Bindings, value: Any, binding: Binding, within: tuple[str
 
 
 def _check_type(reading: Bindings, binding: Binding) -> None:
-    """A literal of the wrong type is an error now, not after an hour of indexing."""
+    """Refuse a literal of the wrong type now, and not after an hour of indexing."""
     wrapped = _configurable(binding.name, binding.place).wrapped
     annotations = bounds.annotations(wrapped.__init__ if _is_plain_class(wrapped) else wrapped)
     value = _resolved(reading, binding.value, binding)
@@ -415,5 +415,5 @@ def _check_type(reading: Bindings, binding: Binding) -> None:
 
 
 def _is_plain_class(wrapped: Any) -> bool:
-    """Whether the parameters' annotations stand on ``__init__`` and not on the class."""
+    """Whether the parameters are annotated in ``__init__`` and not in the class."""
     return inspect.isclass(wrapped) and not dataclasses.is_dataclass(wrapped)

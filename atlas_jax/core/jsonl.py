@@ -20,7 +20,7 @@ from atlas_jax.core.whole import whole_file
 FieldTypes = Mapping[str, type | tuple[type, ...]]
 Check = Callable[[int, dict[str, Any]], None]
 
-_MAX_REPORTS = 20  # broken lines of one file that are told one by one
+_MAX_REPORTS = 20  # broken lines of a file that are reported one by one
 
 _JSON_NAMES = {
     str: "a string",
@@ -35,11 +35,11 @@ _JSON_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
-    """What becomes of a broken line of a data file.
+    """What happens to a broken line of a data file.
 
     Attributes:
-      skip_broken: False stops at the first one. True leaves them out and reports each on
-        stderr by file and line, with their number at the end.
+      skip_broken: False stops at the first one. True skips them and reports each on stderr, by
+        file and line, with their number at the end.
     """
 
     skip_broken: bool = False
@@ -62,13 +62,13 @@ def read_jsonl(
       required: names of the fields that every record must have, or a mapping from the
         name to the type (or tuple of types) that its value must have.
       optional: types of fields that may be absent (or null).
-      check: further demands on a record, called with its line number; raises a UserError.
-      rows: what becomes of a broken line.
+      check: further checks of a record, called with its line number; raises a UserError.
+      rows: what happens to a broken line.
 
     Raises:
-      UserError: naming `file:line`, when the file cannot be opened or read on, or a line
-        is not UTF-8, not JSON, cut off or no object, a field is missing or of another type,
-        or `check` refuses it. Such a line is only reported with `rows.skip_broken`.
+      UserError: names `file:line`. The file cannot be read; or a line is not UTF-8, not JSON, cut
+        off or not an object; or a field is missing or of another type; or `check` refuses the
+        record. With `rows.skip_broken` a broken line is only reported.
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
     broken = BrokenRows(path, rows)
@@ -91,10 +91,10 @@ def read_jsonl(
 
 
 class BrokenRows:
-    """What becomes of the broken rows of one file, see `RowsConfig`; for readers of any format."""
+    """Handles the broken rows of one file as `RowsConfig` says; for readers of any format."""
 
     def __init__(self, path: str | os.PathLike[str], rows: RowsConfig = STRICT) -> None:
-        """Begin with none."""
+        """Begin without broken rows."""
         self._path, self._skips, self._count = path, rows.skip_broken, 0
 
     def take(self, error: UserError) -> None:
@@ -106,7 +106,7 @@ class BrokenRows:
             print(f"skipped: {error}", file=sys.stderr)
 
     def tell(self) -> None:
-        """Report how many there were, if any."""
+        """Report the number of broken rows, if there are any."""
         if self._count:
             print(f"skipped: {self._count} broken rows of {self._path} in all", file=sys.stderr)
 
@@ -126,10 +126,9 @@ def check_fields(
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line and return how many; gzip'd where the name ends in `.gz`.
+    """Write one JSON object a line, gzip'd if the name ends in `.gz`; return their number.
 
-    The file appears under its name only when it is complete: a failure on the way leaves
-    what was there before.
+    The file gets its name only when it is complete. After a failure an earlier file is unchanged.
     """
     count = 0
     with atomic_text(path) as file:
@@ -148,10 +147,10 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _text_in(raw: BinaryIO, target: Path) -> Iterator[TextIO]:
-    """Text that becomes UTF-8 in `raw`, compressed if the name of the target says so."""
+    """A text stream that writes UTF-8 to `raw`, gzip'd if the target's name ends in `.gz`."""
     with contextlib.ExitStack() as stack:
         binary: Any = raw
-        if target.suffix == ".gz":  # no name and time inside: equal text, equal bytes
+        if target.suffix == ".gz":  # without name and time, so that equal text gives equal bytes
             binary = stack.enter_context(
                 gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
             )
@@ -165,8 +164,8 @@ def raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every line of a file, plain or gzip'd; lines count from 1.
 
     Raises:
-      UserError: names the file that is not there or is no regular file, or the line where it
-        cannot be read on.
+      UserError: the file does not exist or is not a regular file, or it cannot be read from a
+        line on; names file or line.
     """
     number, source = 0, input_file(path)
     try:
@@ -182,7 +181,7 @@ def raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
 
 
 def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Every line of a UTF-8 file, plain or gzip'd, with its end; no byte order mark.
+    """Every line of a UTF-8 file, plain or gzip'd, with its line end, without byte order mark.
 
     Raises:
       UserError: as `raw_lines`, or names the line that is not UTF-8.
@@ -196,7 +195,7 @@ def _decoded(raw: bytes, path: str | os.PathLike[str], number: int) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        return utf8_text(raw, f"{path}:{number}")  # which says what is wrong
+        return utf8_text(raw, f"{path}:{number}")  # raises an error that names the fault
 
 
 def _parse(raw: bytes, where: str) -> dict[str, Any]:
@@ -208,7 +207,7 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
 
 def _check_type(value: Any, kind: type | tuple[type, ...], name: str, where: str) -> None:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    # In Python true is an int; in the data it is not.
+    # In Python, True is an int; in the data it must not count as one.
     is_wrong_bool = isinstance(value, bool) and bool not in kinds and object not in kinds
     if is_wrong_bool or not isinstance(value, kinds):
         wanted = " or ".join(_JSON_NAMES.get(k, k.__name__) for k in kinds)

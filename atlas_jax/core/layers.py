@@ -1,7 +1,7 @@
-"""What reader and retriever share: four layers, their product, the softmax of attention.
+"""Shared by reader and retriever: four layers, their product, the softmax of attention.
 
-Every parameter has logical axes, is float32 and named as in T5X (``kernel``, ``bias``,
-``embedding``, ``scale``); arithmetic is done in the ``dtype`` of the layer.
+Every parameter has logical axes, is float32 and is named as in T5X (``kernel``, ``bias``,
+``embedding``, ``scale``). Layers compute in their ``dtype``.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jax.nn import initializers
 
 Initializer = Callable[..., Any]
 
-# What a layer keeps for its backward pass; without a policy ("none") it keeps everything.
+# What a layer keeps for its backward pass. Without a policy ("none") it keeps everything.
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -27,10 +27,10 @@ default_kernel_init = initializers.variance_scaling(1.0, "fan_in", "truncated_no
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """``x kernel`` over the last axis of x, [..., in] x [in, out] -> [..., out].
 
-    Sums are float32, the result has the dtype of x. The derivative is the usual one, written
-    out for two reasons: the kernel's, as JAX derives it, is a product [out, in] to be
-    transposed, for which XLA on CPU first copies the cotangent; and its sums would be in the
-    dtype of x, which on CPU misses the fast bfloat16 products.
+    Sums are float32; the result has the dtype of x. The derivative is the usual one. It is written
+    out for two reasons. JAX would derive the kernel's gradient as a product [out, in] that is then
+    transposed; for this XLA on CPU first copies the cotangent. And JAX would sum in the dtype of x,
+    which misses the fast bfloat16 products on CPU.
     """
     return _product(x, kernel, (x.ndim - 1,), (0,))
 
@@ -64,9 +64,9 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def softmax(logits: jax.Array) -> jax.Array:
     """Softmax over the last axis, [..., s] -> [..., s], for attention.
 
-    With the derivative that JAX has behind a flag: it reads the result alone. The default one
-    keeps the exponentials and the reciprocals of their sums, spread over the row, beside it:
-    three arrays of an attention's size for each layer instead of one.
+    It uses the derivative that JAX offers behind a flag, which needs only the result. The default
+    derivative also keeps the exponentials and the reciprocals of their sums, spread over the row.
+    That is three arrays of an attention's size for each layer instead of one.
     """
     with jax.softmax_custom_jvp(True):
         return jax.nn.softmax(logits, axis=-1)

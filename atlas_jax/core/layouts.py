@@ -1,8 +1,8 @@
 """The layouts of data files: this project's own and those of well-known collections.
 
-A file is told by its suffix and by the fields of its first record. Every layout gives records
-with this project's fields, so the rest of the code knows one layout alone. To read another one,
-add a row to `PASSAGES` or `QUESTIONS`.
+A file's layout is recognised by its suffix and by the fields of its first record. Every layout is
+converted to this project's fields, so the rest of the code knows only one layout. To read another
+layout, add a row to `PASSAGES` or `QUESTIONS`.
 """
 
 import ast
@@ -28,25 +28,25 @@ from atlas_jax.core.paths import as_path
 
 Fields = dict[str, Any]
 
-_LONGEST_VALUE = 1 << 24  # of a table, in characters; the csv module stops at 2**17
+_LONGEST_VALUE = 1 << 24  # characters in a table's value; by default csv stops at 2**17
 
 _ID: FieldTypes = {"id": (str, int)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way to write passages or questions down.
+    """A layout of passages or questions.
 
     Attributes:
-      name: as a person knows it.
-      told_by: types of the fields by which it is known; every record has them.
+      name: for people.
+      told_by: types of the fields by which the layout is recognised; every record has them.
       optional: types of fields that may be absent.
-      called: our field -> the layout's, where they differ. A record that has one of ours already
-        is not of this layout.
+      called: our field -> the layout's field, if they differ. A record that has one of ours is
+        not of this layout.
       table: whether the file is a table of tab-separated values, not jsonl.
-      columns: names of the table's columns; () = the first line says them.
-      repeats: whether a passage may come again, with the same id; it is read once then.
-      settle: what else makes the fields ours; gets the renamed record and its place.
+      columns: names of the table's columns; () = the first line names them.
+      repeats: whether a passage may occur several times with the same id; it is read once.
+      settle: further changes; a function of the renamed record and its place.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Layout:
     settle: Callable[[Fields, str], Fields] | None = None
 
     def fits(self, raw: Mapping[str, Any]) -> bool:
-        """Whether a record has the fields by which this layout is known."""
+        """Whether a record has the fields by which this layout is recognised."""
         has_ours = any(own in raw for own in self.called)
         return not has_ours and all(
             name in raw and isinstance(raw[name], kind) for name, kind in self.told_by.items()
         )
 
     def convert(self, raw: Mapping[str, Any], where: str) -> Fields:
-        """The record with our fields; those of no meaning to us stay as they are.
+        """The record with our fields; unknown fields stay as they are.
 
         Raises:
           UserError: names the field of the file that is missing or of another type.
@@ -78,7 +78,7 @@ class Layout:
 
 
 def _title_and_text(record: Fields, where: str) -> Fields:
-    """FlashRAG's `contents`: the title, in quotes or not, is the first of several lines."""
+    """Split FlashRAG's `contents`: the first of several lines is the title, perhaps in quotes."""
     first, line_break, rest = record["text"].partition("\n")
     if not line_break or not rest.strip():
         return record
@@ -93,7 +93,7 @@ def _context_id(context: str) -> str:
 
 
 def _squad_passage(record: Fields, where: str) -> Fields:
-    """The context of a question; questions about one context give one passage."""
+    """The context of a question; several questions may give the same passage."""
     return {
         "id": _context_id(record["text"]),
         "title": record.get("title") or "",
@@ -111,7 +111,7 @@ def _squad_question(record: Fields, where: str) -> Fields:
 
 
 def _listed_answers(record: Fields, where: str) -> Fields:
-    """Answers as DPR writes them: a list in Python's manner."""
+    """Answers as DPR writes them: a Python list."""
     try:
         answers = ast.literal_eval(record["answers"])
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -124,8 +124,8 @@ def _listed_answers(record: Fields, where: str) -> Fields:
     return {**record, "answers": answers}
 
 
-# The first that fits a file's first record reads all of it. Ours comes last: whatever is no
-# other layout is checked against it, so that an error tells what is missing.
+# The first layout that fits the first record is used for the whole file. Ours comes last: a record
+# of no other layout is checked against it, so that the error names the missing field.
 PASSAGES = (
     Layout(
         "BEIR",
@@ -198,13 +198,14 @@ def read_layout(
 ) -> Iterator[tuple[int, Fields]]:
     """Yield `(line, record)` of a data file, the record with our fields.
 
-    A layout that is not ours is told in one line on stderr.
+    Another layout than ours is reported in one line on stderr.
 
     Args:
-      path: jsonl or, named .tsv or .csv, a table of tab-separated values; perhaps with .gz.
+      path: jsonl, or a table of tab-separated values with the suffix .tsv or .csv; both may
+        have .gz behind it.
       layouts: `PASSAGES` or `QUESTIONS`.
-      check: further demands on a record; raises a UserError.
-      rows: what becomes of a broken row.
+      check: further checks of a record; raises a UserError.
+      rows: what happens to a broken row.
 
     Raises:
       UserError: names file, line and field; see `read_jsonl`.
@@ -252,7 +253,7 @@ def _read_table(
     check: Callable[[int, Fields], None],
     policy: RowsConfig,
 ) -> Iterator[tuple[int, Fields]]:
-    """Rows of tab-separated values, quoted as CSV quotes them; numbered by their last line.
+    """Rows of tab-separated values with CSV's quotes, each with the number of its last line.
 
     Raises:
       UserError: as `read_jsonl`; a line that is not UTF-8 always ends the reading.

@@ -1,4 +1,4 @@
-"""One process at a time: a lock file that the operating system frees when its holder ends."""
+"""A lock file for one process at a time; the operating system frees it when the process ends."""
 
 import contextlib
 import fcntl
@@ -11,12 +11,12 @@ from atlas_jax.core.errors import UserError
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; it is removed at the end.
+    """Hold the lock file `path` while the block runs, then remove it.
 
-    On a file system without locks nothing is held.
+    On a file system without locks this does nothing.
 
     Raises:
-      UserError: another process holds it; names `what` and that process.
+      UserError: another process holds the lock; names `what` and that process.
       OSError: the file cannot be made.
     """
     handle = _acquire(path, what)
@@ -40,7 +40,7 @@ def _acquire(path: Path, what: str) -> int | None:
                 f"{what} is being written by another process ({holder or 'just begun'}); wait for "
                 "it to end, then start this command again"
             ) from None
-        except OSError:  # no locks here
+        except OSError:  # the file system has no locks
             os.close(handle)
             path.unlink(missing_ok=True)
             return None
@@ -48,11 +48,11 @@ def _acquire(path: Path, what: str) -> int | None:
             os.truncate(handle, 0)
             os.write(handle, str(os.getpid()).encode("ascii"))
             return handle
-        os.close(handle)  # whoever held it before has just removed it
+        os.close(handle)  # its last holder has just removed the file
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the file at this path."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

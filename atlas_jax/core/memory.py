@@ -1,7 +1,7 @@
-"""Whether arrays fit into the memory of this machine, before they are made.
+"""Check that arrays fit into the memory of this machine, before they are made.
 
-On a CPU, XLA that gets no memory ends the process, or lets it wait for ever for the arrays that
-never come. A TPU or GPU says that its memory is exhausted, so there nothing is checked.
+On a CPU, if XLA gets no memory it ends the process, or the process waits for ever for its arrays. A
+TPU or GPU raises an error, so nothing is checked there.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 
-_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
 
 
 def check_fits(shapes: Any, what: str) -> None:
-    """Refuse arrays that are larger than all memory that this process may have.
+    """Refuse arrays that are larger than the memory that this process may use.
 
     Args:
       shapes: tree of arrays or ShapeDtypeStructs.
-      what: they are, for the message.
+      what: name of the arrays, for the message.
 
     Raises:
       UserError: says how much they need, how much there is, and which array is the largest.
@@ -46,7 +46,7 @@ def check_fits(shapes: Any, what: str) -> None:
 
 
 def available() -> int:
-    """Bytes that this process may use at most: of the machine, its container and its limits."""
+    """Most bytes that this process may use, by the machine, its container and its limits."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
         limits.append(int(_GROUP_LIMIT.read_text()))

@@ -1,13 +1,13 @@
-"""Several processes as one program: start-up, and what each of them holds, reads and writes.
+"""Several processes as one program: how they start, and what each holds, reads and writes.
 
-Every process runs the same command. On a Cloud TPU slice of several hosts JAX finds the others
-by itself; elsewhere they are told where process 0 is:
+Every process runs the same command. On a Cloud TPU slice with several hosts JAX finds the other
+processes itself. Elsewhere the flags say where process 0 is:
 
     --multihost=auto|on|off            'auto' starts it where Cloud TPU chips are found
     --coordinator_address=HOST:PORT    of process 0; with it --process_count and --process_index
 
-Process 0 alone writes metrics, predictions, indices and model folders, so MODEL_DIR has to lie
-where all processes see it. Each process reads only its own rows of a training batch.
+Only process 0 writes metrics, predictions, indices and model folders. So all processes must see the
+same MODEL_DIR. Each process reads only its own rows of a training batch.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _CHIPS = ("/dev/accel0", "/dev/vfio/0")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this module's head."""
+    """Add the flags described at the top of this module."""
     group = parser.add_argument_group("several hosts", "one process on each, the same command")
     group.add_argument("--multihost", choices=MODES, default="auto")
     group.add_argument("--coordinator_address", metavar="HOST:PORT")
@@ -42,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_flags(command: str, arguments: Sequence[str]) -> None:
-    """Refuse this module's flags to a command that works in one process.
+    """Refuse this module's flags for a command that runs in one process.
 
     Raises:
       UserError: one of them is given; says which commands take it.
@@ -57,9 +57,9 @@ def refuse_flags(command: str, arguments: Sequence[str]) -> None:
 
 
 def start(flags: argparse.Namespace) -> None:
-    """Join the other processes, if the flags or the machine say that there are any.
+    """Join the other processes, if flags or machine say that there are any.
 
-    Has to come before anything asks JAX for its devices. Does nothing where it is done already.
+    Call it before anything asks JAX for its devices. A second call does nothing.
 
     Raises:
       UserError: flags that contradict each other, or the others cannot be reached.
@@ -79,12 +79,12 @@ def start(flags: argparse.Namespace) -> None:
 
 
 def expected(flags: argparse.Namespace, timeout: float) -> tuple[str, int, int] | None:
-    """What `start` would join: HOST:PORT of process 0, this process's index, and their number.
+    """The run that `start` would join: HOST:PORT of process 0, this process's index, their number.
 
-    None: nothing, or nothing that JAX finds.
+    None if there is no such run, or JAX does not find it.
 
     Args:
-      timeout: seconds to wait for the name of process 0's host to be known.
+      timeout: seconds to wait until the host name of process 0 is known.
 
     Raises:
       UserError: flags that contradict each other.
@@ -102,7 +102,7 @@ def expected(flags: argparse.Namespace, timeout: float) -> tuple[str, int, int] 
 
 
 def _joins(flags: argparse.Namespace) -> bool:
-    """Whether there are processes to be joined.
+    """Whether there are processes to join.
 
     Raises:
       UserError: flags that contradict each other.
@@ -139,9 +139,9 @@ def _on_cloud_tpu() -> bool:
 
 
 def joined() -> tuple[int, int]:
-    """This process's index and how many there are, without asking for a device.
+    """This process's index and the number of processes, without asking for a device.
 
-    `jax.process_index` would start the backend, which may wait for ever for an odd host.
+    `jax.process_index` would start the backend, which may wait for ever for a faulty host.
     """
     state = distributed.global_state
     return state.process_id, state.num_processes
@@ -160,9 +160,9 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def first_goes_first(name: str) -> Iterator[None]:
-    """Process 0 runs the block, then all others do, who find what it has made.
+    """Process 0 runs the block first; then the others run it and find its files.
 
-    After an error of process 0 the others run into it themselves.
+    If process 0 fails, the others run the block too and meet the same error.
     """
     if not is_first():
         barrier(name)
@@ -174,14 +174,14 @@ def first_goes_first(name: str) -> Iterator[None]:
 
 
 def of_first(value: int) -> int:
-    """What `value` is on process 0, on every process."""
+    """Process 0's `value`, on every process."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
 def local_rows(sharding: Sharding, rows: int) -> list[int]:
-    """The rows of a batch that this process has to provide, ascending.
+    """The rows of a batch that this process must provide, ascending.
 
     Args:
       sharding: of the batch, over its first axis.
@@ -205,9 +205,10 @@ def place_rows(tree: Any, sharding: Sharding, rows: int) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays on the mesh from arrays that every process has whole.
+    """Place arrays on the mesh that every process holds as a whole.
 
-    Like `jax.device_put`, which with several processes sends all of it around to compare.
+    Like `jax.device_put`. With several processes that function sends all arrays around to compare
+    them; this one does not.
 
     Args:
       tree: of numpy or local arrays.
@@ -227,7 +228,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """The whole arrays as numpy on every process, one after the other; all have to take part."""
+    """The whole arrays as NumPy arrays on every process; all processes must call it."""
 
     def fetch(leaf: Any) -> Any:
         apart = isinstance(leaf, jax.Array) and not (

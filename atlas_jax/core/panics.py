@@ -1,4 +1,4 @@
-"""Libraries written in Rust: a panic of theirs as an error, without what it prints."""
+"""Turns a panic of a Rust library into an error, without what the panic prints."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from atlas_jax.core.errors import UserError, is_panic, one_line
 
 @contextlib.contextmanager
 def panics_told(where: str) -> Iterator[None]:
-    """Let a panic in this block be a UserError that begins with `where`.
+    """Turn a panic in this block into a UserError that begins with `where`.
 
-    A panic prints several lines to the process's stderr before Python hears of it; they are
-    dropped. Whatever else is printed there meanwhile appears when the block ends.
+    A panic prints several lines to the process's stderr before Python knows of it; they are
+    dropped. Other output to stderr appears when the block ends.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

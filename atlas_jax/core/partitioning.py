@@ -1,10 +1,9 @@
 """Named meshes, T5X-style logical axis rules, and one strict sharding constraint.
 
-Modules name the axes of their arrays (``batch``, ``embed``, ``heads``...). Rules map
-those names to mesh axes, first match wins and a mesh axis is used once per array, as
-in T5X. Nothing else in the project mentions a mesh axis, except the passage index: no
-rule moves it, it is spread over all devices of a slice (``index_axes``) and repeated on
-each slice.
+Modules name the axes of their arrays (``batch``, ``embed``, ``heads``...). Rules map these names to
+mesh axes as in T5X: the first match wins, and an array uses a mesh axis once. Nothing else in the
+project mentions a mesh axis, except the passage index. No rule applies to it: it is spread over all
+devices of a slice (``index_axes``), and each slice has a copy.
 """
 
 import contextlib
@@ -57,10 +56,11 @@ class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, "all remaining devices".
 
     Attributes:
-      data: splits the batch; parameters are copied along it.
+      data: splits the batch; each part has a copy of the parameters.
       fsdp: splits the batch, and the width of every parameter and of its moments.
-      model: splits heads, MLP and vocabulary, of parameters and of activations.
-      dcn: slices, which the data-centre network joins; each has data x fsdp x model devices.
+      model: splits heads, MLP and vocabulary, in parameters and activations.
+      dcn: number of slices, joined by the data-centre network; each has data x fsdp x model
+        devices.
     """
 
     data: _Devices = -1
@@ -69,7 +69,7 @@ class MeshConfig:
     dcn: _Devices = 1
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of devices."""
+        """Refuse values that are not a number of devices."""
         bounds.check(self)
 
 
@@ -101,7 +101,7 @@ class PartitionRules:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange the devices as dcn x data x fsdp x model, where they are TPU slices by slice.
+    """Arrange the devices as dcn x data x fsdp x model; with TPUs, dcn counts their slices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or dcn is not the number
@@ -122,7 +122,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     # Auto axes: the Explicit default of jax.make_mesh refuses linen's constraints.
     types = (AxisType.Auto,) * len(MESH_AXES)
     slices = _slices(devices)
-    if slices == 1:  # or devices that simulate some
+    if slices == 1:  # or devices that simulate several slices
         return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
     if sizes[0] != slices:
         raise UserError(
@@ -134,28 +134,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _slices(devices: Sequence[jax.Device]) -> int:
-    """On how many TPU slices the devices lie; 1 for other devices."""
+    """Number of TPU slices of the devices; 1 for other devices."""
     if devices[0].platform != "tpu":
         return 1
     return len({getattr(device, "slice_index", 0) for device in devices})  # one slice has none
 
 
 def index_axes(mesh: Mesh) -> tuple[str, ...]:
-    """Axes over which the rows of an index are spread: all but that between the slices.
+    """Axes over which the rows of an index are spread: all but the one between slices.
 
-    Each slice has the whole index and searches it for its own queries, so that a search sends
-    nothing over the data-centre network.
+    Each slice has the whole index and searches it for its own queries. So a search sends nothing
+    over the data-centre network.
     """
     return tuple(axis for axis in mesh.axis_names if axis != "dcn")
 
 
 def index_parts(mesh: Mesh) -> int:
-    """Into how many parts the rows of an index are split."""
+    """Number of parts into which the rows of an index are split."""
     return math.prod(mesh.shape[axis] for axis in index_axes(mesh))
 
 
 def over_slices(mesh: Mesh, rows: int) -> PartitionSpec:
-    """How so many queries lie where an index is searched: split over the slices if they divide."""
+    """Sharding of so many queries in a search: split over the slices if they divide."""
     slices = mesh.shape.get("dcn", 1)
     return PartitionSpec("dcn") if slices > 1 and rows % slices == 0 else PartitionSpec()
 
@@ -173,8 +173,8 @@ _ACTIVE: contextvars.ContextVar[_Active | None] = contextvars.ContextVar("active
 def activate(mesh: Mesh, rules: Sequence[Rule] = STANDARD_RULES) -> Iterator[Mesh]:
     """Make mesh and rules current for ``constrain``.
 
-    Both are local to the thread: a thread that traces a step has to activate its own.
-    A function traced under one set of rules keeps it, so activate before the first call.
+    Both are local to the thread, so each thread that traces a step must activate them. A traced
+    function keeps the rules under which it was traced, so activate before the first call.
     """
     token = _ACTIVE.set(_Active(mesh, tuple(rules)))
     try:
@@ -220,8 +220,8 @@ def logical_to_spec(
 def constrain(x: Any, *logical_axes: str | None) -> Any:
     """Constrain the sharding of an activation by the names of its axes.
 
-    Does nothing without an active mesh, but checks the names all the same: a misspelt
-    axis would otherwise replicate in silence.
+    Without an active mesh it only checks the names. A misspelt axis would otherwise be replicated
+    without an error.
 
     Args:
       x: array of rank ``len(logical_axes)``.
@@ -301,7 +301,7 @@ def _check_known(name: str) -> None:
 def batch_sharding(
     binding: str, batch_size: int, mesh: Mesh, rules: tuple[Rule, ...]
 ) -> NamedSharding:
-    """How the rows of a batch lie over the mesh.
+    """Sharding of the rows of a batch.
 
     Raises:
       UserError: the batch size, which `binding` set, does not divide over the data axes.
@@ -316,6 +316,6 @@ def batch_sharding(
 
 
 def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
-    """Over how many parts of the mesh the rows of a batch are spread."""
+    """Number of parts of the mesh over which the rows of a batch are spread."""
     axes = logical_to_spec(("batch",), rules)[0] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

@@ -1,10 +1,10 @@
-"""Files of a disk and objects of a bucket (gs://bucket/name) by one interface.
+"""One interface to files on a disk and objects in a bucket (gs://bucket/name).
 
-An object of a bucket appears whole or not at all, so where a disk needs a temporary name and a
-rename, a bucket needs one write.
+An object in a bucket is never seen half-written. So a bucket needs one write where a disk needs a
+temporary name and a rename.
 
-What no file can be called is refused here, and so is what is no regular file: to read a pipe may
-take for ever, and to rename over a device takes it away from every program.
+Impossible file names are refused here, and so are paths that are not regular files. To read a pipe
+may take for ever; to rename a file over a device takes the device away from all programs.
 """
 
 import atexit
@@ -35,15 +35,15 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path lies in a bucket."""
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path to work with, wherever it lies: `pathlib`'s, or one of a bucket that acts like it.
+    """A `pathlib` path, or for a bucket a path object that behaves like one.
 
     Raises:
-      UserError: no file can be called so, or the package for this kind of bucket is missing.
+      UserError: no file can have this name, or the package for this kind of bucket is missing.
     """
     text = os.fspath(path)
     check_name(text)
@@ -57,7 +57,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_name(text: str) -> None:
-    """Refuse what no file can be called.
+    """Refuse a name that no file can have.
 
     Raises:
       UserError: the path holds a null byte or half a character, or is too long.
@@ -77,7 +77,7 @@ def check_name(text: str) -> None:
 
 
 def text_problem(text: str) -> str:
-    """What in a text no file, path or tokenizer takes: a null byte or half a character; or ''."""
+    """The first fault of a text that no file, path or tokenizer accepts; '' if there is none."""
     if "\0" in text:
         return "a null byte"
     half = _HALF_CHARACTER.search(text)
@@ -90,10 +90,10 @@ def text_problem(text: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What is there: '' a regular file (or an object of a bucket), 'nothing', or another kind.
+    """'' for a regular file or an object in a bucket, 'nothing', or the name of another kind.
 
     Raises:
-      UserError: it cannot be looked at.
+      UserError: the path cannot be examined.
     """
     try:
         if is_remote(path):
@@ -110,7 +110,7 @@ def input_file(path: str | os.PathLike[str]) -> Path:
     """The path of a file to read.
 
     Raises:
-      UserError: there is none, or it is no regular file: to read a pipe may take for ever.
+      UserError: there is no such file, or it is not a regular file: a pipe may never end.
     """
     found = as_path(path)
     kind = kind_of(found)
@@ -146,7 +146,7 @@ def utf8_text(raw: bytes, where: str) -> str:
     """Bytes of UTF-8 as text, without a byte order mark.
 
     Raises:
-      UserError: it is something else; `where` begins the message.
+      UserError: the bytes are not UTF-8; `where` begins the message.
     """
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
@@ -158,13 +158,13 @@ def utf8_text(raw: bytes, where: str) -> str:
 
 
 def check_output_file(path: str | os.PathLike[str], name: str = "") -> Path:
-    """Where a file is to be written, once it may be: what is there already is a file or nothing.
+    """The path for an output file, checked: nothing is there yet, or a regular file.
 
     Args:
-      name: the flag or binding that says it, for the message.
+      name: the flag or binding that gives the path, for the message.
 
     Raises:
-      UserError: it is a folder, a device, a pipe or a socket, or lies below a file.
+      UserError: the path is a folder, a device, a pipe or a socket, or is below a file.
     """
     target = as_path(path)
     label = f"{name} = {str(path)!r}" if name else str(path)
@@ -178,13 +178,13 @@ def check_output_file(path: str | os.PathLike[str], name: str = "") -> Path:
 
 
 def check_output_folder(path: str | os.PathLike[str], name: str = "") -> Path:
-    """Where a folder is to be written, once it may be: what is there already is one or nothing.
+    """The path for an output folder, checked: nothing is there yet, or a folder.
 
     Args:
       name: as in `check_output_file`.
 
     Raises:
-      UserError: there is something else, or it lies below a file.
+      UserError: something else is there, or the path is below a file.
     """
     target = as_path(path)
     label = f"{name} = {str(path)!r}" if name else str(path)
@@ -219,14 +219,14 @@ def file_sha256(path: Path) -> str:
 
 
 def open_to_all(path: Path) -> None:
-    """Give a file that was made for its owner alone the permissions that others have."""
+    """Give a file that only its owner may read the usual permissions."""
     current = os.umask(0)
     os.umask(current)
     path.chmod(0o666 & ~current)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that it holds, if it is there."""
+    """Remove a folder with all its content, if it exists."""
     if is_remote(path):
         cast(epath.Path, path).rmtree(missing_ok=True)
     else:
@@ -234,7 +234,7 @@ def remove_tree(path: Path) -> None:
 
 
 def copy_files(source: Path, target: Path, last: str) -> None:
-    """Copy the files of a folder, the one that is called `last` after all others."""
+    """Copy the files of a folder; the file named `last` is copied last."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir(), key=lambda file: file.name == last):
         if file.is_file():
@@ -244,7 +244,7 @@ def copy_files(source: Path, target: Path, last: str) -> None:
 
 @functools.cache
 def local_folder(folder: str) -> Path:
-    """A folder of files on the disk: itself, or a copy that lives as long as this process."""
+    """A folder on the disk: the folder itself, or a copy that is removed when the process ends."""
     if not is_remote(folder):
         return as_path(folder)
     copy = Path(tempfile.mkdtemp(prefix="atlas-jax-"))

@@ -1,6 +1,6 @@
-"""SIGTERM, with which a machine is announced to be taken away: save, then go.
+"""SIGTERM announces that the machine will be taken away: save the run, then end.
 
-Whoever ends with code `PREEMPTED` has saved and wants to be started again.
+A command that ends with code `PREEMPTED` has saved and should be started again.
 """
 
 import signal
@@ -16,14 +16,14 @@ PREEMPTED = 75
 
 
 class Preempted(Exception):
-    """The run has saved what it needs and ends before its time."""
+    """The run has saved all it needs and ends early."""
 
 
 class Preemption:
-    """Whether a run shall save and end; use as a context manager around the steps.
+    """Tells when a run should save and end; use as a context manager around the steps.
 
-    With one process SIGTERM is noted here. With several, JAX's coordination service notes it on
-    whichever host it came to, and picks a step at which all of them stop.
+    With one process SIGTERM is noted here. With several, JAX's coordination service notes it on any
+    host and picks a step after which all of them stop.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Preemption:
         self._before: Any = None
 
     def reached(self, step: int) -> bool:
-        """Whether to save and end after this step; to be asked once after every step."""
+        """Whether to save and end after this step; call it once after every step."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._asked

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, else a line from time to time."""
 
 import sys
 import time
@@ -11,13 +11,13 @@ _SECONDS = 30.0  # between two lines
 
 
 class Progress(Protocol):
-    """What both have: iterate over the rows, or use it as a context and `update` it."""
+    """Common interface: iterate over the rows, or use it as a context manager and `update` it."""
 
     def __enter__(self) -> Any: ...
     def __exit__(self, *error: object) -> Any: ...
     def __iter__(self) -> Iterator[Any]: ...
     def update(self, n: int) -> Any:
-        """So many more are done."""
+        """Count this many more as done."""
 
 
 def show_progress(
@@ -27,10 +27,10 @@ def show_progress(
     initial: int = 0,
     shown: bool = True,
 ) -> Progress:
-    """Show on stderr how much of `total` is done; of `rows`, if they are given, by their number.
+    """Show on stderr how much of `total` is done; with `rows`, `total` is their number.
 
     Args:
-      initial: what was done before.
+      initial: how much was done before.
       shown: False shows nothing.
     """
     if total is None and isinstance(rows, Collection):
@@ -41,7 +41,7 @@ def show_progress(
 
 
 class _Lines:
-    """Progress for a log: a line each half minute, and one at the end."""
+    """Progress in a log: a line every half minute, and one at the end."""
 
     def __init__(
         self, name: str, rows: Iterable[Any] | None, total: int | None, initial: int

@@ -1,8 +1,8 @@
-"""JSON that comes from a file: the one reader of it, strict and typed.
+"""The strict, typed reader of JSON from files.
 
-A type says which fields there are, of which kind and between which bounds; what does not fit is
-an error that names the file and the field. Standard JSON alone is read: no NaN or Infinity, no
-numbers beyond what a program can hold, no lists a thousand deep.
+A type gives the fields, their kinds and their bounds. Anything else is an error that names the file
+and the field. Only standard JSON is read: no NaN or Infinity, no numbers that are too large for a
+program, no lists nested a thousand deep.
 """
 
 import os
@@ -17,8 +17,8 @@ from atlas_jax.core.paths import read_bytes, utf8_text
 T = TypeVar("T")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_DEEPEST = 100  # lists and objects in each other; tokenizers and models have fewer than 20
-_BITS = 64  # of a whole number
+_DEEPEST = 100  # levels of nested lists and objects; tokenizers and models have fewer than 20
+_BITS = 64  # largest size of a whole number
 _BRACKETS = (b"[", b"{")
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _HALF = re.compile(
@@ -35,17 +35,17 @@ _WORDS = {
 
 
 def parse(raw: bytes, where: str) -> Any:
-    """The value that UTF-8 JSON says, without a byte order mark.
+    """The value of JSON text in UTF-8, with or without a byte order mark.
 
     Raises:
-      UserError: it is not UTF-8, not JSON, cut off, nested too deep, or holds a number or half a
-        character that nothing can hold; `where` begins the message.
+      UserError: the text is not UTF-8, not JSON, cut off or nested too deep, or it has a number
+        that is too large or half a character; `where` begins the message.
     """
     return parse_as(raw, Any, where)
 
 
 def parse_as(raw: bytes, kind: type[T] | Any, where: str) -> T:
-    """Like `parse`, and of a type: dataclasses, TypedDicts, `Annotated` with `msgspec.Meta`, ...
+    """Like `parse`, for a type: dataclasses, TypedDicts, `Annotated` with `msgspec.Meta`, ...
 
     Raises:
       UserError: as `parse`, or a field is missing, of another type or out of bounds; it is named.
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str], kind: type[T] | Any = Any) -> T:
 
 
 def convert(value: Any, kind: type[T] | Any, where: str) -> T:
-    """A value that is parsed already (by another library), checked against a type.
+    """Check a value that another library has parsed against a type.
 
     Raises:
       UserError: as `parse_as`.
@@ -92,7 +92,7 @@ def convert(value: Any, kind: type[T] | Any, where: str) -> T:
 
 
 def _explained(text: str) -> str:
-    """What msgspec says of a field, in this project's words: the field first."""
+    """msgspec's message about a field in this project's form: the field comes first."""
     found = _AT_FIELD.match(text)
     assert found is not None
     problem, field = found[1], (found[2] or "").lstrip(".")
@@ -106,7 +106,7 @@ def _explained(text: str) -> str:
 
 
 def _malformed(text: str, raw: bytes, where: str) -> str:
-    """Why something is no JSON."""
+    """Why a text is not JSON."""
     half = _HALF.search(utf8_text(raw, where))
     if half:
         return f"'{half[1] or half[2]}' is half a character, without its other half"
@@ -117,7 +117,7 @@ def _malformed(text: str, raw: bytes, where: str) -> str:
 
 
 def _check_extremes(value: Any, where: str) -> None:
-    """Refuse whole numbers and depths that a program further on would stumble over."""
+    """Refuse whole numbers that are too large and nesting that is too deep."""
     level = [value]
     for _ in range(_DEEPEST):
         below: list[Any] = []

@@ -1,4 +1,4 @@
-"""What lies around a command: its streams, whoever reads them, and the home folder in paths."""
+"""The surroundings of a command: its streams and their readers, and `~` in paths."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 from atlas_jax.core.errors import UserError, one_line
 
-PIPE_CLOSED = 141  # as of a program that SIGPIPE ends
+PIPE_CLOSED = 141  # exit code of a program that SIGPIPE ends
 FAILED = 2
 
 # `~`, `~/x`, `~name/x`, as a shell leaves them behind an equals sign or in quotes.
@@ -18,10 +18,10 @@ _HOME = re.compile(r"~[\w.-]*(?=$|/)")
 
 
 def expand_home(value: Any, where: str) -> Any:
-    """`~` and `~name` at the beginning of a text, or of the texts of a list, as home folders.
+    """Replace `~` and `~name` at the beginning of a text, or of texts in a list, by home folders.
 
     Raises:
-      UserError: nobody is called so; begins with `where`.
+      UserError: there is no such user; begins with `where`.
     """
     if isinstance(value, tuple | list):
         return type(value)(expand_home(item, where) for item in value)
@@ -34,10 +34,10 @@ def expand_home(value: Any, where: str) -> Any:
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with home folders for `~`; gin bindings are expanded when read.
+    """Replace `~` in command-line arguments by home folders; in gin bindings this happens later.
 
     Raises:
-      UserError: nobody is called so.
+      UserError: there is no such user.
     """
     expanded = []
     for argument in arguments:
@@ -53,10 +53,10 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def prepare_streams() -> None:
-    """Let stdout show each line at once, and no stream fail at a character that it cannot show.
+    """Let stdout show each line at once, and let no stream fail at a character it cannot show.
 
-    A terminal or pipe that is not UTF-8 gets `\\u8c01` for what it lacks, and a byte that cannot be
-    read becomes the replacement character.
+    A terminal or pipe that is not UTF-8 gets `\\u8c01` for a character that it lacks. A byte that
+    cannot be read becomes the replacement character.
     """
     for stream, settings in (
         (sys.stdout, {"line_buffering": True, "errors": "backslashreplace"}),
@@ -68,10 +68,10 @@ def prepare_streams() -> None:
 
 
 def guarded(program: str, run: Callable[[], int]) -> int:
-    """The exit code of `run`, and what a failing stream makes of it.
+    """The exit code of `run`, also if a stream fails.
 
-    A reader that has enough (`| head`) ends the command in silence with code 141; any other error
-    of the operating system with code 2 and one line.
+    If the reader of stdout closes it (`| head`), the command ends without a message and with code
+    141. Any other error of the operating system gives code 2 and one line.
     """
     try:
         prepare_streams()
@@ -91,17 +91,17 @@ def guarded(program: str, run: Callable[[], int]) -> int:
 
 
 def told(error: OSError, text: str = "") -> str:
-    """An error of the operating system in one line; `text` is what it says, where that is known."""
+    """An error of the operating system in one line; `text` is its message, if it is known."""
     hint = "; make room and start the same command again" if error.errno == errno.ENOSPC else ""
     return f"{one_line(OSError(text or str(error)))}{hint}"
 
 
 def _silence(stderr: bool = True) -> None:
-    """Let nothing more be written to streams that fail, not even when Python ends."""
+    """Stop all writing to streams that fail, also when Python ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr) if stderr else (sys.stdout,):
         try:
             os.dup2(nowhere, stream.fileno())
-        except (AttributeError, OSError, ValueError):  # no file behind it
+        except (AttributeError, OSError, ValueError):  # a stream without a file
             continue
     os.close(nowhere)
