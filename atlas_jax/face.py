@@ -1,4 +1,4 @@
-"""What `import atlas_jax` offers: load, ask, train and index, without gin and without globals."""
+"""The functions of `import atlas_jax`: load, ask, train and index, without gin or globals."""
 
 import dataclasses
 import os
@@ -46,21 +46,21 @@ def load(
       model: folder with both models, such as a run's ``final``.
       retriever: another folder to take the retriever from.
       passages: file of passages. Without ``store`` they are prepared in a temporary folder, which
-        goes when the program ends.
-      store: folder of prepared passages; made of ``passages`` where it is not there yet.
-      index: folder of their embeddings, by `build_index`; without it they are embedded now.
-      task: what the questions are, by its name or as an object of its class.
-      read: passages read for each question, and how much of each.
+        is removed when the program ends.
+      store: folder of prepared passages; if it does not exist it is made from ``passages``.
+      index: folder of their embeddings, made by `build_index`; without it they are embedded now.
+      task: the kind of questions, by its name or as an object of its class.
+      read: number of passages read for each question, and how much of each.
       data: lengths of questions.
       formats: text and lengths of passages.
       generation: how answers are decoded.
       devices: the mesh.
 
     Returns:
-      An `Atlas`; without passages, store and index one that answers from its weights alone.
+      An `Atlas`. Without passages, store and index it answers only from its weights.
 
     Raises:
-      UserError: a folder or file at fault, or settings that contradict each other.
+      UserError: a folder or file is at fault, or settings contradict each other.
     """
     if index and not (store or passages):
         raise UserError("load: an index needs the passages it is of: give store or passages, too")
@@ -96,11 +96,11 @@ def build_index(
     formats: StoreConfig = StoreConfig(),
     devices: Devices = Devices(),
 ) -> int:
-    """Prepare passages in a store and embed them into an index; what is there and fits is kept.
+    """Prepare passages in a store and embed them into an index; existing ones that fit are kept.
 
     Args:
       model: folder with both models.
-      passages: file of passages; needed where there is no store yet.
+      passages: file of passages; needed if there is no store yet.
       store, index: folders.
       dtype: 'float32', 'bfloat16' or 'int8', of the embeddings.
       formats: text and lengths of passages.
@@ -125,8 +125,8 @@ class Trained:
 
     Attributes:
       model: its model folder, for `load`.
-      steps: that were taken.
-      skipped: of them, those whose loss or gradient was not finite.
+      steps: number of steps.
+      skipped: number of steps that were skipped since loss or gradient was not finite.
     """
 
     model: Path
@@ -139,7 +139,7 @@ class Trained:
 
 
 def train(config: TrainRun) -> Trained:
-    """Train reader and retriever; a run that was interrupted goes on from its last checkpoint.
+    """Train reader and retriever; an interrupted run continues from its last checkpoint.
 
     Raises:
       UserError: a setting or file at fault.

@@ -1,7 +1,7 @@
-"""The one place where gin becomes values: what gin may bind, and the runs made of it.
+"""The only place where gin bindings become config objects.
 
-Importing this module registers every configurable. `load_gin` then reads files and flags, and
-the functions here give what a command is told: one value, of which nothing below asks gin.
+Importing this module registers every configurable. `load_gin` then reads files and flags. The
+functions here turn the bindings into one value for a command; code below never asks gin.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ from atlas_jax.training.speed import ProfileConfig
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
-# Functions and classes that gin files bind by their names. Each stays as it is: called by
-# anything but `told`, it takes nothing from gin.
+# Functions and classes that gin files bind by name. They are not changed: only `told` and `called`
+# take their arguments from gin.
 CONFIGURABLES = (
     CheckpointConfig, CompilerConfig, ContrastiveConfig, CorpusConfig, DataConfig,
     DistillationConfig, EvalConfig, GenerationConfig, LeakConfig, MeshConfig, ModelConfig,
@@ -66,11 +66,11 @@ for _one in CONFIGURABLES:
 
 
 def told(config: type[Config], scope: str = "") -> Config:
-    """A config of what gin was told, and the defaults of its other fields.
+    """Make a config from gin's bindings, with defaults for its other fields.
 
     Args:
-      config: one of `CONFIGURABLES`, or a class of somebody's own that gin knows.
-      scope: 'reader' or 'retriever', for what each of them has one of.
+      config: one of `CONFIGURABLES`, or a user's own class that gin knows.
+      scope: 'reader' or 'retriever', if each of them has such a config.
 
     Raises:
       UserError: a value that the config refuses.
@@ -81,21 +81,21 @@ def told(config: type[Config], scope: str = "") -> Config:
 
 
 def called(function: Callable[..., Result], **given: Any) -> Result:
-    """What a function gives for the arguments that gin was told, and those given here."""
+    """Call a function with the arguments bound in gin and those given here."""
     configured: Callable[..., Result] = gin.get_configurable(function)
     return configured(**given)
 
 
 def fields_told(config: type[Any]) -> dict[str, Any]:
-    """Only the fields of a config that gin was told."""
+    """Only the fields of a config that are bound in gin."""
     return dict(gin.get_bindings(config))
 
 
 def task(name: str) -> Task:
-    """The task of this name, with the fields that gin was told.
+    """The task of this name, with the fields bound in gin.
 
     Raises:
-      UserError: there is none, or a field at fault.
+      UserError: there is no such task, or a field is at fault.
     """
     found: Any = task_class(name)
     try:
@@ -121,12 +121,12 @@ def corpus() -> CorpusSpec:
 
 
 def index_run() -> IndexRun:
-    """Of `build_index`."""
+    """The settings of `build_index`."""
     return IndexRun(models(), corpus(), devices())
 
 
 def retrieve_run() -> RetrieveRun:
-    """Of `retrieve`."""
+    """The settings of `retrieve`."""
     config = told(RetrieveConfig)
     return RetrieveRun(
         models=models(),
@@ -141,7 +141,7 @@ def retrieve_run() -> RetrieveRun:
 
 
 def answer_run() -> AnswerRun:
-    """Of `evaluate` and `ask`."""
+    """The settings of `evaluate` and `ask`."""
     config = told(EvalConfig)
     return AnswerRun(
         models=models(),
@@ -157,7 +157,7 @@ def answer_run() -> AnswerRun:
 
 
 def train_run() -> TrainRun:
-    """Of `train` and `doctor`."""
+    """The settings of `train` and `doctor`."""
     config, evaluation = told(TrainConfig), told(EvalConfig)
     return TrainRun(
         train=config,
@@ -182,7 +182,7 @@ def train_run() -> TrainRun:
 
 
 def retriever_run() -> RetrieverRun:
-    """Of `train_retriever`."""
+    """The settings of `train_retriever`."""
     config = told(RetrieverTrainConfig)
     return RetrieverRun(
         train=config,
@@ -201,10 +201,10 @@ def retriever_run() -> RetrieverRun:
 
 
 def plan_run(passages: int) -> Run:
-    """Everything that a plan needs; no path is looked at.
+    """The settings of a plan; no file is read.
 
     Args:
-      passages: how many will be searched.
+      passages: how many passages will be searched.
 
     Raises:
       UserError: the sizes of the reader are not bound, or the run is of a command that has no plan.
@@ -247,7 +247,7 @@ _UNPLANNED = {RetrieverTrainConfig: "train_retriever", RetrieveConfig: "retrieve
 
 
 def _entry() -> Entry:
-    """Which entry point the bindings are for."""
+    """The entry point that the bindings are for."""
     for config, command in _UNPLANNED.items():
         if fields_told(config):
             raise UserError(

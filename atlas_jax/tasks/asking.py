@@ -1,9 +1,9 @@
-"""Questions as patterns: what is asked about one title is asked about another.
+"""Questions as patterns: a question about one title is asked about other titles too.
 
-A question's answer stands in its passage behind a label (`Which city is the capital of Peru?`,
-`Capital name: Lima`). Wherever another passage has that label, the same words ask for the value
-there. So a handful of questions becomes as many as the corpus has values, and no more wordings
-than the handful has.
+The answer to a question follows a label in its passage (`Which city is the capital of Peru?`,
+`Capital name: Lima`). If another passage has this label, the same words ask for the value there. So
+a few questions give one question for each such value of the corpus. Their wordings are still only
+those of the few.
 """
 
 import collections
@@ -20,23 +20,23 @@ from atlas_jax.tasks.metrics import normalize_answer
 
 _DIGITS = re.compile(r"\d[\d.,]*")
 _MARKS = "\"'“”‘’«»,;"
-_OFTEN = 0.05  # of a label's values begin with a word that is a role, not a name
-_RARE = 0.1  # of a label's values have what stands beside the answer of a pattern
+_OFTEN = 0.05  # a first word of more than this share of a label's values is a role, not a name
+_RARE = 0.1  # words beside an answer that fewer of a label's values have are no pattern
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pattern:
-    """A question without its title, and which part of a label's value answers it.
+    """A question without its title, and the part of a label's value that answers it.
 
-    Words are compared by their form: in small letters, a number as `#`.
+    Words are compared by their form: in small letters, with `#` for a number.
 
     Attributes:
-      before, after: what stands around the title.
-      left, right: forms of the words that the value has on either side of the answer (behind a
-        mountain's name `1,050 m`: `#`, `m`). Both empty: the whole value answers.
-      measure: shapes of the answer's words, where it is a part with a number (`1,050 m` behind the
-        name): a number `#`, a word with a capital `A`, else the word itself.
-      from_list: the answer is looked for in all that follows the value's head, too.
+      before, after: the words around the title.
+      left, right: forms of the value's words on either side of the answer (after a mountain's
+        name, `1,050 m`: `#`, `m`). Both empty: the whole value is the answer.
+      measure: shapes of the answer's words if it is a part with a number (`1,050 m` after the
+        name): `#` for a number, `A` for a word with a capital, else the word itself.
+      from_list: whether the answer is also searched in the text after the value's head.
     """
 
     before: str
@@ -78,13 +78,13 @@ def load_patterns(
 ) -> dict[str, tuple[Pattern, ...]]:
     """The patterns of a file of questions, by the label that each asks for.
 
-    Questions are left out that do not name the title of their passage, or whose answer is not
-    (the beginning, the end or the middle of) one value of it.
+    Some questions are left out: those that do not name the title of their passage, and those whose
+    answer is neither one value of it nor a part of one value.
 
     Args:
       path: lines `{question, answers, gold}`.
       sources: passages with facts, by id.
-      rows: what becomes of a broken line.
+      rows: what happens to a broken line.
 
     Raises:
       UserError: a bad line; no question of the file can be asked of other titles.
@@ -118,11 +118,11 @@ def _by_label(sources: Iterable[FactPassage]) -> dict[str, list[tuple[Fact, str]
 
 
 def _general(pattern: Pattern, facts: Sequence[tuple[Fact, str]]) -> Pattern:
-    """The pattern for all values of its label, of which one question has shown one.
+    """Generalise a pattern from one value of a label to all its values.
 
-    With a word left of the answer go all words that many of the values begin with, for these are
-    roles, too (`President`, `Prime Minister`). What hardly a value has beside the answer was of
-    that one value: then the whole value answers.
+    If a word stands left of the answer, all words that begin many values may stand there: they are
+    roles too (`President`, `Prime Minister`). Words beside the answer that hardly any other value
+    has belong to this one value. Then the whole value is the answer.
     """
     if pattern.left:
         roles = pattern.left | _beginnings([fact.value(text) for fact, text in facts])
@@ -145,9 +145,10 @@ def _beginnings(values: Sequence[str]) -> frozenset[str]:
 def _pattern(record: Record, source: FactPassage) -> tuple[str, Pattern] | None:
     """Label and pattern; of several labels whose value has the answer, the likeliest.
 
-    That is the one with the fewest words beside the answer, then the one with most words of the
-    question. Of a value that is not the answer as a whole, the label has to have one of them. What
-    follows a value's head counts where the head has no answer: as a whole, or a part with a number.
+    The likeliest has the fewest words beside the answer, then the most words of the question. If
+    the answer is only a part of the value, the label must share a word with the question. The text
+    after a value's head counts if the head does not have the answer: as a whole, or a part with a
+    number.
     """
     question = record.fields["question"]
     before, title, after = question.partition(source.title)
@@ -179,7 +180,7 @@ def _pattern(record: Record, source: FactPassage) -> tuple[str, Pattern] | None:
 
 
 def _parts(answer: str, value: str) -> tuple[Sequence[str], Sequence[str], Sequence[str]] | None:
-    """The value's words before the answer, in it and behind it; None if it does not hold it."""
+    """The value's words before the answer, in it and after it; None if it is not in the value."""
     words, wanted = value.split(), normalize_answer(answer)
     for size in range(len(words), 0, -1):
         for first in range(len(words) - size + 1):
@@ -190,15 +191,15 @@ def _parts(answer: str, value: str) -> tuple[Sequence[str], Sequence[str], Seque
 
 
 def _stems(text: str) -> set[str]:
-    """The first five letters of the words of four and more."""
+    """The first five letters of each word that has at least four."""
     return {word[:5] for word in re.findall(r"[a-z]{4,}", text.lower())}
 
 
 def _form(word: str) -> str:
-    """A word as the sides of a pattern have it."""
+    """A word's form in `Pattern.left` and `right`."""
     return _DIGITS.sub("#", word.lower())
 
 
 def _shape(word: str) -> str:
-    """A word as the measure of a pattern has it."""
+    """A word's shape in `Pattern.measure`."""
     return "A" if word[:1].isupper() else _form(word.strip(_MARKS))

@@ -1,7 +1,7 @@
-"""What a task is: records from a file, examples from records, scores from predictions.
+"""Tasks: records from a file, examples from records, scores from predictions.
 
-A task is a frozen dataclass that gin fills with its format strings. `base` itself is the
-plainest one: a query, and the text to write for it.
+A task is a frozen dataclass that gin fills with its format strings. The simplest task is `base`: a
+query, and the text to write for it.
 """
 
 import dataclasses
@@ -31,10 +31,9 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shorten:
-    """The part `query_text[start:end]` that loses tokens on its left; the rest stays whole.
+    """The part `query_text[start:end]` that is shortened on its left; the rest stays whole.
 
-    `max_tokens` is how many reader tokens the part keeps at most; it loses more where the
-    whole query would not fit.
+    The part keeps at most `max_tokens` reader tokens, and fewer if the whole query would not fit.
     """
 
     start: int
@@ -57,24 +56,23 @@ class Example:
 
     Attributes:
       id: of the record.
-      query_text: what the reader gets before the passage.
-      retriever_text: what the retriever gets; "" = the reader's whole query, and what is cut off
-        that is cut off this, too.
-      target_text: what the reader learns to write.
-      answers: any of them counts as right.
+      query_text: the reader's input before the passage.
+      retriever_text: the retriever's input; "" = the reader's query, shortened in the same way.
+      target_text: the text that the reader learns to write.
+      answers: each of them counts as right.
       gold_ids: passages known to hold the answer.
       negative_ids: passages known not to hold it, to train a retriever against.
       excluded_ids: passages that may not be retrieved.
       given_passages: passages that the file has for this query; None if it has none.
-      prompt_text: what the decoder is given to begin with; neither learnt nor scored.
+      prompt_text: the beginning of the decoder's output; neither learnt nor scored.
       choices: the answer is the likeliest of these; () = it is generated.
-      choice_score: 'likelihood' of the whole target, divided by its length to the power of
-        GenerationConfig.length_penalty; 'first_token' = of the one token in which the
-        choices first differ, as for letters.
+      choice_score: 'likelihood': of the whole target, divided by its length to the power of
+        GenerationConfig.length_penalty. 'first_token': only of the first token in which the
+        choices differ, as for letters.
       shorten: the part of a long query that is cut; None = its beginning.
-      hidden: what of a retrieved passage is not shown to the reader; None = nothing.
-      may_hide: whether examples of this task have `hidden`, for batches of one form.
-      included_id: passage that is read whatever is found; "" = none.
+      hidden: the part of a retrieved passage that is hidden from the reader; None = nothing.
+      may_hide: whether examples of this task may have `hidden`; then all batches have its arrays.
+      included_id: passage that is always read; "" = none.
       meta: the record's other fields, carried into the predictions file.
     """
 
@@ -97,13 +95,13 @@ class Example:
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """The retriever gets the reader's query where the task has no text of its own for it."""
+        """If the task has no text for the retriever, use the reader's query."""
         object.__setattr__(self, "retriever_text", self.retriever_text or self.query_text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prediction:
-    """What was found and written for one example.
+    """Passages and answer for one example.
 
     Attributes:
       example: with its answers and gold ids.
@@ -131,21 +129,21 @@ class Task(Protocol):
         Args:
           path: the file.
           need_targets: whether a record without answers is an error.
-          rows: what becomes of a broken line.
+          rows: what happens to a broken line.
 
         Raises:
-          UserError: naming file, line and field; or there is no record at all.
+          UserError: names file, line and field; or the file has no record.
         """
         ...
 
     def example(
         self, record: Any, rng: np.random.Generator | None = None, step: int = 0
     ) -> Example:
-        """Make the record's text; equal `rng` gives equal text.
+        """Make the record's texts; an equal `rng` gives equal texts.
 
         Args:
           record: one of those that `load` returned.
-          rng: source of what varies from epoch to epoch; None = always the same.
+          rng: random source for texts that vary between epochs; None = always the same texts.
           step: the training step that the example is for.
         """
         ...
@@ -159,7 +157,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class AsksSeveralWays(Protocol):
-    """A task that evaluates a record by several examples with the record's id."""
+    """A task that asks several examples for each record in evaluation; all have its id."""
 
     def variants(self, record: Any) -> Sequence[Example]:
         """The examples of a record, at least one."""
@@ -185,7 +183,7 @@ class AddsToRows(Protocol):
 
 
 def evaluation_examples(task: Task, records: Sequence[Any]) -> list[Example]:
-    """What evaluation asks: one example a record, or the record's variants."""
+    """The examples of an evaluation: one for each record, or the record's variants."""
     if isinstance(task, AsksSeveralWays):
         return [example for record in records for example in task.variants(record)]
     return [task.example(record) for record in records]
@@ -193,9 +191,9 @@ def evaluation_examples(task: Task, records: Sequence[Any]) -> list[Example]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """A checked line of a file; `fields` are those that the task itself asks for.
+    """A checked line of a file; `fields` are the task's own fields.
 
-    `place` is `file:line`, for errors that show later.
+    `place` is `file:line`, for errors that are found later.
     """
 
     id: str
@@ -208,7 +206,7 @@ class Record:
 
 
 def typed_record(**fields: Any) -> Record:
-    """The record of what a person typed, by the task's fields."""
+    """Make a record from typed values of the task's fields."""
     return Record("1", "the question", fields, (), None, {})
 
 
@@ -217,11 +215,12 @@ class BaseTask:
     """Task `base`: lines `{query, target, choices?, id?, passages?, gold?}`, as they are.
 
     Attributes:
-      query_format: the reader's query; {query} stands for the field.
-      target_format: the reader's target; {target}. Each of `choices` is formatted by it, too.
-      retriever_format: the retriever's query; {query}. Here and in every task '' stands for
-        the reader's whole query.
-      prompt_format: what the decoder begins with, of {query}; needs DataConfig.prompt_length.
+      query_format: the reader's query, of {query}.
+      target_format: the reader's target, of {target}. It also formats each of `choices`.
+      retriever_format: the retriever's query, of {query}. In this and every task '' means the
+        reader's whole query.
+      prompt_format: the beginning of the decoder's output, of {query}; needs
+        DataConfig.prompt_length.
     """
 
     query_format: str = "{query}"
@@ -286,8 +285,8 @@ class BaseTask:
 def score_answers(predictions: Sequence[Prediction], rouge: bool = False) -> dict[str, float]:
     """`exact_match` and `f1`, means over the rows that have an answer and accepted answers.
 
-    The best of the accepted answers counts. Without any such row the result is empty. With
-    `rouge` also `rouge1`, `rouge2` and `rougeL`.
+    For each row the best of the accepted answers counts. Without such rows the result is empty.
+    With `rouge` also `rouge1`, `rouge2` and `rougeL`.
     """
     rows = [(p.answer, p.example.answers) for p in predictions if p.answer is not None]
     rows = [(answer, accepted) for answer, accepted in rows if accepted]
@@ -338,20 +337,20 @@ def load_records(
 ) -> list[Record]:
     """Read the records of a task's file.
 
-    Every task's lines may have `id` (else the line's number serves), `gold` and `negatives`
-    (ids) and `passages` (objects with `text` and perhaps `id`, `title`, `section`).
+    In every task a line may have `id` (by default the line's number), `gold` and `negatives` (ids)
+    and `passages` (objects with `text` and optionally `id`, `title`, `section`).
 
     Args:
       path: the jsonl file.
-      required: types of the task's fields that must be there.
-      optional: types of those that may.
-      not_empty: names of text fields that must hold more than blanks.
-      check: further demands of the task; raises a UserError that begins with the place.
-      rows: what becomes of a broken line.
-      layouts: other layouts in which the file may be; () = the task's own alone.
+      required: types of the task's required fields.
+      optional: types of the task's optional fields.
+      not_empty: names of text fields that must contain more than blanks.
+      check: further checks of the task; raises a UserError that begins with the place.
+      rows: what happens to a broken line.
+      layouts: other layouts that the file may have; () = only the task's own.
 
     Raises:
-      UserError: naming file, line and field; two records have one id; the file is empty.
+      UserError: names file, line and field; or two records have the same id; or the file is empty.
     """
     shared: FieldTypes = {"id": (str, int), "gold": list, "negatives": list, "passages": list}
     records: list[Record] = []
@@ -394,7 +393,7 @@ def load_records(
 
 
 def _ids(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    """The ids of passages in a field of a record; whole numbers are taken as text."""
+    """The ids of passages in a field of a record; whole numbers become text."""
     ids = raw.get(name) or ()
     for one in ids:
         if not isinstance(one, str | int) or isinstance(one, bool):

@@ -1,15 +1,15 @@
 """Task `cloze`: ask for the values of a passage by their labels; a pretext from text alone.
 
-Where a text consists of facts (`Field: subfield: value`), a label and the passage's title
-make a query that is close to a question, and the value is its answer. Two uses:
+If a text consists of facts (`Field: subfield: value`), a label and the passage's title make a query
+similar to a question, and the value is its answer. There are two uses:
 
-* with retrieval, the passage has to be found by title and label (and, for the contrastive
-  pretraining of the retriever, is the positive of the query);
-* with given passages, values and titles can be exchanged in passage and target alike
-  (`exchange`), so that nothing can be remembered and the only way to the target is to
-  read. That teaches a reader to look up and copy, quickly.
+* With retrieval, the passage must be found by title and label. For the contrastive pretraining of
+  the retriever it is the positive of the query.
+* With given passages, values and titles can be exchanged, in passage and target alike (`exchange`).
+  Then nothing can be remembered, and the reader must read to find the target. So it quickly learns
+  to look up and copy.
 
-A few questions (`question_file`) lend the queries their words: see `tasks.asking`.
+The queries can use the words of a few questions (`question_file`), see `tasks.asking`.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from atlas_jax.tasks.fact_corpus import (
 )
 from atlas_jax.tasks.facts import Fact
 
-_TRIES = 20  # draws before a kind of distractor is given up
+_TRIES = 20  # failed draws after which a kind of distractor is given up
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class ClozeRecord:
 
     Attributes:
       source: the passage.
-      corpus: what its file has in common.
-      fact: the one that questions ask for.
+      corpus: the passages of its file.
+      fact: the fact that questions ask for.
       patterns: the questions; () = a fact is asked for by its label.
     """
 
@@ -70,28 +70,28 @@ class ClozeTask:
     """Lines `{id, title, section?, text}`; passages without facts are left out.
 
     Attributes:
-      max_facts: facts asked for in one query, each with its own sentinel; their number is
-        drawn evenly from 1 up to this (fewer, if the passage has fewer).
+      max_facts: most facts in one query, each with its own sentinel. Their number is drawn evenly
+        from 1 up to this, or up to the number of facts in the passage.
       max_value_words: longer values are not asked for.
       query_format: the reader's query, of {asked}: title, labels and sentinels.
       ask_format: one of the facts asked for, of {label} and {sentinel}.
-      noise: probability with which the asked words are disturbed as a question would: some
-        words of the label missing or elsewhere, other words among them, the title mostly last.
-        Of a question (`question_file`) some words are missing and others among them.
-      question_file: lines `{question, answers, gold}` about passages of the file; the labels
-        that they ask for are asked for in their words, of all titles, each as often. Passages
+      noise: probability of disturbing the words of a query, to make it more like a question.
+        Words of the label are then missing or moved, other words stand between them, and the
+        title is mostly last. A question (`question_file`) loses some words and gets others.
+      question_file: lines `{question, answers, gold}` about passages of the file. The labels that
+        they ask for are asked for in their words, for all titles and equally often. Passages
         without such a label are left out.
-      question_share: probability with which an example is asked in a question's words, and for
-        one fact; else by a label, as without `question_file`.
-      exchange: probability with which a value of the given passage is exchanged for
-        another (one of the same label, or random words); the title with half of it.
-      given_passages: how many passages come with the example, the asked one among them at
-        a random place; 0 = none (they are retrieved). The others are of the same title or
-        hold the same label, but do not answer the query; a small file may have too few.
-      window_words: the given passages are cut to runs of facts of about so many words; 0 =
+      question_share: probability of asking in a question's words, and for one fact. Otherwise a
+        label asks, as without `question_file`.
+      exchange: probability of exchanging a value of the given passage for another one (of the
+        same label, or random words). For the title it is half as large.
+      given_passages: number of passages that come with the example, with the asked one at a
+        random place; 0 = none (they are retrieved). The others have the same title or the same
+        label, but do not answer the query. A small file may have too few.
+      window_words: the given passages are cut to runs of facts of about this many words; 0 =
         whole passages.
       filter_self: the passage itself may not be retrieved.
-      filter_self_after: first training step at which that holds.
+      filter_self_after: first training step at which `filter_self` applies.
     """
 
     max_facts: int = 1
@@ -110,7 +110,7 @@ class ClozeTask:
     name: ClassVar[str] = "cloze"
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be.
+        """Refuse impossible settings.
 
         Raises:
           UserError: names the binding.
@@ -291,7 +291,7 @@ class ClozeTask:
         rng: np.random.Generator,
         pattern: Pattern | None = None,
     ) -> tuple[str, Fact, tuple[Fact, ...]]:
-        """The text as a given passage shows it, the asked fact in it, and all facts in it."""
+        """The text of a given passage, the asked fact in it, and all facts in it."""
         window = window_of(source, asked, self.window_words, rng, pattern)
         return exchanged(source.text, window, asked, corpus, self.exchange, rng, pattern)
 
@@ -300,13 +300,13 @@ class ClozeTask:
     ) -> list[PassageText]:
         """Other passages, half of them of the same title and half with the first label.
 
-        None of them stands under the shown title and holds a label that is asked for.
+        None of them has both the shown title and a label that is asked for.
 
         Args:
-          record: the asked one.
-          title: that its passage is shown with.
-          labels: those asked for, the first fact's in front.
-          rng: where the choice comes from.
+          record: the record that is asked for.
+          title: the title with which its passage is shown.
+          labels: those asked for, the first fact's first.
+          rng: random source of the choice.
         """
         source, corpus = record.source, record.corpus
         asked = frozenset(labels)
@@ -340,7 +340,7 @@ class ClozeTask:
 def _asked_records(
     sources: Sequence[FactPassage], corpus: FactCorpus, patterns: Mapping[str, tuple[Pattern, ...]]
 ) -> list[ClozeRecord]:
-    """A record for each fact that questions ask for, so that rare labels are asked for as often."""
+    """A record for each fact that questions ask for; rare labels are repeated to be as frequent."""
     records = []
     for source in sources:
         for fact in source.facts:

@@ -1,4 +1,4 @@
-"""A stretch of a passage with values exchanged, so that only reading leads to an answer."""
+"""Exchange values in a part of a passage, so that only reading leads to the answer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from atlas_jax.tasks.asking import Pattern
 from atlas_jax.tasks.fact_corpus import FactCorpus, FactPassage, random_words
 from atlas_jax.tasks.facts import Fact
 
-_WORD_CHARACTERS = 6.5  # of a word, blank included
+_WORD_CHARACTERS = 6.5  # mean length of a word with its blank
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ def window_of(
 ) -> Window:
     """A window of about `words` words that holds the asked fact; 0 = the whole text.
 
-    It goes from the end of a value to the end of a value; what closes the first of the two
-    is left out. What a pattern's answer is looked for in is in it.
+    It begins after a value and ends with a value; punctuation after the first one is left out. It
+    contains the text in which a pattern's answer is searched.
     """
     text, facts = source.text, source.facts
     if words == 0:
@@ -48,7 +48,7 @@ def window_of(
         first, last = low, high
     left, right = left_of(first), facts[last].end
     while left < facts[first].start and not text[left].isalpha():
-        left += 1  # punctuation and figures of a remark
+        left += 1  # punctuation and numbers of a remark
     if pattern and pattern.from_list:
         right = max(right, asked.stop)
     return Window(left, right, facts[first : last + 1])
@@ -63,7 +63,7 @@ def exchanged(
     rng: np.random.Generator,
     pattern: Pattern | None = None,
 ) -> tuple[str, Fact, tuple[Fact, ...]]:
-    """The window with a share of its values exchanged, the asked fact in it, and all facts in it.
+    """Exchange a share of the window's values; returns it with the asked fact and all facts.
 
     The new value of the asked fact has the form that the pattern asks for.
     """
@@ -73,7 +73,7 @@ def exchanged(
         if pattern and fact == asked:
             value = _fitting(value, fact, text, pattern)
         elif pattern and pattern.from_list and asked.start < fact.start < asked.stop:
-            value = None  # stays as the answer has it
+            value = None  # stays as it is in the answer
         new.append(fact.value(text) if value is None else value)
     pieces, at = [], window.left
     for fact, value in zip(window.facts, new, strict=True):
@@ -96,7 +96,7 @@ def _new_value(
 
 
 def _fitting(value: str | None, fact: Fact, text: str, pattern: Pattern) -> str | None:
-    """The new value of the asked fact; None where the pattern would have no answer in it."""
+    """A new value for the asked fact; None if it would not contain an answer to the pattern."""
     if value is None:
         return None
     whole = value + text[fact.end : fact.stop]
@@ -105,7 +105,7 @@ def _fitting(value: str | None, fact: Fact, text: str, pattern: Pattern) -> str 
 
 
 def _moved(window: Window, new: Sequence[str]) -> tuple[Fact, ...]:
-    """The window's facts where they stand with the new values."""
+    """The window's facts at their places among the new values."""
     grown = [len(value) - (f.end - f.start) for f, value in zip(window.facts, new, strict=True)]
 
     def place(at: int) -> int:

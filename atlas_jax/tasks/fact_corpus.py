@@ -1,7 +1,7 @@
-"""Passages with facts, and what is drawn from all of them: titles, words, values.
+"""All passages with facts of a file, to draw titles, words and values from.
 
-The cloze task exchanges values and titles for others of its file and puts other passages beside
-the asked one; both come from here.
+The cloze task exchanges values and titles for others of its file, and puts other passages beside
+the asked one. Both come from here.
 """
 
 import dataclasses
@@ -37,15 +37,15 @@ class FactPassage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FactCorpus:
-    """What the records of one file share, to draw exchanged values and distractors from.
+    """Shared by the records of one file, to draw exchanged values and distractors from.
 
     Attributes:
       sources: all passages with facts, in the order of the file.
       titles: each once.
-      words: some of the words of the texts, as often as they stand there.
-      small_words: those of them in small letters, without figures and signs.
-      vocabulary: the words of all texts without figures and signs, each once.
-      values: of each label, as often as they stand in the file.
+      words: some of the words of the texts, as often as they occur.
+      small_words: those of `words` in small letters, without digits and signs.
+      vocabulary: the words of all texts without digits and signs, each once.
+      values: of each label, as often as they occur in the file.
       by_title: places in `sources`.
       by_label: places in `sources`.
     """
@@ -68,7 +68,7 @@ def make_fact_passage(passage: Record, max_words: int) -> FactPassage:
 
 
 def make_fact_corpus(sources: Sequence[FactPassage]) -> FactCorpus:
-    """What the passages of one file share."""
+    """Collect titles, words and values of the passages of one file."""
     values: dict[str, list[str]] = defaultdict(list)
     by_title: dict[str, list[int]] = defaultdict(list)
     by_label: dict[str, list[int]] = defaultdict(list)

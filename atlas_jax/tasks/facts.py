@@ -1,7 +1,7 @@
 """The facts of a text of the form `Field: subfield: value; subfield: value. Field: value.`
 
-Reference works, infoboxes and tables written out as text have this form. A fact is a
-label and the stretch of text that is its value.
+Reference works, infoboxes and tables have this form when they are written as text. A fact is a
+label and the part of the text that is its value.
 """
 
 import collections
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 # A field begins the text or a sentence, has a capital and ends with a colon.
 _FIELD = re.compile(r"(?:^|(?<=[.;] ))([A-Z][^:;.]{1,70}): (?=\S)")
 _PART = re.compile(r"; ")
-# A name in the brackets right behind a value's head, `(PGK)`, or what a word of more than three
-# small letters leads to, `(since 9 January 2025)`, `(from the UK)`; no `(2023 est.)`.
+# In brackets right after a value's head: a name, `(PGK)`, or the text after a word of more than
+# three small letters, `(since 9 January 2025)`, `(from the UK)`; but not `(2023 est.)`.
 _REMARK = re.compile(
     r" \((?:(?P<cue>[a-z]{4,}) (?:the )?(?=[A-Z\d])|(?=[A-Z]))(?P<value>[^(),;]+?)(?=[),])"
 )
-# A full stop that ends something: not that of an initial ("Wesley W. SIMINA", "B.C. ") or a title.
+# A full stop at an end: not after an initial ("Wesley W. SIMINA", "B.C. ") or a title.
 _STOP = r"\. (?<!\b[A-Z]\. )(?<!\b(?:Dr|Ft|Jr|Lt|Mr|Mt|Sr|St)\. )(?<!\b(?:Col|Gen|Maj|Mrs|Ste)\. )"
-# The value's head ends before a remark, a list's next entry, a percentage or the end; brackets
-# that make a plural, `Islander(s)`, belong to their word.
+# The value's head ends before a remark, the next entry of a list, a percentage or the end. Brackets
+# that form a plural, `Islander(s)`, belong to their word.
 _HEAD = re.compile(
     rf"(?:[^;(]|(?<=\w)\(_{{1,3}}\))*?(?=[ ,.;]|$)(?=,? \(|, |; | - | -?[\d.,]+%|[.;]? ?$|{_STOP})"
 )
@@ -33,8 +33,8 @@ _MAX_LIST_WORDS = 16
 class Fact:
     """`text[start:end]` is the value of `label` (field and subfields, joined by blanks).
 
-    `text[start:stop]` is the value with what follows its head up to a semicolon: remarks, the
-    other entries of a list with commas. Where that is long, `stop` is `end`.
+    `text[start:stop]` is the value with all text up to a semicolon: remarks and the other entries
+    of a list with commas. If this is long, `stop` is `end`.
     """
 
     label: str
@@ -43,23 +43,22 @@ class Fact:
     stop: int
 
     def value(self, text: str) -> str:
-        """The value as it stands in the text."""
+        """The value as it is in the text."""
         return text[self.start : self.end]
 
     def whole(self, text: str) -> str:
-        """The value with all that follows its head."""
+        """The value with the text after its head."""
         return text[self.start : self.stop]
 
 
 def find_facts(text: str) -> tuple[Fact, ...]:
     """All facts of a text from left to right.
 
-    A field may have several parts, `Field: subfield: value; subfield: value`; only the
-    head of a value counts, up to a bracket, a comma or a percentage. A colon or semicolon
-    in brackets separates nothing. A part without a subfield that is not its field's first is no
-    fact: it goes on with the list before it. A name in the brackets right behind a head is a fact
-    of its own, and so is what a word like `since` leads to; its label ends with that word or the
-    bracket.
+    A field may have several parts, `Field: subfield: value; subfield: value`. Of a value only the
+    head counts, up to a bracket, a comma or a percentage. A colon or semicolon in brackets
+    separates nothing. A later part without a subfield is not a fact: it continues the list before
+    it. In the brackets right after a head, a name is a fact of its own; so is the text after a word
+    like `since`. Its label ends with this word or the bracket.
     """
     bare = _without_remarks(text)
     fields = list(_FIELD.finditer(bare))
@@ -78,7 +77,7 @@ def find_facts(text: str) -> tuple[Fact, ...]:
 
 
 def _facts_of(label: str, value: str, text: str, start: int) -> list[Fact]:
-    """The facts of a part, `value` with empty brackets: the value's, and its remark's."""
+    """The facts of a part: its value and its remark. In `value` the brackets are empty."""
     head = _HEAD.match(value)
     end = start + (len(head.group().rstrip()) if head else 0)
     if end == start or len(label.split()) > _MAX_LABEL_WORDS:
@@ -95,11 +94,11 @@ def _facts_of(label: str, value: str, text: str, start: int) -> list[Fact]:
 
 
 def askable(facts: Sequence[Fact], text: str, max_words: int) -> tuple[Fact, ...]:
-    """Those of a text's facts that have a label of their own and a short value.
+    """The facts of a text that have a unique label and a short value.
 
     Args:
       facts: all facts of the text.
-      text: where they stand.
+      text: the text.
       max_words: longer values are left out.
     """
     times = collections.Counter(fact.label for fact in facts)
@@ -111,7 +110,7 @@ def askable(facts: Sequence[Fact], text: str, max_words: int) -> tuple[Fact, ...
 
 
 def _without_remarks(text: str) -> str:
-    """The text, equally long, with underscores for what stands in brackets."""
+    """The text with underscores in place of all characters in brackets; of the same length."""
     pieces = list(text)
     opened: list[int] = []
     for bracket in re.finditer(r"[()]", text):

@@ -1,4 +1,4 @@
-"""Task `fever`: is a claim supported or refuted by what is known (arXiv 1803.05355)?"""
+"""Task `fever`: do the passages support or refute a claim (arXiv 1803.05355)?"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from atlas_jax.tasks.base import (
     typed_record,
 )
 
-# What the reader writes for each label, as in Atlas.
+# The word that the reader writes for each label, as in Atlas.
 WORDS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": "maybe"}
 _ONE_OF = {
     "answer_by": ("generation", "likelihood"),
@@ -36,14 +36,15 @@ class FeverTask:
     """Lines `{claim, label, id?, gold?, negatives?, passages?}`; labels are those of `WORDS`.
 
     Attributes:
-      query_format: the reader's query; {claim} stands for the field.
+      query_format: the reader's query, of {claim}.
       target_format: the reader's target; {answer} is 'true', 'false' or 'maybe'.
-      retriever_format: the retriever's query; {claim}. '' = the reader's.
-      prompt_format: what the decoder begins with, of {claim}; needs DataConfig.prompt_length.
-      answer_by: 'generation' (as in Atlas; what is none of the three words is wrong) or
-        'likelihood' of the three.
-      compare: what is written counts when it is the word but for case, punctuation, articles
-        and blanks ('normalised'), or to the letter ('literal', as in Atlas).
+      retriever_format: the retriever's query, of {claim}. '' = the reader's.
+      prompt_format: the beginning of the decoder's output, of {claim}; needs
+        DataConfig.prompt_length.
+      answer_by: 'generation' (as in Atlas; any other text than the three words is wrong), or
+        'likelihood' of the three words.
+      compare: when a generated text counts as a word. 'normalised': case, punctuation, articles
+        and blanks do not matter. 'literal': every character must be equal, as in Atlas.
     """
 
     query_format: str = "question: {claim} answer: <extra_id_0>"
@@ -118,7 +119,7 @@ class FeverTask:
     ) -> dict[str, float]:
         """`accuracy` over all claims and over those of each label, and `recall@k`.
 
-        Whether an answer word stands in a passage says nothing, so there is no answer_recall.
+        There is no answer_recall: that a passage contains the word 'true' says nothing.
         """
         rows = [p for p in predictions if p.answer is not None and p.example.answers]
         scores = {}

@@ -1,7 +1,7 @@
 """Task `kilt`: the knowledge-intensive tasks in one published format (arXiv 2009.02252).
 
-A line of the predictions file holds what KILT's own script reads, so it can be handed in
-as it is; the scores here are that script's.
+The predictions file has the form that KILT's own script reads, so it can be submitted as it is. The
+scores here are those of this script.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _ONE_OF = {
     "page": ("id", "title"),
     "fever_answers": ("labels", "words"),
 }
-# KILT has no claims of which nothing is known.
+# KILT has no claims without enough information.
 _FEVER = {label: WORDS[label] for label in ("SUPPORTS", "REFUTES")}
 _LABELS = {word: label for label, word in _FEVER.items()}
 
@@ -47,13 +47,13 @@ class KILTTask:
       target_format: the reader's target; {answer} is one of the answers.
       retriever_format: the retriever's query; {input}. '' = the reader's.
       prompt_format: what the decoder begins with, of {input}; needs DataConfig.prompt_length.
-      answer_choice: which of several answers is learnt: 'first', or another one each time.
-      page: how a passage tells its page: 'id' = what stands in its id before the last ':'
-        (as `atlas-jax prepare kilt_wikipedia` writes it) is the `wikipedia_id`; 'title' = its
-        title is the provenance's `title`.
-      fever_answers: what FEVER's records, whose answers are SUPPORTS or REFUTES, learn and score:
-        these 'labels', or 'true' and 'false' as the task `fever` has them ('words', as in
-        Atlas). The predictions file always has labels, as KILT's script wants them.
+      answer_choice: which of several answers is learnt: 'first', or a random one each time.
+      page: how a passage's page is known. 'id': the part of its id before the last ':' is the
+        `wikipedia_id` (`atlas-jax prepare kilt_wikipedia` writes such ids). 'title': its title
+        is the provenance's `title`.
+      fever_answers: the targets for FEVER's answers, SUPPORTS and REFUTES. 'labels': these words.
+        'words': 'true' and 'false' as in the task `fever` and in Atlas. The predictions file
+        always has labels, as KILT's script needs them.
     """
 
     query_format: str = "question: {input} answer: <extra_id_0>"
@@ -130,7 +130,7 @@ class KILTTask:
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
     ) -> dict[str, float]:
-        """The scores of KILT's script; `recall_at` has no say, it is recall@5 of pages.
+        """The scores of KILT's script; `recall_at` is not used, as it scores recall@5 of pages.
 
         * `accuracy` (to the letter), `exact_match`, `f1`, `rougeL`: over all rows with answers,
           the best answer counts;
@@ -194,7 +194,7 @@ class KILTTask:
         return found
 
     def _r_precision(self, prediction: Prediction) -> float:
-        """Share of right pages among the first R, R the size of the evidence set; the best set."""
+        """Share of right pages among the first R, for a set of R pages; the best set counts."""
         pages = self._pages(prediction)
         shares = [
             len(gold.intersection(pages[: len(gold)])) / len(gold)
@@ -244,7 +244,7 @@ def _check_output(record: Record) -> None:
 
 
 def _answer_scores(answered: Sequence[Prediction]) -> dict[str, list[float]]:
-    """By the name of a score, that of each row; an empty answer scores 0."""
+    """Name of a score -> the scores of all rows; an empty answer scores 0."""
     functions = {
         "accuracy": kilt_scores.accuracy,
         "exact_match": metrics.exact_match,

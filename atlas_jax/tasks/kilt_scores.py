@@ -1,33 +1,34 @@
-"""How KILT's own script scores an answer, to the last digit (its `kilt/eval_downstream.py`).
+"""The scores of KILT's own script (`kilt/eval_downstream.py`), equal to the last digit.
 
-Its exact match is SQuAD's, see `metrics`; the rest differs from what the other tasks report. An
-empty answer scores 0 there, whatever is asked for: that is left to the caller.
+Its exact match is SQuAD's, see `metrics`; its other scores differ from those of the other tasks. In
+the script an empty answer always scores 0; here the caller does this.
 """
 
 from collections.abc import Sequence
 
 from atlas_jax.tasks import metrics
 
-_TINY = 1e-8  # what the script adds to a denominator, even where it is not zero
+_TINY = 1e-8  # the script always adds this to a denominator
 
 
 def accuracy(prediction: str, answer: str) -> float:
-    """1.0 if both are the same text as they stand, case and all, else 0.0."""
+    """1.0 if both texts are equal in every character, else 0.0."""
     return float(prediction == answer)
 
 
 def f1(prediction: str, answer: str) -> float:
-    """F1 of the normalised words, but 0.0 where neither has any."""
+    """F1 of the normalised words, but 0.0 if neither text has a word."""
     return metrics.f1(prediction, answer) if metrics.normalize_answer(answer) else 0.0
 
 
 def rouge_l(prediction: str, answer: str) -> float:
-    """ROUGE-L of the texts as they stand, neither lower-cased nor stripped of punctuation.
+    """ROUGE-L of the texts as they are, with case and punctuation.
 
-    As the package `rouge` 1.0.1 has it, which the script takes: texts are cut into sentences at
-    each full stop, these into words at blanks; words count once, as sets. With `u` the words in
-    the longest common subsequences of any two sentences, F = 2 P R / (P + R) of P = u / words of
-    the prediction and R = u / words of the answer. A text of full stops alone scores 0.0.
+    As in the package `rouge` 1.0.1, which the script uses. Texts are cut into sentences at each
+    full stop, and sentences into words at blanks. Words count once, as sets. Let u be the number of
+    words in the longest common subsequences of any two sentences. With P = u / words of the
+    prediction and R = u / words of the answer, F = 2 P R / (P + R). A text of only full stops
+    scores 0.0.
     """
     predicted, expected = _sentences(prediction), _sentences(answer)
     if not predicted or not expected:
@@ -42,12 +43,12 @@ def rouge_l(prediction: str, answer: str) -> float:
 
 
 def _sentences(text: str) -> list[list[str]]:
-    """The words of each; a sentence of blanks alone has one word, which is empty."""
+    """The words of each sentence; a sentence of only blanks has one empty word."""
     return [sentence.split() or [""] for sentence in text.split(".") if sentence]
 
 
 def _common_words(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """A longest common subsequence; of several, the one that the package takes."""
+    """A longest common subsequence; of several, the one that the package chooses."""
     lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
     for i, word in enumerate(one):
         for j, against in enumerate(other):

@@ -31,11 +31,12 @@ class LMTask:
       query_format: the reader's query, of {text} (the first part), {title} and {section}.
       target_format: the reader's target, of {text} (the rest).
       retriever_format: the retriever's query, as query_format; '' = the reader's.
-      min_prefix: the first part's share of the words is drawn from here ...
-      max_prefix: ... up to here; evaluation takes the middle.
+      min_prefix: smallest share of the words in the first part.
+      max_prefix: largest share. The share is drawn evenly; evaluation takes the middle.
       min_words: passages of fewer words are left out.
-      filter_self: the passage itself may not be retrieved, or reading would be copying.
-      filter_self_after: first training step at which that holds; evaluation always does.
+      filter_self: the passage itself may not be retrieved, since the answer is in it.
+      filter_self_after: first training step at which `filter_self` applies; in evaluation it
+        always does.
     """
 
     query_format: str = "{text}<extra_id_0>"

@@ -1,7 +1,7 @@
-"""How an answer and a list of passages are scored: pure functions on text.
+"""Scores of an answer and of a list of passages: pure functions on text.
 
-Answers are compared as SQuAD does it: lower-cased, without ASCII punctuation, without
-articles, blanks collapsed. Every score lies between 0 and 1.
+Answers are compared as in SQuAD: lower-cased, without ASCII punctuation and articles, with single
+blanks. Every score is between 0 and 1.
 """
 
 import functools
@@ -33,8 +33,8 @@ def exact_match(prediction: str, answer: str) -> float:
 def f1(prediction: str, answer: str) -> float:
     """F1 of the normalised words as multisets; 1.0 if both have none, 0.0 if one has.
 
-    SQuAD 1.1's script gives 0.0 where both have none, against an exact match of 1.0; SQuAD 2.0's
-    gives 1.0. All else is alike.
+    If both have none, SQuAD 1.1's script gives 0.0 (with an exact match of 1.0), SQuAD 2.0's 1.0.
+    Otherwise all three agree.
     """
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted or not expected:
@@ -49,19 +49,19 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 def rouge(name: str, prediction: str, answer: str) -> float:
     """F-measure of `name`, one of ROUGE, without stemming.
 
-    The numbers are those of Google's `rouge_score`: lower-cased runs of ASCII letters and
-    digits are the words. Where one of the texts has other letters, in which it sees no words,
-    the words are those of `tasks/words.py`.
+    The numbers are those of Google's `rouge_score`: words are lower-cased runs of ASCII letters and
+    digits. It sees no words in other letters. If a text has such letters, the words of
+    `tasks/words.py` are used.
     """
     scorer = _rouge_scorer(name, _has_other_letters(prediction) or _has_other_letters(answer))
     return float(scorer.score(answer, prediction)[name].fmeasure)
 
 
 def ndcg_at_k(found_ids: Sequence[str], grades: Mapping[str, float], k: int) -> float:
-    """Normalised discounted cumulative gain of the first k, as trec_eval's `ndcg_cut` has it.
+    """Normalised discounted cumulative gain of the first k, as trec_eval's `ndcg_cut`.
 
-    The gain is the grade itself, the discount log2(rank + 1); passages without a grade and
-    grades below 0 gain nothing. 0.0 if nothing is relevant.
+    The gain is the grade itself and the discount is log2(rank + 1). Passages without a grade or
+    with one below 0 gain nothing. 0.0 if nothing is relevant.
     """
 
     def gain(sequence: Sequence[float]) -> float:
@@ -82,7 +82,7 @@ def share_found_at_k(found_ids: Sequence[str], grades: Mapping[str, float], k: i
 def best_over_answers(
     score: Callable[[str, str], float], prediction: str, answers: Sequence[str]
 ) -> float:
-    """The score against the most favourable of several accepted answers.
+    """The best score against several accepted answers.
 
     Raises:
       ValueError: there are no answers.
@@ -96,9 +96,9 @@ def recall_at_k(found_ids: Sequence[str], gold_ids: Collection[str], k: int) -> 
 
 
 def answer_in_passage(passage: str, answers: Sequence[str]) -> bool:
-    """Whether the tokens of any answer stand in the passage in a row (`tasks/words.py`).
+    """Whether the passage contains the tokens of an answer in a row (`tasks/words.py`).
 
-    An answer without a letter or digit is in no passage.
+    An answer without a letter or digit is never found.
     """
     row = _joined(passage)
     return any(bool(words(answer)) and f" {' '.join(tokens(answer))} " in row for answer in answers)

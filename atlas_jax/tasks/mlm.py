@@ -1,7 +1,7 @@
-"""Task `mlm`: write the masked spans of a passage, with other passages to look them up in.
+"""Task `mlm`: write the masked spans of a passage; they can be looked up in other passages.
 
-The pretext task that Atlas is pretrained with (T5's span corruption), and a variant
-that masks what a question would ask for: values, numbers, dates and names.
+This is the pretext task of Atlas's pretraining (T5's span corruption). A variant masks the parts
+that a question would ask for: values, numbers, dates and names.
 """
 
 import dataclasses
@@ -32,8 +32,7 @@ _FIELDS = ("text", "title", "section")
 class MLMTask:
     """Lines `{id, title?, section?, text}`; the target is `<extra_id_0> span <extra_id_1> span`.
 
-    Lengths are in words, so that the whole text needs no tokenizer: T5 counts tokens, of
-    which a word has between one and two.
+    Lengths are in words, so no tokenizer is needed. T5 counts tokens: one to two for each word.
 
     Attributes:
       masking: 'random' (T5's span corruption) or 'salient' (see `spans.layout`; a passage
@@ -41,16 +40,16 @@ class MLMTask:
       noise_density: share of the query's words that is masked.
       mean_span_words: mean length of a random span.
       max_spans: no more spans than this; at most the reader's number of sentinels.
-      max_span_words: longer values and names are no salient spans.
+      max_span_words: longer values and names are not masked as salient spans.
       span_kinds: which salient spans: any of 'value', 'number', 'entity'.
-      max_query_words: the query is a crop of so many words around the masked spans; 0 =
-        the whole passage.
+      max_query_words: the query is a crop of this many words around the masked spans; 0 = the
+        whole passage.
       min_words: passages of fewer words are left out.
       query_format: the reader's query, of {text} (with sentinels), {title}, {section}.
       retriever_format: the retriever's query; its {text} has the spans left out. '' = the
         reader's, with the sentinels in it.
-      filter_self: the passage itself may not be retrieved, or reading would be copying.
-      filter_self_after: first training step at which that holds.
+      filter_self: the passage itself may not be retrieved, since the answer is in it.
+      filter_self_after: first training step at which `filter_self` applies.
     """
 
     masking: Literal["random", "salient"] = "random"

@@ -1,7 +1,7 @@
 """Task `multiple_choice`: which of the options answers the question (MMLU)?
 
-The reader is asked for the letter. It has a liking for some letters, whatever they stand
-for; asking with the options in several orders and averaging takes that out (de-biasing).
+The reader is asked for the letter. It prefers some letters whatever option they stand for. Asking
+with the options in several orders and taking the mean removes this bias (de-biasing).
 """
 
 import dataclasses
@@ -45,17 +45,17 @@ class MultipleChoiceTask:
       query_format: the reader's query, of {question} and {options}.
       option_format: one of the options, of {letter} and {option}; joined by blanks.
       target_format: the reader's target, of {letter}.
-      retriever_format: the retriever's query, of {question} and {options}; these are the
-        options in the order of the file, without letters, so that every order finds the same.
-        '' = the reader's query, with which each order finds passages of its own.
-      prompt_format: what the decoder begins with, of {question} and {options} as they are asked;
-        the letter is scored behind it; needs DataConfig.prompt_length.
-      max_question_tokens: reader tokens that a question keeps, its last ones; the options
+      retriever_format: the retriever's query, of {question} and {options}. These are the options
+        in the order of the file, without letters, so that every order finds the same passages.
+        '' = the reader's query; then each order may find other passages.
+      prompt_format: the beginning of the decoder's output, of {question} and {options} as they
+        are asked; the letter after it is scored. Needs DataConfig.prompt_length.
+      max_question_tokens: number of a question's last reader tokens that are kept; the options
         stay whole.
-      train_orders: 'single' = that of the file; 'cyclic' = a rotation of it; 'all' = any
-        order; drawn anew each time.
-      eval_orders: the same, but each of them is asked and the probabilities of an option are
-        averaged; 'all' takes up to five options.
+      train_orders: order of the options, drawn anew each time. 'single': that of the file.
+        'cyclic': a rotation of it. 'all': any order.
+      eval_orders: the same values, but each of these orders is asked, and the mean of an option's
+        probabilities counts. 'all' allows up to five options.
     """
 
     query_format: str = "question: {question} options: {options} answer: <extra_id_0>"
@@ -224,7 +224,7 @@ def _check_options(record: Record, needs_answer: bool) -> None:
 
 def _picks_right(asked: Sequence[Prediction]) -> bool:
     """Whether the option text with the highest mean probability is the right one."""
-    sums: dict[str, float] = defaultdict(float)  # by the file's letters: two may have one text
+    sums: dict[str, float] = defaultdict(float)  # by option text, which two letters may share
     texts: dict[str, str] = {}
     for prediction in asked:
         example = prediction.example

@@ -1,4 +1,4 @@
-"""What the tasks have in common that are made from the passages themselves."""
+"""Shared by the tasks that are made from the passages themselves."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ def load_passages(
     """Records `{id, title?, section?, text}` of at least `min_words` words.
 
     Raises:
-      UserError: naming file, line and field; or no passage is long enough (`binding` says
-        what set the length).
+      UserError: names file, line and field; or no passage is long enough (`binding` names the
+        setting of the length).
     """
     required: FieldTypes = {"id": (str, int), "text": str}
     optional: FieldTypes = {"title": str, "section": str}

@@ -1,4 +1,4 @@
-"""Task `qa`: a question, and short answers of which any counts."""
+"""Task `qa`: a question with short answers, each of which counts as right."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ class QATask:
 
 
 def check_answers(record: Record, needed: bool) -> None:
-    """Refuse answers that are no texts and, where they are needed, a record without any.
+    """Refuse answers that are not texts, and a record without answers if they are needed.
 
     Raises:
       UserError: names file, line and field.

@@ -1,4 +1,4 @@
-"""Task `ranking`: how well a retriever ranks a corpus with graded judgements (BEIR)."""
+"""Task `ranking`: scores a retriever's ranking of a corpus by graded judgements (BEIR)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _NDCG_AT = 10
 class RankingTask:
     """Lines `{question, qrels: {passage id: grade}, id?}`, see `atlas-jax prepare beir`.
 
-    It trains a retriever, too: a passage of the highest grade is the positive.
+    It can also train a retriever: a passage of the highest grade is the positive.
 
     Attributes:
       query_format: the retriever's query; {question} stands for the field.
@@ -65,7 +65,8 @@ class RankingTask:
             retriever_text=query,
             gold_ids=tuple(found for found, grade in grades.items() if grade == best),
             negative_ids=record.negative_ids,
-            # Where queries are themselves passages, finding oneself is no merit (as in BEIR).
+            # If queries are themselves passages, a query does not count as its own result (as in
+            # BEIR).
             excluded_ids=(record.id,),
             meta={"question": record.fields["question"], "qrels": grades, **record.meta},
         )

@@ -39,10 +39,10 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def register(task: Made) -> Made:
-    """Make a task of one's own known by its `name`, as a decorator.
+    """A decorator that registers a task under its `name`.
 
     Raises:
-      UserError: another task has the name.
+      UserError: another task has this name.
     """
     made: Any = task
     known: Any = TASKS.setdefault(made.name, made)
@@ -52,10 +52,10 @@ def register(task: Made) -> Made:
 
 
 def task_class(name: str) -> Callable[[], Task]:
-    """What makes the task of this name.
+    """The class of the task with this name.
 
     Raises:
-      UserError: there is none; the nearest name is told.
+      UserError: there is no such task; names the nearest one.
     """
     if name not in TASKS:
         raise UserError(f"no task is called {name!r}{nearest(name, TASKS)}")

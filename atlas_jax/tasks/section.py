@@ -33,9 +33,9 @@ class SectionTask:
       target_format: the reader's target, of {text}.
       retriever_format: the retriever's query, as query_format; '' = the reader's.
       min_words: passages of fewer words are left out.
-      filter: what may not be retrieved: the 'passage' itself, all of its 'section' (as many
-        as DataConfig.max_excluded lets), or 'none'.
-      filter_after: first training step at which that holds; evaluation always does.
+      filter: passages that may not be retrieved: the 'passage' itself, all passages of its
+        'section' (up to DataConfig.max_excluded), or 'none'.
+      filter_after: first training step at which `filter` applies; in evaluation it always does.
     """
 
     query_format: str = "{title}, {section}"

@@ -1,13 +1,14 @@
-"""Task `sentences`: ask for what a sentence of a passage says, from text alone.
+"""Task `sentences`: questions about the sentences of passages, made from text alone.
 
-A salient stretch of the text (a name, a number, a date; or any short run of words) is taken out
-of its sentence, and the sentence becomes a query with a gap, or something like a question: some
-of its words, behind a question word that fits what is missing ("noisy cloze", Lewis et al. 2019,
-arXiv 1906.04980). In text of the form `Field: subfield: value` the label takes the sentence's
-place. The passages are retrieved, so that the others are what a question would meet, too.
+A salient part of a sentence (a name, a number, a date; or any short run of words) is the answer.
+The sentence without it is a query with a gap. Or it becomes similar to a question: some of its
+words after a question word that fits the answer ("noisy cloze", Lewis et al. 2019, arXiv
+1906.04980). In text of the form `Field: subfield: value` the label is used in place of the
+sentence. The passages are retrieved, so the reader also sees the wrong ones that a question would
+find.
 
-Where the answer stands elsewhere in its passage as well, the sentence itself can be taken out of
-the passage, so that matching words is not all that there is to learn.
+If the answer occurs a second time in its passage, the sentence itself can be hidden there. Then the
+reader must learn more than to match words.
 """
 
 import dataclasses
@@ -69,19 +70,19 @@ class SentencesTask:
 
     Attributes:
       max_answer_words: longer stretches are not asked for.
-      within_words: only what stands in so many first words of a passage is asked for, as far as
-        the models see it; 0 = all of it.
-      query_words: the query is a crop of so many words around the gap.
-      as_question: probability of words behind a question word, instead of a sentence with a gap.
+      within_words: answers come from this many first words of a passage, as the models may not
+        see more; 0 = from all of it.
+      query_words: the query is a crop of this many words around the gap.
+      as_question: probability of words after a question word, instead of a sentence with a gap.
       drop: up to this share of a question's words is missing.
-      title: probability with which the passage's title is part of the query.
+      title: probability that the passage's title is part of the query.
       phrases: probability of asking for any short run of words, instead of a salient one.
-      facts: probability of asking for a fact by its label, where the text has facts.
-      hide: probability with which the sentence is taken out of its passage, where the answer
-        stands elsewhere in it, too.
+      facts: probability of asking for a fact by its label, if the text has facts.
+      hide: probability of hiding the sentence in its passage, if the answer occurs there a second
+        time.
       min_words: passages of fewer words are left out.
       query_format: the reader's query, of {query}; the gap is `<extra_id_0>`.
-      question_format: the same for what is like a question, which has no gap.
+      question_format: the same for a query similar to a question, which has no gap.
     """
 
     max_answer_words: int = 6
@@ -134,7 +135,7 @@ class SentencesTask:
         answer = text[asked.start : asked.end]
         before = text[asked.first : asked.start].split()
         after = text[asked.end : asked.last].split()
-        is_fact = ":" in asked.kind  # a label says little without its title
+        is_fact = ":" in asked.kind  # a label needs its title
         told = rng.random() < self.title or is_fact
         if is_fact or rng.random() < self.as_question:
             query = self._question(asked, before, after, title if told else "", rng)
@@ -192,7 +193,7 @@ class SentencesTask:
     def _phrase(
         self, text: str, words: Sequence[tuple[int, int]], rng: np.random.Generator
     ) -> _Asked:
-        """A run of one to four words that no small word begins or ends, nor a stop parts."""
+        """A run of one to four words, without a small word at its ends or a stop inside."""
         for _ in range(20):
             size = min(int(rng.integers(1, 5)), len(words))
             at = int(rng.integers(len(words) - size + 1))
@@ -213,7 +214,7 @@ class SentencesTask:
         title: str,
         rng: np.random.Generator,
     ) -> str:
-        """Some of the words that tell of it, behind a question word, and the title."""
+        """A question word, some of the sentence's words, and the title."""
         kind, _, label = asked.kind.partition(":")
         if label:
             words = [word.strip(" -,()").lower() for word in label.split()]
@@ -249,7 +250,7 @@ class SentencesTask:
     def _hidden(
         self, passage_id: str, text: str, answer: str, asked: _Asked, rng: np.random.Generator
     ) -> Hidden | None:
-        """The sentence, if it is to be taken out of its passage."""
+        """The sentence, if it should be hidden in its passage."""
         elsewhere = answer in text[: asked.first] or answer in text[asked.last :]
         if not elsewhere or ":" in asked.kind or rng.random() >= self.hide:
             return None
@@ -257,7 +258,7 @@ class SentencesTask:
 
 
 def _sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
-    """Where the sentence begins and ends that holds a stretch."""
+    """Beginning and end of the sentence around a part of the text."""
     first, last = 0, len(text)
     for stop in _END.finditer(text):
         if stop.end() <= start:

@@ -1,6 +1,6 @@
-"""Which stretches of a text are worth masking: at random as in T5, or salient ones.
+"""Choose the parts of a text to mask: random spans as in T5, or salient ones.
 
-Positions are character offsets; lengths are counted in words (stretches without blanks).
+Positions are character offsets; lengths are counted in words (text between blanks).
 """
 
 import array
@@ -21,13 +21,12 @@ _UNIT = (
     r"nm|ft|miles?|tons?|bbl)\b)"
 )
 _WORD = re.compile(r"\S+")
-# `Field: subfield: value; ...`: what follows the last ": ", up to ";", a remark in
-# brackets or the end of the sentence (a capital before a full stop is an abbreviation);
-# notes are prose.
+# `Field: subfield: value; ...`: the text after the last ": ", up to ";", a remark in brackets or
+# the end of the sentence (a capital before a full stop is an abbreviation). Notes are prose.
 _VALUE = re.compile(r"(?<!note): ((?:(?!: )[^;\n])+?)(?=;| \(|(?<![A-Z])\.(?:\s|$)|$)")
-# What stands before a ": " names a value, and is none.
+# The text before a ": " names a value; it is not one itself.
 _LABEL = re.compile(r"(?:^|(?<=[;:.)] ))[^;:.]{1,80}(?=: )")
-# Dates first, since their parts are numbers; "(2023 est.)" says little.
+# Dates first, since their parts are numbers. "(2023 est.)" is not worth asking for.
 _NUMBER = re.compile(
     rf"(?<![\w.,])(?:(?:\d{{1,2}} )?{_MONTH}\b(?: \d{{1,2}},)?(?: \d{{3,4}}\b)?"
     rf"|[-−]?[$€£]?\d(?:[\d.,]*\d)?(?![\w.,]*\d)(?: ?{_UNIT})?)(?! est\.)"
@@ -72,8 +71,8 @@ def layout(text: str, kinds: tuple[str, ...], max_words: int) -> Layout:
     * `number`: numbers with their unit or currency, and dates;
     * `entity`: runs of capitalised words, but not the word that begins a sentence.
 
-    What stands before a colon is never masked. Results are kept, so that each passage is
-    searched once for many epochs.
+    Text before a colon is never masked. Results are cached, so each passage is searched once for
+    many epochs.
     """
     matches = list(_WORD.finditer(text))
     starts = array.array("i", [match.start() for match in matches])
@@ -95,17 +94,17 @@ def layout(text: str, kinds: tuple[str, ...], max_words: int) -> Layout:
 def random_spans(
     num_words: int, density: float, mean_words: float, max_spans: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Word ranges `[first, last)` to mask, as T5's `random_spans_noise_mask` draws them.
+    """Word ranges `[first, last)` to mask, as drawn by T5's `random_spans_noise_mask`.
 
-    Kept and masked stretches alternate, beginning with a kept one; both kinds are cut at
-    random into as many parts as there are spans [arXiv 1910.10683, section 3.1.4].
+    Kept and masked parts alternate; the first one is kept. The kept words and the masked words are
+    each divided at random into as many parts as there are spans [arXiv 1910.10683, section 3.1.4].
 
     Args:
       num_words: at least 2.
       density: share of the words to mask.
       mean_words: mean length of a span.
       max_spans: no more spans than this.
-      rng: where the cuts come from.
+      rng: random source of the cuts.
     """
     num_masked = min(max(round(num_words * density), 1), num_words - 1)
     num_spans = min(max(round(num_masked / mean_words), 1), num_words - num_masked)
@@ -137,7 +136,7 @@ def salient_spans(
       density: share of the window's words to mask; one span is masked in any case.
       max_spans: no more spans than this.
       window_words: words of the window, 0 = the whole text.
-      rng: where the choice comes from.
+      rng: random source of the choice.
 
     Returns:
       The spans from left to right, and the window as a word range `[first, last)`.
@@ -175,7 +174,7 @@ def _window_around(
 
 
 def _random_parts(total: int, parts: int, rng: np.random.Generator) -> list[int]:
-    """Cut `total` into so many positive whole numbers, every way equally likely."""
+    """Divide `total` into this many positive whole numbers; all ways are equally likely."""
     if parts == 1:
         return [total]
     cuts = sorted((rng.permutation(total - 1)[: parts - 1] + 1).tolist())

@@ -1,7 +1,7 @@
 """Task `temporal`: questions whose answer depends on the edition of the corpus.
 
-One file holds the answers of two editions. Evaluated with an index of either, the scores
-say which edition's answers the model gave: whether its knowledge moved with the index.
+One file has the answers of two editions. An evaluation searches an index of one edition. Its scores
+tell which edition's answers the model gave: whether its knowledge changed with the index.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ from atlas_jax.tasks.qa import check_answers
 class TemporalTask:
     """Lines `{question, answers_<edition>, gold_<edition>?, changed, id?}`, for two editions.
 
-    The first `<extra_id_0>` of a question is the blank to be filled, as TempLAMA's have one.
+    The first `<extra_id_0>` in a question is the blank to be filled, as in TempLAMA.
 
     Attributes:
-      edition: of the index that is searched; its answers are learnt, and right.
-      other: the edition to tell it from.
+      edition: of the index that is searched; its answers are learnt and count as right.
+      other: the other edition.
       query_format: the reader's query; {question} stands for the field.
       target_format: the reader's target; {answer} is the edition's first answer.
       retriever_format: the retriever's query; {question}. '' = the reader's.
@@ -128,12 +128,12 @@ class TemporalTask:
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
     ) -> dict[str, float]:
-        """Exact matches with each edition's answers, changed and unchanged facts apart.
+        """Exact matches with each edition's answers, for changed and for unchanged facts.
 
-        * `exact_match`: with the index's edition, over all rows;
-        * `changed_followed`, `changed_stayed`: changed facts answered as the index's edition
-          has it, and as the other one has it;
-        * `unchanged_right`: unchanged facts answered as either has it;
+        * `exact_match`: with the index's edition, over all rows; * `changed_followed`,
+        `changed_stayed`: changed facts answered as in the index's edition, and
+          as in the other one;
+        * `unchanged_right`: unchanged facts answered as in either edition;
         * `recall@k` of the edition's gold passages.
         """
         rows = [p for p in predictions if p.answer is not None]

@@ -1,9 +1,9 @@
-"""How a cloze query is worded: a label as it stands, or disturbed as a question would be.
+"""The wording of a cloze query: a label as it is, or disturbed to be more like a question.
 
-Who asks uses some of a label's words, in an order of his own and among words that the
-label lacks. A reader that has met such queries in pretraining finds the label that shares
-most words with a question, whatever the rest of the question is; where several do, the first
-of them, which says what its field is about (`Capital: name: ..; time difference: ..`).
+A question has some of a label's words, in another order and among words that the label lacks. A
+reader that has seen such queries in pretraining learns to find the label that shares most words
+with a question. If several labels do, it learns to take the first, which is the main one of its
+field (`Capital: name: ..; time difference: ..`).
 """
 
 from collections.abc import Collection, Sequence
@@ -23,15 +23,15 @@ def disturbed(
     """Some of a label's words in some order, among words that have nothing to do with it.
 
     Args:
-      label: what is asked for.
-      before: the labels that stand before it in its passage; it must not be taken for them.
-      words: of running text, drawn from as often as they stand there: mostly small ones.
-      vocabulary: the same, each once: rare words are met too, and known for what they are.
-      rng: where the choice comes from.
+      label: the label that is asked for.
+      before: the labels before it in its passage; it must not be confused with them.
+      words: words of running text, as often as they occur: mostly small words.
+      vocabulary: words of running text, each once: so rare words are seen too.
+      rng: random source of the choice.
 
     Returns:
-      The words. What is kept of the label stands in none of those before it, unless the whole
-      label does.
+      The words. No label in `before` contains all kept words of the label, unless it contains the
+      whole label.
     """
     own = label.split()
     kept = _kept(own, before, rng)
@@ -51,8 +51,8 @@ def reworded(
 ) -> list[str]:
     """The words of a question, up to half of them missing, with up to two others among them.
 
-    A question asked in other words mostly shares some with this one; who has met this one with
-    gaps goes by the words that are left.
+    The same question in other words mostly shares some words with this one. A reader that has seen
+    this one with gaps learns to use the words that are left.
 
     Args:
       words: those of the question, without its title.
@@ -67,7 +67,7 @@ def reworded(
 
 
 def around(words: Sequence[str], title: str, rng: np.random.Generator) -> list[str]:
-    """The words with the title among them: mostly last, as in a question, sometimes with a sign."""
+    """Add the title to the words: mostly last, as in a question, sometimes with a mark."""
     asked = list(words)
     place = len(asked) if rng.random() < 0.6 else int(rng.integers(len(asked) + 1))
     asked.insert(place, title)
@@ -77,7 +77,7 @@ def around(words: Sequence[str], title: str, rng: np.random.Generator) -> list[s
 
 
 def _kept(own: Sequence[str], before: Collection[str], rng: np.random.Generator) -> list[int]:
-    """Places of the kept words: a random part of them, enlarged until none before has all."""
+    """Places of the kept words: a random part, enlarged until no label before has all of them."""
     order = [int(i) for i in rng.permutation(len(own))]
     rival = [set(other.lower().split()) for other in before]
     for count in range(int(rng.integers(1, len(own) + 1)), len(own) + 1):

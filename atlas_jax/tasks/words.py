@@ -1,14 +1,14 @@
 """Words of a text in any script, for finding answers in passages and for leak control.
 
-The token rule is that of DPR (`SimpleTokenizer`, Karpukhin et al. 2020), by which Atlas and its
-kin report whether a passage has the answer: runs of letters, digits and marks, and every other
-visible sign by itself, whatever the case. Beyond it, so that other scripts are found too:
+Tokens follow DPR's rule (`SimpleTokenizer`, Karpukhin et al. 2020), with which Atlas and similar
+models report whether a passage has the answer. A token is a run of letters, digits and marks, or a
+single other visible sign; case does not count. Additions for other scripts:
 
 * both texts in one Unicode form (NFKD of the case-folded text): ligatures, full-width letters,
   composed and decomposed accents;
-* what is not seen is left out (soft hyphens, joiners, byte order marks, the Arabic tatweel);
-* typographic quotes and hyphens are their ASCII ones;
-* scripts that set no blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count
+* invisible characters are left out (soft hyphens, joiners, byte order marks, the Arabic tatweel);
+* typographic quotes and hyphens become ASCII ones;
+* scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count
   character by character, each with its marks.
 """
 
