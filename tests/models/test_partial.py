@@ -14,29 +14,13 @@ from atlas_jax import mini
 from atlas_jax.core.errors import UserError
 from atlas_jax.models import partial
 from atlas_jax.models.folder import ModelPart, load_model, save_model
-from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
-from tests.reader.small import random_params
+from tests.reader.small import PAIR, random_params
 from tests.reader.test_from_tower import bert_tokenizer, random_tower
 
-READER = ReaderConfig(
-    vocab_size=120,
-    emb_dim=8,
-    num_heads=2,
-    head_dim=4,
-    mlp_dim=16,
-    num_encoder_layers=3,
-    num_decoder_layers=1,
-    mlp_activations=("relu",),
-    dropout_rate=0.0,
-    encoder="pair",
-    apart_layers=2,
-    encoder_mlp_dim=16,
-    max_positions=16,
-    pointer=True,
-)
+READER = PAIR
 RETRIEVER = RetrieverConfig(
     vocab_size=120, hidden_dim=8, num_layers=3, num_heads=2, mlp_dim=16, max_positions=16
 )

@@ -20,6 +20,23 @@ CONFIG = ReaderConfig(
     num_decoder_layers=2,
     dropout_rate=0.2,
 )
+# Reads pairs: two layers for a passage alone, one for question and passage together.
+PAIR = ReaderConfig(
+    vocab_size=120,
+    emb_dim=8,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=16,
+    num_encoder_layers=3,
+    num_decoder_layers=1,
+    mlp_activations=("relu",),
+    dropout_rate=0.0,
+    encoder="pair",
+    apart_layers=2,
+    encoder_mlp_dim=16,
+    max_positions=16,
+    pointer=True,
+)
 
 
 def config(**changes: Any) -> ReaderConfig:

@@ -1,5 +1,6 @@
 """A pair encoder begins as the tower that it was given, tokens and all."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ from atlas_jax.reader import fid
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.t5 import T5
-from tests.reader.small import random_params
+from tests.reader.small import PAIR, random_params
 
 WORDS = ("the", "capital", "of", "aru", "##ba", "is", "?", ":", "answer", "question")
 
@@ -86,21 +87,7 @@ def test_another_vocabulary_is_refused() -> None:
 
 
 def test_the_lower_layers_compute_what_the_tower_computes() -> None:
-    config = ReaderConfig(
-        vocab_size=120,
-        emb_dim=8,
-        num_heads=2,
-        head_dim=4,
-        mlp_dim=16,
-        num_encoder_layers=2,
-        num_decoder_layers=1,
-        mlp_activations=("relu",),
-        dropout_rate=0.0,
-        encoder="pair",
-        apart_layers=2,
-        encoder_mlp_dim=16,
-        max_positions=16,
-    )
+    config = dataclasses.replace(PAIR, num_encoder_layers=2, pointer=False)
     theirs = random_tower(config)
     passage = np.array([[110, 111, 104, 0]])
     texts = np.array([[101, 110, 111, 104, 102, 0]])  # [CLS] text [SEP]

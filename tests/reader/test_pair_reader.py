@@ -1,5 +1,6 @@
 """A reader with a pair encoder and a pointer: blocks, kept states, the mixture, decoding."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -17,29 +18,12 @@ from atlas_jax.core.partitioning import (
     param_shardings,
 )
 from atlas_jax.reader import fid
-from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig, generate
 from atlas_jax.reader.t5 import T5, copyable
-from tests.reader.small import random_params
+from tests.reader.small import PAIR, random_params
 
 START, END = 2, 1
-CONFIG = ReaderConfig(
-    vocab_size=24,
-    emb_dim=8,
-    num_heads=2,
-    head_dim=4,
-    mlp_dim=16,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-    mlp_activations=("relu",),
-    dropout_rate=0.0,
-    encoder="pair",
-    apart_layers=2,
-    encoder_mlp_dim=16,
-    max_positions=16,
-    start_id=START,
-    pointer=True,
-)
+CONFIG = dataclasses.replace(PAIR, vocab_size=24, num_decoder_layers=2, start_id=START)
 MODEL = T5(CONFIG)
 PARAMS = random_params(MODEL)
 _rng = np.random.default_rng(4)
