@@ -13,6 +13,7 @@ from atlas_jax.answering.run import AnswerRun, IndexRun
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
+from atlas_jax.corpus.corpus import fitted
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.reader.generate import GenerationConfig
@@ -66,16 +67,13 @@ def load(
         raise UserError("load: an index needs the passages it is of: give store or passages, too")
     searches = bool(store or passages)
     kept = _temporary() if passages and not store else None
+    config = CorpusConfig(
+        passages=os.fspath(passages), store=kept or os.fspath(store), index=os.fspath(index)
+    )
+    models = _models(model, retriever)
     told = AnswerRun(
-        models=_models(model, retriever),
-        corpus=CorpusSpec(
-            CorpusConfig(
-                passages=os.fspath(passages),
-                store=kept or os.fspath(store),
-                index=os.fspath(index),
-            ),
-            formats,
-        ),
+        models=models,
+        corpus=fitted(CorpusSpec(config, formats), models, data.retriever_query_length),
         evaluation=EvalConfig(passages="index" if searches else "none"),
         task=_task(task),
         read=read,
@@ -115,7 +113,9 @@ def build_index(
     config = CorpusConfig(
         passages=os.fspath(passages), store=os.fspath(store), index=os.fspath(index), dtype=dtype
     )
-    run = IndexRun(_models(model), CorpusSpec(config, formats), devices)
+    models = _models(model)
+    spec = fitted(CorpusSpec(config, formats), models, query_length=0)
+    run = IndexRun(models, spec, devices)
     return inference.build_index(run)[0]
 
 

@@ -22,6 +22,7 @@ from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
+from atlas_jax.corpus.corpus import fitted
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.refresh import RefreshPolicy
@@ -116,8 +117,13 @@ def models() -> ModelSpec:
 
 
 def corpus() -> CorpusSpec:
-    """Which passages are searched, and how."""
-    return CorpusSpec(told(CorpusConfig), told(StoreConfig), told(ScannConfig), told(RowsConfig))
+    """Which passages are searched, and how; the models bound their lengths.
+
+    Raises:
+      UserError: a setting, or the retriever's folder, is at fault.
+    """
+    spec = CorpusSpec(told(CorpusConfig), told(StoreConfig), told(ScannConfig), told(RowsConfig))
+    return fitted(spec, models(), told(DataConfig).retriever_query_length)
 
 
 def index_run() -> IndexRun:
@@ -230,7 +236,7 @@ def plan_run(passages: int) -> Run:
         distillation=told(DistillationConfig),
         optimizers={part: make_optimizer(told(OptimizerConfig, part)) for part in PARTS},
         data=told(DataConfig),
-        store=told(StoreConfig),
+        store=told(StoreConfig).fitted(retriever.max_length),
         corpus=told(CorpusConfig),
         generation=told(GenerationConfig),
         answer_batch=evaluation.batch_size,

@@ -21,6 +21,7 @@ from pathlib import Path
 from atlas_jax.conversion.convert import Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import check_output_folder
 from atlas_jax.models import partial
 
 PART = Path(__file__).parent / "checkpoints" / "mini"
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
+    check_output_folder(flags.output, "--output")
     if flags.cut:
         about = {"base": partial.fingerprint(flags.cut)}
         partial.cut(flags.cut, flags.output, about)

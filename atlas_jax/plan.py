@@ -19,6 +19,7 @@ from atlas_jax import from_gin
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
+from atlas_jax.core.paths import check_output_file
 from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.report import show, write_json
 from atlas_jax.planning.run import PROGRAMS
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
+    if flags.json:
+        check_output_file(flags.json, "--json")
     where = parse_slice(flags.topology)
     for name in ("passages", "try_meshes"):
         if getattr(flags, name) < 1:

@@ -191,20 +191,23 @@ class Batcher:
             hidden_b3[number] = (row, *cuts)
         return hidden_b3
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Refuse, before any work, an example that cannot become part of a batch.
+    def check(self, examples: Sequence[Example], file: str) -> None:
+        """Refuse, before any work, an example of a file that cannot become part of a batch.
 
         Some faults show only in the tokens: a query that does not fit, choices that begin alike.
         They are looked for in the first few thousand examples.
 
         Raises:
-          UserError: as `__call__` does.
+          UserError: as `__call__` does; the file is named, too.
         """
-        for example in examples:
-            self._check(example)
-        costly = [e for e in examples if e.shorten or e.choice_score == "first_token"]
-        for start in range(0, min(len(costly), _CHECKED), _CHECKED_AT_ONCE):
-            self(costly[start : start + _CHECKED_AT_ONCE])
+        try:
+            for example in examples:
+                self._check(example)
+            costly = [e for e in examples if e.shorten or e.choice_score == "first_token"]
+            for start in range(0, min(len(costly), _CHECKED), _CHECKED_AT_ONCE):
+                self(costly[start : start + _CHECKED_AT_ONCE])
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
 
     def _check(self, example: Example) -> None:
         """Refuse an example with too much or too little in it."""

@@ -179,7 +179,7 @@ def make_evaluation(
         choices,
         told.generation.length_penalty,
     )
-    evaluator.batcher.check(examples)
+    evaluator.batcher.check(examples, config.file)
     tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
     loss_rows = config.batch_size if config.loss == "batches" else 0
     return Evaluation(told.task, examples, evaluator, recall_at, loss_rows)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from atlas_jax.answering.atlas import Atlas, Evaluated
 from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
@@ -13,7 +14,7 @@ from atlas_jax.answering.truncation import tell_cut
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import check_output_file
+from atlas_jax.core.paths import check_output_file, check_output_folder
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.corpus import load_corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
@@ -40,6 +41,10 @@ def build_index(told: IndexRun) -> tuple[int, bool]:
     config = told.corpus.config
     if not config.index:
         raise UserError("CorpusConfig.index is not given: bind it to the directory to write")
+    for name, last in (("store", "manifest.json"), ("index", "index.json")):
+        place = getattr(config, name)
+        if place and not (Path(place) / last).exists():
+            check_output_folder(place, f"CorpusConfig.{name}")
     with use_devices(told.devices) as (mesh, rules):
         retriever, params, tokenizer = load_retriever(told.models)
         params = multihost.place(params, partitioning.replicated(mesh))

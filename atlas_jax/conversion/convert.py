@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
+from atlas_jax.conversion import texts
 from atlas_jax.conversion.verification import Verifier
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_folder, is_remote, read_text
@@ -82,10 +83,11 @@ class Conversion:
 
 @dataclasses.dataclass
 class _Read:
-    """What a source holds: parts, the step (where it is known); Meta's: options as gin, heads."""
+    """What a source holds: parts, the step (where it is known), options as gin, Meta's heads."""
 
     parts: dict[str, Part]
     gin: str = ""
+    remarks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     step: int = 0
     heads: meta_atlas.Heads | None = None
 
@@ -120,6 +122,7 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
             tensors = {**again.tensors}
             tensors.update({f"optimizer/{n}": t for n, t in again.optimizer.items()})
             done = certificate.compare(part, written[kind], tensors, why[kind])
+            done.remarks = list(read.remarks.get(kind, ()))
             _check_config(again, part)
             if verifier is not None:
                 done.layers = verifier.layers(part, _hf_side(job, folder, read, kind))
@@ -170,6 +173,10 @@ def _read(job: Conversion) -> _Read:
     for kind, path in job.tokenizers.items():
         if kind in read.parts:
             read.parts[kind].tokenizer = find_tokenizer(Path(path), kind)
+            read.parts[kind].tokenizer_file = path
+    for kind, part in read.parts.items():
+        gin, read.remarks[kind] = texts.settle(part, OPTIONS_FILE)
+        read.gin += gin
     return read
 
 
@@ -191,7 +198,7 @@ def read_model_folder(directory: str | Path, optimizer: bool = True) -> dict[str
             files.config, tensors, f"{files.weights.with_name('config.json')}: models.{kind}"
         )
         part = Part(kind, dict(files.config), tensors, source=tensors)
-        part.tokenizer = read_text(files.tokenizer)
+        part.tokenizer, part.tokenizer_file = read_text(files.tokenizer), str(files.tokenizer)
         if files.optimizer is not None and optimizer:
             part.optimizer = read_file(files.optimizer)
             part.empty = t5x.empty_from_text(read_metadata(files.optimizer))
@@ -222,7 +229,8 @@ def _check_vocabulary(part: Part, allow_spare_rows: bool) -> None:
     """Refuse a tokenizer of another model, as far as its size tells."""
     if part.tokenizer is None:
         return
-    ids = Tokenizer(part.tokenizer, f"the {part.kind}'s tokenizer").vocab_size
+    named = part.tokenizer_file or f"the {part.kind}'s tokenizer"
+    ids = Tokenizer(part.tokenizer, named).vocab_size
     rows = part.config["vocab_size"]
     if ids > rows:
         raise UserError(
@@ -347,12 +355,5 @@ def _hf_side(job: Conversion, folder: Path, read: _Read, kind: str) -> Path | No
     if job.target == "hf":
         return folder if len(read.parts) == 1 else folder / kind
     if job.source == "hf":
-        return next(Path(f) for f in job.inputs if _kind_of(Path(f)) == kind)
+        return next(Path(f) for f in job.inputs if huggingface.kind_of(Path(f)) == kind)
     return None
-
-
-def _kind_of(folder: Path) -> str:
-    if (folder / "query_encoder").is_dir():
-        return "retriever"
-    kind = huggingface.read_json(folder / "config.json").get("model_type")
-    return "reader" if kind in ("t5", "mt5") else "retriever"

@@ -37,6 +37,7 @@ Seed = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 BatchSize = Annotated[int, Meta(ge=1, le=1 << 20)]
 Passages = Annotated[int, Meta(ge=1, le=1 << 20)]  # per query
 Length = Annotated[int, Meta(ge=1, le=1 << 20)]  # of a text, in tokens
+LengthOrModels = Annotated[int, Meta(ge=0, le=1 << 20)]  # 0 = as long as the model takes
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]

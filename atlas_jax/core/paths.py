@@ -32,6 +32,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_POINTER, _LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024  # bytes
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -110,7 +111,8 @@ def input_file(path: str | os.PathLike[str]) -> Path:
     """The path of a file to read.
 
     Raises:
-      UserError: there is no such file, or it is not a regular file: a pipe may never end.
+      UserError: there is none, it is no regular file (to read a pipe may take for ever), or
+        git-lfs has put a pointer in its place.
     """
     found = as_path(path)
     kind = kind_of(found)
@@ -118,7 +120,37 @@ def input_file(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path}: no such file")
     if kind:
         raise UserError(f"{path} is {kind}; a regular file is needed")
+    check_fetched(found)
     return found
+
+
+def check_fetched(path: Path) -> None:
+    """Refuse the few lines that git-lfs leaves in the place of a file that was not fetched.
+
+    Raises:
+      UserError: it is such a pointer; says what fetches the file.
+    """
+    if is_remote(path):
+        return
+    try:
+        if path.stat().st_size > _LONGEST_POINTER:
+            return
+        with path.open("rb") as file:
+            begin = file.read(len(_POINTER))
+    except OSError:
+        return  # whoever reads it will tell
+    if begin == _POINTER:
+        raise UserError(
+            f"{path} is a pointer of git-lfs, not the file: run `git lfs pull` in its folder, or "
+            "download the file by other means"
+        )
+
+
+def check_folder_fetched(folder: Path) -> None:
+    """`check_fetched` of every file below a folder that another library reads."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            check_fetched(file)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -166,8 +198,7 @@ def check_output_file(path: str | os.PathLike[str], name: str = "") -> Path:
     Raises:
       UserError: the path is a folder, a device, a pipe or a socket, or is below a file.
     """
-    target = as_path(path)
-    label = f"{name} = {str(path)!r}" if name else str(path)
+    target, label = _named(path, name)
     if is_remote(path):
         return target
     kind = kind_of(target)
@@ -186,8 +217,7 @@ def check_output_folder(path: str | os.PathLike[str], name: str = "") -> Path:
     Raises:
       UserError: something else is there, or the path is below a file.
     """
-    target = as_path(path)
-    label = f"{name} = {str(path)!r}" if name else str(path)
+    target, label = _named(path, name)
     if is_remote(path):
         return target
     kind = kind_of(target)
@@ -198,6 +228,14 @@ def check_output_folder(path: str | os.PathLike[str], name: str = "") -> Path:
     elif not os.access(target, os.W_OK | os.X_OK):
         raise UserError(f"{label}: there is no permission to write into it")
     return target
+
+
+def _named(path: str | os.PathLike[str], name: str) -> tuple[Path, str]:
+    """A path, and what a message calls it."""
+    try:
+        return as_path(path), f"{name} = {os.fspath(path)!r}" if name else os.fspath(path)
+    except UserError as error:
+        raise UserError(f"{name}: {error}" if name else str(error)) from None
 
 
 def _check_above(target: Path, label: str) -> None:

@@ -5,6 +5,8 @@ and the field. Only standard JSON is read: no NaN or Infinity, no numbers that a
 program, no lists nested a thousand deep.
 """
 
+import json
+import math
 import os
 import re
 from typing import Any, TypeVar
@@ -59,7 +61,7 @@ def parse_as(raw: bytes, kind: type[T] | Any, where: str) -> T:
         utf8_text(raw, where)
         raise
     except msgspec.ValidationError as error:
-        raise UserError(f"{where}: {_explained(str(error))}") from None
+        raise UserError(f"{where}: {_not_finite(raw) or _explained(str(error))}") from None
     except msgspec.DecodeError as error:
         raise UserError(f"{where}: {_malformed(str(error), raw, where)}") from None
     if sum(map(raw.count, _BRACKETS)) > _DEEPEST or _LONG_NUMBER.search(raw):
@@ -110,10 +112,32 @@ def _malformed(text: str, raw: bytes, where: str) -> str:
     half = _HALF.search(utf8_text(raw, where))
     if half:
         return f"'{half[1] or half[2]}' is half a character, without its other half"
+    at_fault = _not_finite(raw)
+    if at_fault:
+        return at_fault
     if text == "Input data was truncated":
         return f"cut off (after {len(raw.rstrip())} bytes)"
     at = _AT_BYTE.match(text)
     return f"not JSON ({f'{at[1]} at byte {int(at[2]) + 1}' if at else text})"
+
+
+def _not_finite(raw: bytes) -> str:
+    """The field that holds what is no number in JSON, NaN, Infinity or 1e999; '' if none does."""
+    try:
+        level: list[tuple[str, Any]] = [("", json.loads(raw))]  # which takes them
+    except (ValueError, RecursionError):
+        return ""
+    for _ in range(_DEEPEST):
+        below: list[tuple[str, Any]] = []
+        for place, value in level:
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"{place}: {value} is no number of JSON; a finite number is needed"
+            if isinstance(value, dict):
+                below += [(f"{place}.{key}".lstrip("."), item) for key, item in value.items()]
+            elif isinstance(value, list):
+                below += [(f"{place}[{number}]", item) for number, item in enumerate(value)]
+        level = below
+    return ""
 
 
 def _check_extremes(value: Any, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from atlas_jax.core import multihost
+from atlas_jax.core import multihost, strict_json
+from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import Params
 from atlas_jax.core.whole import whole_folder
 from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.index.files import open_npy
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.reader import fid
 from atlas_jax.reader.t5 import T5
@@ -56,14 +59,23 @@ def reader_states(
     with multihost.first_goes_first("reader states"):
         if not (folder / _MANIFEST).exists():
             _make(folder, store, reader, params, length, wanted)
-    found = json.loads((folder / _MANIFEST).read_text("utf-8"))
+    found: dict[str, Any] = strict_json.read(folder / _MANIFEST, dict[str, Any])
     for name, value in wanted.items():
         if found.get(name) != value:
             raise UserError(
                 f"CorpusConfig.reader_states = {str(folder)!r} was made of another {name} "
                 f"({found.get(name)!r}, here {value!r}); remove it, or bind another folder"
             )
-    return np.load(folder / _ARRAY, mmap_mode="r")
+    states_nf = open_npy(folder / _ARRAY, _shape(store, reader, wanted), np.float16)
+    at = first_not_finite(states_nf)
+    if at is not None:
+        row = at // states_nf.shape[1]
+        raise UserError(f"{folder / _ARRAY}: row {row} is not finite; remove the folder")
+    return states_nf
+
+
+def _shape(store: PassageStore, reader: T5, manifest: Mapping[str, Any]) -> tuple[int, int]:
+    return store.count, manifest["length"] * reader.config.emb_dim
 
 
 def _manifest(store: PassageStore, reader: T5, params: Params, length: int) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def _make(
         lambda params, tokens: fid.encode_apart(reader, params, tokens, length).astype("float16")
     )
     tokens_nl = store.reader_tokens_nl
-    shape = (store.count, manifest["length"] * reader.config.emb_dim)
+    shape = _shape(store, reader, manifest)
     with whole_folder(folder, replace=True) as work:
         states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
         starts = range(0, store.count, _BATCH)

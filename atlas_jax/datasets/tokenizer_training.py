@@ -12,13 +12,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig, read_jsonl
+from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
 
 READER_FILE = "reader_tokenizer.json"
@@ -71,8 +71,8 @@ def train_tokenizers(
       UserError: a file is bad or without text, or a vocabulary is too small.
     """
     paths = [passages_path] if isinstance(passages_path, str) else list(passages_path)
+    folder = check_output_folder(out_dir, "train_tokenizers.out_dir")
     texts = read_texts(paths, fields, rows)
-    folder = Path(out_dir)
     reader = train_reader_tokenizer(
         texts, vocab_size, num_sentinels, reader_lowercase, min_character_count
     )

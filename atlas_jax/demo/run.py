@@ -23,6 +23,7 @@ from atlas_jax import evaluate, train_retriever
 from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo import commands, factbook
 from atlas_jax.demo.bm25 import bm25_recall
@@ -89,6 +90,7 @@ def clear(out: Path) -> None:
     Raises:
       UserError: it holds things that the demo did not make.
     """
+    check_output_folder(out, "--out")
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise UserError(f"{out} is not empty and not a demo's folder: choose another --out")
     shutil.rmtree(out, ignore_errors=True)

@@ -133,6 +133,7 @@ class PassageStore:
             directory holds something else, or the disk is full. Nothing is left behind.
         """
         tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
+        config = config.fitted()
         existing = cls.open(directory) if (Path(directory) / "manifest.json").exists() else None
         if existing:
             digest = hashlib.sha256()

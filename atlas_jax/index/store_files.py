@@ -29,6 +29,7 @@ FIELDS = ("id", "title", "section", "text")
 STORE_FORMAT = 1
 _REQUIRED: FieldTypes = {"id": (str, int), "text": str}
 _OPTIONAL: FieldTypes = {"title": str, "section": str}
+LONGEST = 1 << 20  # tokens of a passage, where no model says less
 _BATCH = 1024  # passages per call of a tokenizer
 
 Record = dict[str, str]
@@ -45,13 +46,14 @@ class StoreConfig:
       reader_format: the reader's text; any of {id}, {title}, {section}, {text}.
       retriever_format: the retriever's text.
       reader_length: reader tokens kept of a passage.
-      retriever_length: retriever tokens kept, special tokens included.
+      retriever_length: retriever tokens kept, special tokens included; 0 = as many as
+        reader_length, or as many as the retriever has positions, if these are fewer.
     """
 
     reader_format: str | tuple[str, ...] = "title: {title} context: {text}"
     retriever_format: str | tuple[str, ...] = "{title} {text}"
     reader_length: bounds.Length = 192
-    retriever_length: bounds.Length = 192
+    retriever_length: bounds.LengthOrModels = 0
 
     def __post_init__(self) -> None:
         """Refuse formats with unknown fields and lengths below 1.
@@ -70,6 +72,24 @@ class StoreConfig:
                         f"{name} = {template!r} needs at least one of the fields "
                         f"{', '.join(f'{{{field}}}' for field in FIELDS)}"
                     )
+
+    def fitted(self, longest: int = LONGEST) -> "StoreConfig":
+        """With the retriever's length as a number.
+
+        Args:
+          longest: tokens of the longest text that the retriever takes.
+
+        Raises:
+          UserError: the length that was told is more than that.
+        """
+        if self.retriever_length > longest:
+            raise UserError(
+                f"StoreConfig.retriever_length = {self.retriever_length}: the retriever takes "
+                f"texts of at most {longest} tokens; bind {longest} or less, or 0 for as many as "
+                "it takes"
+            )
+        length = self.retriever_length or min(self.reader_length, longest)
+        return dataclasses.replace(self, retriever_length=length)
 
     def text(self, tower: str, passage: Mapping[str, Any]) -> str:
         """The text that one tower reads of a passage."""

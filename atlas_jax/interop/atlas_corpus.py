@@ -15,6 +15,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, read_jsonl
+from atlas_jax.core.paths import input_file
 from atlas_jax.interop.pickles import load_plain
 from atlas_jax.interop.tensors import Tensor
 from atlas_jax.interop.torch_files import load
@@ -114,7 +115,7 @@ class IndexShards:
             embeddings.
         """
         path = self._path("passages", shard)
-        with path.open("rb") as file:
+        with input_file(path).open("rb") as file:
             items = load_plain(file, str(path))
         if not isinstance(items, list):
             raise UserError(f"{path}: holds a {type(items).__name__}, not a list of passages")

@@ -28,6 +28,7 @@ class Certificate:
       unused: arrays of the source that were left out -> why that was allowed.
       missing: arrays of the target that the source lacked, filled in as allowed.
       layers: with --verify, layer -> largest difference between the two frameworks.
+      remarks: what beside the tensors was taken over, or could not be.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Certificate:
     unused: dict[str, str]
     missing: list[str]
     layers: dict[str, float] = dataclasses.field(default_factory=dict)
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
         """What is printed for people."""
@@ -44,6 +46,7 @@ class Certificate:
         lines = [f"{self.kind}: {count} tensors{state} read back, every bit equal"]
         lines += [f"  not used: {name} ({why})" for name, why in self.unused.items()]
         lines += [f"  filled in: {name}" for name in self.missing]
+        lines += [f"  {remark}" for remark in self.remarks]
         lines += [f"  {layer}: {value:.2e}" for layer, value in self.layers.items()]
         return lines
 

@@ -88,21 +88,33 @@ def read_folder(
     towers = [folder / name for name in _TOWERS]
     if all(tower.is_dir() for tower in towers):
         return _read_towers(towers, allow_missing, tokenizer)
-    config = read_json(folder / "config.json")
-    tensors = read_tensors(folder)
+    said = sentence_transformers.read(folder)
+    place = said.transformer
+    config = read_json(place / "config.json")
+    tensors = read_tensors(place)
     kind = config.get("model_type")
     if kind in ("t5", "mt5"):  # mT5 is a T5 1.1 with another vocabulary
-        part = t5_part(tensors, t5_config(config, tensors, folder), str(folder), allow_missing)
+        part = t5_part(tensors, t5_config(config, tensors, place), str(place), allow_missing)
     elif kind == "bert":
-        fields = bert_config(config, folder) | sentence_transformers.read(folder, config)
-        part = bert_part({"encoder": tensors}, fields, str(folder), allow_missing)
+        fields = bert_config(config, place) | sentence_transformers.pooling_of(said, config)
+        part = bert_part({"encoder": tensors}, fields, str(place), allow_missing)
+        part.texts = said.texts
     else:
         raise UserError(
-            f"{folder / 'config.json'}: model_type is {kind!r}; this reads 't5', 'mt5' (T5 1.0, "
+            f"{place / 'config.json'}: model_type is {kind!r}; this reads 't5', 'mt5' (T5 1.0, "
             "1.1, LM-adapted, Flan) and 'bert' (BERT, Contriever, MiniLM)"
         )
-    part.tokenizer = find_tokenizer(Path(tokenizer) if tokenizer else folder, part.kind)
+    part.tokenizer = find_tokenizer(Path(tokenizer) if tokenizer else place, part.kind)
     return part
+
+
+def kind_of(folder: Path) -> str:
+    """'reader' or 'retriever', by the folder's files."""
+    if (folder / _TOWERS[0]).is_dir():
+        return "retriever"
+    place = sentence_transformers.read(folder).transformer
+    is_t5 = read_json(place / "config.json").get("model_type") in ("t5", "mt5")
+    return "reader" if is_t5 else "retriever"
 
 
 def _read_towers(
@@ -110,17 +122,21 @@ def _read_towers(
 ) -> Part:
     """An untied retriever from the two folders that `write_folder` makes of one."""
     towers: dict[str, Tensors] = {}
-    configs = []
+    configs, texts = [], []
     for folder in folders:
-        config = read_json(folder / "config.json")
-        configs.append(bert_config(config, folder) | sentence_transformers.read(folder, config))
+        said = sentence_transformers.read(folder)
+        config = read_json(said.transformer / "config.json")
+        fields = bert_config(config, said.transformer)
+        configs.append(fields | sentence_transformers.pooling_of(said, config))
+        texts.append(said.texts)
         towers[folder.name] = {
             name: dataclasses.replace(tensor, sources=(f"{folder.name}/{name}",))
-            for name, tensor in read_tensors(folder).items()
+            for name, tensor in read_tensors(said.transformer).items()
         }
-    if configs[0] != configs[1]:
+    if configs[0] != configs[1] or texts[0] != texts[1]:
         raise UserError(f"{folders[0]} and {folders[1]} describe different models")
     part = bert_part(towers, configs[0], str(folders[0].parent), allow_missing)
+    part.texts = texts[0]
     place = Path(tokenizer) if tokenizer else folders[0]
     part.tokenizer = find_tokenizer(place, part.kind)
     return part

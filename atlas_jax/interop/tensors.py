@@ -194,6 +194,24 @@ def recorded(tensors: Mapping[str, Tensor], digests: dict[str, str]) -> Tensors:
     return {name: one(name, tensor) for name, tensor in tensors.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """What a checkpoint says of its texts.
+
+    Attributes:
+      query_prompt, passage_prompt: what stands before every query and passage.
+      longest: tokens kept of a text; 0 = as many as the model has positions.
+      lowercases: letters are made small before a text is encoded.
+      remarks: what else was done or could not be taken over, for people.
+    """
+
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    longest: int = 0
+    lowercases: bool = False
+    remarks: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass
 class Part:
     """One model of a checkpoint, in this project's names.
@@ -203,11 +221,13 @@ class Part:
       config: fields of its ReaderConfig or RetrieverConfig.
       tensors: parameters by '/'-joined name; layers unrolled.
       tokenizer: text of its tokenizer.json, if one came along.
+      tokenizer_file: where that came from, for messages.
       optimizer: optimiser state under T5X's names: `step`, `param_states/...`.
       empty: leaves of the optimiser state that hold no array: name -> 'nil' or 'map'.
       source: every array of the source by the source's name.
       explained: arrays of the source that need not be used, and why.
       missing: arrays that the source lacks and that were allowed to be filled in.
+      texts: what the source says of the texts that the model is given.
     """
 
     kind: str
@@ -219,6 +239,8 @@ class Part:
     source: Tensors = dataclasses.field(default_factory=dict)
     explained: dict[str, str] = dataclasses.field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    texts: TextSettings = TextSettings()
+    tokenizer_file: str = ""
 
     def unused(self) -> list[str]:
         """Arrays of the source that nothing was made of and nothing explains."""

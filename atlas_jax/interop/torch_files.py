@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import input_file
 from atlas_jax.interop.pickles import Attributes, Maker, interpret, plain_key, walked
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
@@ -113,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     file_path = Path(path)
     try:
-        with file_path.open("rb") as file:
+        with input_file(file_path).open("rb") as file:
             is_zip = file.read(4) == _LOCAL
             file.seek(0)
             tree = _load_zip(file, file_path) if is_zip else _load_legacy(file, file_path)

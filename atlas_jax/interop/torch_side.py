@@ -76,7 +76,8 @@ def bert_layers(
     from transformers import BertConfig, BertModel
 
     if isinstance(source, Path):
-        model = BertModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
+        place = source / _modules(source).get("Transformer", "")
+        model = BertModel.from_pretrained(place, add_pooling_layer=False, dtype=torch.float32)
     else:
         model = BertModel(BertConfig(**source[0]), add_pooling_layer=False)
         model.load_state_dict(_state_dict(source[1]), strict=False)
@@ -99,7 +100,7 @@ def bert_layers(
         states = model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
     pooling, normalize = str(config["pooling"]), bool(config["normalize"])
     if isinstance(source, Path) and (source / "modules.json").is_file():
-        pooling, normalize = _modules(source)
+        pooling, normalize = _pooled(source)
     real = (ids != 0).unsqueeze(-1).to(states.dtype)
     count = real.sum(1).clamp(min=1)
     embedding = states[:, 0]
@@ -111,16 +112,27 @@ def bert_layers(
     return found
 
 
-def _modules(folder: Path) -> tuple[str, bool]:
-    """Pooling and normalisation as a folder says them, read apart from the converter."""
-    modules = json.loads((folder / "modules.json").read_text("utf-8"))
-    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+def _modules(folder: Path) -> dict[str, str]:
+    """Kind -> path of the modules that a folder lists, read apart from the converter."""
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    kinds = {module["type"].rpartition(".")[2]: module.get("path", "") for module in modules}
+    return {("Transformer" if kind == "BERT" else kind): path for kind, path in kinds.items()}
+
+
+def _pooled(folder: Path) -> tuple[str, bool]:
+    """Pooling and normalisation as a folder says them; a cosine of plain sums is normalised."""
+    kinds = _modules(folder)
     said = json.loads((folder / kinds["Pooling"] / "config.json").read_text("utf-8"))
     is_cls = said.get("pooling_mode_cls_token") or said.get("pooling_mode") == "cls"
     is_sqrt = said.get("pooling_mode_mean_sqrt_len_tokens") or (
         said.get("pooling_mode") == "mean_sqrt_len_tokens"
     )
-    return "cls" if is_cls else "sqrt" if is_sqrt else "average", "Normalize" in kinds
+    whole = folder / "config_sentence_transformers.json"
+    scores = json.loads(whole.read_text("utf-8")) if whole.is_file() else {}
+    is_cosine = scores.get("similarity_fn_name") == "cosine"
+    pooling = "cls" if is_cls else "sqrt" if is_sqrt else "average"
+    return pooling, "Normalize" in kinds or is_cosine
 
 
 def _record(module: Any, name: str, found: dict[str, np.ndarray]) -> None:

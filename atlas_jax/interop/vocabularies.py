@@ -43,7 +43,7 @@ SENTINELS = 100  # of every T5; the last id of the vocabulary is <extra_id_0>
 class _TokenizerConfig:
     """What of a `tokenizer_config.json` counts."""
 
-    do_lower_case: bool = True
+    do_lower_case: bool | None = None  # true where a vocabulary is all there is
 
 
 _PROBES = (
@@ -71,11 +71,11 @@ def find_tokenizer(path: Path, kind: str) -> str | None:
             return None
         path = found[0]
     if path.suffix == ".json":
-        text = read_text(path)
+        text = _as_configured(read_text(path), path)
     elif path.suffix == ".model":
         text = from_sentencepiece(path)
     else:
-        text = from_wordpiece(path, _lower_case(path.parent))
+        text = from_wordpiece(path, _lower_case(path.parent) is not False)
     return checked(text, kind, str(path))
 
 
@@ -142,10 +142,10 @@ def from_sentencepiece(path: str | Path, sentinels: int = SENTINELS) -> str:
       UserError: the file is cut off, no sentencepiece model, not a unigram model, or lacks
         T5's `<pad>` 0, `</s>` 1 and an unknown token.
     """
+    raw = read_bytes(path)
     try:
-        raw = read_bytes(path)
         pieces, trainer, normalizer = _parse_model(raw)
-    except (OSError, ValueError, IndexError, struct.error) as error:
+    except (ValueError, IndexError, struct.error) as error:
         raise UserError(f"{path}: not a whole sentencepiece model: {error}") from None
     if trainer.get(3, 1) != 1 or trainer.get(24, 0) or trainer.get(35, 0):
         raise UserError(
@@ -270,9 +270,21 @@ def from_wordpiece(path: str | Path, lower_case: bool = True) -> str:
     return str(tokenizer.to_str())
 
 
-def _lower_case(folder: Path) -> bool:
+def _lower_case(folder: Path) -> bool | None:
+    """What the folder says of it, if anything."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
-        return True
+        return None
     config: _TokenizerConfig = strict_json.read(path, _TokenizerConfig)
     return config.do_lower_case
+
+
+def _as_configured(text: str, path: Path) -> str:
+    """BERT's tokenizer with the lower case that `tokenizer_config.json` says, as transformers."""
+    content: dict[str, Any] = strict_json.parse_as(text.encode(), dict[str, Any], str(path))
+    normalizer, told = content.get("normalizer"), _lower_case(path.parent)
+    if told is None or not isinstance(normalizer, dict):
+        return text
+    if normalizer.get("type") != "BertNormalizer" or normalizer.get("lowercase") is told:
+        return text
+    return json.dumps({**content, "normalizer": {**normalizer, "lowercase": told}})

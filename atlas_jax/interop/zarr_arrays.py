@@ -20,6 +20,7 @@ import tensorstore
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.memory import available
+from atlas_jax.core.paths import check_fetched, check_folder_fetched
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 MANIFEST = "manifest.ocdbt"
@@ -52,6 +53,9 @@ class Store(Protocol):
     def check(self, path: str, where: str) -> None:
         """Refuse a path that leads out of the store (UserError)."""
 
+    def check_fetched(self, path: str) -> None:
+        """Refuse pointers of git-lfs in the place of an array's files (UserError)."""
+
 
 class Folder:
     """Arrays as folders of files."""
@@ -66,6 +70,7 @@ class Folder:
 
     def read(self, key: str) -> bytes:
         """A file's bytes."""
+        check_fetched(self._folder / key)
         return (self._folder / key).read_bytes()
 
     def spec(self, path: str) -> dict[str, Any]:
@@ -76,6 +81,10 @@ class Folder:
         """See `Store`."""
         if self._folder.resolve() not in (self._folder / path).resolve().parents:
             raise UserError(f"{where}: refused: {path!r} lies outside of the folder")
+
+    def check_fetched(self, path: str) -> None:
+        """See `Store`."""
+        check_folder_fetched(self._folder / path)
 
 
 class Database:
@@ -92,6 +101,7 @@ class Database:
             self._store = tensorstore.KvStore.open(self.spec("")).result()
             self._keys = {key.decode() for key in self._store.list().result()}
         except ValueError as error:
+            check_folder_fetched(folder)
             raise UserError(f"{folder}: the OCDBT database is damaged: {one_line(error)}") from None
 
     def has(self, key: str) -> bool:
@@ -111,6 +121,10 @@ class Database:
 
     def check(self, path: str, where: str) -> None:
         """Keys lead nowhere else."""
+
+    def check_fetched(self, path: str) -> None:
+        """All arrays share the database's files."""
+        check_folder_fetched(self._folder)
 
 
 def _check_chunks(shape: list[int], chunks: list[int], itemsize: int) -> None:
@@ -154,6 +168,7 @@ def read_array(
         _check_chunks(shape, chunks, dtype.itemsize)
         separator = meta.dimension_separator
     except (OSError, ValueError, TypeError, SyntaxError) as error:
+        store.check_fetched(path)
         raise UserError(
             f"{where}: {path}/.zarray is absent or damaged: {one_line(error)}"
         ) from None
@@ -170,6 +185,7 @@ def read_array(
             spec = {"driver": "zarr", "kvstore": store.spec(path)}
             return np.asarray(tensorstore.open(spec, read=True).result()[at].read().result())
         except (ValueError, RuntimeError, MemoryError) as error:
+            store.check_fetched(path)
             raise UserError(f"{where}: cannot be read: {one_line(error)}") from None
 
     def read_slice(axis: int, i: int) -> np.ndarray:

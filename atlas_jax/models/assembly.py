@@ -73,6 +73,18 @@ def load_tokenizers(config: ModelConfig) -> Tokenizers:
     return Tokenizers(**{part: _load_tokenizer(config, part) for part in PARTS})
 
 
+def longest_text(spec: ModelSpec) -> int:
+    """Tokens of the longest text that the retriever takes; no parameters are read.
+
+    Raises:
+      UserError: its folder or a field of it is at fault.
+    """
+    if not spec.config.retriever:
+        return whole_config(RetrieverConfig, spec.retriever).max_length
+    saved = load_config(spec.config.retriever, "retriever")
+    return _overridden(RetrieverConfig, saved, spec.retriever, spec.config.retriever).max_length
+
+
 def assemble(
     spec: ModelSpec,
     mesh: Mesh,

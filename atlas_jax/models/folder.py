@@ -24,6 +24,7 @@ from atlas_jax.core.bounds import check_fields, shown
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import (
     as_path,
+    check_fetched,
     check_name,
     copy_files,
     file_sha256,
@@ -262,6 +263,7 @@ def _verified(folder: Path, name: str, config: FolderConfig) -> Path:
     file = folder / name
     if Path(name).name != name or not file.is_file():
         raise UserError(f"model folder {folder} lacks {name}")
+    check_fetched(file)
     found, expected = file_sha256(file), config.sha256.get(name)
     if found != expected:
         raise UserError(

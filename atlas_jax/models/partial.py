@@ -11,23 +11,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
+from flax.core import meta
+from safetensors.numpy import save_file
 
-from atlas_jax.core.errors import UserError, one_line
-from atlas_jax.core.paths import file_sha256, open_to_all
+from atlas_jax.core import strict_json
+from atlas_jax.core.bounds import check_fields
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import file_sha256, input_file, open_to_all
 from atlas_jax.core.types import Params
+from atlas_jax.interop.safetensors_files import read_file
+from atlas_jax.interop.tensors import finite
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.folder import ModelPart, load_model, save_model
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
+from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import is_tied
 
 PARTIAL_FORMAT = 1
 _CONFIG, _WEIGHTS = "part.json", "reader.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What `part.json` says: fields of the reader, SHA-256 of its weights, and `about`."""
+
+    format: int
+    reader: dict[str, Any]
+    sha256: str
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None = None) -> None:
@@ -83,16 +100,14 @@ def join(part: str | Path, base: str | Path, output: str | Path) -> None:
     retriever = load_model(base, ("retriever",))["retriever"]
     retriever_config = RetrieverConfig(**retriever.config)
     found = encoder_hash(retriever_config, retriever.params, retriever.tokenizer)
-    wanted = content["about"].get("base")
+    wanted = content.about.get("base")
     if wanted and wanted != found:
         raise UserError(
             f"{folder} belongs to a retriever with the fingerprint {str(wanted)[:12]}; "
             f"{base} holds {found[:12]}"
         )
-    config = _reader_config(content["reader"], folder)
-    own = traverse_util.unflatten_dict(
-        {k: v.astype(np.float32) for k, v in load_file(folder / _WEIGHTS).items()}, sep="/"
-    )
+    config = _reader_config(content.reader, folder)
+    own = traverse_util.unflatten_dict(_own_params(folder / _WEIGHTS, config), sep="/")
     layers = {f"layers_{i}": None for i in range(config.apart_layers)}
     drawn = {**own, "encoder": {**layers, **own["encoder"]}}
     whole = start_from_tower(drawn, _tower(retriever.params), config, _end(retriever))
@@ -106,7 +121,7 @@ def join(part: str | Path, base: str | Path, output: str | Path) -> None:
             ),
             "retriever": retriever,
         },
-        about=content["about"],
+        about=content.about,
     )
 
 
@@ -137,18 +152,31 @@ def _end(retriever: ModelPart) -> int:
     return retriever.tokenizer.eos_id
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _own_params(path: Path, config: ReaderConfig) -> dict[str, np.ndarray]:
+    """A part's parameters by name, which are just those that are not the retriever's."""
+    model, tokens = T5(config), np.ones((1, 2), np.int32)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    leaves = traverse_util.flatten_dict(meta.unbox(boxed), sep="/")
+    wanted = {name: leaf.shape for name, leaf in leaves.items() if not _is_frozen(name, config)}
+    tensors = read_file(path)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            here, there = (shapes.get(name, "absent") for shapes in (found, wanted))
+            raise UserError(f"{path}: {name} is {here}, but of this part it has to be {there}")
+    return {name: finite(tensor).read().astype(np.float32) for name, tensor in tensors.items()}
+
+
+def _read(folder: Path) -> _Content:
     path = folder / _CONFIG
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        found = file_sha256(folder / _WEIGHTS)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no part of a model: {one_line(error)}") from error
-    if content.get("format") != PARTIAL_FORMAT:
+    content: _Content = strict_json.read(path, _Content)
+    found = file_sha256(input_file(folder / _WEIGHTS))
+    if content.format != PARTIAL_FORMAT:
         raise UserError(f"{path}: expected a part of format {PARTIAL_FORMAT}")
-    if found != content["sha256"]:
+    check_fields(ReaderConfig, content.reader, f"{path}: reader")
+    if found != content.sha256:
         raise UserError(
             f"{folder / _WEIGHTS} is not the file that was saved: its SHA-256 is {found[:12]}, "
-            f"{_CONFIG} says {content['sha256'][:12]}; copy the folder again"
+            f"{_CONFIG} says {content.sha256[:12]}; copy the folder again"
         )
     return content

@@ -398,7 +398,7 @@ def _batches(
         formats=told.corpus.formats,
     )
     examples = [told.task.example(records[row]) for row in evenly(len(records), _CHECKED)]
-    batcher.check(examples)
+    batcher.check(examples, config.file)
     tell_cut(config.file, examples, tokenizers, data, learnt=True)
     return training_batches(
         told.task,

@@ -18,6 +18,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.core.paths import (
     as_path,
+    check_fetched,
+    check_folder_fetched,
     check_output_file,
     check_output_folder,
     input_file,
@@ -161,3 +163,26 @@ def test_outputs_without_permission_are_refused(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match="no permission to write into it"):
         check_output_folder(mounted)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5d3\nsize 990345061\n"
+
+
+def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(POINTER)
+    message = f"{path} is a pointer of git-lfs, not the file: run `git lfs pull` in its folder"
+    for read in (input_file, check_fetched, lambda p: list(read_jsonl(p))):
+        with pytest.raises(UserError, match=message):
+            read(path)
+    with pytest.raises(UserError, match=message):
+        check_folder_fetched(tmp_path)
+    path.write_bytes(POINTER + b"x" * 1024)  # longer than any pointer
+    check_folder_fetched(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300])
+def test_what_an_output_cannot_be_called_is_told_with_its_binding(path: str) -> None:
+    for check in (check_output_file, check_output_folder):
+        with pytest.raises(UserError, match=r"^TrainConfig.model_dir: the path "):
+            check(path, "TrainConfig.model_dir")

@@ -111,15 +111,28 @@ def _typed(path: tuple[Any, ...], old: Any) -> bool:
     )
 
 
+SENTENCES: dict[str, Any] = {
+    "config_sentence_transformers.json": {
+        "prompts": {"query": "q: ", "document": "p: "},
+        "default_prompt_name": "query",
+        "similarity_fn_name": "cosine",
+    },
+    "sentence_bert_config.json": {"max_seq_length": 32, "do_lower_case": True},
+    "tokenizer_config.json": {"do_lower_case": True},
+}
+
+
 def huggingface(bench: Bench) -> Case:
     """convert, of a Hugging Face folder with a broken file."""
     kind = bench.rng.choice(("reader", "retriever"))
     folder = bench.take("hf") / kind
     files = ["config.json", "config.json", "tokenizer.json", "model.safetensors"]
     if kind == "retriever":
-        files += ["modules.json", "1_Pooling/config.json"]
+        for name, content in SENTENCES.items():
+            (folder / name).write_text(json.dumps(content))
+        files += ["modules.json", "1_Pooling/config.json", *SENTENCES]
     path = folder / bench.rng.choice(files)
-    if path.name in ("config.json", "modules.json"):
+    if path.suffix == ".json" and path.name != "tokenizer.json":
         broken = mutations.break_json(bench.rng, path.read_bytes(), _never)
     else:
         broken = mutations.break_bytes(bench.rng, path.read_bytes())

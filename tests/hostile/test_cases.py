@@ -125,7 +125,7 @@ def test_a_tokenizer_on_which_the_library_panics(
     path.write_text(json.dumps(content))
     _sums(folder, path.name)
     argv = commands._convert(bench, "atlas-jax", "hf", folder)
-    refused(convert.main, argv, "reader's tokenizer: the library breaks down", bench.work)
+    refused(convert.main, argv, f"{path}: the library breaks down", bench.work)
     assert "panicked" not in capfd.readouterr().err
 
 
@@ -292,7 +292,11 @@ LINES = [
     ("passages.jsonl", _line('{"id": ' + "1" * 5000 + ', "text": "a"}'), "out of range"),
     ("passages.jsonl", _line('{"id": "1", "text": "caf\xe9"}'), "not UTF-8 at byte 25 (0xe9)"),
     ("test.jsonl", _line(QUESTION % '"gold": [null]'), "field 'gold' holds None; an id is a text"),
-    ("test.jsonl", _line(QUESTION % '"qrels": {"p": Infinity}'), "not JSON (invalid character"),
+    (
+        "test.jsonl",
+        _line(QUESTION % '"qrels": {"p": Infinity}'),
+        "qrels.p: inf is no number of JSON",
+    ),
 ]
 
 

@@ -185,6 +185,17 @@ def test_what_a_folder_holds_is_found(tmp_path: Path) -> None:
     assert text is not None and Tokenizer(text).encode("A", True) == [2, 1, 3]
 
 
+@pytest.mark.parametrize("told", [True, False, None])
+def test_lower_case_is_that_of_the_tokenizers_config(told: bool | None, tmp_path: Path) -> None:
+    vocabulary = small.wordpiece_file(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(from_wordpiece(vocabulary, lower_case=False))
+    if told is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": told}))
+    text = find_tokenizer(tmp_path, "retriever")
+    assert text is not None
+    assert Tokenizer(text).lowercases is (told is True)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.9999])
 def test_a_truncated_sentencepiece_model_is_refused(share: float, tmp_path: Path) -> None:
     raw = goldens.MODEL.read_bytes()
