@@ -87,9 +87,9 @@ class _Read:
 
     parts: dict[str, Part]
     gin: str = ""
-    remarks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     step: int = 0
     heads: meta_atlas.Heads | None = None
+    remarks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certificate.Certificate]:
