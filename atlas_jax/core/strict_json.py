@@ -131,7 +131,8 @@ def _not_finite(raw: bytes) -> str:
         below: list[tuple[str, Any]] = []
         for place, value in level:
             if isinstance(value, float) and not math.isfinite(value):
-                return f"{place}: {value} is no number of JSON; a finite number is needed"
+                named = f"{place}: " if place else ""
+                return f"{named}{value} is no number of JSON; a finite number is needed"
             if isinstance(value, dict):
                 below += [(f"{place}.{key}".lstrip("."), item) for key, item in value.items()]
             elif isinstance(value, list):

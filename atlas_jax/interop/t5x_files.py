@@ -29,7 +29,7 @@ import numpy as np
 import tensorstore
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import read_bytes
+from atlas_jax.core.paths import check_fetched
 from atlas_jax.interop import t5x_orbax
 from atlas_jax.interop.tensors import BFLOAT16, Tensor, of_array, viewed
 from atlas_jax.interop.zarr_arrays import Folder, read_array
@@ -100,10 +100,11 @@ def read_leaves(folder: Path) -> Leaves:
 
 
 def _unpack(path: Path) -> Any:
-    raw = read_bytes(path)
+    check_fetched(path)
     try:
+        raw = path.read_bytes()
         return msgpack.unpackb(raw, ext_hook=_ext_hook, strict_map_key=False, raw=False)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise UserError(f"{path}: not a whole T5X index: {error}") from None
 
 

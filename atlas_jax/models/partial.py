@@ -169,6 +169,8 @@ def _own_params(path: Path, config: ReaderConfig) -> dict[str, np.ndarray]:
 
 def _read(folder: Path) -> _Content:
     path = folder / _CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} is no part of a model: it has no {_CONFIG}")
     content: _Content = strict_json.read(path, _Content)
     found = file_sha256(input_file(folder / _WEIGHTS))
     if content.format != PARTIAL_FORMAT:

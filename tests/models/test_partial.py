@@ -9,9 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 from atlas_jax import mini
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import file_sha256
 from atlas_jax.models import partial
 from atlas_jax.models.folder import ModelPart, load_model, save_model
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
@@ -98,3 +100,40 @@ def test_a_damaged_part_is_refused(model: Path, tmp_path: Path) -> None:
         partial.join(tmp_path / "part", model, tmp_path / "joined")
     with pytest.raises(UserError, match="no part of a model"):
         partial.join(model, model, tmp_path / "joined")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "1"}, "part.json: format: expected a whole number, got a text"),
+        ({"reader": []}, "part.json: reader: expected an object, got a list"),
+        ({"about": None}, "part.json: about: expected an object, got null"),
+        ({"sha256": 1}, "part.json: sha256: expected a text, got a whole number"),
+    ],
+)
+def test_fields_of_another_type_are_named(
+    model: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    partial.cut(model, tmp_path / "part")
+    path = tmp_path / "part" / "part.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=message):
+        partial.join(tmp_path / "part", model, tmp_path / "joined")
+
+
+def test_weights_of_another_part_are_named(model: Path, tmp_path: Path) -> None:
+    partial.cut(model, tmp_path / "part")
+    content = json.loads((tmp_path / "part" / "part.json").read_text())
+    weights = tmp_path / "part" / "reader.safetensors"
+    tensors = load_file(weights)
+    name = "encoder/layers_2/output/kernel"
+    for changed, message in (
+        ({**tensors, name: tensors[name][:3]}, rf"{name} is \(3, 8\), but"),
+        ({k: v for k, v in tensors.items() if k != name}, f"{name} is absent"),
+        ({**tensors, name: tensors[name] * np.nan}, f"{name}: the number at"),
+    ):
+        save_file(changed, weights)
+        content["sha256"] = file_sha256(weights)
+        (tmp_path / "part" / "part.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            partial.join(tmp_path / "part", model, tmp_path / "joined")
