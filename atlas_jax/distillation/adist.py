@@ -8,7 +8,7 @@ from atlas_jax.distillation.config import ADIST_NORMALIZERS, DistillationConfig
 from atlas_jax.distillation.kl import distill_loss, valid_targets
 from atlas_jax.distillation.signals import Signals
 
-RELEASED_CONSTANT = 256.0  # stands for a passage's length in the released code, whatever it is
+RELEASED_CONSTANT = 256.0  # the released code uses this as the length of every passage
 
 
 def gold_scores(
@@ -20,9 +20,9 @@ def gold_scores(
     """g_ij = attention mass / (256 x layers x target tokens), or without the 256.
 
     Args:
-        mass_bk: Cross-attention probability (normalised over all k x l positions) times
-            the L2 norm of the value vector, averaged over heads, summed over layers, real
-            target tokens and the passage's real tokens.
+        mass_bk: Cross-attention probability (normalised over all k x l positions) times the L2
+            norm of the value vector. The mean over heads; the sum over layers, real target tokens
+            and the passage's real tokens.
         targets_bt: Target tokens, pad 0.
         num_layers: Decoder layers.
         normalizer: 'released' divides by 256 x layers x target tokens, 'target' by

@@ -18,9 +18,8 @@ class DistillationConfig:
         gold_temperature: T_gold. Divides the gold scores of adist, pdist and loop; for
             emdr2 it divides the reader's logits, as in the released code.
         score_temperature: T_score. Divides the retriever's scores q.p/sqrt(e).
-        kl_reduction: 'batch' averages the divergence over the real rows; 'released'
-            averages it over rows and passages. The released code does so, though the paper
-            does not.
+        kl_reduction: 'batch' averages the divergence over the real rows, as in the paper.
+            'released' averages it over rows and passages, as in the released code.
         adist_normalizer: 'released' divides the attention mass by 256 x layers x target
             tokens; 'target' by layers x target tokens alone.
     """

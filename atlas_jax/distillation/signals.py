@@ -1,4 +1,4 @@
-"""What a loss may ask of the reader, and what it is given of the retriever."""
+"""The inputs of a distillation loss, from the reader and from the retriever."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from atlas_jax.core.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Signals:
-    """Everything that a distillation loss is made of, for the rows of one batch.
+    """All inputs of a distillation loss, for the rows of one batch.
 
-    What the reader says is computed when a loss calls for it, and carries no gradient;
-    ``scores_bk`` does.
+    The reader's signals are computed when a loss calls for them, and carry no gradient. The
+    retriever's ``scores_bk`` carry one.
 
     Attributes:
       passage_logprobs: temperature -> float32 [b, k, t], log-probability of each target token read

@@ -1,9 +1,8 @@
 """T5 attention: no scaling of the logits, relative positions as a bias, no other biases.
 
-Arrays are transposed to [n, h, l, c] (rows, heads, positions, channels of a head), so that
-both products are plain batched matrix products: on CPU several times faster than
-contracting over [n, l, h, c]. The row and head axes stay apart because they lie on
-different mesh axes.
+Arrays are transposed to [n, h, l, c] (rows, heads, positions, channels of a head). So both products
+are plain batched matrix products, on CPU several times faster than a contraction of [n, l, h, c].
+The axes of rows and heads stay separate because they are sharded over different mesh axes.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from atlas_jax.core.layers import Dense, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.reader.config import ReaderConfig
 
-MASKED = -1e10  # added to a logit, swallows it whole in float32
+MASKED = -1e10  # in float32, any logit added to it is lost
 
 
 class KeyValue(NamedTuple):
@@ -52,7 +51,7 @@ class Attention(nn.Module):
         self.out = Dense(
             cfg.emb_dim, ("joined_kv", "embed"), dtype=cfg.compute_dtype, kernel_init=fan_in
         )
-        # One mask for all queries, as T5X has it: cheap, and sampled per head and key.
+        # One mask for all queries, as in T5X: cheap, and drawn for each head and key.
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
     def keys_values(self, x_nsd: jax.Array) -> KeyValue:
@@ -99,10 +98,10 @@ class Attention(nn.Module):
 
 @jax.custom_vjp
 def _add_bias(logits_nhqs: jax.Array, bias: jax.Array) -> jax.Array:
-    """The sum with a bias that broadcasts to the logits.
+    """Add a bias that broadcasts to the logits.
 
-    The derivative is the usual one, but sums over the rows n by a product with ones. Left to
-    itself, XLA on CPU joins this sum with the one along the diagonals of a position bias: a
+    The derivative is the usual one, but the sum over the rows n is a product with ones. Otherwise
+    XLA on CPU joins this sum with the one along the diagonals of a position bias. That costs a
     tenth of a small model's training step.
     """
     return logits_nhqs + bias
@@ -128,8 +127,8 @@ class RelativePositionBias(nn.Module):
     """The table of position biases that all layers of a stack share.
 
     Attributes:
-      bidirectional: half of the buckets for keys after the query (encoder); otherwise these
-        share bucket 0 (decoder, where they are masked anyway).
+      bidirectional: whether half of the buckets are for keys after the query (encoder). If not,
+        these keys share bucket 0 (decoder, which masks them).
     """
 
     config: ReaderConfig
@@ -152,7 +151,7 @@ class RelativePositionBias(nn.Module):
         buckets = relative_buckets(
             distances, self.bidirectional, cfg.relpos_buckets, cfg.relpos_max_distance
         )
-        # A product with a one-hot, not a look-up: the gradient of a look-up is a slow scatter.
+        # A product with a one-hot array: the gradient of a look-up would be a slow scatter.
         one_hot = jax.nn.one_hot(buckets, cfg.relpos_buckets, dtype=jnp.float32)
         return _spread_distances(table_hp @ one_hot.T, q_len, s_len)[None]
 
@@ -160,8 +159,8 @@ class RelativePositionBias(nn.Module):
 def _spread_distances(values: jax.Array, q_len: int, s_len: int) -> jax.Array:
     """[h, q_len + s_len - 1] values by distance -> [h, q_len, s_len], entry (q, s) = s - q.
 
-    Row q is the values shifted by q. A row-major matrix one column narrower than the repeated
-    row shifts each line by one; its gradient is a sum, that of indexing would be a scatter.
+    Row q holds the values shifted by q. The repeated row, read as a matrix that is one column
+    narrower, shifts each line by one. The gradient of this is a sum; that of indexing is a scatter.
     """
     h, width = values.shape
     repeated = jnp.tile(jnp.pad(values, ((0, 0), (0, 1))), (1, q_len))
@@ -173,8 +172,8 @@ def relative_buckets(
 ) -> np.ndarray:
     """Bucket of each distance (key position minus query position).
 
-    Half of a direction's buckets hold one distance each, the others grow logarithmically up
-    to ``max_distance``; everything beyond shares the last one (arXiv 1910.10683, section 2.1).
+    In each direction, half of the buckets hold one distance each. The others grow logarithmically
+    up to ``max_distance``, and larger distances share the last one (arXiv 1910.10683, section 2.1).
 
     Returns:
       int32 array in [0, num_buckets) with the shape of ``distances``.
@@ -187,7 +186,7 @@ def relative_buckets(
     else:
         distances = np.maximum(-distances, 0)
     exact = num_buckets // 2
-    # In float32 with this epsilon, as T5X has it: it decides distances on a bucket's edge.
+    # In float32 with this epsilon, as in T5X: it decides the bucket of distances on an edge.
     ratio = np.maximum(distances, 1).astype(np.float32) / exact + np.finfo(np.float32).eps
     far = exact + (np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)).astype(
         np.int32

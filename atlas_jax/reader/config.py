@@ -33,14 +33,15 @@ class ReaderConfig:
       mlp_dim: width of the hidden layer of an MLP.
       mlp_activations: ``('relu',)``, or ``('gelu', 'linear')`` for the gated form, whose
         gelu is the tanh approximation.
-      dropout_rate: of embeddings, attention, MLP and residuals, one mask for all positions
-        of a sequence (as in T5X); off when a method is called with ``deterministic=True``.
-      logits_via_embedding: project to the vocabulary by the embedding, scaled by
-        ``emb_dim ** -0.5``, instead of by a matrix of its own.
+      dropout_rate: of embeddings, attention, MLP and residuals, with one mask for all positions
+        of a sequence (as in T5X). No dropout if a method is called with
+        ``deterministic=True``.
+      logits_via_embedding: whether the output matrix is the embedding, scaled by
+        ``emb_dim ** -0.5``, or a matrix of its own.
       dtype: ``'float32'`` or ``'bfloat16'``, of the activations; parameters, softmax and
         logits are float32 in both.
       relpos_buckets: rows of the relative-position table of each stack.
-      relpos_max_distance: distance from which on all positions share the last bucket.
+      relpos_max_distance: from this distance on, all positions share the last bucket.
       scan_layers: compile one layer and scan it, with parameters stacked on a leading axis
         ``layers``. Compiles faster, runs slower on CPU.
       remat_policy: ``'none'`` stores every activation for the backward pass, ``'minimal'``
@@ -50,12 +51,11 @@ class ReaderConfig:
       encoder: ``'t5'``, or ``'pair'``: a BERT tower that reads question and passage first
         apart and then together (`pair_encoder`).
       apart_layers: layers of a pair encoder that see question and passage apart. They and the
-        token embedding are not trained, so that what they make of a passage can be kept.
+        token embedding are not trained, so that their states of a passage can be kept.
       encoder_mlp_dim: width inside the feed-forward block of a pair encoder.
       max_positions: longest question or passage of a pair encoder, in tokens.
       start_id: token in front of question and passage, for a pair encoder ([CLS]).
-      matches: tell a pair encoder which tokens of the passage the question has, and the
-        other way round.
+      matches: whether a pair encoder is told which tokens occur in both question and passage.
       pointer: mix the vocabulary with copying from the passages (`pointer`).
     """
 
@@ -90,7 +90,7 @@ class ReaderConfig:
           UserError: names the field, its value and what would be right.
         """
         bounds.check(self)
-        # Gin hands over lists; a flax module needs its config hashable.
+        # Gin gives lists, but the config of a flax module must be hashable.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name, allowed in (
             ("mlp_activations", _ACTIVATIONS),
@@ -140,7 +140,7 @@ class ReaderConfig:
 
     @property
     def block_start(self) -> int:
-        """The token in front of question and passage, each a block; 0 = they are no blocks."""
+        """The token in front of question and passage; 0 for a reader without blocks."""
         return self.start_id if self.encoder == "pair" else 0
 
     @property

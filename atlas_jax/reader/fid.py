@@ -1,7 +1,7 @@
 """Fusion-in-Decoder (arXiv 2007.01282): passages are encoded apart and read together.
 
-Pure functions of a ``T5``, its unboxed parameters and arrays. ``s`` is the fused source,
-k passages of l tokens. Dropout is on exactly where a key is given.
+Pure functions of a ``T5``, its unboxed parameters and arrays. ``s`` is the fused source, k passages
+of l tokens. There is dropout only if a key is given.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,9 @@ def join_inputs(
       mask_bk: bool, the real passages.
       length: tokens per input; what does not fit is cut, the end token is kept.
       eos_id: the end token.
-      start_id: above 0 asks for a pair encoder's two blocks (`pair_encoder`), with this token in
-        front of each: a query is always given its full width then, so that a passage stands at
-        the same places whatever the query.
+      start_id: above 0, make a pair encoder's two blocks (`pair_encoder`) with this token in front
+        of each. A query then always takes its full width, so that the passage's places do not
+        depend on the query.
 
     Returns:
       int32 [b, k, length]; rows of passages that are not real are all padding.
@@ -44,7 +44,7 @@ def join_inputs(
         return _join_blocks(query_tokens_bq, passage_tokens_bkl, mask_bk, length, eos_id, start_id)
     query_length = _length(query_tokens_bq)[..., None]
     passage_length = _length(passage_tokens_bkl)
-    end = jnp.minimum(query_length + passage_length, length - 1)  # where the end token stands
+    end = jnp.minimum(query_length + passage_length, length - 1)  # place of the end token
     position = jnp.arange(length, dtype=jnp.int32)[None, None, :]
     from_query = jnp.take_along_axis(
         query_tokens_bq, jnp.minimum(position[0], query_tokens_bq.shape[1] - 1), axis=1, mode="clip"
@@ -61,7 +61,7 @@ def join_inputs(
 
 
 def passage_blocks(passage_tokens: jax.Array, length: int, eos_id: int, start_id: int) -> jax.Array:
-    """Second blocks of a pair encoder: start token, passage, end token.
+    """The second block of a pair encoder's input: start token, passage, end token.
 
     Args:
       passage_tokens: [..., l], padded right.
@@ -80,7 +80,7 @@ def passage_blocks(passage_tokens: jax.Array, length: int, eos_id: int, start_id
 
 
 def _length(tokens: jax.Array) -> jax.Array:
-    """Tokens up to the last one that is no padding, [..., 1]: some before it may be hidden."""
+    """Number of tokens up to the last real one, [..., 1]; earlier ones may be hidden (0)."""
     place = jnp.arange(1, tokens.shape[-1] + 1, dtype=jnp.int32)
     return jnp.max(jnp.where(tokens != PAD_ID, place, 0), axis=-1, keepdims=True)
 
@@ -88,7 +88,7 @@ def _length(tokens: jax.Array) -> jax.Array:
 def hide(
     passage_tokens_bkl: jax.Array, rows_bk: jax.Array, hidden_b3: jax.Array | None
 ) -> jax.Array:
-    """The passages' tokens, those that `Batch.hidden_b3` names turned to padding."""
+    """Replace the passages' tokens that `Batch.hidden_b3` names by padding."""
     if hidden_b3 is None:
         return passage_tokens_bkl
     row, first, last = (hidden_b3[:, i, None, None] for i in range(3))
@@ -122,7 +122,7 @@ def shift_right(targets_bt: jax.Array) -> jax.Array:
 def join_prompt(
     prompt_tokens_bp: jax.Array | None, targets_bt: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What the decoder is given, and what of it is a target.
+    """The decoder's input, and the targets in it.
 
     Args:
       prompt_tokens_bp: padded on the right; None = no prompt.
@@ -156,8 +156,9 @@ def encode(
     """Encode each passage on its own, [b, k, l] -> [b, k, l, d].
 
     Args:
-      apart_bkf: what a pair encoder's lower layers make of the passages' blocks, the last m
-        tokens of each input, m x d in a row (`encode_apart`); None = they are run.
+      apart_bkf: states from a pair encoder's lower layers (`encode_apart`) of the passages'
+        blocks, which are the last m tokens of each input; m x d numbers in a row. None = these
+        layers are run.
     """
     b, k, length = tokens_bkl.shape
     flat = constrain(tokens_bkl.reshape(b * k, length), "batch", "length")  # passages become rows
@@ -176,14 +177,14 @@ def encode(
 
 
 def encode_apart(model: T5, params: Params, passage_tokens: jax.Array, length: int) -> jax.Array:
-    """What of passages does not depend on the question, for a pair encoder.
+    """A pair encoder's states of passages that do not depend on the question.
 
     Args:
-      passage_tokens: [n, l], padded right, as they lie in the store.
+      passage_tokens: [n, l], padded right, as in the store.
       length: tokens of a passage's block.
 
     Returns:
-      [n, min(length, l + 2), d]; `encode` takes them.
+      [n, min(length, l + 2), d], for `encode`.
     """
     blocks = passage_blocks(passage_tokens, length, EOS_ID, model.config.start_id)
     states: Any = model.apply({"params": params}, blocks, method="encode_apart")
@@ -202,7 +203,7 @@ def fused_logits(
 
     Args:
       enc_bkld: encoder states, see ``encode``.
-      tokens_bkl: what they encode; decides the mask.
+      tokens_bkl: the tokens that they encode; they decide the mask.
       targets_bt: target tokens with their end token, padded on the right.
       dropout_key: of the decoder.
     """
@@ -318,12 +319,12 @@ def variant_logprobs(
     targets_brt: jax.Array,
     decoder_brt: jax.Array,
 ) -> jax.Array:
-    """Log-probability of the tokens of r targets a query, read from all passages, no dropout.
+    """Log-probability of each token of r targets a query, read from all passages, no dropout.
 
     The r targets share the encoder states and their keys and values.
 
     Returns:
-      float32 [b, r, t]; positions of padding in ``targets_brt`` mean nothing.
+      float32 [b, r, t]; ignore the values at padding in ``targets_brt``.
     """
     b, r, t = targets_brt.shape
     enc_bsd, mask_bs, copyable_bs = _fuse(model, enc_bkld, tokens_bkl)
@@ -383,7 +384,7 @@ def _inputs(targets_bt: jax.Array, decoder_bt: jax.Array | None) -> jax.Array:
 def _fuse(
     model: T5, enc_bkld: jax.Array, tokens_bkl: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """States, mask and what may be copied of all passages as one source."""
+    """All passages as one source: its states, its mask and the tokens that may be copied."""
     b, k, length, d = enc_bkld.shape
     fused = enc_bkld.reshape(b, k * length, d)  # k passages become one source
     mask_bs = (tokens_bkl != PAD_ID).reshape(b, k * length)
@@ -428,9 +429,9 @@ def _target_logprobs(
 
 
 def _in_groups(model: T5, score: Callable[[Any], jax.Array], rows: Any) -> jax.Array:
-    """Score arrays [b, r, ...] to [b, r, t], over some of the r at a time to bound the logits.
+    """Score arrays [b, r, ...] to [b, r, t], for a few of the r at once to limit the logits.
 
-    The second of the arrays is the targets, [b, r, t].
+    The second array is the targets, [b, r, t].
     """
     b, r, t = rows[1].shape
     per_one = b * t * model.config.vocab_size

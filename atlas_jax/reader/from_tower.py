@@ -1,6 +1,6 @@
-"""A pair encoder that begins as a tower of the retriever, and a tokenizer to go with it.
+"""Make a pair encoder from a tower of the retriever, with a tokenizer for it.
 
-So a reader knows English from the first step, wherever a pretrained BERT is to be had.
+So a reader knows a language from the first step, if there is a pretrained BERT for it.
 """
 
 import json
@@ -18,11 +18,11 @@ _END, _GAP = "[SEP]", "[MASK]"
 
 
 def reader_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """BERT's tokenizer with a T5's special tokens in it.
+    """BERT's tokenizer with T5's special tokens in it.
 
-    The end token `</s>` takes id 1, as every reader has it; what stood there, one of BERT's
-    unused tokens, takes the place of `[SEP]`. `<extra_id_0>` is `[MASK]`, the other sentinels are
-    unused tokens. `start_from_tower` moves the embeddings alike.
+    The end token `</s>` gets id 1, as in every reader. The unused token that BERT has there moves
+    to the place of `[SEP]`. `<extra_id_0>` is `[MASK]`; the other sentinels are unused tokens.
+    `start_from_tower` moves the embeddings in the same way.
 
     Raises:
       UserError: the tokenizer is not BERT's (WordPiece with [CLS], [SEP], [MASK] and [unused0] as
@@ -78,16 +78,16 @@ def reader_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def start_from_tower(drawn: Params, tower: Params, config: ReaderConfig, end_id: int) -> Params:
-    """Random parameters of a reader, its encoder and token embedding taken from a tower.
+    """Random parameters of a reader, but with encoder and token embedding from a tower.
 
     Args:
       drawn: random parameters of the reader, on the host.
       tower: parameters of one tower of the retriever, on the host.
       config: of the reader.
-      end_id: the tower's end token ([SEP]), whose embedding the reader's end token takes.
+      end_id: the tower's end token ([SEP]); the reader's end token gets its embedding.
 
     Raises:
-      UserError: the tower is of another shape; the first parameter that differs is named.
+      UserError: the tower has another shape; names the first parameter that differs.
     """
     words = np.array(tower["embeddings"]["word_embeddings"]["embedding"], np.float32)
     rows, width = words.shape

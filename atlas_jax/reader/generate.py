@@ -1,8 +1,8 @@
 """Cached decoding with static shapes: greedy, beam search, sampling.
 
-Keys and values of the source are computed once and shared by all beams of a query; those of
-the target grow in place, one position a step. The loop ends when every row has. Tokens equal
-those of Hugging Face's ``generate`` for T5, greedy and beam search.
+Keys and values of the source are computed once, and all beams of a query share them. Those of the
+target are written in place, one position a step. The loop ends when every row has ended. For greedy
+and beam search, tokens equal those of Hugging Face's ``generate`` for T5.
 """
 
 import dataclasses
@@ -35,20 +35,19 @@ class GenerationConfig:
       num_beams: hypotheses kept per query (beam).
       length_penalty: finished hypotheses are ranked by log-probability divided by
         ``length ** length_penalty``; above 0 it favours long ones (beam).
-      early_stopping: when the search for a query ends that has ``num_beams`` finished
-        hypotheses (beam). ``True``: at once. ``False``: as soon as the best running hypothesis,
-        scored at its present length, is worse than the worst finished one. ``'never'``: as soon
-        as it would be worse at any length up to ``max_length`` (exact if the penalty is not
-        negative).
+      early_stopping: when a query's search ends, once it has ``num_beams`` finished hypotheses
+        (beam). ``True``: at once. ``False``: when the best running hypothesis, scored at its
+        present length, is worse than the worst finished one. ``'never'``: when it would be
+        worse at any length up to ``max_length`` (exact if the penalty is not negative).
       beam_rules: the version of Hugging Face's transformers that beam search follows (beam).
-        ``'v5'``: the candidates of the last step end there, divided by their length. ``'v4.18'``,
-        with which Atlas was released: the running hypotheses are cut off there, and divided by
-        a length of one token more.
+        ``'v5'``: the candidates of the last step are finished and divided by their length.
+        ``'v4.18'``, the version of the Atlas release: the running hypotheses are cut off and
+        divided by their length plus one.
       temperature: divides the logits (sample).
       top_k: sample among the k likeliest tokens; 0 for all.
       top_p: sample among the likeliest tokens that together reach this probability.
-      seed: from 0 to 2**32 - 1; it and the question's number in the run decide what is
-        sampled.
+      seed: from 0 to 2**32 - 1. A sampled answer depends on it and on the question's number in
+        the run.
     """
 
     max_length: bounds.Length = 16
@@ -144,7 +143,7 @@ def generate(
 
 @flax.struct.dataclass
 class _Forced:
-    """What decoding may not choose: the prompt's tokens, and an end before the minimum length.
+    """Forces the prompt's tokens, and forbids an end before the minimum length.
 
     Attributes:
       prompt_bp: tokens, padded right; p may be 0.
@@ -164,7 +163,7 @@ class _Forced:
         return cls(prompt_bp=prompt_bp, length_b=length_b, width=prompt_bp.shape[1])
 
     def token_b(self, index: jax.Array) -> jax.Array:
-        """The prompt's token at this position, padding where it has ended."""
+        """The prompt's token at this position; padding after its end."""
         if not self.width:
             return jnp.full_like(self.length_b, PAD_ID)
         at = jnp.minimum(index, self.width - 1)
@@ -176,7 +175,7 @@ class _Forced:
         return index + 1 >= self.length_b + config.max_length
 
     def no_end(self, logits: jax.Array, index: jax.Array, config: GenerationConfig) -> jax.Array:
-        """Logits or scores [b, ..., v]; the end token cannot be chosen where it is too early."""
+        """Logits or scores [b, ..., v] that forbid the end token while it is too early."""
         if not config.min_length:
             return logits
         early_b = index < self.length_b + config.min_length
@@ -198,8 +197,8 @@ def restrict(logits_bv: jax.Array, top_k: int, top_p: float) -> jax.Array:
     Args:
       logits_bv: after temperature.
       top_k: keep the k largest, 0 for all.
-      top_p: of what top_k left, renormalised, keep the smallest set of likeliest tokens
-        whose probability reaches top_p; the likeliest is always kept.
+      top_p: of the tokens that top_k keeps, renormalised, keep the smallest set of likeliest
+        tokens whose probability reaches top_p; the likeliest is always kept.
 
     Returns:
       float32 [b, v]. Ties with the last kept token are kept.
@@ -268,7 +267,7 @@ class _Beams:
       running_bwt, running_scores_bw: hypotheses without end token and their log-probability.
       finished_bwt, finished_scores_bw: the best complete ones, length penalty applied.
       is_finished_bw: whether that place holds a complete hypothesis yet.
-      open_b: whether a running hypothesis may still get among the finished ones.
+      open_b: whether a running hypothesis may still become one of the best.
     """
 
     decoding: DecodingState
@@ -337,7 +336,7 @@ def _advance(
     """One step, given the log-probability of every continuation of every hypothesis."""
     b, w, v = totals_bwv.shape
     index = beams.decoding.index
-    # 2 w candidates (c): at most w of them end, so that w remain to go on.
+    # 2 w candidates (c): at most w of them end, so at least w can continue.
     scores_bc, flat_bc = jax.lax.top_k(totals_bwv.reshape(b, w * v), 2 * w)
     origin_bc, token_bc = flat_bc // v, (flat_bc % v).astype(jnp.int32)
     candidates_bct = _pick(beams.running_bwt, origin_bc)
@@ -355,7 +354,7 @@ def _advance(
     caches = _reorder(decoding.self_caches, origin_bw, caches_axis)
     pointer = _reorder(decoding.pointer, origin_bw, 0)
 
-    # Only an end among the w best counts: the other candidates are there to go on.
+    # Only an end among the w best counts; the other candidates are only there to continue.
     enters_bc = ends_bc & (jnp.arange(2 * w) < w) & beams.open_b[:, None]
     if config.early_stopping is True:
         enters_bc &= ~jnp.all(beams.is_finished_bw, axis=1, keepdims=True)
@@ -367,7 +366,7 @@ def _advance(
     finished = _pick(jnp.concatenate([beams.finished_bwt, candidates_bct], axis=1), best_bw)
     is_finished = _pick(jnp.concatenate([beams.is_finished_bw, enters_bc], axis=1), best_bw)
 
-    # The best that the best hypothesis can become, against the worst finished one.
+    # The best score that the best hypothesis can reach, against the worst finished one.
     best_b1 = alive_scores[:, :1] if config.beam_rules == "v5" else scores_bc[:, :1]
     at_best = new_length_b1
     if config.early_stopping == "never" and config.length_penalty > 0:
@@ -389,10 +388,10 @@ def _advance(
 
 
 def _cut_off(beams: _Beams, last_b: jax.Array, length_b1: jax.Array, config: Any) -> _Beams:
-    """Finish the running hypotheses of a query whose last step this was, as version 4.18 does.
+    """Finish the running hypotheses of a query after its last step, as version 4.18 does.
 
-    There the length of a hypothesis counts the start token and not the end token, so that one
-    that ended is as long as its tokens, and one that was cut off is longer by one.
+    In that version the length of a hypothesis counts the start token but not the end token. So one
+    that has ended is as long as its number of tokens. One that was cut off counts one token more.
     """
     open_b = beams.open_b
     if config.early_stopping is True:
@@ -418,7 +417,7 @@ def _pick(x: jax.Array, places: jax.Array) -> jax.Array:
 
 
 def _reorder(caches: Any, origin_bw: jax.Array, axis: int) -> Any:
-    """Give each running hypothesis the cache of the one it continues.
+    """Give each running hypothesis the cache of the hypothesis that it continues.
 
     Args:
       caches: arrays with the b * w rows on the given axis.

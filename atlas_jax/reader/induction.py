@@ -1,22 +1,22 @@
-"""A start from which a small reader learns to copy quickly: induction wired into fresh weights.
+"""Initial weights with which a small reader learns to copy quickly: a wired induction circuit.
 
-A randomly initialised reader of a few million parameters needs very many examples before
-it copies anything from its source. The circuit that copies is known (previous-token head
-and induction head, Elhage et al. 2021, Olsson et al. 2022), and initialising attention
-with the structure that training would find is "mimetic" initialisation (Trockman and
-Kolter, arXiv 2305.09828). Here:
+A randomly initialised reader of a few million parameters needs very many examples before it copies
+anything from its source. The circuit that copies is known: a previous-token head and an induction
+head (Elhage et al. 2021, Olsson et al. 2022). To initialise attention with the structure that
+training would find is called "mimetic" initialisation (Trockman and Kolter, arXiv 2305.09828).
+Here:
 
-* encoder, heads 0 and 3 look at the token before and the one before that, head 1 at other
-  places of the same token, head 2 at the few tokens to the left; all by the relative-position
-  table;
-* the first encoder layer writes the values of heads 0 and 3 along directions of their own;
-* in the decoder's first layer, self-attention head 1 writes the token before the present one
-  likewise, and cross-attention head 0 finds the place that both tokens precede and writes the
-  token that it finds into the output. Two tokens, because digits and short pieces repeat: in
-  text of the World Factbook one of them leaves the next open in 29 % of all places, two in 7 %;
-* the last decoder layer takes away the present token, which tied embeddings would repeat.
+* In the encoder, the relative-position table directs four heads. Head 0 looks at the token before,
+  head 3 at the token before that, head 1 at other places of the same token, head 2 at a few tokens
+  to the left.
+* The first encoder layer writes the values of heads 0 and 3 along two directions of their own.
+* In the decoder's first layer, self-attention head 1 writes the previous token in the same way.
+  Cross-attention head 0 finds the place after the last two tokens and writes its token into the
+  output. It uses two tokens because digits and short pieces repeat: in text of the World Factbook,
+  one token leaves the next open in 29 % of all places, two tokens in 7 %.
+* The last decoder layer removes the present token, which tied embeddings would repeat.
 
-All weights stay trainable; it is a place to start from and no constraint.
+All weights can be trained; this only decides where training starts.
 """
 
 from typing import Any
@@ -28,12 +28,12 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Params
 from atlas_jax.reader.config import ReaderConfig
 
-_QUIET = 0.1  # factor on query kernels of heads that go by position alone
+_QUIET = 0.1  # factor on query kernels of heads that look only at positions
 _SHARP = 8.0  # relative-position bias of such a head
-# Factors on what all else writes, so that the circuit is heard from the start.
+# Factors on the output of all other parts, so that the circuit dominates at the start.
 _MURMUR = 0.4
 _MLP = {"encoder": 0.3, "decoder": 0.5}
-_HEADS = 4  # that the circuit takes
+_HEADS = 4  # heads that the circuit uses
 
 
 def wire_induction(
@@ -81,14 +81,14 @@ def wire_induction(
 
 
 def _head(config: ReaderConfig, number: int) -> slice:
-    """Where a head's columns stand among those of all heads."""
+    """The columns of one head among those of all heads."""
     return slice(number * config.head_dim, (number + 1) * config.head_dim)
 
 
 def _wire_encoder(
     encoder: Any, config: ReaderConfig, before: np.ndarray, two_before: np.ndarray
 ) -> None:
-    """Heads by position, and quieter blocks, so that tokens stay legible in the stream."""
+    """Wire the heads that look at positions, and damp the blocks so that tokens stay visible."""
     near = config.relpos_buckets // 4  # buckets of one distance each, to the left
     table = encoder["relpos_bias"]["rel_embedding"]  # [heads, buckets]; bucket i: i to the left
     table[:] = 0
@@ -117,11 +117,11 @@ def _wire_lookup(
     two_before: np.ndarray,
     match: float,
 ) -> None:
-    """Find what follows the last two tokens in the source.
+    """Wire the heads that find the token after the last two tokens in the source.
 
     Args:
-      codes: value kernel of the encoder's first layer; its heads 0 and 3 make of a token what
-        stands along `before` and `two_before`.
+      codes: value kernel of the encoder's first layer; its heads 0 and 3 give a token's codes
+        along `before` and `two_before`.
     """
     table = decoder["relpos_bias"]["rel_embedding"]  # bucket i: i to the left
     table[:] = 0
@@ -138,7 +138,7 @@ def _wire_lookup(
 
 
 def _wire_output(decoder: Any, config: ReaderConfig, copy: float) -> None:
-    """Write what cross-attention finds, instead of the present token."""
+    """Wire the output: the token that cross-attention finds instead of the present token."""
     for i in range(config.num_decoder_layers):
         cross = decoder[f"layers_{i}"]["encoder_decoder_attention"]
         decoder[f"layers_{i}"]["mlp"]["wo"]["kernel"] *= _MLP["decoder"]

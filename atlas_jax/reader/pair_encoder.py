@@ -4,12 +4,11 @@
     encoder/layers_0 ... layers_{n-1}/...         as in a tower of the retriever
     encoder/matches/kernel, encoder/rarity/{kernel,bias}
 
-The input is two blocks side by side: ``[start] question [end] padding`` and
-``[start] passage [end] padding``. The lower ``apart_layers`` see each block alone. So what they
-make of a passage does not depend on the question and can be kept; that is why they are not
-trained. The layers above see both blocks. Which tokens of one block the other block has, too,
-is told them as an extra input: a tower that has never compared two texts learns to do so from
-few examples then.
+The input is two blocks side by side: ``[start] question [end] padding`` and ``[start] passage [end]
+padding``. The lower ``apart_layers`` see each block alone. So their states of a passage do not
+depend on the question and can be kept; that is why they are not trained. The layers above see both
+blocks. An extra input tells them which tokens occur in both blocks. With it, a tower that has never
+compared two texts learns to do so from few examples.
 """
 
 from typing import NamedTuple
@@ -33,9 +32,9 @@ class Blocks(NamedTuple):
     """Where the two blocks of an input are; all [n, l].
 
     Attributes:
-      real: not padding.
-      passage: of the second block, its start and end tokens included.
-      text: of the second block, without its start and end tokens: what may be copied.
+      real: True where there is no padding.
+      passage: True in the second block, with its start and end tokens.
+      text: True in the second block, without these two tokens: the tokens that may be copied.
       positions: int32, counted from 0 in each block.
     """
 
@@ -46,7 +45,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(tokens_nl: jax.Array, start_id: int) -> Blocks:
-    """Find the blocks: the second begins with the first token behind the first end token."""
+    """Find the blocks: the second begins with the first token after the first end token."""
     real = tokens_nl != PAD_ID
     ends = (tokens_nl == EOS_ID).astype(jnp.int32)
     behind = jnp.cumsum(ends, axis=1) - ends > 0
@@ -59,7 +58,7 @@ def blocks_of(tokens_nl: jax.Array, start_id: int) -> Blocks:
 
 
 class PairEncoder(nn.Module):
-    """The tower; the tokens come embedded, since decoder and output share their table."""
+    """The tower. Its input is embedded tokens: decoder and output share the embedding table."""
 
     config: ReaderConfig
 
@@ -117,11 +116,12 @@ class PairEncoder(nn.Module):
         return jax.lax.stop_gradient(x)
 
     def _matches(self, words_nld: jax.Array, tokens_nl: jax.Array) -> jax.Array:
-        """What of a token the other block has, [n, l, features] in float32.
+        """For each token, how well it matches the other block, [n, l, features] in float32.
 
-        Whether the same token is there; the same times the token's rarity, which a linear
-        function of its embedding tells; the greatest cosine of its embedding with one there;
-        and the sum of the second over the tokens near by, and over the whole block.
+        The features: 1 if the other block has the same token, else 0. This times the token's
+        rarity, a learned linear function of its embedding. The greatest cosine of its embedding
+        with one in the other block. The sum of the second feature over the tokens near by, and over
+        the whole block.
         """
         blocks = blocks_of(tokens_nl, self.config.start_id)
         other = blocks.passage[:, :, None] != blocks.passage[:, None, :]

@@ -2,10 +2,11 @@
 
     p(y) = g softmax(vocabulary)(y) + (1 - g) sum of a(s) over source positions s that hold y
 
-g is a sigmoid of the decoder state (See et al. 2017, arXiv 1704.04368). The pointer a has logits
-of its own, and a term "go on with the token after the one copied last": where the token before s
-is the one written last, the logit rises by a learned amount, and by another one in the measure in
-which the pointer stood on just that token. So a span of several tokens is found once.
+g is a sigmoid of the decoder state (See et al. 2017, arXiv 1704.04368). The pointer a has logits of
+its own. Terms are added to them for "continue with the token after the one copied last". If the
+token before s was written last, the logit rises by a learned amount. A second learned amount is
+multiplied with the probability that the pointer had at that token. So a span of several tokens must
+be found only once.
 
     decoder/pointer/{query,key}/kernel, decoder/pointer/{gate,go_on}/{kernel,bias}
 """
@@ -22,7 +23,7 @@ from atlas_jax.core.types import PAD_ID
 from atlas_jax.reader.config import ReaderConfig
 
 NEVER = -1e9
-_TERMS = 3  # of going on: one token alike, two alike, where the pointer stood
+_TERMS = 3  # of continuing: one equal token, two equal tokens, where the pointer was
 
 
 @flax.struct.dataclass
@@ -30,7 +31,7 @@ class Pointed:
     """A source that may be copied from.
 
     Attributes:
-      tokens_bs: int32, what may be copied; 0 elsewhere.
+      tokens_bs: int32 tokens that may be copied; 0 elsewhere.
       keys_bsd: the pointer's keys.
     """
 
@@ -43,7 +44,7 @@ class PointerState:
     """What the pointer carries from step to step of cached decoding; n = b * r.
 
     Attributes:
-      before_n: the token before the one that is fed next, 0 in front.
+      before_n: the token before the one that is fed next; 0 at the beginning.
       logits_ns: the last step's pointer logits.
     """
 
@@ -57,7 +58,7 @@ class Pointer(nn.Module):
     config: ReaderConfig
 
     def setup(self) -> None:
-        """Create query, key, gate and the weights of going on."""
+        """Create query, key, gate and the weights of continuing."""
         cfg = self.config
         self.query = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
         self.key = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
@@ -79,9 +80,9 @@ class Pointer(nn.Module):
 
         Args:
           states_brtd: decoder states.
-          inputs_brt: the decoder's input: at t the token before the target's.
+          inputs_brt: the decoder's input; at position t it is the token before target t.
           source: see above.
-          mask_brs: bool, what each variant may read.
+          mask_brs: bool, the source positions that each variant may read.
 
         Returns:
           float32 log a, [b, r, t, s], and the log-odds of the vocabulary, [b, r, t].
@@ -134,7 +135,7 @@ class Pointer(nn.Module):
         return jax.nn.log_softmax(logits_ns, axis=-1), odds_n, PointerState(tokens_n, logits_ns)
 
     def _odds(self, states: jax.Array, may: jax.Array) -> jax.Array:
-        """Where nothing may be copied, all is of the vocabulary."""
+        """Log-odds of the vocabulary; it gets everything where nothing may be copied."""
         return jnp.where(jnp.any(may, axis=-1), self.gate(states)[..., 0].astype(jnp.float32), 1e4)
 
 
@@ -147,7 +148,7 @@ def _gone_on(
     source: jax.Array,
     may: jax.Array,
 ) -> jax.Array:
-    """Logits [..., s] with the terms of going on; ``last`` are those of the step before."""
+    """Logits [..., s] with the terms of continuing; ``last`` are those of the step before."""
     hit = (source == token[..., None]) & may
     twice = hit & _next(source == before[..., None]) & (before != PAD_ID)[..., None]
     stood = jax.nn.softmax(jnp.where(hit, last, NEVER), axis=-1) * hit
@@ -171,14 +172,14 @@ def log_mixture(log_vocabulary: jax.Array, log_pointer: jax.Array, odds: jax.Arr
 
 
 def at_targets(log_pointer: jax.Array, tokens_bs: jax.Array, targets_brt: jax.Array) -> jax.Array:
-    """log of what the pointer [b, r, t, s] gives to each target, [b, r, t]."""
+    """Log-probability that the pointer [b, r, t, s] gives to each target, [b, r, t]."""
     here = tokens_bs[:, None, None, :] == targets_brt[..., None]
     kept = jnp.where(here, log_pointer, NEVER)
     return jax.nn.logsumexp(kept, axis=-1)
 
 
 def over_vocabulary(log_pointer: jax.Array, tokens_bs: jax.Array, size: int) -> jax.Array:
-    """log of what the pointer [b, x, s] gives to each token, [b, x, v]."""
+    """Log-probability that the pointer [b, x, s] gives to each token, [b, x, v]."""
 
     def row(probs_xs: jax.Array, tokens_s: jax.Array) -> jax.Array:
         return jnp.zeros((probs_xs.shape[0], size), jnp.float32).at[:, tokens_s].add(probs_xs)

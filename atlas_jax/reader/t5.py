@@ -15,9 +15,9 @@ With ``scan_layers`` the layers are one subtree ``layers`` whose leaves have a l
 ``layers``; ``stack_layers`` and ``unstack_layers`` convert. The relative-position bias is
 computed once per stack in both forms.
 
-The decoder reads ``r`` variants of a target per source, with the keys and values of the
-source computed once: leave-one-out passes differ in their source mask, beams in their
-tokens. Plain decoding has one variant.
+The decoder reads ``r`` variants of a target for each source. The keys and values of the source are
+computed once. Variants differ in their source mask (leave-one-out passes) or in their tokens
+(beams). Plain decoding has one variant.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class SourceMask(NamedTuple):
 
     Attributes:
       bias_n1qs: float32, added to the cross-attention logits; q is r * t or 1.
-      visible_nq1: False where nothing is visible: cross-attention then yields zeros.
+      visible_nq1: False where nothing is visible; cross-attention then gives zeros.
     """
 
     bias_n1qs: jax.Array
@@ -70,8 +70,8 @@ class DecodingState:
       source_caches: keys and values of the source, [b, h, s, c], in the same structure.
       source_mask: visible source positions.
       position_bias_1htt: self-attention bias of all positions.
-      source: what may be copied; None without a pointer.
-      pointer: where the pointer stood; None likewise.
+      source: the tokens that may be copied; None without a pointer.
+      pointer: the pointer's last position; None without a pointer.
       source_mask_bs: bool, visible source positions.
     """
 
@@ -86,7 +86,7 @@ class DecodingState:
 
 
 def _dropout(config: ReaderConfig) -> nn.Dropout:
-    # One mask for all positions of a sequence, as T5X has it.
+    # One mask for all positions of a sequence, as in T5X.
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
@@ -114,7 +114,7 @@ class Mlp(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each behind a norm and a residual connection."""
+    """Self-attention and MLP, each after a norm and with a residual connection."""
 
     config: ReaderConfig
 
@@ -129,7 +129,7 @@ class EncoderLayer(nn.Module):
     def __call__(
         self, x_nld: jax.Array, biases: tuple[jax.Array, ...], deterministic: bool
     ) -> tuple[jax.Array, None]:
-        """[n, l, d] -> [n, l, d]; the None is the per-layer output that a scan asks for."""
+        """[n, l, d] -> [n, l, d]; a scan needs an output for each layer, which is None."""
         x = constrain(x_nld, "batch", "length", "embed")
         y = self.pre_attention_layer_norm(x)
         y, _ = self.attention(y, self.attention.keys_values(y), biases, deterministic)
@@ -139,7 +139,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and MLP, each behind a norm and a residual connection."""
+    """Self-attention, cross-attention and MLP, each after a norm and with a residual connection."""
 
     config: ReaderConfig
 
@@ -226,18 +226,18 @@ def _attention_mass(probs_bhts: Any, value_bhsc: Any, weight_bt: jax.Array) -> j
 
 
 def _make_layers(layer_class: Any, config: ReaderConfig, count: int, methods: Any) -> Any:
-    """A list of ``count`` layers, or with ``config.scan_layers`` one layer that is scanned.
+    """Make a list of ``count`` layers, or with ``config.scan_layers`` one layer to be scanned.
 
     Args:
       layer_class: the module of one layer.
       config: sizes, and whether to scan and rematerialise.
       count: the number of layers.
-      methods: for a scan, the methods that it calls once for each layer. Each name maps to two
-        numbers. Of the arguments behind the first (the carry), so many come first and have an
-        entry for each layer; so many follow and are the same for all layers.
+      methods: the methods that a scan calls for each layer. Name -> two numbers that count their
+        arguments after the first one, which is the scan's carry: first the arguments that have
+        an entry for each layer, then those that are the same for all layers.
     """
     if config.remat_policy != "none":
-        # The place of the last argument, `deterministic`, counted without self.
+        # Position of the last argument, `deterministic`, not counting self.
         deterministic = sum(methods["__call__"])
         layer_class = nn.remat(
             layer_class,
@@ -299,7 +299,7 @@ class Decoder(nn.Module):
         self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers, methods)
         self.decoder_norm = _norm(cfg)
         self.dropout = _dropout(cfg)
-        if cfg.encoder == "pair":  # its table is not trained: these fit it to the decoder
+        if cfg.encoder == "pair":  # the token table is not trained: these layers adapt it
             self.token_dense = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
             self.logits_dense = Dense(cfg.emb_dim, ("embed", "joined_kv"), use_bias=True)
         elif not cfg.logits_via_embedding:
@@ -394,8 +394,8 @@ class T5(nn.Module):
     def encode(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
         """Tokens [n, l] (0 is padding) -> encoder states [n, l, d].
 
-        A pair encoder wants two blocks, as `fid.join_inputs` lays them out for it. States at
-        padding are finite but mean nothing.
+        A pair encoder needs two blocks, as `fid.join_inputs` makes them. States at padding are
+        finite but have no meaning.
         """
         x = self._embed(tokens_nl)
         if self.config.encoder == "pair":
@@ -403,13 +403,13 @@ class T5(nn.Module):
         return self.encoder(x, tokens_nl > 0, deterministic)
 
     def encode_apart(self, tokens_nl: jax.Array) -> jax.Array:
-        """States [n, l, d] of single blocks, of a pair encoder's lower layers."""
+        """States [n, l, d] of single blocks after a pair encoder's lower layers."""
         return self.encoder.apart(self._embed(tokens_nl), tokens_nl)
 
     def encode_together(
         self, apart_nld: jax.Array, tokens_nl: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """`encode`, its blocks encoded apart already (`encode_apart`) and laid side by side."""
+        """The rest of `encode`, for blocks that `encode_apart` has encoded, side by side."""
         words = self._embed(tokens_nl)
         return self.encoder.together(apart_nld, words, tokens_nl, deterministic)
 
@@ -433,10 +433,10 @@ class T5(nn.Module):
 
         Args:
           enc_bsd: encoder states.
-          enc_mask_bs: bool, which of them may be read. A row without any reads zeros.
+          enc_mask_bs: bool, the states that may be read. A row without any reads zeros.
           decoder_input_bt: targets shifted right; position i sees tokens 0..i.
           deterministic: no dropout; otherwise needs a ``dropout`` rng.
-          source_tokens_bs: what may be copied (`copyable`), for a pointer.
+          source_tokens_bs: tokens that may be copied (`copyable`), for a pointer.
         """
         read = (enc_mask_bs[:, None], decoder_input_bt[:, None])
         states, _ = self.decode_states(enc_bsd, *read, deterministic=deterministic)
@@ -502,10 +502,10 @@ class T5(nn.Module):
 
         Args:
           states_brtd: of `decode_states`, from the same source, mask and input.
-          targets_brt: the tokens; what is said of padding means nothing.
-          enc_bsd, enc_mask_brs, decoder_input_brt: as there.
-          source_tokens_bs: what may be copied (`copyable`); of no use without a pointer.
-          temperature: divides the logits; a mixture's are its log-probabilities.
+          targets_brt: the tokens; ignore the result at padding.
+          enc_bsd, enc_mask_brs, decoder_input_brt: as in `decode_states`.
+          source_tokens_bs: tokens that may be copied (`copyable`); not used without a pointer.
+          temperature: divides the logits. With a pointer it divides the log-probabilities.
         """
         logits = self.logits(states_brtd)
         if not self.config.pointer:
@@ -527,7 +527,7 @@ class T5(nn.Module):
     ) -> DecodingState:
         """State for ``step``: ``variants`` targets of at most ``length`` tokens per source.
 
-        ``source_tokens_bs``: what may be copied, for a pointer.
+        ``source_tokens_bs``: tokens that may be copied, for a pointer.
         """
         mask = _source_mask(enc_mask_bs[:, None], 1)
         state = self.decoder.start(enc_bsd, mask, variants, length)
@@ -597,7 +597,7 @@ class T5(nn.Module):
 def copyable(tokens: jax.Array, config: ReaderConfig) -> jax.Array:
     """The tokens [..., l] of reader inputs that may be copied, 0 elsewhere.
 
-    With a pointer these are the passage's; without one nothing is said of them.
+    With a pointer these are the passage's tokens. Without a pointer all tokens are returned.
     """
     if not config.pointer:
         return tokens
@@ -608,7 +608,7 @@ def copyable(tokens: jax.Array, config: ReaderConfig) -> jax.Array:
 
 def pick_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """log_softmax(logits) at the targets, [..., v] and [...] -> [...]."""
-    # Compared, not indexed: stays sharded over the vocabulary, and its gradient is no scatter.
+    # Compared, not indexed: this stays sharded over the vocabulary and has no scatter as gradient.
     hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     return picked - jax.nn.logsumexp(logits, axis=-1)
@@ -626,7 +626,7 @@ def _source_mask(mask_brs: jax.Array, t: int) -> SourceMask:
 def stack_layers(params: Params) -> Params:
     """Parameters of an unrolled T5 -> those of the same model with ``scan_layers``.
 
-    Host arrays are stacked on the host: what ``jnp`` makes of them under an active mesh lies whole
+    Arrays on the host are stacked there. Under an active mesh, ``jnp`` would put the whole result
     on every device.
 
     Args:
