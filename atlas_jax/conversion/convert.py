@@ -36,30 +36,30 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
 TARGETS = ("hf", "t5x", "atlas-jax")
 OPTIONS_FILE = "options.gin"
-_SPARE_ROWS = 256  # T5 has 28, and padding to a multiple of 128 adds fewer than that
+_SPARE_ROWS = 256  # T5 has 28, and padding to a multiple of 128 adds at most 127
 _CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """One conversion, as the command line says it.
+    """The settings of one conversion.
 
     Attributes:
-      source, target: formats, of `SOURCES` and `TARGETS`.
-      inputs: what to read; several folders for hf (a reader and a retriever).
+      source, target: formats, from `SOURCES` and `TARGETS`.
+      inputs: files or folders to read; several folders for hf (a reader and a retriever).
       output: a folder that does not exist yet.
-      part: convert this one alone; "" = all.
+      part: convert only this model; "" = all.
       dtype: 'keep', or a type that parameters are rounded to.
-      tokenizers: part -> file or folder, where the input brings none or another is wanted.
+      tokenizers: part -> file or folder, if the input has none or another one is wanted.
       allow_unused, allow_missing: patterns of names in the source.
       allow_spare_rows: an embedding may have far more rows than the tokenizer has ids.
-      optimizer: take optimiser state along where both formats have it.
+      optimizer: convert the optimiser state too, if both formats have it.
       scan_layers: write T5X's scanned layout.
       max_shard_bytes: of one file of an hf folder.
       verify: run both frameworks and compare layer by layer.
-      fields: part -> fields of its config that override what the input says.
-      num_heads: of the retriever, where the format does not tell (Meta's); 0 = 64 channels each.
-      reader_model_type: of a checkpoint of Meta's whose option says another than its arrays.
+      fields: part -> fields of its config that override the input's.
+      num_heads: of the retriever, if the format does not tell it (Meta's); 0 = 64 channels each.
+      reader_model_type: for a checkpoint of Meta's whose option contradicts its arrays.
     """
 
     source: str
@@ -93,10 +93,10 @@ class _Read:
 
 
 def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certificate.Certificate]:
-    """Convert, certify, and print what was done.
+    """Convert, certify, and print a report.
 
     Raises:
-      UserError: names the file, tensor, key or flag at fault; the output does not exist then.
+      UserError: names the file, tensor, key or flag at fault; then there is no output.
     """
     if is_remote(job.output):
         raise UserError(f"--output={job.output}: expected a folder on a disk; copy it afterwards")
@@ -186,7 +186,7 @@ def _step(part: Part) -> int:
 
 
 def read_model_folder(directory: str | Path, optimizer: bool = True) -> dict[str, Part]:
-    """The parts of one of this project's model folders; no array is read yet.
+    """The parts of one of this project's model folders; arrays are not read yet.
 
     Raises:
       UserError: as `checkpoint.open_model`.
@@ -207,7 +207,7 @@ def read_model_folder(directory: str | Path, optimizer: bool = True) -> dict[str
 
 
 def _prepare(part: Part, job: Conversion) -> dict[str, str]:
-    """Settle config and types, and check the part against the model it describes."""
+    """Complete config and types, and check the part against the model it describes."""
     settle_config(part, job.fields.get(part.kind, {}))
     shapes = expected_shapes(part)
     huggingface.fill_missing(part, shapes)
@@ -226,7 +226,7 @@ def _prepare(part: Part, job: Conversion) -> dict[str, str]:
 
 
 def _check_vocabulary(part: Part, allow_spare_rows: bool) -> None:
-    """Refuse a tokenizer of another model, as far as its size tells."""
+    """Refuse a tokenizer whose size shows that it belongs to another model."""
     if part.tokenizer is None:
         return
     named = part.tokenizer_file or f"the {part.kind}'s tokenizer"
@@ -246,10 +246,10 @@ def _check_vocabulary(part: Part, allow_spare_rows: bool) -> None:
 
 
 def settle_config(part: Part, told: Mapping[str, Any] | None = None) -> None:
-    """Complete the config with defaults and with the fields that were told.
+    """Complete the config with defaults and with the given fields.
 
     Raises:
-      UserError: a value that no model has; the field is named.
+      UserError: a value is impossible; names the field.
     """
     config_class = _CONFIGS[part.kind]
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -259,7 +259,7 @@ def settle_config(part: Part, told: Mapping[str, Any] | None = None) -> None:
     config = whole_config(config_class, {**part.config, **(told or {})})
     part.config = dataclasses.asdict(config)
     if part.kind == "reader":
-        part.config["scan_layers"] = False  # of how it is run, not of how it is stored
+        part.config["scan_layers"] = False  # decides how it is run, not how it is stored
 
 
 def expected_shapes(part: Part) -> dict[str, tuple[int, ...]]:
@@ -272,7 +272,7 @@ def expected_shapes(part: Part) -> dict[str, tuple[int, ...]]:
 
 
 def make_model(part: Part) -> T5 | DualEncoder:
-    """The module of a part."""
+    """Make the module of a part."""
     if part.kind == "reader":
         return T5(ReaderConfig(**part.config))
     return DualEncoder(RetrieverConfig(**part.config))
@@ -282,7 +282,7 @@ def make_model(part: Part) -> T5 | DualEncoder:
 
 
 def _write(job: Conversion, folder: Path, read: _Read, written: dict[str, dict[str, str]]) -> None:
-    """Write every part; the fingerprints of what is written end up in `written`."""
+    """Write every part; `written` gets the fingerprints of all that is written."""
     for kind, part in read.parts.items():
         state: dict[str, str] = {}
         watched = dataclasses.replace(
@@ -321,7 +321,7 @@ def _write_part(folder: Path, part: Part) -> None:
 
 
 def _read_back(job: Conversion, folder: Path, read: _Read) -> dict[str, Part]:
-    """Read the new files with the reader of their format."""
+    """Read the new files as their format is read."""
     if job.target == "hf":
         return {
             kind: huggingface.read_folder(folder if len(read.parts) == 1 else folder / kind)
@@ -330,16 +330,16 @@ def _read_back(job: Conversion, folder: Path, read: _Read) -> dict[str, Part]:
     if job.target == "t5x":
         again = t5x.read_checkpoint(folder)
         if "step" not in read.parts["reader"].optimizer or not job.optimizer:
-            again.optimizer.pop("step", None)  # made up by the writer
+            again.optimizer.pop("step", None)  # added by the writer
         return {"reader": again}
     return read_model_folder(folder)
 
 
 def _check_config(again: Part, part: Part) -> None:
-    """What the new files say of the model has to be what was converted."""
+    """Refuse new files that describe another model than was converted."""
     for name, value in again.config.items():
         before = part.config.get(name)
-        if isinstance(value, list | tuple):  # JSON knows lists alone
+        if isinstance(value, list | tuple):  # JSON has lists but no tuples
             same = list(value) == list(before or ())
         else:
             same = value == before
@@ -351,7 +351,7 @@ def _check_config(again: Part, part: Part) -> None:
 
 
 def _hf_side(job: Conversion, folder: Path, read: _Read, kind: str) -> Path | None:
-    """The folder that Hugging Face can load: of the target, else of the source."""
+    """The folder that Hugging Face can load: the target's, else the source's."""
     if job.target == "hf":
         return folder if len(read.parts) == 1 else folder / kind
     if job.source == "hf":

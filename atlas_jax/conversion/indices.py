@@ -25,12 +25,12 @@ from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.towers import passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
-_COSINE = 0.98  # float16 and another cut of long texts cost far less
+_COSINE = 0.98  # float16 and another cut of long texts change it much less
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import made; `cosine` is the median over the passages embedded anew."""
+    """The result of an import; `cosine` is the median over the passages embedded anew."""
 
     passages: int
     cosine: float | None = None
@@ -39,10 +39,10 @@ class Imported:
 def import_corpus(
     files: tuple[str, ...], config: CorpusConfig, prefix_ids: bool, rows: RowsConfig = STRICT
 ) -> Imported:
-    """Passage files of Atlas (text, infoboxes) as one corpus file, `CorpusConfig.passages`.
+    """Write passage files of Atlas (text, infoboxes) as one corpus file, `CorpusConfig.passages`.
 
     Raises:
-      UserError: a record that is broken (file and line are named), or the corpus exists.
+      UserError: a record is broken (file and line are named), or the corpus already exists.
     """
     corpus = _new_corpus(config)
     return Imported(write_jsonl(corpus, read_passages(files, prefix_ids, rows)))
@@ -57,12 +57,12 @@ def import_index(
 ) -> Imported:
     """Make corpus, store and index from the shards of a saved index.
 
-    The embeddings are taken over as they are. So that they are those of the model at hand,
-    `check` passages are embedded anew and compared.
+    The embeddings are copied as they are. To make sure that this model made them, `check` passages
+    are embedded anew and compared.
 
     Raises:
-      UserError: a shard that is absent, damaged, hostile or of another length; a setting
-        that is missing; or embeddings that another encoder made.
+      UserError: a shard is absent, damaged, hostile or of another length; or a setting is missing;
+        or another encoder made the embeddings.
     """
     config = spec.config
     for name in ("store", "index"):
@@ -94,7 +94,7 @@ def import_index(
         _write_corpus(corpus, shards)
         store = open_store(spec, load_tokenizers(models.config))
         _take_over(shards, config, store, made_by)
-    except BaseException:  # the next attempt would find the corpus and refuse it
+    except BaseException:  # the next attempt would refuse to overwrite the corpus
         corpus.unlink(missing_ok=True)
         if not before:
             remove_tree(Path(config.store))
@@ -106,7 +106,7 @@ def _write_corpus(corpus: Path, shards: IndexShards) -> None:
     """Write the passages of all shards.
 
     Raises:
-      UserError: two have one id; names their shards.
+      UserError: two passages have the same id; names their shards.
     """
     hashes = array.array("Q")
 

@@ -1,4 +1,4 @@
-"""`convert --verify`: the converted model run here and in the other framework, layer by layer."""
+"""`convert --verify`: run the converted model here and in the other framework; compare layers."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
-TOLERANCE = 1e-3  # relative to the largest number of a layer; float32 sums differ far less
+TOLERANCE = 1e-3  # relative to a layer's largest number; float32 sums differ much less
 _LENGTH, _TARGET = 24, 9
 
 
@@ -23,10 +23,10 @@ class Verifier:
     """Compares this project's models with Hugging Face's on random tokens."""
 
     def __init__(self, source: str) -> None:
-        """Prepare to compare what was read from a checkpoint of the format `source`.
+        """Prepare to compare models that were read from a checkpoint of the format `source`.
 
         Raises:
-          UserError: PyTorch and transformers are needed and not installed.
+          UserError: PyTorch and transformers are not installed.
         """
         if not torch_side.is_installed():
             raise UserError(
@@ -40,12 +40,12 @@ class Verifier:
 
         Args:
           part: the converted model.
-          folder: what Hugging Face loads. None fills its model with the source's own
-            tensors where they have its names (Meta's Atlas), else with what --to=hf would
+          folder: the folder that Hugging Face loads. With None its model gets the source's own
+            tensors if they have its names (Meta's Atlas), else the tensors that --to=hf would
             write.
 
         Raises:
-          UserError: names the first layer that differs by more than rounding.
+          UserError: names the first layer that differs by more than rounding errors.
         """
         rng = np.random.default_rng(0)
         limit = _LENGTH if part.kind == "reader" else min(_LENGTH, part.config["max_positions"])
@@ -137,7 +137,7 @@ def _arrays(part: Part, prefix: str) -> Any:
 
 
 def _captured(tree: Any) -> Layers:
-    """Outputs by module path; a layer that also gives a second value is its first."""
+    """Outputs by module path; of a layer with two outputs, the first."""
     found: Layers = {}
     for path, value in traverse_util.flatten_dict(tree).items():
         if path[-1] == "__call__":
@@ -152,7 +152,7 @@ def _differences(prefix: str, ours: Layers, theirs: Layers, tokens: np.ndarray) 
     result = {}
     for name, expected in theirs.items():
         found = ours[name]
-        # At padding a state means nothing.
+        # States at padding have no meaning.
         if expected.ndim == 3 and expected.shape[:2] == tokens.shape:
             found, expected = found[tokens > 0], expected[tokens > 0]
         worst = float(np.max(np.abs(found - expected)))

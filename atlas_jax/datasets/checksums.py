@@ -1,4 +1,4 @@
-"""SHA-256 of published and of prepared files: verified where one is given, noted always."""
+"""SHA-256 of published and prepared files: always noted, and verified if one is given."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def read_checksums(source: Path, given: str | Path = "") -> dict[str, str]:
       given: that file; "" = SHA256SUMS in `source`, if there is one.
 
     Raises:
-      UserError: the file is not there, or a line is none of `sha256sum` (file and line).
+      UserError: the file does not exist, or a line is not in the form of `sha256sum`.
     """
     path = Path(given) if given else source / CHECKSUMS
     if not given and not path.exists():
@@ -43,7 +43,7 @@ def verified(paths: list[Path], folder: Path, sums: dict[str, str]) -> dict[str,
     """Name below `folder` -> SHA-256 of each file.
 
     Raises:
-      UserError: one is not what `sums` says of it.
+      UserError: a file has another SHA-256 than in `sums`.
     """
     found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     for name, digest in found.items():
@@ -56,10 +56,10 @@ def verified(paths: list[Path], folder: Path, sums: dict[str, str]) -> dict[str,
 
 
 def note(out: Path, name: str, fields: dict[str, Any]) -> None:
-    """Write what is known of a prepared file into `out`/prepared.json, beside the others.
+    """Add an entry about a prepared file to `out`/prepared.json.
 
     Raises:
-      UserError: that file is there and is no JSON object.
+      UserError: prepared.json exists and is not a JSON object.
     """
     notes = read_notes(out) | {name: fields}
     with atomic_text(out / NOTES) as file:
@@ -67,10 +67,10 @@ def note(out: Path, name: str, fields: dict[str, Any]) -> None:
 
 
 def read_notes(out: Path) -> dict[str, Any]:
-    """What `note` wrote: {name: {"rows", "sha256", "sources": {name: sha256}}}.
+    """The entries of `note`: {name: {"rows", "sha256", "sources": {name: sha256}}}.
 
     Raises:
-      UserError: the file is there and is no JSON object.
+      UserError: the file exists and is not a JSON object.
     """
     path = out / NOTES
     if not path.exists():

@@ -1,7 +1,7 @@
 """From published files to jsonl: streaming, resumable, checked by number of rows and by hash.
 
-A file that is being written lies beside its place as `.NAME.partial`, with a note of how
-far it has come; the same command goes on from there.
+An unfinished file is called `.NAME.partial` and has a note of its progress beside it. The same
+command continues from there.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from atlas_jax.core.progress import show_progress
 from atlas_jax.datasets.checksums import NOTES, note, read_checksums, read_notes, verified
 
 Row = dict[str, Any]
-# One published row after the other, each as the rows it becomes (none, one or several).
+# The published rows in order, each as the rows made from it (none, one or several).
 Read = Callable[[Sequence[Path], RowsConfig], Iterator[Sequence[Row]]]
 
 _SAVE_EVERY = 10_000  # published rows between two notes
@@ -33,10 +33,10 @@ class Part:
 
     Attributes:
       output: its name.
-      sources: names of the published files it is made of, below the source folder; a name
-        may have wildcards, and then stands for all that match.
-      rows: published rows in them; None where a file has no fixed number.
-      read: opens them; told what becomes of a broken row.
+      sources: names of the published files that it is made from, in the source folder; a name
+        may have wildcards and then stands for all files that match.
+      rows: number of published rows in them; None if a file has no fixed number.
+      read: opens them; it is told what happens to a broken row.
     """
 
     output: str
@@ -50,10 +50,10 @@ class Dataset:
     """A published data set.
 
     Attributes:
-      about: one line.
+      about: a description in one line.
       where: where its files are published, one line each.
-      parts: what becomes of them.
-      looks_like: a pattern; files of such a name that are in no part are told.
+      parts: the files made from them.
+      looks_like: a pattern; files that match it but belong to no part are reported.
     """
 
     name: str
@@ -71,22 +71,22 @@ def prepare(
     checksums: str | Path = "",
     rows: RowsConfig = STRICT,
 ) -> dict[str, int]:
-    """Write all parts whose files are in `source`; those written already of the same files stay.
+    """Write all parts whose files are in `source`; parts already made from these files are kept.
 
-    `out`/prepared.json notes the SHA-256 of what was read and of what was written.
+    `out`/prepared.json notes the SHA-256 of all files read and written.
 
     Args:
-      sample: the files are a part of the published ones, so their rows are not counted.
-      checksums: see `checksums.read_checksums`; a published file named in it has to have that
+      sample: whether the files are samples of the published ones; then rows are not counted.
+      checksums: see `checksums.read_checksums`; a published file named in it must have this
         SHA-256.
-      rows: what becomes of a broken row.
+      rows: what happens to a broken row.
 
     Returns:
-      Rows by the name of the file, -1 for one that was there already.
+      File name -> number of rows; -1 for a file that was already there.
 
     Raises:
-      UserError: none of the files is there (tells where they are published), or one has a
-        broken row, another number of rows or another SHA-256.
+      UserError: `source` has none of the files (the error says where they are published), or a
+        file has a broken row, another number of rows or another SHA-256.
     """
     folder, counts = as_path(source), dict[str, int]()
     check_output_folder(out, "--out")
@@ -95,7 +95,7 @@ def prepare(
         paths = [path for name in part.sources for path in sorted(folder.glob(name))]
         if len(paths) < len(part.sources):
             continue
-        if part.output in counts:  # made of another of its sources
+        if part.output in counts:  # made from another of its sources
             continue
         target, sources = Path(out) / part.output, verified(paths, folder, sums)
         if target.exists() and _is_made_of(target, sources, sample):
@@ -111,10 +111,10 @@ def prepare(
 
 
 def _is_made_of(target: Path, sources: dict[str, str], sample: bool) -> bool:
-    """Whether a file that is there is what would be written; it is made anew if it is not.
+    """Whether an existing file was made from these sources; if not, it is made again.
 
     Raises:
-      UserError: it was not written by `prepare`, or has been changed since.
+      UserError: `prepare` did not write it, or it was changed later.
     """
     noted = read_notes(target.parent).get(target.name)
     if noted is None:
@@ -135,7 +135,7 @@ def _is_made_of(target: Path, sources: dict[str, str], sample: bool) -> bool:
 
 
 def _tell_unknown(dataset: Dataset, folder: Path) -> None:
-    """Name the files that look like the data set's and that nothing reads."""
+    """Report files that look like the data set's but are not used."""
     if not dataset.looks_like:
         return
     known = {path for part in dataset.parts for name in part.sources for path in folder.glob(name)}
@@ -156,7 +156,7 @@ def _absent(dataset: Dataset, folder: Path) -> str:
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a file has come: published rows read, rows and bytes written, and from what."""
+    """Progress of a file: published rows read, rows and bytes written, and its sources."""
 
     read: int
     written: int
@@ -176,7 +176,7 @@ def _write(
     try:
         _read(part, paths, partial, note, done, policy)
     except BaseException:
-        if not note.exists():  # nothing that a later run could go on from
+        if not note.exists():  # nothing that a later run could continue
             partial.unlink(missing_ok=True)
         raise
     if part.rows is not None and done.read != part.rows and not sample:
@@ -196,7 +196,7 @@ def _read(
     part: Part, paths: Sequence[Path], partial: Path, note: Path, done: _Progress,
     policy: RowsConfig,
 ) -> None:  # fmt: skip
-    """Append the rows that are not there yet, and note now and then how far they go."""
+    """Append the missing rows, and note the progress from time to time."""
     with partial.open("r+b" if done.size else "wb") as file:
         file.truncate(done.size)
         file.seek(done.size)
@@ -213,7 +213,7 @@ def _read(
 
 
 def _noted(note: Path, partial: Path, source: list[list[Any]]) -> _Progress:
-    """Where an interrupted run left off; the beginning if that was of other files."""
+    """The progress of an interrupted run; the beginning if it read other files."""
     try:
         done: _Progress = strict_json.read(note, _Progress)
         if done.source == source and partial.stat().st_size >= done.size:
@@ -232,7 +232,7 @@ def _save(note: Path, file: Any, done: _Progress) -> None:
 
 
 def single(rows: Iterable[Row]) -> Iterator[Sequence[Row]]:
-    """Each published row becomes one."""
+    """Make one row from each published row."""
     return ((row,) for row in rows)
 
 
@@ -240,7 +240,7 @@ def texts(values: Sequence[Any], where: str) -> list[str]:
     """The texts of a list that are not empty, each once.
 
     Raises:
-      UserError: a value is no text, or none is left; begins with `where`.
+      UserError: a value is not a text, or all are empty; begins with `where`.
     """
     for value in values:
         if not isinstance(value, str):
@@ -252,10 +252,10 @@ def texts(values: Sequence[Any], where: str) -> list[str]:
 
 
 def filled(value: str, where: str) -> str:
-    """A text that is not empty.
+    """Return a text that must not be empty.
 
     Raises:
-      UserError: it is; begins with `where`.
+      UserError: it is empty; begins with `where`.
     """
     if not value.strip():
         raise UserError(f"{where} is empty")

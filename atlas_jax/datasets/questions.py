@@ -44,7 +44,7 @@ def _trivia_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
             broken.take(error)
             continue
         value = answer["Value"] if answer["Value"].strip() else answers[0]
-        # Upper case says nothing but that the quiz was typed so; Atlas learns the title form.
+        # Upper case only shows how the quiz was typed; Atlas learns answers in title case.
         yield {
             "id": str(raw.get("QuestionId") or f"trivia-{split}-{number}"),
             "question": raw["Question"],
@@ -59,7 +59,7 @@ def stream_list(path: Path, key: str) -> Iterator[Any]:
     """The members of the list under `key` of a file that is one JSON object, one by one.
 
     Raises:
-      UserError: there is no such list, or it is broken; says at which character.
+      UserError: there is no such list, or it is broken; names the character.
     """
     decoder, buffer, read = json.JSONDecoder(), "", 0
     with _text_of(path) as file:
@@ -86,7 +86,7 @@ def stream_list(path: Path, key: str) -> Iterator[Any]:
                 buffer += more
                 read += len(more)
                 continue
-            except ValueError as error:  # a number with thousands of digits
+            except ValueError as error:  # for example a number with thousands of digits
                 raise UserError(f"{path}: {one_line(error)}") from None
             yield strict_json.parse(buffer[:end].encode("utf-8"), f"{path}: one of {key!r}")
             buffer = buffer[end:]
@@ -97,7 +97,7 @@ def _text_of(path: Path) -> Iterator[TextIO]:
     """A UTF-8 file to read from, without a byte order mark.
 
     Raises:
-      UserError: it is something else, said when the block comes to it.
+      UserError: it is not UTF-8; raised when the block reads the faulty part.
     """
     with input_file(path).open(encoding="utf-8-sig") as file:
         try:
@@ -114,7 +114,7 @@ def _whole(read_rows: Any) -> Read:
 
 
 def _chosen(read_rows: Any) -> Read:
-    """The rows of the first file whose places the second one, a JSON list, has."""
+    """The rows of the first file whose numbers are in the second one, a JSON list."""
 
     def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
         places: set[int] = set(strict_json.read(paths[1], list[int]))
@@ -125,7 +125,7 @@ def _chosen(read_rows: Any) -> Read:
 
 
 def _public(row: Row) -> Row:
-    """Without the row's place in the published file, which only choosing needs."""
+    """The row without its number in the published file, which is only needed for choosing."""
     return {name: value for name, value in row.items() if name != "place"}
 
 
@@ -175,9 +175,9 @@ TEMPLAMA_YEARS = ("2017", "2020")
 
 
 def _templama(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
-    """Rows `temporal` reads: a query asked in both years, with both years' answers.
+    """Rows for `temporal`: queries of both years, with both years' answers.
 
-    Changed is what shares no answer between the years, as in Atlas.
+    As in Atlas, a fact has changed if the two years have no answer in common.
     """
     waiting: dict[str, dict[str, list[str]]] = {}
     fields = {"query": str, "answer": list, "date": str}

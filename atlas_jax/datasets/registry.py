@@ -19,7 +19,7 @@ def get_dataset(name: str) -> Dataset:
     """The data set of this name.
 
     Raises:
-      UserError: there is none; the nearest name is told.
+      UserError: there is no such data set; names the nearest one.
     """
     if name not in DATASETS:
         raise UserError(f"no data set is called {name!r}{nearest(name, DATASETS)}")

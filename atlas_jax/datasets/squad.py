@@ -1,8 +1,8 @@
 """SQuAD 1.1 with its paragraphs as the corpus: SQuAD-open (arXiv 1606.05250, 1704.00051).
 
-The published dev file serves as test; every twentieth article of the train file is dev, so
-that no article's questions are in two files. Questions were written over the paragraph, so
-some of them make no sense alone.
+The published dev file is used as test file. Every twentieth article of the train file becomes the
+dev file, so no article has questions in two files. Questions were written for a paragraph, so some
+of them make no sense without it.
 """
 
 import urllib.parse
@@ -19,7 +19,7 @@ _DEV_EVERY = 20  # articles
 
 
 def _articles(path: Path, rows: RowsConfig) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Passages and questions of each article; a broken one is left out whole, when asked."""
+    """Passages and questions of each article; if asked, a broken article is left out entirely."""
     broken = BrokenRows(path, rows)
     for number, raw in enumerate(stream_list(path, "data")):
         try:
@@ -38,7 +38,7 @@ def _article(raw: Any, name: str, where: str) -> tuple[list[Row], list[Row]]:
         here = f"{where}.paragraphs[{i}]"
         _check(paragraph, {"context": str, "qas": list}, here)
         passage = {"id": f"squad-{name}-{i}", "title": title, "text": paragraph["context"].strip()}
-        if not passage["text"]:  # nothing to find, and no answer in it
+        if not passage["text"]:  # an empty paragraph has no answer
             continue
         passages.append(passage)
         for j, asked in enumerate(paragraph["qas"]):
@@ -73,7 +73,7 @@ def _passages(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]
 
 
 def _questions(dev: bool | None) -> Read:
-    """Those of the dev articles, of the others, or (None) of all."""
+    """Questions of the dev articles, of the other articles, or (None) of all."""
 
     def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
         for number, (_, questions) in enumerate(_articles(paths[0], rows)):
@@ -84,7 +84,7 @@ def _questions(dev: bool | None) -> Read:
 
 
 _TRAIN, _DEV = "train-v1.1.json", "dev-v1.1.json"
-_ARTICLES = {_TRAIN: 442, _DEV: 48}  # what is counted
+_ARTICLES = {_TRAIN: 442, _DEV: 48}  # number of articles
 SQUAD = Dataset(
     name="squad",
     about="SQuAD 1.1, its paragraphs as the corpus (SQuAD-open)",

@@ -1,10 +1,10 @@
-"""Making the small tokenizers of a reader and a retriever from text alone.
+"""Train small tokenizers for a reader and a retriever from text.
 
-Both are byte-pair encodings of words that carry their leading blank as `▁`. Every digit
-and every punctuation mark stands alone, so a value has the same tokens in an answer as in a
-passage, whatever follows it; a character that the text hardly had falls back to its UTF-8
-bytes, so nothing is unknown. Because a word's tokens depend on that word only,
-`encode(a) + encode(b) == encode(a + " " + b)`: query and passages may be joined as ids.
+Both are byte-pair encodings of words; a word's leading blank is `▁`. Every digit and every
+punctuation mark is a token of its own, so a value has the same tokens in an answer and in a
+passage. Rare characters are encoded as their UTF-8 bytes, so nothing is unknown. The tokens of a
+word depend only on the word: `encode(a) + encode(b) == encode(a + " " + b)`. So query and passages
+can be joined as ids.
 """
 
 import json
@@ -28,7 +28,7 @@ READER_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as in T5
 RETRIEVER_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
-# One digit or one mark, with the blank before it; `▁` is itself a symbol.
+# One digit or one mark, with the blank before it; `▁` counts as a symbol too.
 _LONE_CHARACTER = r"▁?(?:\p{N}|[^\p{L}\p{M}\p{N}\s▁])"
 # The accents of Latin, Greek and Cyrillic; other scripts' vowel signs stay.
 _ACCENTS = r"[\u0300-\u036f]"
@@ -54,21 +54,21 @@ def train_tokenizers(
       vocab_size: ids of the reader's tokenizer in all: `<pad> </s> <unk>`, 256 bytes, the
         pieces, and the sentinels from `<extra_id_{num_sentinels - 1}>` down to
         `<extra_id_0>`, which is the last id, as in T5. Little text may give fewer pieces.
-      retriever_vocab_size: the same of the retriever's, which has `[PAD] [UNK] [CLS] [SEP]
-        [MASK]` and no sentinels; None takes `vocab_size`.
-      num_sentinels: how many spans one text can have masked.
-      reader_lowercase: the reader sees and writes lower-case text; a name that a passage has
-        in capitals and an answer has not is then the same tokens.
+      retriever_vocab_size: the same for the retriever's tokenizer, which has `[PAD] [UNK] [CLS]
+        [SEP] [MASK]` and no sentinels; None = `vocab_size`.
+      num_sentinels: largest number of masked spans in one text.
+      reader_lowercase: the reader sees and writes lower-case text. Then a name in capitals has
+        the same tokens as in small letters.
       retriever_lowercase: the retriever sees lower-case text without accents.
-      min_character_count: a character that the text has less often is spelt in bytes.
-      fields: the fields of a record whose text counts, where it has them.
-      rows: what becomes of a broken line.
+      min_character_count: a character that occurs less often is encoded in bytes.
+      fields: the text fields of a record that are used.
+      rows: what happens to a broken line.
 
     Returns:
       The reader's and the retriever's tokenizer, as saved.
 
     Raises:
-      UserError: a file is bad or without text, or a vocabulary is too small.
+      UserError: a file is faulty or has no text, or a vocabulary is too small.
     """
     paths = [passages_path] if isinstance(passages_path, str) else list(passages_path)
     folder = check_output_folder(out_dir, "train_tokenizers.out_dir")
@@ -109,7 +109,7 @@ def train_reader_tokenizer(
     lowercase: bool = False,
     min_character_count: int = 20,
 ) -> Tokenizer:
-    """A tokenizer in T5's layout; see `train_tokenizers`. Appends `</s>`."""
+    """Train a tokenizer in T5's layout, which appends `</s>`; see `train_tokenizers`."""
     if num_sentinels < 1:
         raise UserError(f"num_sentinels is {num_sentinels}, but must be at least 1")
     backend = _train(
@@ -120,7 +120,7 @@ def train_reader_tokenizer(
         _cleaning(lowercase, accents=True),
         min_character_count,
     )
-    # A sentinel takes the blanks before it with it; the word after it keeps its own.
+    # A sentinel includes the blanks before it; the word after it keeps its own blank.
     backend.add_special_tokens(
         [
             tokenizers.AddedToken(f"<extra_id_{i}>", special=True, lstrip=True, normalized=False)
@@ -139,7 +139,7 @@ def train_retriever_tokenizer(
     lowercase: bool = True,
     min_character_count: int = 20,
 ) -> Tokenizer:
-    """A tokenizer in BERT's manner, `[CLS] text [SEP]`; see `train_tokenizers`."""
+    """Train a tokenizer in BERT's form, `[CLS] text [SEP]`; see `train_tokenizers`."""
     backend = _train(
         texts,
         vocab_size,
@@ -164,7 +164,7 @@ def _train(
     cleaning: normalizers.Normalizer,
     min_character_count: int,
 ) -> tokenizers.Tokenizer:
-    """Special tokens, bytes and byte-pair pieces, `size` in all."""
+    """Train a tokenizer with special tokens, bytes and byte-pair pieces, `size` in all."""
     clean = [cleaning.normalize_str(text) for text in texts]
     alphabet, rare = _alphabet(clean, min_character_count)
     num_fixed = len(special) + len(BYTE_PIECES)
@@ -180,7 +180,7 @@ def _train(
         initial_alphabet=alphabet,
         show_progress=sys.stderr.isatty(),
     )
-    # Without the rare characters: the trainer's own limit breaks ties at random.
+    # Rare characters are removed here, since the trainer's own limit breaks ties at random.
     learner.train_from_iterator((text.translate(rare) for text in clean), trainer)
     learned = json.loads(learner.to_str())["model"]
     pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
