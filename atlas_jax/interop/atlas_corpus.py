@@ -1,9 +1,9 @@
 """Passages and saved index shards of Meta's Atlas.
 
-A passage file is jsonl with `id`, `title`, `text` and, where there is one, `section`, which
-Atlas appends to the title when it loads the file; an infobox file is one more such file. A
-saved index is a folder of shards: `passages.N.pt`, a pickled list of those records, and
-`embeddings.N.pt`, a float16 tensor with one column per passage.
+A passage file is jsonl with `id`, `title`, `text` and sometimes `section`. Atlas appends the
+section to the title when it loads the file. A file of infoboxes has the same form. A saved index is
+a folder of shards: `passages.N.pt`, a pickled list of such records, and `embeddings.N.pt`, a
+float16 tensor with one column per passage.
 """
 
 import re
@@ -28,7 +28,7 @@ Record = dict[str, str]
 
 
 def passage(item: Mapping[str, Any], where: str) -> Record:
-    """One record in this project's form: the section stands in the title, as Atlas reads it.
+    """One record in this project's form; the section becomes part of the title, as in Atlas.
 
     Raises:
       UserError: `where` has no id or text, or a field of another type.
@@ -39,7 +39,7 @@ def passage(item: Mapping[str, Any], where: str) -> Record:
 
 def _record(item: Mapping[str, Any], prefix: str = "") -> Record:
     title, section = item.get("title") or "", item.get("section") or ""
-    # The records of a saved index have been through this once already.
+    # The records of a saved index already have the section in the title.
     if section and not title.endswith(f": {section}"):
         title = f"{title}: {section}"
     return {
@@ -56,11 +56,11 @@ def read_passages(
     """Every passage of some jsonl files, plain or .gz, in order.
 
     Args:
-      prefix_ids: put `<name of the file>/` in front of each id, for files that count alike.
-      rows: what becomes of a broken line.
+      prefix_ids: put `<name of the file>/` in front of each id, for files with equal ids.
+      rows: what happens to a broken line.
 
     Raises:
-      UserError: names file and line of a record that is broken, unless such are skipped.
+      UserError: names file and line of a broken record, unless broken records are skipped.
     """
     for file in files:
         prefix = f"{Path(file).name.split('.')[0]}/" if prefix_ids else ""
@@ -77,11 +77,11 @@ class IndexShards:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Look at the folder.
+        """Examine the folder.
 
         Raises:
-          UserError: there are no shards, one is absent, or an embedding file is damaged or
-            of another width.
+          UserError: there are no shards, one is missing, or a file of embeddings is damaged or
+            has another width.
         """
         self._folder = Path(folder)
         found: dict[str, set[int]] = {"passages": set(), "embeddings": set()}
@@ -111,8 +111,8 @@ class IndexShards:
         """The records of one shard.
 
         Raises:
-          UserError: the pickle holds anything but records, or fewer or more than there are
-            embeddings.
+          UserError: the pickle holds something else than records, or their number is not that of
+            the embeddings.
         """
         path = self._path("passages", shard)
         with input_file(path).open("rb") as file:
@@ -130,7 +130,7 @@ class IndexShards:
         return records
 
     def at(self, row: int) -> tuple[Record, str]:
-        """The passage of a row of the whole index, and its place in words."""
+        """The passage of a row of the whole index, and a description of its place."""
         for shard, tensor in enumerate(self._embeddings):
             columns = tensor.shape[1]
             if row < columns:

@@ -1,4 +1,4 @@
-"""Where each parameter of a BERT encoder lies in Hugging Face's state dict."""
+"""Names of a BERT encoder's parameters in Hugging Face's state dict."""
 
 import re
 from collections.abc import Mapping
@@ -43,10 +43,10 @@ def _norm(here: str, there: str) -> dict[str, tuple[str, bool]]:
 
 
 def modern(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors by the names of today's BertModel.
+    """The tensors under the names of today's BertModel.
 
-    The first releases say `gamma` and `beta` in a norm; models with a head on top put
-    `bert.` in front of the encoder's names.
+    In the first releases a norm has `gamma` and `beta`. Models with a head have the prefix `bert.`
+    in the encoder's names.
     """
     prefix = "bert." if any(name.startswith("bert.embeddings.") for name in tensors) else ""
     renamed: Tensors = {}
@@ -60,10 +60,10 @@ def modern(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def config_from_state_dict(tensors: Mapping[str, Tensor], where: str) -> dict[str, object]:
-    """The sizes of a BERT as its arrays tell them; heads are taken to be 64 wide.
+    """The sizes of a BERT by the shapes of its arrays; heads are assumed to be 64 wide.
 
     Raises:
-      UserError: names the first array that is needed and absent.
+      UserError: names the first required array that is missing.
     """
 
     def shape(name: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""What a conversion did, tensor by tensor, and the proof that it can be read back.
+"""A record of a conversion, tensor by tensor, and the proof that it can be read back.
 
-The certificate compares what is read back from the new files with what was read from the
-old ones, bit by bit, in this project's names. It knows nothing of how either was mapped;
-whether the mapping itself means the same model is what `--verify` shows, by running both.
+The certificate compares the new files with the old ones, bit by bit, under this project's names. It
+does not know how names were mapped. That the mapping gives the same model is shown by `--verify`,
+which runs both models.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Certificate:
     Attributes:
       kind: 'reader' or 'retriever'.
       tensors: our name -> source names, shape, type and fingerprint; equal on both sides.
-      unused: arrays of the source that were left out -> why that was allowed.
-      missing: arrays of the target that the source lacked, filled in as allowed.
+      unused: arrays of the source that were left out -> the reason why this is right.
+      missing: arrays that the source lacked and that were filled in, as allowed.
       layers: with --verify, layer -> largest difference between the two frameworks.
       remarks: what beside the tensors was taken over, or could not be.
     """
@@ -39,7 +39,7 @@ class Certificate:
     remarks: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """What is printed for people."""
+        """The lines to print."""
         count = sum(1 for name in self.tensors if not name.startswith("optimizer/"))
         extra = len(self.tensors) - count
         state = f" and {extra} arrays of optimiser state" if extra else ""
@@ -52,10 +52,10 @@ class Certificate:
 
 
 def account_for(part: Part, allow_unused: Sequence[str]) -> dict[str, str]:
-    """Arrays of the source that nothing was made of, and why that is right.
+    """Arrays of the source that are not used, each with the reason why this is right.
 
     Raises:
-      UserError: there are others; they are named, with the flag that allows them.
+      UserError: an array is unused without a reason; names it and the flag that allows it.
     """
     why = dict(part.explained)
     refused = []
@@ -78,7 +78,7 @@ def check_shapes(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare names and shapes with those of the model that the config describes.
 
     Raises:
-      UserError: names the first tensor that is absent, too many or of another shape.
+      UserError: names the first tensor that is missing, superfluous or of another shape.
     """
     for name, shape in expected.items():
         if name not in part.tensors:
@@ -100,14 +100,14 @@ def compare(
     """Read everything back and compare fingerprints.
 
     Args:
-      part: what was converted.
-      written: name -> fingerprint of what the writer was given; optimiser state as
+      part: the part that was converted.
+      written: name -> fingerprint of the tensor given to the writer; optimiser state under
         'optimizer/...'.
-      read_back: the new files' tensors by the same names.
-      why: of `account_for`.
+      read_back: the new files' tensors under the same names.
+      why: result of `account_for`.
 
     Raises:
-      UserError: names the first tensor that is absent, unexpected or differs.
+      UserError: names the first tensor that is missing, unexpected or different.
     """
     sources = {**part.tensors, **{f"optimizer/{n}": t for n, t in part.optimizer.items()}}
     for name in written:

@@ -1,7 +1,7 @@
-"""Where each parameter of an encoder and its heads lies in Hugging Face's state dict.
+"""Names of the parameters of encoders and heads in Hugging Face's state dict.
 
-BERT, RoBERTa and ELECTRA name their layers alike and their heads differently; ALBERT names
-everything in its own way.
+BERT, RoBERTa and ELECTRA have the same names for layers but not for heads. ALBERT has other names
+for everything.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from typing import Any
 
 Names = dict[str, tuple[str, bool]]  # our name -> (Hugging Face's, whether it is transposed)
 
-# What a model with a head on top puts in front of the encoder's names.
+# Prefix of the encoder's names in a model with a head.
 PREFIXES = {"bert": "bert.", "albert": "albert.", "roberta": "roberta.", "electra": "electra."}
 
 
 def encoder_names(encoder: str, config: Mapping[str, Any]) -> Names:
-    """Names below a tower, without the prefix that stands before them in a model with heads.
+    """Names below a tower, without the prefix that they have in a model with heads.
 
     Args:
       encoder: kind of the encoder.
@@ -64,7 +64,7 @@ def _albert_layer(here: str, there: str) -> Names:
 
 
 def head_names(encoder: str) -> dict[str, Names]:
-    """The names of the heads that Hugging Face has for an encoder, by the head's own name."""
+    """Hugging Face's names of an encoder's heads, by this project's name of the head."""
     if encoder == "bert":
         mlm = _mlm("cls.predictions.transform", "LayerNorm", "cls.predictions.bias")
         return {"mlm": mlm, "sentence": _sentence("bert.pooler.dense", "cls.seq_relationship")}

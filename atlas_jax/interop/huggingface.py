@@ -1,9 +1,9 @@
 """Model folders of Hugging Face: T5 readers, BERT encoders, sentence-transformers, both ways.
 
-A T5 1.0 shares its embedding with the head and scales the logits; a T5 1.1 (and its
-LM-adapted and Flan forms) has a head of its own and does not. Config files of different
-ages say so in different words, and some files store the same matrix several times; what
-this module takes from a folder is checked against the arrays themselves.
+T5 1.0 uses the embedding as its head and scales the logits. T5 1.1, with its LM-adapted and Flan
+forms, has a head of its own and does not scale. Old and new config files express this in different
+ways, and some files store the same matrix several times. So this module checks all that it reads
+against the arrays themselves.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ T5_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class _T5:
-    """What the `config.json` of a T5 says."""
+    """The fields of a T5's `config.json`."""
 
     vocab_size: bounds.Vocabulary
     d_model: bounds.Width
@@ -42,7 +42,7 @@ class _T5:
     num_decoder_layers: bounds.Layers | None = None
     feed_forward_proj: str = "relu"
     layer_norm_epsilon: float = T5_EPSILON
-    # Transformers 5 writes scale_decoder_outputs and always claims to tie the embeddings.
+    # Transformers 5 writes scale_decoder_outputs, and always says that the embeddings are tied.
     scale_decoder_outputs: bool | None = None
     tie_word_embeddings: bool = True
     relative_attention_num_buckets: bounds.Width = 32
@@ -52,7 +52,7 @@ class _T5:
 
 @dataclasses.dataclass(frozen=True)
 class _Bert:
-    """What the `config.json` of a BERT says."""
+    """The fields of a BERT's `config.json`."""
 
     vocab_size: bounds.Vocabulary
     hidden_size: bounds.Width
@@ -66,7 +66,7 @@ class _Bert:
 
 
 class _Index(TypedDict):
-    """What the index of a sharded folder says: the file of each tensor."""
+    """The index of a sharded folder: the file of each tensor."""
 
     weight_map: dict[str, str]
 
@@ -77,12 +77,12 @@ def read_folder(
     """Read a model folder, T5 or BERT by its `config.json`; no array is read yet.
 
     Args:
-      allow_missing: patterns of Hugging Face's names that may be absent; a norm's scale is
-        then 1 and everything else 0.
-      tokenizer: of the model, if not the one in the folder.
+      allow_missing: patterns of Hugging Face's names that may be missing. Then a norm's scale
+        is 1 and everything else 0.
+      tokenizer: a tokenizer to use in place of the folder's.
 
     Raises:
-      UserError: names the file, setting or tensor that is absent, unknown or does not fit.
+      UserError: names the file, setting or tensor that is missing, unknown or does not fit.
     """
     folder = Path(folder)
     towers = [folder / name for name in _TOWERS]
@@ -120,7 +120,7 @@ def kind_of(folder: Path) -> str:
 def _read_towers(
     folders: Sequence[Path], allow_missing: Sequence[str], tokenizer: str | Path
 ) -> Part:
-    """An untied retriever from the two folders that `write_folder` makes of one."""
+    """Read an untied retriever from the two folders that `write_folder` writes."""
     towers: dict[str, Tensors] = {}
     configs, texts = [], []
     for folder in folders:
@@ -146,18 +146,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-      UserError: there is no such file or it holds something else.
+      UserError: the file does not exist or does not hold a JSON object.
     """
     content: dict[str, Any] = strict_json.read(path, dict[str, Any])
     return content
 
 
 def read_tensors(folder: Path) -> Tensors:
-    """All tensors of a folder, whatever form and however many files they lie in.
+    """All tensors of a folder, in any of the file formats, in one file or in shards.
 
     Raises:
-      UserError: there are none; a shard is absent or lacks what the index promises; or a
-        tensor lies in two of them.
+      UserError: there are no tensors; or a shard, or a tensor of the index, is missing; or two
+        shards have the same tensor.
     """
     readers: tuple[tuple[str, Callable[[Path], Tensors]], ...] = (
         (SINGLE, read_file),
@@ -200,7 +200,7 @@ def t5_config(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> dict
     """Fields of a ReaderConfig.
 
     Raises:
-      UserError: names the setting that no reader here has.
+      UserError: names a setting that no reader of this project has.
     """
     path = folder / "config.json"
     said: _T5 = strict_json.convert(config, _T5, str(path))
@@ -244,19 +244,19 @@ def t5_part(
     """A reader from Hugging Face's state dict.
 
     Raises:
-      UserError: names the tensor that is absent, or that should be a copy and is none.
+      UserError: names the tensor that is missing, or that should be a copy but is not.
     """
     source = dict(tensors)
     explained: dict[str, str] = {}
     copies = [*t5_names.COPIES, *([t5_names.LM_HEAD] if config["logits_via_embedding"] else [])]
-    if t5_names.SHARED not in source:  # some writers keep one of its other names only
+    if t5_names.SHARED not in source:  # some writers only use one of its other names
         for name in t5_names.COPIES:
             if name in source:
                 source = {t5_names.SHARED: source[name], **source}
                 break
     untied = not config["logits_via_embedding"]
     if untied and t5_names.LM_HEAD not in source and t5_names.SHARED in source:
-        source[t5_names.LM_HEAD] = source[t5_names.SHARED]  # a head that is absent is the embedding
+        source[t5_names.LM_HEAD] = source[t5_names.SHARED]  # without a head it is the embedding
     for name in copies:
         if name in source:
             if not _equal(source, name):
@@ -284,10 +284,10 @@ def _equal(tensors: Tensors, name: str) -> bool:
 
 
 def bert_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Fields of a RetrieverConfig, pooling aside.
+    """Fields of a RetrieverConfig, without the pooling.
 
     Raises:
-      UserError: names the setting that no retriever here has.
+      UserError: names a setting that no retriever of this project has.
     """
     path = folder / "config.json"
     for name, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
@@ -320,7 +320,7 @@ def bert_part(
       towers: {'encoder': ...} or {'query_encoder': ..., 'passage_encoder': ...}.
 
     Raises:
-      UserError: names the tensor that is absent or the buffer that is not 0, 1, 2, ...
+      UserError: names the tensor that is missing, or the buffer that is not 0, 1, 2, ...
     """
     names = bert_names.huggingface_names(int(config["num_layers"]))
     part = Part("retriever", {**config, "tied": set(towers) == {"encoder"}}, {})
@@ -349,7 +349,7 @@ def from_huggingface(
     where: str,
     allow_missing: Sequence[str] = (),
 ) -> tuple[Tensors, tuple[str, ...]]:
-    """Our tensors by our names, and which of theirs were absent and filled in."""
+    """Our tensors under our names, and the names of theirs that were missing and filled in."""
     absent = [theirs for theirs, _ in names.values() if theirs not in tensors]
     refused = not_allowed(absent, allow_missing)
     if refused:
@@ -376,7 +376,7 @@ def to_huggingface(tensors: Tensors, names: Mapping[str, tuple[str, bool]]) -> T
 
 
 def fill_missing(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give tensors that were allowed to be absent their neutral values."""
+    """Give neutral values to tensors that are missing, as allowed."""
     for name, shape in shapes.items():
         if name not in part.tensors and part.missing:
             value = np.ones if name.endswith("scale") else np.zeros
@@ -384,16 +384,16 @@ def fill_missing(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def write_folder(part: Part, folder: Path, max_bytes: int) -> None:
-    """Write what `transformers` (and sentence-transformers) load.
+    """Write a folder that `transformers` and sentence-transformers can load.
 
     An untied retriever becomes two folders, `query_encoder` and `passage_encoder`.
 
     Args:
-      folder: exists already; see to it that it appears under its name when complete.
+      folder: an existing folder; the caller gives it its final name when it is complete.
       max_bytes: of one shard.
 
     Raises:
-      UserError: the model has something that Hugging Face's class has not.
+      UserError: the model has a feature that Hugging Face's class lacks.
     """
     if part.kind == "reader":
         names = t5_names.huggingface_names(part.config)
@@ -469,7 +469,7 @@ def bert_json(part: Part) -> dict[str, Any]:
     """The `config.json` of a retriever.
 
     Raises:
-      UserError: its layer norm is that of the released Atlas models.
+      UserError: it has the layer norm of the released Atlas models.
     """
     config = part.config
     if config.get("released_layer_norm"):

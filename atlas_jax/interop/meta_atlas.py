@@ -1,9 +1,9 @@
 """Meta's released Atlas models: `model.pth.tar` with reader, retriever, options, optimisers.
 
-The state dict has both models: `reader.` (Hugging Face's T5 names) and `retriever.`, either
-one `contriever` or, after query-side training, `query_contriever` and
-`passage_contriever`. In between, `module.` marks a model that was wrapped for several GPUs.
-The retriever's layer norm divides by the uncentred second moment (see
+The state dict has both models: `reader.` (with Hugging Face's T5 names) and `retriever.`. The
+latter has one `contriever` or, after query-side training, `query_contriever` and
+`passage_contriever`. A `module.` in a name shows that the model was wrapped for several GPUs. The
+retriever's layer norm divides by the uncentred second moment (see
 `RetrieverConfig.released_layer_norm`).
 """
 
@@ -28,12 +28,12 @@ _TOWERS = {
     "passage_contriever": "passage_encoder",
 }
 _KEYS = ("model", "opt", "step")
-# Optimiser state under these keys, by part.
+# Keys of the optimiser states, by part.
 _OPTIMIZERS = {"reader": "optimizer", "retriever": "retr_optimizer"}
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
 
-# The released code begins its retriever with one of these, of which the width is known.
+# Published models with which the released code begins its retriever; their widths are known.
 _CONTRIEVERS = ("contriever", "contriever-msmarco", "mcontriever", "mcontriever-msmarco")
 _CONTRIEVER_WIDTH, _HEAD_WIDTH = 768, 64
 READER_MODEL_TYPES = (
@@ -45,12 +45,12 @@ READER_MODEL_TYPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """The retriever's number of heads, which no array tells.
+    """The retriever's number of heads, which cannot be seen from the arrays.
 
     Attributes:
-      number: of them.
-      is_given: somebody said so; otherwise they are taken to be 64 wide.
-      of_option: what `opt.retriever_model_path` stands for, if it is a published model.
+      number: the number of heads.
+      is_given: whether the user gave it; if not, heads are assumed to be 64 wide.
+      of_option: the number for `opt.retriever_model_path`, if that is a published model.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Heads:
     of_option: int | None
 
     def remark(self) -> str:
-        """What a conversion has to say of a number that was taken; "" of one that was given."""
+        """The remark of a conversion about an assumed number; "" if it was given."""
         if self.is_given:
             return ""
         return (
@@ -67,11 +67,11 @@ class Heads:
         )
 
     def check(self) -> None:
-        """Refuse a number that nothing confirms.
+        """Refuse a number without confirmation.
 
         Raises:
-          UserError: nobody gave it and no published model has it, or it contradicts the model
-            that the options name.
+          UserError: the number was not given and no published model has it, or it contradicts
+            the model that the options name.
         """
         if self.of_option is not None and self.number != self.of_option:
             raise UserError(
@@ -87,9 +87,9 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True)
 class AtlasCheckpoint:
-    """What a file holds: the models in it, its options as gin, the step it was saved at.
+    """The content of a file: its models, its options as gin, and its step.
 
-    `heads` are None without a retriever.
+    Without a retriever `heads` is None.
     """
 
     parts: dict[str, Part]
@@ -108,16 +108,16 @@ def read_checkpoint(
     """Read a `model.pth.tar`, or the one in a folder; no array is read yet.
 
     Args:
-      retriever_fields: fields of a RetrieverConfig that the file does not tell, where they
-        are not Contriever's (heads of 64 channels, an epsilon of 1e-12, average pooling).
-      allow_missing: patterns of Hugging Face's names, without `reader.` and the like, that
-        may be absent; a norm's scale is then 1 and everything else 0.
-      optimizer: take the moments of both AdamWs along, if they were saved.
-      reader_model_type: of `READER_MODEL_TYPES`, where the option of this name is wrong.
+      retriever_fields: fields of a RetrieverConfig that are not in the file, if they differ
+        from Contriever's (heads of 64 channels, an epsilon of 1e-12, average pooling).
+      allow_missing: patterns of Hugging Face's names, without `reader.` and the like, that may
+        be missing. Then a norm's scale is 1 and everything else 0.
+      optimizer: also read the moments of both AdamWs, if they were saved.
+      reader_model_type: one of `READER_MODEL_TYPES`, if the option of this name is wrong.
 
     Raises:
-      UserError: the file is no such checkpoint, is damaged or hostile, or a tensor (named)
-        is absent or does not fit the others.
+      UserError: the file is not such a checkpoint, or is damaged or hostile; or a tensor is
+        missing or does not fit the others (it is named).
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     content = load(file)
@@ -234,11 +234,11 @@ def _retriever(
 def _adam(part: Part, saved: Mapping[str, Any], where: str) -> Tensors:
     """AdamW's moments under T5X's names for an optax state: param_states/0/{mu,nu,count}.
 
-    PyTorch numbers parameters in the order of the module, which is that of the state dict
+    PyTorch numbers parameters in the order of the module. This is the order of the state dict,
     without buffers and second names.
 
     Raises:
-      UserError: a key that is absent, a moment that has not the shape of its parameter, or
+      UserError: a key is missing, a moment has another shape than its parameter, or there is
         state for more parameters than the model has.
     """
     by_source = {tensor.sources[0]: name for name, tensor in part.tensors.items()}
@@ -252,7 +252,7 @@ def _adam(part: Part, saved: Mapping[str, Any], where: str) -> Tensors:
     if not all(isinstance(number, int) for number in numbers):
         raise UserError(f"{where}.param_groups: 'params' has something else than numbers")
     if len(numbers) < len(order):
-        # The released untied retriever shares one module, whose parameters count once.
+        # The released untied retriever shares one module, so its parameters are counted once.
         order = [name for name in order if "passage_contriever" not in name]
     if len(numbers) != len(order):
         raise UserError(f"{where}: {len(numbers)} parameters where the model has {len(order)}")
@@ -291,7 +291,7 @@ def _of(saved: Any, key: str, kind: type, where: str) -> Any:
     """One value of a saved dict.
 
     Raises:
-      UserError: there is none, or it is of another kind.
+      UserError: the value is missing or of another type.
     """
     if not isinstance(saved, Mapping):
         raise UserError(f"{where}: is a {type(saved).__name__}, not a dict with {key!r}")

@@ -1,10 +1,10 @@
-"""Pickles read without executing anything that stands in them.
+"""Read pickles without executing anything in them.
 
-A pickle is a program. `interpret` runs it on a stack of plain values and knows a handful
-of names by heart; whatever else the program asks for is refused, by name. No class is
-looked up, no function called, no module imported. `load_plain` is for pickles of plain
-lists and dicts alone, where no name at all may occur; they are long, so Python's own
-unpickler reads them once a scan has seen that it will not be asked for more than they hold.
+A pickle is a program. `interpret` runs it on a stack of plain values and knows a few names; a
+program that asks for any other name is refused. No class is looked up, no function called, no
+module imported. `load_plain` is for pickles of only plain lists and dicts, in which no name may
+occur. They are long, so Python's own unpickler reads them, after a scan has checked that they do
+not ask for more memory than they need.
 """
 
 import io
@@ -16,12 +16,12 @@ from typing import Any, BinaryIO, NoReturn
 from atlas_jax.core.errors import UserError, one_line
 
 _MARK = object()
-_BITS = 128  # of a number, more than any checkpoint has
-_GIVEN = 1_000_000  # values in the arguments of calls, of which a tensor has about ten
-_DEPTH = 100  # of lists in lists
-_VALUES = 10_000_000  # of one checkpoint, those of a shared list counted at each place
+_BITS = 128  # largest number; no checkpoint has one of this size
+_GIVEN = 1_000_000  # most values in the arguments of calls; a tensor has about ten
+_DEPTH = 100  # most levels of nested lists
+_VALUES = 10_000_000  # most values of a checkpoint; a shared list counts at each place
 
-# What `interpret` gives for a name that the program mentions.
+# Value of `interpret` for a name that the program mentions.
 Maker = Callable[..., Any]
 
 
@@ -51,8 +51,8 @@ def load_plain(file: BinaryIO, source: str) -> Any:
     """Read a pickle of literals, lists and dicts.
 
     Raises:
-      UserError: it mentions any class or function (which is named), holds anything else,
-        asks for more memory than it has values, is cut off or is no pickle at all.
+      UserError: it mentions a class or function (which is named), holds other objects, asks for
+        too much memory, is cut off, or is not a pickle.
     """
     program = file.read()
     try:
@@ -60,7 +60,7 @@ def load_plain(file: BinaryIO, source: str) -> Any:
         return _Plain(io.BytesIO(program), source).load()
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any error
         raise UserError(f"{source}: not a whole pickle: {one_line(error)}") from None
 
 
@@ -70,16 +70,16 @@ def interpret(
     makers: dict[str, Maker],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Run one pickle program on plain values; the file stands behind it afterwards.
+    """Run one pickle program on plain values; afterwards the file is at its end.
 
     Args:
-      makers: name -> what a call of it gives; called with the arguments in the pickle. A
-        name whose maker is not called (a mere mention) stays a string.
+      makers: name -> function that makes the result of a call, from the arguments in the
+        pickle. A name that is only mentioned stays a string.
       persistent: gives the value of a persistent id (a storage of PyTorch).
 
     Raises:
-      UserError: a name that is not in `makers`, an instruction that no checkpoint needs,
-        or a program that is cut off.
+      UserError: a name is not in `makers`, or an instruction is not needed by any checkpoint, or
+        the program is cut off.
     """
     machine = _Machine(source, makers, persistent)
     try:
@@ -103,8 +103,8 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 _MEMO = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
-# Instructions of plain values, and those that `_Plain` itself refuses, by what they ask for.
-# Tuples are left out: as keys of a dict, a few nested ones take for ever to hash.
+# Instructions for plain values, and those that `_Plain` itself refuses. No tuples: as keys of a
+# dict, a few nested ones take for ever to hash.
 _IN_PLAIN = (_LITERALS - {"LONG4"}) | set(_CONSTANTS) | _MEMO | frozenset(
     """GET BINGET LONG_BINGET MARK EMPTY_DICT EMPTY_LIST DICT LIST APPEND APPENDS SETITEM
     SETITEMS POP PROTO FRAME STOP""".split()
@@ -123,13 +123,13 @@ _PUT, _LONG_BINPUT, _STOP = ord("p"), ord("r"), ord(".")
 
 
 def _scan(program: bytes, source: str) -> None:
-    """Go once over a plain pickle, as Python's unpickler will.
+    """Check a plain pickle before Python's unpickler reads it.
 
-    That one makes room for as many entries as the largest index of its memo says; who writes
-    a pickle counts them one by one.
+    The unpickler allocates as many entries as the largest index of its memo. A writer of pickles
+    counts these indices one by one.
 
     Raises:
-      UserError: an instruction that plain values do not need, or an index out of line.
+      UserError: an instruction is not needed for plain values, or an index is out of order.
       IndexError, ValueError: it is cut off.
     """
     at = puts = 0
@@ -179,7 +179,7 @@ class _Machine:
         self._makers = makers
         self._persistent = persistent
         self._memo: dict[int, Any] = {}
-        self._given = 0  # values that calls were given so far
+        self._given = 0  # number of values in the arguments of calls so far
 
     def step(self, name: str, argument: Any) -> None:
         """Execute one instruction."""
@@ -204,7 +204,7 @@ class _Machine:
             self._build(name, argument)
 
     def _build(self, name: str, argument: Any) -> None:
-        """The instructions that put values together."""
+        """The instructions that build values."""
         stack = self.stack
         if name == "MARK":
             stack.append(_MARK)
@@ -259,7 +259,7 @@ class _Machine:
             state = stack.pop()
             if isinstance(stack[-1], Attributes):
                 stack[-1].update(_expect(state, dict))
-            else:  # a state dict's own attributes, which say nothing about its arrays
+            else:  # attributes of a state dict, not of its arrays
                 _expect(stack[-1], dict)
         elif name == "BINPERSID" and self._persistent is not None:
             stack.append(self._persistent(stack.pop()))
@@ -290,13 +290,13 @@ class _Machine:
 
 
 def walked(tree: Any, source: str, leaf: Callable[[Any, str], Any]) -> Any:
-    """The tree of dicts, lists and tuples with `leaf(value, way to it)` for each other value.
+    """Copy a tree of dicts, lists and tuples, with `leaf(value, path)` for each other value.
 
-    What is shared is walked once, and shared in the result.
+    Shared parts are visited once, and are shared in the result.
 
     Raises:
-      UserError: names the place that holds itself, lies too deep, or stands for more values
-        than a checkpoint has, because lists in it are shared again and again.
+      UserError: names a place that contains itself, is too deep, or has too many values because
+        its lists are shared again and again.
     """
     done: dict[int, tuple[Any, int] | None] = {}
 
@@ -333,10 +333,10 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
 
 
 def plain_key(value: Any) -> Any:
-    """The value, if it is one that is hashed and printed at once, as nested tuples are not.
+    """The value, if it is quickly hashed and printed; nested tuples are not.
 
     Raises:
-      ValueError: it is not.
+      ValueError: the value is of another kind.
     """
     if not isinstance(value, str | bytes | int | float | None):
         raise ValueError(f"a {type(value).__name__} where a text or number belongs")

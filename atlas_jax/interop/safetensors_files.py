@@ -1,7 +1,7 @@
-"""Safetensors in and out, one tensor at a time, sharded as Hugging Face shards them.
+"""Read and write safetensors, one tensor at a time, with shards as in Hugging Face.
 
-Reading is the library's. Writing is not, because the library wants all tensors in memory:
-the format is a length (8 bytes, little-endian), a JSON header, and the bytes.
+The library is used to read. It is not used to write, since it needs all tensors in memory. The
+format is a length (8 bytes, little-endian), a JSON header, and the bytes.
 """
 
 import json
@@ -33,7 +33,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_LONGEST_HEADER = 100_000_000  # bytes, as the library has it
+_LONGEST_HEADER = 100_000_000  # bytes, as in the library
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -41,8 +41,8 @@ def read_file(path: str | os.PathLike[str]) -> Tensors:
     """The tensors of one file.
 
     Raises:
-      UserError: the file is missing, cut off or damaged, or a tensor (named) is of a type
-        that no model here uses.
+      UserError: the file is missing, cut off or damaged, or a tensor has a type that no model
+        uses (it is named).
     """
     return _open(Path(path))[0]
 
@@ -73,7 +73,7 @@ def _open(path: Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def _what_is_cut(path: Path) -> str:
-    """The first tensor whose bytes the file has not, with a colon; '' if it is not that."""
+    """Name of the first tensor that is cut off, with a colon; '' if none is."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ def write_file(
 ) -> None:
     """Write one file; no more than one tensor is in memory at a time.
 
-    Not atomic: give a name in a folder that is renamed when all of it is there.
+    Not atomic: write to a folder that gets its final name when it is complete.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
@@ -153,7 +153,7 @@ def write_sharded(
             room = max_bytes
         shards[-1][name] = tensor
         room -= tensor.nbytes
-    metadata = {"format": "pt"}  # transformers refuses files that do not say so
+    metadata = {"format": "pt"}  # transformers refuses files without it
     if len(shards) == 1:
         write_file(Path(folder) / SINGLE, tensors, metadata)
         return [SINGLE]

@@ -34,17 +34,17 @@ def read_checkpoint(
 ) -> Part:
     """Read a T5 that T5X saved, natively or through Orbax; zarr arrays are not read yet.
 
-    What a checkpoint does not say is taken from T5: 128 as the greatest relative distance
-    and the tanh form of gelu for the gated MLP.
+    Settings that are not in a checkpoint are T5's: 128 as the greatest relative distance, and the
+    tanh form of gelu for the gated MLP.
 
     Args:
-      optimizer: take the optimiser state along, if there is one.
-      allow_missing: patterns of names (as of unscanned layers) that may be absent; a norm's
-        scale is then 1 and everything else 0.
+      optimizer: also read the optimiser state, if there is one.
+      allow_missing: patterns of names (of unscanned layers) that may be missing. Then a norm's
+        scale is 1 and everything else 0.
 
     Raises:
-      UserError: see `t5x_files.read_leaves`; or it is no T5, or its layers have position
-        tables of their own, which a reader has not.
+      UserError: see `t5x_files.read_leaves`; or this is not a T5; or its layers have different
+        position tables, which a reader cannot have.
     """
     folder = find_checkpoint(path)
     leaves = read_leaves(folder)
@@ -84,7 +84,7 @@ def config_of(params: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """Fields of a ReaderConfig, from the shapes of unscanned parameters.
 
     Raises:
-      UserError: names the parameter that is absent or fits no T5.
+      UserError: names the parameter that is missing or does not fit a T5.
     """
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
@@ -125,14 +125,15 @@ def config_of(params: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 
 
 def write_checkpoint(part: Part, folder: Path, scan: bool, step: int) -> Path:
-    """Write `checkpoint_<step>` below an existing folder, as T5X on one device does.
+    """Write `checkpoint_<step>` in an existing folder, in the form of T5X on one device.
 
     Args:
-      scan: in the scanned layout.
-      step: written where the part's optimiser state has none.
+      scan: write the scanned layout.
+      step: used if the part's optimiser state has no step.
 
     Raises:
-      UserError: the part is no reader, or lacks a moment of some layers, which cannot be scanned.
+      UserError: the part is not a reader, or only some layers have a moment, so that it cannot
+        be scanned.
     """
     if part.kind != "reader":
         raise UserError("a T5X checkpoint holds a T5; choose --part=reader, or write hf")

@@ -1,10 +1,10 @@
 """The optimiser's state of T5X's scanned layout, and the same of unrolled layers.
 
-A moment as large as its parameter goes the parameter's way. Of a factored Adafactor, T5X keeps
-`v_row` over the embedding and `v_col` over the other axes of a scanned kernel, but of an unscanned
-one `v_row` over the shorter axis (t5x/adafactor.py: logical rules, and the heuristic for two axes).
-Both are means of the same squares, so that they only change places. Kernels with an axis shorter
-than 128, which T5X factors in the scanned layout alone, stay as they are.
+A moment with its parameter's shape is converted like the parameter. Factored moments of Adafactor
+differ (t5x/adafactor.py). For a scanned kernel T5X keeps `v_row` over the embedding and `v_col`
+over the other axes (logical rules). For an unscanned one `v_row` is over the shorter axis (the
+heuristic for two axes). Both are means of the same squares, so they only change places. Kernels
+with an axis shorter than 128, which T5X factors only in the scanned layout, stay as they are.
 """
 
 import math
@@ -26,7 +26,7 @@ from atlas_jax.interop.t5x_scanned import (
 )
 from atlas_jax.interop.tensors import Tensor, Tensors, layer_of, reshaped, stacked
 
-# What stands before the parameter's name, the name, and what stands after it.
+# The text before the parameter's name, the name, and the text after it.
 _OPTAX = re.compile(r"(param_states/(?:\d+/)+\w+/)(.+)()$")
 _ADAFACTOR = re.compile(r"(param_states/)(.+?)((?:/(?:m|v|v_row|v_col))?)$")
 _OTHER = {"/v_row": "/v_col", "/v_col": "/v_row"}
@@ -35,15 +35,15 @@ _FILLER = (1,)  # shape of a moment that T5X does not keep
 
 
 def unscanned_state(state: Tensors, target: Tensors, where: str) -> Tensors:
-    """The state of scanned parameters as that of unrolled ones.
+    """Convert the state of scanned parameters to that of unrolled ones.
 
     Args:
       state: `step`, `param_states/...`.
       target: the scanned parameters.
 
     Raises:
-      UserError: names what belongs to no parameter, has another shape than the parameter asks
-        for, or is of position tables and differs by layer.
+      UserError: names an entry that belongs to no parameter, has a wrong shape, or belongs to
+        position tables and differs between layers.
     """
     made: Tensors = {}
     for name, tensor in state.items():

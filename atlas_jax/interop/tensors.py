@@ -1,8 +1,8 @@
-"""Arrays that are read one at a time, when asked for.
+"""Arrays that are read one at a time, when they are needed.
 
-A checkpoint of 11B parameters does not fit into memory, so a reader hands out `Tensor`s:
-shape and type now, numbers later. A mapping from one format to another is a mapping of
-names to tensors made of tensors; nothing is read until a writer asks.
+A checkpoint of 11B parameters may not fit into memory. So its files are read as `Tensor`s: shape
+and type at once, numbers later. A conversion maps names to tensors that are made from other
+tensors. Numbers are only read when a writer needs them.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Tensor:
         """The array, C-contiguous.
 
         Raises:
-          UserError: what was read is of another shape or type than was announced.
+          UserError: the array has another shape or type than was announced.
         """
         array = np.asarray(self.get())
         if array.shape != self.shape or array.dtype != self.dtype:
@@ -114,7 +114,7 @@ def _changed(tensor: Tensor, dtype: np.dtype, change: Callable[[np.ndarray], np.
 
 
 def finite(tensor: Tensor) -> Tensor:
-    """The same tensor, refused when it is read if it holds NaN or infinity (UserError)."""
+    """The same tensor; reading it raises a UserError if it holds NaN or infinity."""
 
     def get() -> np.ndarray:
         array = tensor.read()
@@ -128,7 +128,7 @@ def finite(tensor: Tensor) -> Tensor:
 
 
 def layer_of(tensor: Tensor, axis: int, i: int) -> Tensor:
-    """Index `i` of an axis, which goes; reads no more than it where the format can."""
+    """Entry `i` of an axis; if the format can, only this entry is read."""
 
     def get() -> np.ndarray:
         if tensor.get_slice is not None:
@@ -157,10 +157,10 @@ def stacked(tensors: Sequence[Tensor], axis: int) -> Tensor:
 def needed_shape(
     tensors: Mapping[str, Tensor], name: str, where: str, model: str
 ) -> tuple[int, ...]:
-    """The shape of an array without which nothing is a whole `model`.
+    """The shape of an array that every `model` needs.
 
     Raises:
-      UserError: the array is absent.
+      UserError: the array is missing.
     """
     if name not in tensors:
         raise UserError(f"{where}: {name} is missing; this is no whole {model}")
@@ -181,7 +181,7 @@ def digest(array: np.ndarray) -> str:
 
 
 def recorded(tensors: Mapping[str, Tensor], digests: dict[str, str]) -> Tensors:
-    """The same tensors; each leaves the digest of what it read under its name in `digests`."""
+    """The same tensors; when one is read, its digest is stored in `digests` under its name."""
 
     def one(name: str, tensor: Tensor) -> Tensor:
         def get() -> np.ndarray:
@@ -243,7 +243,7 @@ class Part:
     tokenizer_file: str = ""
 
     def unused(self) -> list[str]:
-        """Arrays of the source that nothing was made of and nothing explains."""
+        """Arrays of the source that are neither used nor explained."""
         made = {**self.tensors, **{f"optimizer/{k}": v for k, v in self.optimizer.items()}}
         used = {name for tensor in made.values() for name in tensor.sources}
         return [name for name in self.source if name not in used and name not in self.explained]

@@ -1,8 +1,8 @@
-"""Files of `torch.save` without PyTorch: the zip form and the older one of pickles in a row.
+"""Read files of `torch.save` without PyTorch: the zip form and the older form of several pickles.
 
-Both hold a pickle that describes the objects and the raw bytes of their storages. The
-pickle goes through the restricted interpreter; a tensor's bytes are read from their place
-in the file when they are asked for, so that no more than one tensor is in memory.
+Both hold a pickle that describes the objects, and the raw bytes of their storages. The restricted
+interpreter reads the pickle. A tensor's bytes are read from the file when they are needed, so that
+only one tensor is in memory.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older form
 _PROTOCOL = 1001
-_LIMIT = 1 << 30  # bytes of a pickle that only describes
-# What the library raises for an archive that is damaged, encrypted or compressed otherwise.
+_LIMIT = 1 << 30  # most bytes of a pickle, since it only describes
+# Errors of the library for an archive that is damaged, encrypted or compressed in another way.
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
     ValueError, OverflowError,
@@ -103,14 +103,14 @@ class _View:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """What a file of `torch.save` holds: dicts, lists and values, with `Tensor`s for tensors.
+    """Load a file of `torch.save`: dicts, lists and values, with a `Tensor` for each tensor.
 
-    An `argparse.Namespace` comes back as a dict of its attributes.
+    An `argparse.Namespace` becomes a dict of its attributes.
 
     Raises:
-      UserError: the pickle asks for a class or function that no checkpoint of weights
-        needs (it is named, nothing is executed), holds itself or the same lists without
-        end, the file is cut off, or a tensor lies outside of its storage (it is named).
+      UserError: the pickle asks for a class or function that a checkpoint does not need (it is
+        named, nothing is executed); or it contains itself, or the same lists again and again;
+        or the file is cut off; or a tensor is outside of its storage (it is named).
     """
     file_path = Path(path)
     try:
@@ -128,10 +128,10 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A file that holds nothing but named tensors.
+    """Load a file that holds only named tensors.
 
     Raises:
-      UserError: as `load`, or it holds something else (which is named).
+      UserError: as `load`, or the file holds something else (it is named).
     """
     tree = load(path)
     if not isinstance(tree, dict):
@@ -212,7 +212,7 @@ def _load_zip(file: BinaryIO, path: Path) -> Any:
 
 
 def _described(program: BinaryIO, path: Path) -> tuple[Any, list[_Storage]]:
-    """What a pickle of the zip form describes, and its storages, whose bytes lie elsewhere."""
+    """The objects that a pickle of the zip form describes, and their storages."""
     storages: dict[tuple[str, np.dtype, int], _Storage] = {}
 
     def persistent(pid: Any) -> _Storage:
@@ -235,9 +235,9 @@ def _user_of(storage: _Storage, tree: Any, path: Path) -> str:
 
 
 def _what_is_cut(file: BinaryIO, path: Path) -> str:
-    """The first tensor that an archive without its directory, which is the end, has not whole.
+    """The first tensor that is cut off in an archive whose end, the directory, is missing.
 
-    The pickle comes first, and says how long every storage is.
+    The pickle is at the beginning and gives the length of every storage.
     """
     size = os.fstat(file.fileno()).st_size
     name, at = _header(file, 0)
@@ -287,7 +287,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
-    """Where an entry's bytes begin: behind its local header, whose length varies."""
+    """Place of an entry's first byte: after its local header, whose length varies."""
     name, offset = _header(file, entry.header_offset)
     if not name:
         raise UserError(f"{path}: the entry {entry.filename} is damaged")

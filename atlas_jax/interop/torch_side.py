@@ -1,7 +1,7 @@
 """The other side of `convert --verify`: Hugging Face's own model, layer by layer.
 
-The only file of the package that imports PyTorch and transformers, inside of its functions,
-for a user who has them and asks for the comparison; nothing else ever calls it.
+This is the only file of the package that imports PyTorch and transformers. It does so inside its
+functions, for users who have them and ask for the comparison.
 """
 
 import importlib.util
@@ -14,8 +14,8 @@ import numpy as np
 
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
-EMBEDDING = "embedding"  # what a retriever makes of its last layer's states
-# What a model is made of: a folder, or a config and tensors with Hugging Face's names.
+EMBEDDING = "embedding"  # a retriever's result, made from its last layer's states
+# Source of a model: a folder, or a config and tensors with Hugging Face's names.
 Source = Path | tuple[dict[str, Any], Mapping[str, Tensor]]
 
 
@@ -69,8 +69,8 @@ def bert_layers(
 
     Args:
       tokens: [n, l]; 0 is padding.
-      config: fields of a RetrieverConfig: `released_layer_norm`, and how states become an
-        embedding where the source is no folder of sentence-transformers.
+      config: fields of a RetrieverConfig: `released_layer_norm` and, if the source is not a folder
+        of sentence-transformers, the pooling.
     """
     import torch
     from transformers import BertConfig, BertModel

@@ -1,8 +1,8 @@
 """Vocabularies of T5 (sentencepiece) and BERT (WordPiece) as `tokenizer.json`.
 
-A sentencepiece model is a protobuf file; the few fields that a unigram tokenizer needs are
-read here directly, and the tokenizer that comes out is the `tokenizers` library's, so that
-neither sentencepiece nor protobuf is needed to run.
+A sentencepiece model is a protobuf file. This module reads the few fields that a unigram tokenizer
+needs and makes a tokenizer of the `tokenizers` library. So neither sentencepiece nor protobuf is
+needed.
 
 Fields used (sentencepiece_model.proto): ModelProto 1 pieces {1 piece, 2 score, 3 type},
 2 trainer {3 model_type, 24 treat_whitespace_as_suffix, 40 unk_id, 35 byte_fallback},
@@ -55,7 +55,7 @@ _PROBES = (
 
 
 def find_tokenizer(path: Path, kind: str) -> str | None:
-    """The text of a checked `tokenizer.json`, from a file or from what a folder holds.
+    """The text of a checked `tokenizer.json`, from a file or from a folder.
 
     Args:
       path: a folder (None is returned if it holds none of `NAMES`), a `tokenizer.json`, a
@@ -80,11 +80,11 @@ def find_tokenizer(path: Path, kind: str) -> str | None:
 
 
 def checked(text: str, kind: str, source: str) -> str:
-    """The tokenizer without truncation and padding, after a few tests of what models need.
+    """The tokenizer without truncation and padding, after a few tests.
 
     Raises:
-      UserError: it is none, or a reader's tokenizer lacks T5's sentinels or gives a joined
-        text other ids than its halves (query and passage are tokenised apart).
+      UserError: the text is not a tokenizer; or a reader's tokenizer lacks T5's sentinels, or
+        gives a joined text other ids than its halves (query and passage are tokenised apart).
     """
     tokenizer = core.Tokenizer(text, source)
     content = json.loads(text)
@@ -96,7 +96,7 @@ def checked(text: str, kind: str, source: str) -> str:
 
 
 def check_joins(tokenizer: core.Tokenizer, source: str) -> None:
-    """Refuse a reader's tokenizer under which a joined text is not its halves joined.
+    """Refuse a reader's tokenizer if the ids of a joined text are not those of its halves.
 
     Raises:
       UserError: names the texts for which it fails.
@@ -114,7 +114,7 @@ def check_sentinels(tokenizer: core.Tokenizer, source: str) -> None:
     """Refuse sentinels in another order than T5's: `<extra_id_1>` is the id before `<extra_id_0>`.
 
     Raises:
-      UserError: a sentinel is absent, or names the first one that is out of place.
+      UserError: a sentinel is missing or out of place; names the first one.
     """
     first = tokenizer.sentinel_id(0)
     for number in range(1, SENTINELS):
@@ -135,7 +135,7 @@ def check_sentinels(tokenizer: core.Tokenizer, source: str) -> None:
 def from_sentencepiece(path: str | Path, sentinels: int = SENTINELS) -> str:
     """A T5 sentencepiece model as the text of a `tokenizer.json`.
 
-    Sentinels the model itself does not have are put behind its pieces, the last one being
+    Sentinels that the model does not have are added after its pieces. The last one is
     `<extra_id_0>`: 32099 for T5's 32,000 pieces.
 
     Raises:

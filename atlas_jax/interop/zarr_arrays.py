@@ -3,8 +3,8 @@
     <name>/.zarray        shape, chunks and type, as JSON
     <name>/0.0, 0.1, ...  one chunk each
 
-TensorStore reads an absent chunk as zeros, in silence. Here it is an error, unless whoever
-wrote the array left such chunks out.
+TensorStore reads a missing chunk as zeros, without an error. Here it is an error, unless the writer
+of the array leaves out chunks of zeros.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _MOST_CHUNKS = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class _Zarray:
-    """What `.zarray` says."""
+    """The fields of `.zarray`."""
 
     zarr_format: int
     shape: list[bounds.AtLeast0]
@@ -39,13 +39,13 @@ class _Zarray:
 
 
 class Store(Protocol):
-    """Where arrays lie."""
+    """A place for arrays."""
 
     def has(self, key: str) -> bool:
         """Whether there is a file, or an entry, of that name."""
 
     def read(self, key: str) -> bytes:
-        """Its content; OSError or ValueError if it is not there or damaged."""
+        """Content of a file or entry; OSError or ValueError if it is missing or damaged."""
 
     def spec(self, path: str) -> dict[str, Any]:
         """TensorStore's key-value store of what lies below a path."""
@@ -128,7 +128,7 @@ class Database:
 
 
 def _check_chunks(shape: list[int], chunks: list[int], itemsize: int) -> None:
-    """Refuse what TensorStore would take memory for until the process ends (ValueError)."""
+    """Refuse chunks for which TensorStore would use up all memory (ValueError)."""
     told = f"shape {shape} in chunks {chunks}"
     if len(shape) != len(chunks) or any(c > max(n, 1) for n, c in zip(shape, chunks, strict=True)):
         raise ValueError(told)
@@ -150,13 +150,13 @@ def read_array(
 
     Args:
       path: of the array in the store.
-      where: what an error message begins with.
-      name: what the array is called in its source.
-      zeros_left_out: the writer left out chunks that are zero all over.
-      announced: the shape that an index gives it.
+      where: beginning of an error message.
+      name: name of the array in its source.
+      zeros_left_out: whether the writer leaves out chunks that hold only zeros.
+      announced: the array's shape in an index.
 
     Raises:
-      UserError: `.zarray` is absent, damaged or of another shape, or a chunk is missing.
+      UserError: `.zarray` is missing, damaged or of another shape, or a chunk is missing.
     """
     store.check(path, where)
     try:
