@@ -1,4 +1,4 @@
-"""How the rows' steps are made: corpora, lessons, 64-shot training, and asking a trained model."""
+"""Make the steps of rows: corpora, lessons, 64-shot training, and questions to a trained model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,19 +17,19 @@ CLOSED_BOOK: Bindings = {
     "EvalConfig.passages": "none",
     "RETRIEVER_TRAINING": "fixed",
 }
-# Half of the demo's lesson: twenty readers are taught, one for each seed and what comes before.
+# Half of the demo's lesson, since twenty readers are taught: one for each seed and each beginning.
 LESSON_STEPS = 180
-# As runs/demo_task.gin goes on from a lesson, but with all of the retriever's training: small steps
-# of the reader, and one passage to answer from (`k` has more).
+# As in runs/demo_task.gin after a lesson, but with all kinds of retriever training. The reader
+# takes small steps and answers from one passage (`k` is larger).
 TAUGHT: Bindings = {"READER_LEARNING_RATE": 1e-4, "EvalConfig.k": 1}
-# Prose, not lists of fields: the retriever reads the text itself.
+# For prose, not lists of fields: the retriever reads the text itself.
 SQUAD_READING: Bindings = {
     "PASSAGE_LENGTH": 192,
     "RETRIEVER_LENGTH": 128,
     "StoreConfig.retriever_format": "{title} {text}",
 }
 PRETEXT_STEPS = 40
-# The recipe table's rates; batch and length are cut to what a laptop does in a minute.
+# The rates of the recipe table. Batch and length are small enough for a minute on a laptop.
 PRETRAINING: Bindings = {
     "RETRIEVER_TRAINING": "joint",
     "REFRESH": str(PRETEXT_STEPS // 2),
@@ -76,7 +76,7 @@ class Bench:
         return {"STORE": Made("store", step), "INDEX": Made("index", step), **(reading or {})}
 
     def train(self, seed: int, bindings: Bindings, *files: str) -> Step:
-        """Training as in runs/demo_64shot.gin, from the checkpoint if `bindings` say no other."""
+        """Training as in runs/demo_64shot.gin, from the checkpoint or what `bindings` name."""
         start: Bindings = {
             "MODEL_DIR": Made("."),
             "INITIAL_CHECKPOINT_PATH": self.checkpoint,
@@ -88,9 +88,9 @@ class Bench:
     def taught(
         self, seed: int, questions: Path, passages: Path, bindings: Bindings | None = None
     ) -> Bindings:
-        """What a task binds to begin with a reader that its questions have taught before.
+        """Bindings to begin with a reader that the task's questions have already taught.
 
-        The lesson is runs/demo_read.gin; the retriever stays as it is.
+        The lesson is runs/demo_read.gin; the retriever is not changed.
         """
         lesson = Step(
             "train",
@@ -108,7 +108,7 @@ class Bench:
         return {"INITIAL_CHECKPOINT_PATH": Made(FINAL, lesson), **TAUGHT}
 
     def evaluate(self, trained: Step, bindings: Bindings) -> Step:
-        """A trained model asked again, in its own configuration but for `bindings`."""
+        """Ask a trained model again, in its own configuration but for `bindings`."""
         start: Bindings = {
             "INITIAL_CHECKPOINT_PATH": Made(FINAL, trained),
             "EvalConfig.predictions": Made("predictions.jsonl"),
@@ -125,7 +125,7 @@ class Bench:
         """64 questions about the Factbook that the package brings, the lesson first.
 
         Args:
-          before: what the lesson binds otherwise, as the checkpoint it begins with.
+          before: bindings of the lesson that differ, such as its checkpoint.
         """
         questions = self.data.factbook(factbook.few_shot_name(seed))
         passages = self.data.factbook("passages_pretraining.jsonl")
@@ -173,7 +173,7 @@ class Bench:
         )
 
     def without_leaks(self, trained: Step, passages: Path, ngram: int) -> Step:
-        """A trained model asked again without the passages that share words with the questions."""
+        """Ask a trained model again, without the passages that share words with the questions."""
         clean = Step(
             "remove_leaks",
             ("runs/remove_leaks.gin",),
@@ -193,7 +193,7 @@ class Bench:
     def edition(
         self, seed: int, edition: str, other: str, bindings: Bindings | None = None
     ) -> Step:
-        """64 questions answered as one edition of the Factbook has it, over its index."""
+        """64 questions with the answers of one edition of the Factbook, over its index."""
         train = self.data.of(f"{FACTBOOK}/temporal_train.jsonl")
         drawn = self.data.few_shot(train, seed)
         test = self.data.sample(self.data.of(f"{FACTBOOK}/temporal_test.jsonl"), changed=True)
@@ -214,7 +214,7 @@ class Bench:
         )
 
     def swapped(self, trained: Step, edition: str, other: str) -> Step:
-        """A trained model asked again over another edition's index."""
+        """Ask a trained model again, over another edition's index."""
         return self.evaluate(trained, self._edition(edition, other))
 
     def _edition(self, edition: str, other: str) -> Bindings:
@@ -225,7 +225,7 @@ class Bench:
         return self.data.of(f"{FACTBOOK}/passages_{edition}.jsonl")
 
     def claims(self, seed: int, count: int, bindings: Bindings | None = None) -> Step:
-        """So many claims about the Factbook, their words scored by likelihood."""
+        """This many claims about the Factbook; the likelihood of the answer words decides."""
         train = self.data.of(f"{FACTBOOK}/claims_train.jsonl")
         return self.train(
             seed,

@@ -17,24 +17,24 @@ class Data:
     """Where the files are.
 
     Attributes:
-      given: the folder of --data, None without; see docs/reports/claims.md for what it holds.
-      questions: how many rows of an evaluation file are asked.
+      given: the folder of --data, described in docs/reports/claims.md; None if not given.
+      questions: number of rows of an evaluation file that are asked.
     """
 
     def __init__(self, folder: Path, given: Path | None, questions: int) -> None:
-        """Files are made below `folder` when they are first asked for."""
+        """Files are made in `folder` when they are first needed."""
         self.given, self.questions, self._folder = given, questions, folder
         self._made: set[Path] = set()
 
     def has(self, name: str) -> bool:
-        """Whether `name` can be had: '' is what the package brings, else a folder of --data."""
+        """Whether `name` is available: '' is in the package, other names are folders of --data."""
         return not name or (self.given is not None and (self.given / name).is_dir())
 
     def of(self, name: str) -> Path:
         """A file of --data, `name` below it; gzip'd or not.
 
         Raises:
-          UserError: it is not there.
+          UserError: the file does not exist.
         """
         if self.given is None:
             raise UserError(f"{name} is a file of --data, which is not given")
@@ -44,7 +44,7 @@ class Data:
         raise UserError(f"--data {self.given}: there is neither {name} nor {name}.gz")
 
     def factbook(self, name: str) -> Path:
-        """A file of the demo's preparation of the Factbook, made anew by each process."""
+        """A file of the Factbook as the demo prepares it; each process makes it anew."""
         folder = self._folder / "factbook"
         if folder not in self._made:
             factbook.prepare(folder)
@@ -52,7 +52,7 @@ class Data:
         return folder / name
 
     def sample(self, path: Path, **fields: object) -> Path:
-        """So many rows of an evaluation file, drawn at random but always the same ones.
+        """This many rows of an evaluation file, drawn at random but always the same.
 
         Args:
           fields: only rows with these values are drawn.
@@ -96,7 +96,7 @@ class Data:
         return self._write(f"{_name(passages)}_about_{_name(questions)}", draw)
 
     def labelled(self, path: Path, count: int, seed: int) -> Path:
-        """So many rows, every `label` as often as any other; a longer draw begins with a shorter.
+        """This many rows, each `label` equally often; a longer draw begins with a shorter one.
 
         Raises:
           UserError: a label has too few rows.
@@ -117,9 +117,9 @@ class Data:
         return self._write(f"{_name(path)}_{count}shot_seed{seed}", draw)
 
     def findable(self, path: Path, seed: int) -> Path:
-        """64 questions whose gold passage word matching finds among the first five.
+        """64 questions for which word matching finds the gold passage among the first five.
 
-        Others may make no sense without their passage.
+        Other questions may make no sense without their passage.
         """
         count = factbook.FEW_SHOT
 

@@ -1,4 +1,4 @@
-"""What has been measured: scores of row and seed, kept in claims.json from call to call."""
+"""The scores measured so far, by row and seed; claims.json keeps them between calls."""
 
 import dataclasses
 import importlib.metadata
@@ -30,9 +30,9 @@ class Results:
 
     Attributes:
       checkpoint: hash of the model folder that every row began with.
-      questions: of each evaluation file, at most.
-      measured: 'group/row' -> seed -> what it gave.
-      versions: of what computed it.
+      questions: most questions of an evaluation file.
+      measured: 'group/row' -> seed -> its scores.
+      versions: of the libraries that computed them.
     """
 
     checkpoint: str
@@ -41,7 +41,7 @@ class Results:
     versions: Mapping[str, str]
 
     def summary(self, group: Group, row: Row, metric: str) -> Summary | None:
-        """A row's score in percent over its seeds; None where it has none."""
+        """A row's score in percent over its seeds; None if it has none."""
         name = row.reads.get(metric, metric)
         seeds = self.measured.get(row_name(group, row), {})
         values = [100.0 * one.scores[name] for one in seeds.values() if name in one.scores]
@@ -49,12 +49,12 @@ class Results:
 
 
 def row_name(group: Group, row: Row) -> str:
-    """What a row is called on the command line and in claims.json."""
+    """Name of a row on the command line and in claims.json."""
     return f"{group.name}/{row.name}"
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the figures beside the data."""
+    """Versions of the libraries that decide the figures."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"atlas-jax": __version__, **found, "python": platform.python_version()}
 
@@ -67,7 +67,7 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results | None:
-    """What an earlier call wrote; None where there is nothing."""
+    """The results of earlier calls; None if there are none."""
     if not path.is_file():
         return None
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -81,13 +81,13 @@ def read(path: Path) -> Results | None:
 def merged(
     earlier: Results | None, present: Results, keys: Mapping[str, Mapping[int, str]]
 ) -> Results:
-    """The present results, and those earlier ones that are still of the same runs.
+    """The present results, and earlier ones that belong to the same runs.
 
     Args:
-      earlier: as `read` gives it.
-      present: of this call.
-      keys: 'group/row' -> seed -> the key that it has now; rows whose data is not given now
-        have none, and are kept while checkpoint and number of questions are the same.
+      earlier: result of `read`.
+      present: results of this call.
+      keys: 'group/row' -> seed -> its present key. Rows without their data in this call have
+        none; they are kept if checkpoint and number of questions are the same.
     """
     same = (earlier and (earlier.checkpoint, earlier.questions)) == (
         present.checkpoint,

@@ -1,4 +1,4 @@
-"""What is run and what the paper says of it: groups of rows, and claims that compare two rows.
+"""The rows in groups, and the paper's claims, each of which compares two rows.
 
 To add a row, write it here; `Bench` makes its steps.
 """
@@ -30,7 +30,7 @@ class Row:
       name: unique in its group.
       step: (bench, seed) -> the step whose scores are the row's.
       needs: folder of --data that it reads; '' = none.
-      reads: the name of a score in the step, where it is not the group's own.
+      reads: name of the score in the step, if it is not the group's.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What the paper says, and the two rows that show it by the group's first metric."""
+    """A claim of the paper, and the two rows that show it by the group's first metric."""
 
     text: str
     row: str
@@ -55,9 +55,9 @@ class Group:
 
     Attributes:
       name: for --only.
-      title, source: what is asked, and where in the paper.
-      metrics: of the table, the first of them judged.
-      note: what is not as in the paper.
+      title, source: the question, and its place in the paper.
+      metrics: columns of the table; the first one is judged.
+      note: differences from the paper.
     """
 
     name: str

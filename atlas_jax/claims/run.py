@@ -1,8 +1,8 @@
 """The paper's claims at nano scale: rows of short runs, a table and a figure.
 
 Each row is a chain of ordinary runs (index, train, evaluate) from the nano model, with a gin file
-in its folder. What is done is not done again, a row that fails does not stop the others, and the
-table says what has not been run. docs/reports/claims.md has the rows and what --data is to hold.
+in its folder. Finished runs are not repeated. A row that fails does not stop the others. The table
+names rows that have not run. docs/reports/claims.md lists the rows and the content of --data.
 """
 
 import argparse
@@ -37,14 +37,14 @@ FAILED = 1
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one call is to do.
+    """The work of one call.
 
     Attributes:
       bench: makes the steps.
       runner: runs them, and knows which have run.
       rows: those to run now.
       seeds: of each row.
-      minutes: no step begins after so many; 0 = no limit.
+      minutes: no step begins after this time; 0 = no limit.
       report: folder of table, figure and claims.json.
     """
 
@@ -120,7 +120,7 @@ def run(plan: Plan, groups: Sequence[Group]) -> int:
 
 
 def _steps(plan: Plan) -> tuple[dict[str, Step], dict[str, str]]:
-    """'group/row seed' -> its step, and -> what is wrong with its data; absent data is told."""
+    """'group/row seed' -> its step, and -> the fault of its data; missing data is reported."""
     steps: dict[str, Step] = {}
     broken: dict[str, str] = {}
     for group, row in plan.rows:
@@ -169,7 +169,7 @@ def _failures(plan: Plan, steps: Mapping[str, Step]) -> dict[str, str]:
 
 
 def _collect(plan: Plan, groups: Sequence[Group]) -> Results:
-    """All results there are: of these and earlier calls, as far as they are of the same runs."""
+    """All results of this call and of earlier calls, if they belong to the same runs."""
     keys: dict[str, dict[int, str]] = {}
     measured: dict[str, dict[int, Measured]] = {}
     for group in groups:
@@ -197,7 +197,7 @@ def _collect(plan: Plan, groups: Sequence[Group]) -> Results:
 
 
 def _tell(plan: Plan, groups: Sequence[Group], found: Results, failures: Mapping[str, str]) -> None:
-    """Print the verdicts of the rows' groups, what failed, and where the table is."""
+    """Print the groups' verdicts, the failures, and the place of the table."""
     asked = {group.name for group, _ in plan.rows}
     for group in (group for group in groups if group.name in asked):
         print(f"\n{group.title}")

@@ -1,4 +1,4 @@
-"""Runs steps, each once: what has left its result in its folder is not run again."""
+"""Runs each step once: a step with a result in its folder is not run again."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ Result = dict[str, Any]
 
 
 class Stopped(Exception):
-    """Somebody ended the run; what is done is kept. `code`: of the command that ended."""
+    """The user ended the run; finished work is kept. `code` is the ended command's exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped with exit code {code}")
@@ -41,20 +41,20 @@ class Runner:
 
     Attributes:
       keys: of the steps.
-      failed: key -> what went wrong, of the steps that were tried in vain.
+      failed: key -> the fault, for steps that failed.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Run nothing yet; results lie in `folder`/<key>."""
+        """Make a runner that keeps results in `folder`/<key>."""
         self.keys, self.failed = Keys(), dict[str, str]()
         self._folder = folder
 
     def folder(self, step: Step) -> Path:
-        """Where the step's configuration, log and work lie."""
+        """The folder of the step's configuration, log and work."""
         return self._folder / self.keys.of(step)
 
     def result(self, step: Step) -> Result | None:
-        """What the step gave: {command, scores, seconds}; None if it has not run to its end."""
+        """The step's result: {command, scores, seconds}; None if it has not finished."""
         path = self.folder(step) / RESULT_FILE
         if not path.is_file():
             return None
@@ -62,7 +62,7 @@ class Runner:
         return found
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
-        """The steps that have to run for these, each once, in an order that works."""
+        """The steps needed for these, each once, in an order in which they can run."""
         found: dict[str, Step] = {}
 
         def visit(step: Step) -> None:
@@ -76,7 +76,7 @@ class Runner:
         return list(found.values())
 
     def run(self, step: Step) -> None:
-        """Run one step whose needs have run; its failure is noted in `failed`.
+        """Run one step, whose needs have already run; a failure is noted in `failed`.
 
         Raises:
           Stopped: it was ended from outside.
@@ -96,7 +96,7 @@ class Runner:
             return
         except Stopped:
             raise
-        except Exception as error:  # a bug in one row must not cost the others
+        except Exception as error:  # a bug in one row must not stop the others
             with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             self.failed[key] = f"{type(error).__name__}: {error} (see {folder / LOG_FILE})"

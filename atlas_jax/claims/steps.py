@@ -1,8 +1,8 @@
-"""Steps: single runs of the entry points, known by the content of all that decides them.
+"""Steps: single runs of the entry points, each with a key made from all that decides it.
 
-A step's key is the hash of its whole gin configuration, in which every file stands by its
-content and everything that another step makes by that step's key. So equal work has one key,
-however many rows need it, and another checkpoint or data file makes another key.
+A step's key is the hash of its whole gin configuration. In it, files are represented by their
+content and results of other steps by those steps' keys. So equal work has the same key for all rows
+that need it, and another checkpoint or data file gives another key.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Step:
     Attributes:
       command: 'train', 'evaluate', 'build_index' or 'remove_leaks'.
       files: gin files, later ones overriding earlier ones.
-      bindings: macros and fields by name; text as it is, paths as `Path`, what a step makes as
+      bindings: macros and fields by name; text as it is, paths as `Path`, results of steps as
         `Made`.
     """
 
@@ -33,7 +33,7 @@ class Step:
     bindings: Mapping[str, "Value"]
 
     def again(self, command: str, bindings: Mapping[str, "Value"]) -> "Step":
-        """Another entry point with this configuration and what differs."""
+        """A run of another entry point with this configuration and some changes."""
         own = {
             name: Made(value.name, self)
             for name, value in self.bindings.items()
@@ -42,7 +42,7 @@ class Step:
         return Step(command, self.files, {**self.bindings, **own, **bindings})
 
     def needs(self) -> list["Step"]:
-        """The steps whose work this one reads."""
+        """The steps whose results this one reads."""
         found = [v.step for v in self.bindings.values() if isinstance(v, Made) and v.step]
         return list(dict.fromkeys(found))
 

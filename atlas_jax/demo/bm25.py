@@ -1,4 +1,4 @@
-"""Word matching as a yardstick for the retriever: BM25 over the demo's passages."""
+"""BM25 over the demo's passages: word matching, to compare the retriever with."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import bm25s
 import numpy as np
 
-# Robertson's parameters as Anserini and Pyserini set them for passages of this length.
+# Robertson's parameters; the values of Anserini and Pyserini for passages of this length.
 K1 = 0.9
 B = 0.4
 RECALL_AT = (1, 5, 20)

@@ -19,13 +19,13 @@ FIXED = "64 questions, fixed retriever"
 TAUGHT = "64 questions, taught retriever, fixed"
 JOINT = "64 questions, retriever trained along"
 
-# What distinguishes the four runs; everything else is runs/demo_task.gin for all.
+# The differences between the four runs; all else is in runs/demo_task.gin.
 MODES = {
     CLOSED: (
         '--gin.TrainConfig.passages="none"',
         '--gin.EvalConfig.passages="none"',
         "--gin.RETRIEVER_TRAINING=fixed",
-        "--gin.TRAIN_STEPS=60",  # nothing has taught this reader before
+        "--gin.TRAIN_STEPS=60",  # this reader has not been taught before
         "--gin.READER_LEARNING_RATE=5e-4",
     ),
     FIXED: ("--gin.RETRIEVER_TRAINING=fixed",),
@@ -46,10 +46,10 @@ class Place:
     """The folders of one demo run.
 
     Attributes:
-      out: everything that the run makes.
-      checkpoint: the model folder it begins with.
+      out: folder for all results of the run.
+      checkpoint: the model folder that the run begins with.
       store: the passage store.
-      index: the index over it, of the shipped retriever; in `taught_index`, of the taught one.
+      index: the index by the shipped retriever; `taught_index` is by the taught one.
     """
 
     out: Path
@@ -74,11 +74,11 @@ class Place:
         return self.out / names[mode].replace(" ", "_")
 
     def reader(self, mode: str) -> Path:
-        """The model folder with the reader that a run begins with: untaught where none reads."""
+        """The folder with the run's first reader; it is untaught if the run does not read."""
         return self.checkpoint if mode == CLOSED else self.model_dir(READ) / FINAL
 
     def retriever(self, mode: str) -> Path:
-        """Likewise with the retriever."""
+        """The folder with the run's first retriever."""
         return self.model_dir(FIND) / FINAL if mode in _BEGIN_TAUGHT else self.checkpoint
 
     def index_of(self, mode: str) -> Path:
@@ -96,7 +96,7 @@ class Lengths:
 
     @classmethod
     def of_last_run(cls) -> "Lengths":
-        """That of the run whose configuration gin still holds."""
+        """The lengths of the last run, whose configuration gin still holds."""
         step = from_gin.told(StepConfig)
         k = from_gin.told(EvalConfig).k or step.k
         return cls(k, step.reader_length, from_gin.told(DataConfig).query_length)
@@ -115,7 +115,7 @@ def index(place: Place, mode: str) -> list[str]:
 
 
 def teach(place: Place, stage: str, seed: int) -> list[str]:
-    """Teach the reader (READ) or the retriever (FIND) what the questions mean."""
+    """Teach the questions' wording to the reader (READ) or to the retriever (FIND)."""
     file, config = {
         READ: ("demo_read", "TrainConfig"),
         FIND: ("demo_find", "RetrieverTrainConfig"),

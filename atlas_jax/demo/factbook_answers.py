@@ -1,7 +1,7 @@
-"""Answers out of the plain text of one field: every function maps text to answers.
+"""Find answers in the plain text of one field: each function maps a text to answers.
 
-Each returns the accepted answers, the canonical one first, or None where the text gives no clear
-answer; a fact that is unclear makes no question.
+It returns the accepted answers, the canonical one first. If the text gives no clear answer it
+returns None, and then there is no question about this fact.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The forty relations of the demo: where each answer stands and how it is asked for.
+"""The forty relations of the demo: the place of each answer, and the questions about it.
 
 `facts_of` gives the facts of one country: a relation, its accepted answers, the canonical one
 first, and the ids of the passages that hold it.

@@ -1,4 +1,4 @@
-"""Who is asked about where: the split of the Factbook by country, and few-shot draws.
+"""The split of the Factbook by country, and few-shot draws.
 
 `factbook_splits.json` fixes 238 countries and territories: train, dev, test and reserved. No
 question is ever made about a reserved country; oceans, the European Union and uninhabited places

@@ -53,7 +53,7 @@ class Field:
     parts: tuple[tuple[str, str], ...]
 
     def get(self, subfield: str = "") -> str | None:
-        """Return the text of `subfield`, None where the field has none."""
+        """Return the text of `subfield`; None if the field does not have it."""
         return dict(self.parts).get(subfield)
 
     def body(self) -> str:
@@ -73,15 +73,15 @@ class Entity:
     fields: tuple[Field, ...]
 
     def field(self, section: str, name: str) -> Field | None:
-        """Return the field `name` of `section`, None where the country has none."""
+        """Return the field `name` of `section`; None if the country does not have it."""
         return next((f for f in self.fields if f.section == section and f.name == name), None)
 
 
 def clean(fragment: str) -> str:
     """Return the plain text of an HTML fragment.
 
-    Entities are decoded after the tags are gone, so that `&lt;1%` survives as `<1%`. Line and
-    paragraph breaks become `; ` unless the line already ends in punctuation.
+    Entities are decoded after tags are removed, so that `&lt;1%` becomes `<1%`. Line and paragraph
+    breaks become `; ` unless the line already ends with punctuation.
     """
     lines = []
     for line in _LINE_BREAK.split(_COMMENT.sub("", fragment)):
@@ -97,9 +97,9 @@ def clean(fragment: str) -> str:
 
 
 def _join_label(label: str, text: str) -> str:
-    """Return `label: text`, once where the edition repeats the label's end in the text.
+    """Return `label: text`; if the text repeats the label's end, it is left out once.
 
-    `agricultural land: arable land` carries the text `arable land: 11.1%`.
+    For example `agricultural land: arable land` has the text `arable land: 11.1%`.
     """
     last = label.rsplit(": ", 1)[-1]
     if text.lower().startswith(last.lower() + ":"):
@@ -118,8 +118,8 @@ def _parts(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def parse_fields(tree: Mapping[str, Mapping[str, Any]]) -> tuple[Field, ...]:
     """Return the fields of one country's tree in order, each once.
 
-    The edition prints some fields in two sections (Climate, Land use, Urbanization); the first
-    print is kept when the second says the same.
+    The edition has some fields in two sections (Climate, Land use, Urbanization). If both have the
+    same text, the first is kept.
     """
     seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
     fields = []

@@ -1,9 +1,9 @@
-"""Knowledge that is swapped without training: change a passage, ask again.
+"""Change knowledge without training: change a passage and ask again.
 
-Chosen are test questions that the model answered rightly from a passage which it ranked first
-and which holds the answer word for word. The answer there is replaced by another country's, as
-a newer edition would do it. Only the changed rows are tokenised and embedded anew; no parameter
-changes. `choose` and `judge` are pure; `swap_index` writes the new store and index.
+The questions are test questions that the model answered correctly. The passage that it ranked first
+must contain the answer word for word. There the answer is replaced by another country's, like in a
+newer edition. Only the changed rows are tokenised and embedded anew; no parameter changes. `choose`
+and `judge` are pure; `swap_index` writes the new store and index.
 """
 
 import functools
@@ -33,7 +33,7 @@ _EMBED_BATCH = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """A question whose answer can be swapped, and the passage as it will say then."""
+    """A question whose answer can be swapped, and the changed passage."""
 
     question: Mapping[str, Any]
     answer: str
@@ -42,23 +42,23 @@ class Candidate:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The question as a line of a question file, its new value the accepted answer."""
+        """The question as a line of a question file; the new value is the accepted answer."""
         return {**self.question, "answers": [self.new_value]}
 
 
 def replaced(text: str, old: str, new: str) -> str:
-    """Put `new` wherever `old` stands as a whole word, in any case.
+    """Replace `old` by `new` wherever it is a whole word, in any case.
 
-    A text that does not hold `old` comes back as it is.
+    A text without `old` is returned as it is.
     """
     pattern = rf"(?<![\w.])(?<!\d,){re.escape(old)}(?!\w|[.,]\d)"
     return re.sub(pattern, lambda _: new, text, flags=re.IGNORECASE)
 
 
 def other_value(question: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> str | None:
-    """Another country's answer to the same relation, as long as this one where there is any.
+    """Another country's answer to the same relation, of the same length if possible.
 
-    None where every other country has the same answer.
+    None if every other country has the same answer.
     """
     accepted = {normalize_answer(answer) for answer in question["answers"]}
     values = sorted(
@@ -80,10 +80,9 @@ def choose(
     passages: Mapping[str, Mapping[str, str]],
     count: int,
 ) -> list[Candidate]:
-    """Return at most `count` candidates, one of a relation and one of a passage.
+    """Return at most `count` candidates: at most one for each relation and for each passage.
 
-    Relations that change most in the world come first, and within them the passages that were
-    found with the highest scores.
+    Relations that change fastest come first; within them, passages found with the highest scores.
 
     Args:
       predictions: `{id, prediction, passages: [{id, score}]}`, passages best first.
