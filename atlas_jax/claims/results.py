@@ -6,11 +6,11 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from atlas_jax import __version__
 from atlas_jax.claims.rows import Group, Row
 from atlas_jax.claims.verdict import Summary, summarise
+from atlas_jax.core import strict_json
 from atlas_jax.core.jsonl import atomic_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
@@ -70,12 +70,8 @@ def read(path: Path) -> Results | None:
     """The results of earlier calls; None if there are none."""
     if not path.is_file():
         return None
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    measured = {
-        name: {int(seed): Measured(**one) for seed, one in seeds.items()}
-        for name, seeds in stored["measured"].items()
-    }
-    return Results(**{**stored, "measured": measured})
+    stored: Results = strict_json.read(path, Results)
+    return stored
 
 
 def merged(

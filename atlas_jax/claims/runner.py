@@ -14,6 +14,7 @@ import jax
 from atlas_jax import evaluate, remove_leaks
 from atlas_jax.build_index import main as build_index_main
 from atlas_jax.claims.steps import Keys, Step, arguments
+from atlas_jax.core import strict_json
 from atlas_jax.core.config import INTERRUPTED, clear_gin, config_text, load_gin, write_config
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
@@ -58,7 +59,7 @@ class Runner:
         path = self.folder(step) / RESULT_FILE
         if not path.is_file():
             return None
-        found: Result = json.loads(path.read_text(encoding="utf-8"))
+        found: Result = strict_json.read(path, dict[str, Any])
         return found
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from atlas_jax.core import strict_json
 from atlas_jax.core.compiler import LIBTPU_ARGS, stack_fault
 from atlas_jax.core.config import gin_folder
 from atlas_jax.core.errors import UserError
@@ -144,7 +145,7 @@ def examine(told: TrainRun, timeout: float) -> int:
         faults, hosts = _faults(folder, count, told.corpus.config, timeout)
         _write(folder / VERDICT, (faults, hosts))
     else:
-        verdict = _wait_for(folder / VERDICT, 2 * timeout)
+        verdict = _wait_for(folder / VERDICT, tuple[list[str], list[str]], 2 * timeout)
         (folder / f"{process}.json").unlink(missing_ok=True)  # the verdict has been seen
         faults, hosts = verdict or ([_unseen(0, timeout)], [])
     if not faults:
@@ -186,11 +187,11 @@ def _faults(
     until = time.monotonic() + timeout
     reports, silent = [], []
     for process in range(count):
-        told = _wait_for(folder / f"{process}.json", max(0.0, until - time.monotonic()))
+        told = _wait_for(folder / f"{process}.json", Report, max(0.0, until - time.monotonic()))
         if told is None:
             silent.append(_unseen(process, timeout))
         else:
-            reports.append(Report(**told))
+            reports.append(told)
     built = [corpus.store] if corpus.passages else []
     own = [fault] if (fault := stack_fault()) else []
     return silent + odd_ones(reports, built) + own, [one.host for one in reports]
@@ -266,13 +267,15 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     )
 
 
-def _wait_for(path: Path, seconds: float) -> Any:
-    """Wait for a file and read its JSON; None if the file does not appear."""
+def _wait_for(path: Path, kind: Any, seconds: float) -> Any:
+    """Wait for a file and read its JSON as a type; None if the file does not appear.
+
+    Raises:
+      UserError: it holds something else.
+    """
     until = time.monotonic() + seconds
-    while True:
-        try:
-            return json.loads(path.read_text())
-        except OSError:
-            if time.monotonic() > until:
-                return None
-            time.sleep(_POLL_SECONDS)
+    while not path.is_file():
+        if time.monotonic() > until:
+            return None
+        time.sleep(_POLL_SECONDS)
+    return strict_json.read(path, kind)

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import pytest
 from matplotlib import image
 
 from atlas_jax.claims.figure import write_figure
 from atlas_jax.claims.results import Measured, Results, merged, read, write
 from atlas_jax.claims.rows import Claim, Group, Row
 from atlas_jax.claims.table import page
+from atlas_jax.core.errors import UserError
 
 
 def _row(name, **fields):
@@ -98,3 +100,19 @@ def test_earlier_results_stay_only_while_they_are_of_the_same_runs():
         now = dataclasses.replace(present, **changed)
         assert merged(RESULTS, now, keys).measured == present.measured
     assert merged(None, present, keys) == present
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "claims.json: expected an object, got a list"),
+        ('{"checkpoint": 1}', "checkpoint: expected a text, got a whole number"),
+        ('{"checkpoint": "a", "questions": 1, "versions": {}}', "the field measured is missing"),
+        ('{"checkpoint": "a", "ques', "claims.json: cut off"),
+    ],
+)
+def test_results_that_are_damaged_are_told(text, message, tmp_path):
+    path = tmp_path / "claims.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(path)

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from atlas_jax import doctor as entry
+from atlas_jax.core.errors import UserError
 from atlas_jax.planning import doctor
 from atlas_jax.planning.doctor import Report, code_hash, device_faults, odd_ones
 
@@ -168,3 +169,18 @@ def test_hosts_that_differ_and_one_that_is_silent(
     out = capsys.readouterr().out
     assert "0.9.0 on process 1 (tpu-w1)" in out
     assert "process 2 wrote nothing into TrainConfig.model_dir" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "0.json: expected an object, got a list"),
+        ('{"process": 0, "host": "a", "facts": {"jax": 1}}', "facts.*: expected a text"),
+        ('{"process": 0, "ho', "0.json: cut off"),
+    ],
+)
+def test_a_report_that_is_damaged_is_told(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "0.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        doctor._wait_for(tmp_path / "0.json", Report, 0)
+    assert doctor._wait_for(tmp_path / "1.json", Report, 0) is None
