@@ -12,6 +12,7 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import read_bytes, utf8_text
@@ -21,7 +22,8 @@ T = TypeVar("T")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DEEPEST = 100  # levels of nested lists and objects; tokenizers and models have fewer than 20
 _BITS = 64  # largest size of a whole number
-_BRACKETS = (b"[", b"{")
+_OPENING = (b"[", b"{")
+_OPENING_CODES, _CLOSING_CODES = list(b"[{"), list(b"]}")
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _HALF = re.compile(
     r"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F])"
@@ -64,9 +66,26 @@ def parse_as(raw: bytes, kind: type[T] | Any, where: str) -> T:
         raise UserError(f"{where}: {_not_finite(raw) or _explained(str(error))}") from None
     except msgspec.DecodeError as error:
         raise UserError(f"{where}: {_malformed(str(error), raw, where)}") from None
-    if sum(map(raw.count, _BRACKETS)) > _DEEPEST or _LONG_NUMBER.search(raw):
+    outside = _outside_of_texts(raw)
+    if _depth(outside) > _DEEPEST or _LONG_NUMBER.search(outside):
         _check_extremes(value, where)
     return value
+
+
+def _outside_of_texts(raw: bytes) -> bytes:
+    """JSON without what its strings hold."""
+    if b"\\" in raw:
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return b"".join(raw.split(b'"')[::2])
+
+
+def _depth(outside: bytes) -> int:
+    """How many lists and objects lie in each other, of JSON without its strings."""
+    if sum(map(outside.count, _OPENING)) <= _DEEPEST:
+        return 0
+    signs = np.frombuffer(outside, np.uint8)
+    steps = np.isin(signs, _OPENING_CODES).astype(np.int32) - np.isin(signs, _CLOSING_CODES)
+    return int(np.cumsum(steps).max())
 
 
 def read(path: str | os.PathLike[str], kind: type[T] | Any = Any) -> T:

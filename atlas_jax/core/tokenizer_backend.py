@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import tokenizers
 
 from atlas_jax.core.errors import UserError, one_line
@@ -41,7 +42,7 @@ def make_backend(
     names = frozenset(token["content"] for token in content["added_tokens"] if token["special"])
     _rename(content, names)
     mended += _complete_ends(content, names)
-    backend = tokenizers.Tokenizer.from_str(tokenizer_text(content))
+    backend = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(content))
     backend.no_truncation()
     backend.no_padding()
     return backend, names, mended
@@ -78,6 +79,8 @@ def _complete_specials(content: dict[str, Any]) -> list[str]:
 
 
 def _is_special(name: str) -> bool:
+    if not name.startswith(("<", "[")):
+        return False
     return name in _ALWAYS_SPECIAL or bool(SENTINEL.fullmatch(name))
 
 

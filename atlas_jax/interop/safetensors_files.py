@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import input_file
-from atlas_jax.interop.tensors import BFLOAT16, Tensor, Tensors
+from atlas_jax.interop.tensors import BFLOAT16, Tensor, Tensors, checked_finite
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,6 +45,17 @@ def read_file(path: str | os.PathLike[str]) -> Tensors:
         uses (it is named).
     """
     return _open(Path(path))[0]
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of one file, all in memory; errors as `read_file`, or one is not finite."""
+    described = read_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in described}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return {name: checked_finite(array, f"{path}: {name}") for name, array in arrays.items()}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

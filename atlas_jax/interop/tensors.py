@@ -117,14 +117,18 @@ def finite(tensor: Tensor) -> Tensor:
     """The same tensor; reading it raises a UserError if it holds NaN or infinity."""
 
     def get() -> np.ndarray:
-        array = tensor.read()
-        at = first_not_finite(array)
-        if at is not None:
-            place = list(map(int, np.unravel_index(at, array.shape)))
-            raise UserError(f"{tensor.where}: the number at {place} is not finite")
-        return array
+        return checked_finite(tensor.read(), tensor.where)
 
     return dataclasses.replace(tensor, get=get, get_slice=None)
+
+
+def checked_finite(array: np.ndarray, where: str) -> np.ndarray:
+    """The same array, refused if it holds NaN or infinity (UserError)."""
+    at = first_not_finite(array)
+    if at is not None:
+        place = list(map(int, np.unravel_index(at, array.shape)))
+        raise UserError(f"{where}: the number at {place} is not finite")
+    return array
 
 
 def layer_of(tensor: Tensor, axis: int, i: int) -> Tensor:

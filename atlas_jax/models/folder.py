@@ -35,8 +35,7 @@ from atlas_jax.core.paths import (
 )
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.whole import whole_folder
-from atlas_jax.interop.safetensors_files import read_file
-from atlas_jax.interop.tensors import finite
+from atlas_jax.interop.safetensors_files import read_arrays
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig
 
@@ -225,9 +224,9 @@ def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
 
 
 def _load_part(folder: Path, name: str, config: FolderConfig) -> ModelPart:
-    tensors = read_file(_verified(folder, f"{name}.safetensors", config))
-    check_depth(config.models[name], tensors, f"{folder / _CONFIG_FILE}: models.{name}")
-    flat = {key: finite(tensor).read().astype(np.float32) for key, tensor in tensors.items()}
+    arrays = read_arrays(_verified(folder, f"{name}.safetensors", config))
+    check_depth(config.models[name], arrays, f"{folder / _CONFIG_FILE}: models.{name}")
+    flat = {key: array.astype(np.float32, copy=False) for key, array in arrays.items()}
     return ModelPart(
         config=config.models[name],
         params=traverse_util.unflatten_dict(flat, sep="/"),

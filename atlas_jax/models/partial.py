@@ -23,8 +23,7 @@ from atlas_jax.core.bounds import check_fields
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import file_sha256, input_file, open_to_all
 from atlas_jax.core.types import Params
-from atlas_jax.interop.safetensors_files import read_file
-from atlas_jax.interop.tensors import finite
+from atlas_jax.interop.safetensors_files import read_arrays
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.folder import ModelPart, load_model, save_model
 from atlas_jax.reader.config import ReaderConfig
@@ -158,13 +157,13 @@ def _own_params(path: Path, config: ReaderConfig) -> dict[str, np.ndarray]:
     boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
     leaves = traverse_util.flatten_dict(meta.unbox(boxed), sep="/")
     wanted = {name: leaf.shape for name, leaf in leaves.items() if not _is_frozen(name, config)}
-    tensors = read_file(path)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    arrays = read_arrays(path)
+    found = {name: array.shape for name, array in arrays.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             here, there = (shapes.get(name, "absent") for shapes in (found, wanted))
             raise UserError(f"{path}: {name} is {here}, but of this part it has to be {there}")
-    return {name: finite(tensor).read().astype(np.float32) for name, tensor in tensors.items()}
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def _read(folder: Path) -> _Content:

@@ -1,6 +1,7 @@
 """JSON from files: what is read, and how everything else is refused."""
 
 import json
+import random
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -91,3 +92,34 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "b.json", "no such file"), (tmp_path, "is a folder")):
         with pytest.raises(UserError, match=message):
             strict_json.read(path)
+
+
+TEXTS = ('[[[{"\\', "a]]}}", "x", 1, None, '\\\\"[', '"', "\\")
+
+
+def _depth_of(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth_of, items), default=0)
+
+
+def _some(rng: random.Random, depth: int) -> Any:
+    if depth == 0 or rng.random() < 0.1:
+        return rng.choice(TEXTS)
+    if rng.random() < 0.5:
+        return [_some(rng, depth - 1) for _ in range(rng.randrange(1, 3))]
+    return {rng.choice(("[", '"{', "\\")): _some(rng, depth - 1)}
+
+
+def test_brackets_and_marks_within_texts_are_no_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_json, "_DEEPEST", 3)
+    rng = random.Random(0)
+    for _ in range(500):
+        value = _some(rng, 6)
+        raw = json.dumps(value).encode()
+        if _depth_of(value) <= 3:
+            assert strict_json.parse(raw, "x") == value
+        else:
+            with pytest.raises(UserError, match="more than 3 deep"):
+                strict_json.parse(raw, "x")
