@@ -27,6 +27,7 @@ LARGEST = (1 << 31) - 1  # largest number that JAX or Optax counts with
 WIDEST = 1 << 20  # largest width of a layer: 16 times T5-11B's widest
 
 AtLeast0 = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]  # in a file, where no bound is implied
 AtLeast1 = Annotated[int, Meta(ge=1)]
 # Only the host counts with these. Released options use 10^10 for "never".
 Every = Annotated[int, Meta(ge=0, le=1 << 53)]

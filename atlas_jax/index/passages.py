@@ -57,7 +57,7 @@ class TowerNotes(TypedDict):
     tokenizer: str
     format: str | tuple[str, ...]
     length: bounds.Length
-    max_id: bounds.AtLeast0
+    max_id: bounds.Count
 
 
 class Manifest(TypedDict):

@@ -52,13 +52,13 @@ class _Manifest(TypedDict):
     count: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
     width: bounds.Width
     dtype: str
-    version: bounds.AtLeast0
+    version: bounds.Count
     encoder_hash: str
     store_hash: str
 
 
 class _Progress(_Manifest):
-    rows: bounds.AtLeast0
+    rows: bounds.Count
 
 
 @dataclass(frozen=True)

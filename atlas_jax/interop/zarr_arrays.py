@@ -32,7 +32,7 @@ class _Zarray:
     """The fields of `.zarray`."""
 
     zarr_format: int
-    shape: list[bounds.AtLeast0]
+    shape: list[bounds.Count]
     chunks: list[bounds.AtLeast1]
     dtype: str
     dimension_separator: Literal[".", "/"] = "."

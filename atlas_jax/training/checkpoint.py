@@ -27,17 +27,17 @@ _DELETED = "deleted"  # old checkpoints are moved here in one step: a kill leave
 
 
 class _Rolling(TypedDict):
-    next_row: bounds.AtLeast0
+    next_row: bounds.Count
     dtype: str
     store_hash: str
 
 
 class _IndexNotes(TypedDict, total=False):
-    version: Required[bounds.AtLeast0]
+    version: Required[bounds.Count]
     encoder_hash: Required[str]
     rolling: _Rolling
-    whole_at: bounds.AtLeast0
-    slices: bounds.AtLeast0
+    whole_at: bounds.Count
+    slices: bounds.Count
 
 
 class _Notes(TypedDict, total=False):

@@ -174,6 +174,8 @@ def test_manifest_of_a_store(bench: Bench, changes: dict[str, Any], message: str
         ({"width": None}, "index.json: width: expected a whole number, got null"),
         ({"embeddings": "../../x.npy"}, "index.json: embeddings: expected a text matching"),
         ({"count": 3}, "index.json: 3 passages, but the store"),
+        ({"version": 2**31}, "index.json: version: expected a whole number <= 2147483647"),
+        ({"version": 2**63}, "index.json: version: expected a whole number <= 2147483647"),
     ],
 )
 def test_manifest_of_an_index(bench: Bench, changes: dict[str, Any], message: str) -> None:
