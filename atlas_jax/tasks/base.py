@@ -396,7 +396,7 @@ def _ids(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     """The ids of passages in a field of a record; whole numbers become text."""
     ids = raw.get(name) or ()
     for one in ids:
-        if not isinstance(one, str | int) or isinstance(one, bool):
+        if not isinstance(one, str | int) or isinstance(one, bool) or one == "":
             raise UserError(
                 f"{where}: field {name!r} holds {one!r}; an id is a text or a whole number"
             )
@@ -430,7 +430,8 @@ def _given_passages(raw: Mapping[str, Any], where: str) -> tuple[PassageText, ..
             passage, {"text": str}, {"id": (str, int), "title": str, "section": str}, place
         )
         texts = {name: str(passage.get(name) or "") for name in ("title", "section", "text")}
-        passages.append({"id": str(passage.get("id", "")), **texts})
+        own = passage.get("id")
+        passages.append({"id": "" if own is None else str(own), **texts})
     return tuple(passages)
 
 

@@ -188,7 +188,9 @@ class KILTTask:
         for output in prediction.example.meta.get("gold_output") or ():
             if output.get("provenance") is None:
                 continue
-            pages = {str(p[field]).strip() for p in output["provenance"] if field in p}
+            pages = {
+                str(p[field]).strip() for p in output["provenance"] if p.get(field) is not None
+            }
             if pages not in found:
                 found.append(pages)
         return found
@@ -241,6 +243,8 @@ def _check_output(record: Record) -> None:
         for provenance in output.get("provenance") or ():
             if not isinstance(provenance, dict):
                 raise UserError(f"{place}: 'provenance' must hold objects")
+            known: FieldTypes = {"wikipedia_id": (str, int), "title": str}
+            check_fields(provenance, {}, known, f"{place}: provenance")
 
 
 def _answer_scores(answered: Sequence[Prediction]) -> dict[str, list[float]]:

@@ -294,6 +294,7 @@ LINES = [
     ("passages.jsonl", _line('{"id": ' + "1" * 5000 + ', "text": "a"}'), "out of range"),
     ("passages.jsonl", _line('{"id": "1", "text": "caf\xe9"}'), "not UTF-8 at byte 25 (0xe9)"),
     ("test.jsonl", _line(QUESTION % '"gold": [null]'), "field 'gold' holds None; an id is a text"),
+    ("test.jsonl", _line(QUESTION % '"gold": [""]'), "field 'gold' holds ''; an id is a text"),
     (
         "test.jsonl",
         _line(QUESTION % '"qrels": {"p": Infinity}'),

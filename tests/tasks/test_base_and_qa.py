@@ -31,7 +31,11 @@ def test_gin_fills_a_task():
 
 
 def test_a_question_becomes_text(tmp_path):
-    passages = [{"title": "Chad", "text": "Its capital is N'Djamena."}, {"id": 7, "text": "x"}]
+    passages = [
+        {"title": "Chad", "text": "Its capital is N'Djamena."},
+        {"id": 7, "text": "x"},
+        {"id": None, "text": "y"},
+    ]
     row = {**QUESTION, "gold": ["cd-1", 2], "passages": passages, "relation": "capital"}
     [record] = QATask().load(_file(tmp_path, row))
     example = QATask().example(record)
@@ -45,6 +49,7 @@ def test_a_question_becomes_text(tmp_path):
         given_passages=(
             {"id": "", "title": "Chad", "section": "", "text": "Its capital is N'Djamena."},
             {"id": "7", "title": "", "section": "", "text": "x"},
+            {"id": "", "title": "", "section": "", "text": "y"},
         ),
         meta={"question": "What is the capital of Chad?", "relation": "capital"},
     )

@@ -91,6 +91,7 @@ def test_a_claim_without_answers_is_known_by_its_file(tmp_path, name, answer):
         (["x"], r":1: output\[0\] must be an object"),
         ([{"answer": 3}], r":1: output\[0\]: field 'answer' must be a string"),
         ([{"answer": "x", "provenance": ["y"]}], r"'provenance' must hold objects"),
+        ([{"provenance": [{"wikipedia_id": [1]}]}], r"provenance: field 'wikipedia_id' must be"),
     ],
 )
 def test_a_broken_output_is_told_by_its_place(tmp_path, output, message):
@@ -111,6 +112,12 @@ PUBLISHED = [
     ([*sets("", "2"), {"answer": "y"}], list("123"), 0.0, 0.5),
     ([{"answer": "y"}], list("123"), 0.0, 0.0),
 ]
+
+
+def test_a_page_without_an_id_is_none():
+    output = [{"answer": "y", "provenance": [{"wikipedia_id": None}, {"wikipedia_id": "1"}]}]
+    scores = KILTTask().evaluate([predict(output, ["1", "2"], "y")])
+    assert scores["r_precision"] == 1.0
 
 
 @pytest.mark.parametrize(("output", "pages", "r_precision", "recall"), PUBLISHED)
