@@ -38,7 +38,7 @@ def test_a_field_has_its_type_default_and_words(found) -> None:
     assert fields["model_dir"].default == "required"
     seed = {field.name: field for field in found["GenerationConfig"].fields}["seed"]
     assert (seed.type, seed.default) == ("int ≥ 0, ≤ 4294967295", "0")
-    assert seed.words.startswith("from 0 to 2**32 - 1; it and the question's number")
+    assert seed.words.startswith("from 0 to 2**32 - 1. A sampled answer depends on it")
 
 
 def test_a_field_of_a_parent_has_the_parents_words(found) -> None:
