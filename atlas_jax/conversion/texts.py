@@ -30,8 +30,9 @@ def settle(part: Part, options: str) -> tuple[str, tuple[str, ...]]:
         )
     if _lengths(part):
         told.append(f"max_seq_length: {texts.longest} tokens of a text; {options} binds it")
-    if texts.lowercases and _lowercase(part):
-        told.append("do_lower_case is true: the tokenizer makes letters small")
+    if texts.lowercases:
+        already = "" if _lowercase(part) else ", as it did before"
+        told.append(f"do_lower_case is true: the tokenizer makes letters small{already}")
     lines = ["# How the retriever's texts are made, as its sentence-transformers folder says.", ""]
     lines += [f"{name} = {value!r}" for name, value in bindings.items()]
     return ("\n".join(lines) + "\n" if bindings else ""), (*told, *texts.remarks)

@@ -156,7 +156,11 @@ def test_letters_are_made_small_where_the_folder_does(tmp_path: Path) -> None:
 def test_a_tokenizer_that_makes_them_small_anyway_is_left_alone(tmp_path: Path) -> None:
     given = folder(tmp_path, sentence_bert_config={"do_lower_case": True})
     output, _ = converted(tmp_path, given)
-    assert remarks(output) == []
+    assert remarks(output) == [
+        "do_lower_case is true: the tokenizer makes letters small, as it did before"
+    ]
+    text = (output / "retriever_tokenizer.json").read_text()
+    assert json.loads(text)["normalizer"]["type"] == "BertNormalizer"
     plain = Tokenizer.from_file(output / "retriever_tokenizer.json")
     assert plain.encode("Ab", False) == plain.encode("ab", False)
 
