@@ -27,9 +27,27 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import gin
 import jax
 import pytest
+from jaxtyping import install_import_hook
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tests.training.runs import write_run
+# Before their first import: the axes and types that these modules' annotations give are checked at
+# each call. Outside the tests nobody looks at them.
+CHECKED = (
+    "atlas_jax.core.layers",
+    "atlas_jax.corpus.retrieval",
+    "atlas_jax.distillation",
+    "atlas_jax.encoders",
+    "atlas_jax.index",
+    "atlas_jax.models",
+    "atlas_jax.reader",
+    "atlas_jax.retriever",
+    "atlas_jax.training.loss",
+    "atlas_jax.training.optimizers",
+)
+install_import_hook(CHECKED, "tests.array_types.checked")
+
+import tests.array_types  # noqa: E402, F401  (the hook looks it up)
+from tests.training.runs import write_run  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 

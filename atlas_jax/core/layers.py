@@ -11,6 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jaxtyping import Float, Integer
+
+from atlas_jax.core.types import Array
 
 Initializer = Callable[..., Any]
 
@@ -24,7 +27,7 @@ default_kernel_init = initializers.variance_scaling(1.0, "fan_in", "truncated_no
 
 
 @jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def matmul(x: Float[Array, "*rows i"], kernel: Float[Array, "i o"]) -> Float[Array, "*rows o"]:
     """``x kernel`` over the last axis of x, [..., in] x [in, out] -> [..., out].
 
     Sums are float32; the result has the dtype of x. The derivative is the usual one. It is written
@@ -61,7 +64,7 @@ def _product(
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def softmax(logits: jax.Array) -> jax.Array:
+def softmax(logits: Float[Array, "*rows s"]) -> Float[Array, "*rows s"]:
     """Softmax over the last axis, [..., s] -> [..., s], for attention.
 
     It uses the derivative that JAX offers behind a flag, which needs only the result. The default
@@ -87,7 +90,7 @@ class Dense(nn.Module):
     kernel_init: Initializer = default_kernel_init
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows {self.features}"]:
         """[..., in] -> [..., features]."""
         kernel: Any = self.param(
             "kernel",
@@ -129,11 +132,11 @@ class Embed(nn.Module):
             jnp.float32,
         )
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: Integer[Array, "*rows"]) -> Float[Array, "*rows {self.features}"]:
         """[...] int -> [..., features]."""
         return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
 
-    def attend(self, x: jax.Array) -> jax.Array:
+    def attend(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows v"]:
         """[..., features] -> [..., num_embeddings], in float32 (logits are)."""
         return jnp.dot(x.astype(jnp.float32), self.embedding.T)
 
@@ -145,7 +148,7 @@ class RMSNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """[..., d] -> [..., d]."""
         scale: Any = self.param(
             "scale",
@@ -171,7 +174,7 @@ class LayerNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """[..., d] -> [..., d]."""
         scale: Any = self.param(
             "scale",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
 from atlas_jax.index.exact import exact_search, gather_passages
@@ -51,7 +52,11 @@ def no_passages(batch: Batch) -> Passages:
 
 
 def rerank(
-    retriever: DualEncoder, params: Params, query_be: Array, passages: Passages, k: int
+    retriever: DualEncoder,
+    params: Params,
+    query_be: Float[Array, "b e"],
+    passages: Passages,
+    k: int,
 ) -> Passages:
     """Keep the k best of the passages found, scored with fresh embeddings of the passage tower.
 

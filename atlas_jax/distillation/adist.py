@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Array
 from atlas_jax.distillation.config import ADIST_NORMALIZERS, DistillationConfig
 from atlas_jax.distillation.kl import distill_loss, valid_targets
 from atlas_jax.distillation.signals import Signals
@@ -12,11 +14,11 @@ RELEASED_CONSTANT = 256.0  # the released code uses this as the length of every 
 
 
 def gold_scores(
-    mass_bk: jax.Array,
-    targets_bt: jax.Array,
+    mass_bk: Float[Array, "b k"],
+    targets_bt: Int[Array, "b t"],
     num_layers: int,
     normalizer: str = "released",
-) -> jax.Array:
+) -> Float[Array, "b k"]:
     """g_ij = attention mass / (256 x layers x target tokens), or without the 256.
 
     Args:
@@ -44,7 +46,9 @@ def gold_scores(
     return jax.lax.stop_gradient(scores_bk)
 
 
-def distil(signals: Signals, config: DistillationConfig) -> tuple[jax.Array, jax.Array]:
+def distil(
+    signals: Signals, config: DistillationConfig
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss as (sum, count): `kl.distill_loss` of these gold scores."""
     gold_bk = gold_scores(
         signals.cross_attention_mass(),

@@ -2,20 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
+from atlas_jax.core.types import Array
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.distillation.kl import retriever_log_probs, valid_targets
 from atlas_jax.distillation.signals import Signals
 
 
 def loss(
-    logp_bkt: jax.Array,
-    retriever_scores_bk: jax.Array,
-    targets_bt: jax.Array,
-    mask_bk: jax.Array,
-    weight_b: jax.Array,
+    logp_bkt: Float[Array, "b k t"],
+    retriever_scores_bk: Float[Array, "b k"],
+    targets_bt: Int[Array, "b t"],
+    mask_bk: Bool[Array, "b k"],
+    weight_b: Float[Array, " b"],
     config: DistillationConfig,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """- sum over rows and target tokens of logsumexp_j(l_ijt + log p_retr(j)).
 
     The sum over passages is taken for each target token, as the released code does. The paper
@@ -49,7 +51,9 @@ def loss(
     return -jnp.sum(marginal_bt * counted_bt), jnp.sum(counted_bt)
 
 
-def distil(signals: Signals, config: DistillationConfig) -> tuple[jax.Array, jax.Array]:
+def distil(
+    signals: Signals, config: DistillationConfig
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss as (sum, count), of the reader's likelihoods at T_gold."""
     return loss(
         signals.passage_logprobs(config.gold_temperature),

@@ -6,11 +6,15 @@ accumulated micro-batches add up to the mean over everything.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
+from atlas_jax.core.types import Array
 from atlas_jax.distillation.config import DistillationConfig
 
 
-def masked_log_softmax(scores_bk: jax.Array, mask_bk: jax.Array) -> jax.Array:
+def masked_log_softmax(
+    scores_bk: Float[Array, "b k"], mask_bk: Bool[Array, "b k"]
+) -> Float[Array, "b k"]:
     """Take log_softmax over the real passages alone.
 
     Args:
@@ -33,8 +37,10 @@ def masked_log_softmax(scores_bk: jax.Array, mask_bk: jax.Array) -> jax.Array:
 
 
 def retriever_log_probs(
-    retriever_scores_bk: jax.Array, mask_bk: jax.Array, config: DistillationConfig
-) -> jax.Array:
+    retriever_scores_bk: Float[Array, "b k"],
+    mask_bk: Bool[Array, "b k"],
+    config: DistillationConfig,
+) -> Float[Array, "b k"]:
     """Return log p_retr(d_k | q) = log_softmax_k(s / T_score) over the real passages.
 
     Args:
@@ -48,12 +54,14 @@ def retriever_log_probs(
     return masked_log_softmax(retriever_scores_bk / config.score_temperature, mask_bk)
 
 
-def valid_targets(targets_bt: jax.Array) -> jax.Array:
+def valid_targets(targets_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
     """Return the bool mask [b, t] of real target tokens (pad id 0)."""
     return targets_bt != 0
 
 
-def mean_over_targets(values_bkt: jax.Array, targets_bt: jax.Array) -> jax.Array:
+def mean_over_targets(
+    values_bkt: Float[Array, "b k t"], targets_bt: Int[Array, "b t"]
+) -> Float[Array, "b k"]:
     """Average values [b, k, t] over each row's real target tokens.
 
     Returns:
@@ -65,12 +73,12 @@ def mean_over_targets(values_bkt: jax.Array, targets_bt: jax.Array) -> jax.Array
 
 
 def distill_loss(
-    gold_scores_bk: jax.Array,
-    retriever_scores_bk: jax.Array,
-    mask_bk: jax.Array,
-    weight_b: jax.Array,
+    gold_scores_bk: Float[Array, "b k"],
+    retriever_scores_bk: Float[Array, "b k"],
+    mask_bk: Bool[Array, "b k"],
+    weight_b: Float[Array, " b"],
     config: DistillationConfig,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """KL(softmax(g / T_gold) || softmax(s / T_score)) summed over rows (adist, pdist, loop).
 
     Gradients flow into `retriever_scores_bk` alone. The two reductions differ in the count:

@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Array
 from atlas_jax.encoders.bert import (
     BertConfig,
     BertEncoder,
@@ -99,7 +101,12 @@ class AlbertGroup(nn.Module):
         layer = rematerialised(BertLayer, self.config)
         self.layers = [layer(self.config) for _ in range(self.config.inner_groups)]
 
-    def __call__(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        x_bld: Float[Array, "b l d"],
+        bias_b1ml: Float[Array, "b 1 #l l"],
+        deterministic: bool,
+    ) -> Float[Array, "b l d"]:
         """States [b, l, d] -> [b, l, d]."""
         for layer in self.layers:
             x_bld = layer(x_bld, bias_b1ml, deterministic)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import PAD_ID
+from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.encoders.config import EncoderConfig
 
 Layer = Callable[[jax.Array, jax.Array, bool], jax.Array]
@@ -21,7 +22,7 @@ Layer = Callable[[jax.Array, jax.Array, bool], jax.Array]
 _MASKED = -1e9  # finite, so that a row of padding alone still gives finite states
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """The exact gelu, x/2 (1 + erf(x / sqrt 2)); on CPU erf costs less than jax.nn's erfc."""
     return x * (0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))))
 
@@ -138,13 +139,13 @@ class BertEmbeddings(nn.Module):
 
     def __call__(
         self,
-        tokens_bl: jax.Array,
+        tokens_bl: Integer[Array, "b l"],
         deterministic: bool,
-        types_bl: jax.Array | None = None,
-        embedded_ble: jax.Array | None = None,
-        positions_bl: jax.Array | None = None,
-    ) -> jax.Array:
-        """Int tokens [b, l], or their rows of the token table, -> [b, l, e], e of the tables.
+        types_bl: Integer[Array, "b l"] | None = None,
+        embedded_ble: Float[Array, "b l e"] | None = None,
+        positions_bl: Int[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l e"]:
+        """Int tokens [b, l] (or what was looked up for them) -> [b, l, e], e of the tables.
 
         Positions count from 0; without `positions_bl` they are 0, 1, 2...
         """
@@ -162,7 +163,12 @@ class BertAttention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        x_bld: Float[Array, "b l d"],
+        bias_b1ml: Float[Array, "b 1 #l l"],
+        deterministic: bool,
+    ) -> Float[Array, "b l d"]:
         """States [b, l, d] and a float32 bias [b, 1, 1 or l, l] over keys -> [b, l, d]."""
         cfg = self.config
         b, length, width = x_bld.shape
@@ -199,7 +205,12 @@ class BertLayer(nn.Module):
     parts: tuple[str, ...] = ("attention", "feed_forward")
 
     @nn.compact
-    def __call__(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        x_bld: Float[Array, "b l d"],
+        bias_b1ml: Float[Array, "b 1 #l l"],
+        deterministic: bool,
+    ) -> Float[Array, "b l d"]:
         """States [b, l, d] -> [b, l, d]."""
         if "attention" in self.parts:
             x_bld = self._attend(x_bld, bias_b1ml, deterministic)
@@ -259,14 +270,14 @@ class BertEncoder(nn.Module):
 
     def __call__(
         self,
-        tokens_bl: jax.Array,
+        tokens_bl: Integer[Array, "b l"],
         deterministic: bool = True,
         *,
-        mask: jax.Array | None = None,
-        types_bl: jax.Array | None = None,
-        embedded_ble: jax.Array | None = None,
-    ) -> jax.Array:
-        """Encode texts. Without a mask, id 0 is padding on the right and is never attended to.
+        mask: Bool[Array, "b l"] | Bool[Array, "b l l"] | None = None,
+        types_bl: Integer[Array, "b l"] | None = None,
+        embedded_ble: Float[Array, "b l e"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Encode texts; without a mask they are right-padded with id 0, never attended to.
 
         Args:
             tokens_bl: int tokens with their special tokens.
@@ -287,21 +298,21 @@ class BertEncoder(nn.Module):
 
     def all_states(
         self,
-        tokens_bl: jax.Array,
+        tokens_bl: Integer[Array, "b l"],
         deterministic: bool = True,
         *,
-        mask: jax.Array | None = None,
-        types_bl: jax.Array | None = None,
-        embedded_ble: jax.Array | None = None,
-    ) -> list[jax.Array]:
-        """As `__call__`, but a list: the states before the first layer, then after each layer."""
+        mask: Bool[Array, "b l"] | Bool[Array, "b l l"] | None = None,
+        types_bl: Integer[Array, "b l"] | None = None,
+        embedded_ble: Float[Array, "b l e"] | None = None,
+    ) -> list[Float[Array, "b l d"]]:
+        """As a call, but the embeddings' states, then those after each layer."""
         return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble, every=True)
 
-    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the token table, int [...] -> [..., e]; in a BERT, e is the width d."""
+    def embed_tokens(self, tokens: Integer[Array, "*rows"]) -> Float[Array, "*rows e"]:
+        """Rows of the token table, int [...] -> [..., e]; a BERT's are as wide as its states."""
         return self.embeddings.word_embeddings(tokens.astype(jnp.int32))
 
-    def token_table(self) -> jax.Array:
+    def token_table(self) -> Float[Array, "v e"]:
         """The token table itself, [v, e]."""
         return self.embeddings.word_embeddings.embedding
 
@@ -352,11 +363,11 @@ def apply_layer(
     layer: Any,
     params: Any,
     key: jax.Array | None,
-    x_bld: jax.Array,
-    bias_b1ml: jax.Array,
+    x_bld: Float[Array, "b l d"],
+    bias_b1ml: Float[Array, "b 1 #l l"],
     deterministic: bool,
-) -> jax.Array:
-    """Apply a layer with these parameters; `key` is for dropout, None for no dropout."""
+) -> Float[Array, "b l d"]:
+    """A layer over given parameters; `key` is that of its dropout, None without any."""
     rngs = None if key is None else {"dropout": key}
     return layer.apply({"params": params}, x_bld, bias_b1ml, deterministic, rngs=rngs)
 
@@ -374,7 +385,9 @@ def check_length(config: EncoderConfig, length: int, who: str) -> None:
         )
 
 
-def attention_bias(mask: jax.Array) -> jax.Array:
+def attention_bias(
+    mask: Bool[Array, "b l"] | Bool[Array, "b l l"],
+) -> Float[Array, "b 1 #l l"]:
     """True where a key may be read, [b, l] or [b, l, l] -> float32 bias [b, 1, 1 or l, l]."""
     bias = jnp.where(mask, 0.0, _MASKED)
     return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None]

@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from atlas_jax.core.types import Array
 from atlas_jax.encoders.bert import ACTIVATIONS, BertConfig, dense, layer_norm
 
 
@@ -19,7 +21,9 @@ class MlmHead(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, states: jax.Array, table_ve: jax.Array) -> jax.Array:
+    def __call__(
+        self, states: Float[Array, "*rows d"], table_ve: Float[Array, "v e"]
+    ) -> Float[Array, "*rows v"]:
         """States [..., d] and the encoder's token table -> float32 logits [..., v]."""
         cfg = self.config
         x = dense(cfg, cfg.table_dim, ("embed", "unsharded"), "transform")(states)
@@ -39,7 +43,7 @@ class Pooler(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, states_bld: jax.Array) -> jax.Array:
+    def __call__(self, states_bld: Float[Array, "b l d"]) -> Float[Array, "b d"]:
         """States [b, l, d] -> [b, d]."""
         kernel_axes = ("unsharded", "embed")
         return jnp.tanh(
@@ -60,7 +64,9 @@ class SentenceHead(nn.Module):
     dropout_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, states_bld: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, states_bld: Float[Array, "b l d"], deterministic: bool = True
+    ) -> Float[Array, "b {self.num_classes}"]:
         """States [b, l, d] -> float32 logits [b, classes]."""
         pooled_bd = Pooler(self.config, name="pooler")(states_bld)
         pooled_bd = nn.Dropout(self.dropout_rate)(pooled_bd, deterministic=deterministic)
@@ -76,7 +82,7 @@ class DiscriminatorHead(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, states_bld: jax.Array) -> jax.Array:
+    def __call__(self, states_bld: Float[Array, "b l d"]) -> Float[Array, "b l"]:
         """States [b, l, d] -> float32 logits [b, l]."""
         cfg = self.config
         x_bld = dense(cfg, cfg.hidden_dim, ("unsharded", "embed"), "transform")(states_bld)

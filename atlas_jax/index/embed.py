@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, Integer
 
 from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
@@ -22,7 +23,7 @@ EmbedFn = Callable[[np.ndarray], Array]
 
 def embed_corpus(
     embed_fn: EmbedFn,
-    retriever_tokens_nm: np.ndarray,
+    retriever_tokens_nm: Integer[np.ndarray, "n m"],
     batch_size: int = 64,
     out: Any = None,
     progress: bool = True,
@@ -81,13 +82,13 @@ def embed_corpus(
 
 def embedded_batches(
     embed_fn: EmbedFn,
-    retriever_tokens_nm: np.ndarray,
+    retriever_tokens_nm: Integer[np.ndarray, "n m"],
     batch_size: int,
     progress: bool = True,
     first: int = 0,
     at_a_time: int = 1,
-) -> Iterator[tuple[np.ndarray, Array]]:
-    """Yield the batches of ``embed_corpus``: their rows, and the embeddings of these rows.
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Array, "b e"]]]:
+    """The batches of ``embed_corpus``: rows, and their embeddings (then those that fill up).
 
     The last batch may be filled up with copies of its last row; their embeddings come last.
     While the caller works on one batch, the devices work on the next ``at_a_time`` batches.

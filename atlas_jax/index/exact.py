@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float, Int, Shaped
 
 from atlas_jax.core.partitioning import active_mesh, index_axes, index_parts, over_slices
 from atlas_jax.core.types import NO_ROW, Array, DeviceIndex, Passages
@@ -24,9 +25,9 @@ MAX_BLOCK = 128  # rows per block of the two-stage selection; a power of two
 
 def exact_search(
     index: DeviceIndex,
-    query_be: Array,
+    query_be: Float[Array, "b e"],
     k: int,
-    excluded_bx: Array | None = None,
+    excluded_bx: Int[Array, "b x"] | None = None,
     mesh: Mesh | None = None,
     recall_target: float = 1.0,
 ) -> SearchResult:
@@ -118,8 +119,8 @@ def gather_passages(index: DeviceIndex, result: SearchResult, mesh: Mesh | None 
 
 
 def gather_rows(
-    arrays: tuple[Array, ...], rows_bk: Array, mesh: Mesh | None = None
-) -> tuple[Array, ...]:
+    arrays: tuple[Array, ...], rows_bk: Int[Array, "b k"], mesh: Mesh | None = None
+) -> tuple[Shaped[Array, "b k _"], ...]:
     """Fetch rows of arrays that are sharded on axis n.
 
     Each device contributes the rows that it holds, and zeros for the others. The sum over the
@@ -159,13 +160,17 @@ class ExactSearcher:
         mesh = mesh or active_mesh()
         self._search = jax.jit(functools.partial(exact_search, mesh=mesh), static_argnames="k")
 
-    def search(self, query_be: Array, k: int, excluded_bx: Array | None = None) -> SearchResult:
+    def search(
+        self, query_be: Float[Array, "b e"], k: int, excluded_bx: Int[Array, "b x"] | None = None
+    ) -> SearchResult:
         """See ``Searcher.search``."""
         check_k(k, self.count)
         return self._search(self.index, query_be, k=k, excluded_bx=excluded_bx)
 
 
-def top_k_rows(scores_bn: Array, k: int, count: Array | int) -> tuple[Array, Array]:
+def top_k_rows(
+    scores_bn: Float[Array, "b n"], k: int, count: Int[Array, ""] | int
+) -> tuple[Float[Array, "b {k}"], Int[Array, "b {k}"]]:
     """``jax.lax.top_k`` of the first ``count`` columns, in two stages: blocks, then rows.
 
     The k best rows lie in the k blocks with the best maxima (ties: lower block). Any other

@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from atlas_jax.core.types import Array
 
@@ -44,8 +45,8 @@ class Int8Rows:
         self.values_ne[at], self.scales_n[at] = rows.values_ne, rows.scales_n
 
 
-def quantized(floats_ne: Array) -> Int8Rows:
-    """Round rows to 8 bits. NumPy arrays give NumPy arrays, with the same numbers as JAX."""
+def quantized(floats_ne: Float[Array, "*rows e"]) -> Int8Rows:
+    """Round rows to 8 bits; numpy gives numpy, and the same numbers as JAX does."""
     xp: Any = np if isinstance(floats_ne, np.ndarray) else jnp
     floats_ne = floats_ne.astype(xp.float32)
     # Multiplied, not divided by 127: compilers round the division differently.
@@ -63,7 +64,7 @@ def as_floats(rows: Any) -> Array:
     return rows.values_ne.astype(np.float32) * rows.scales_n[..., None]
 
 
-def stored_as(floats_ne: Array, dtype: str) -> Any:
+def stored_as(floats_ne: Float[Array, "*rows e"], dtype: str) -> Any:
     """Embeddings in the type of an index, 'float32', 'bfloat16' or 'int8'."""
     return quantized(floats_ne) if dtype == INT8 else floats_ne.astype(jnp.dtype(dtype))
 
@@ -79,8 +80,8 @@ def abstract_rows(count: int, width: int, dtype: str) -> Any:
     return jax.eval_shape(lambda floats_ne: stored_as(floats_ne, dtype), floats)
 
 
-def inner_products(query_be: Array, rows: Any) -> jax.Array:
-    """Scores [b, n] in float32. The query is rounded to the rows' type (bfloat16 for int8)."""
+def inner_products(query_be: Float[Array, "b e"], rows: Any) -> Float[Array, "b n"]:
+    """Scores [b, n] in float32; the query takes the type of the rows, bfloat16 for 8 bits."""
     scaled = isinstance(rows, Int8Rows)
     rows_ne = rows.values_ne.astype(jnp.bfloat16) if scaled else rows
     scores_bn = jax.lax.dot_general(

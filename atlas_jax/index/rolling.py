@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float, Int, Integer
 
 from atlas_jax.core.partitioning import index_axes
 from atlas_jax.core.types import Array, Params
@@ -23,8 +24,8 @@ def refresh_rows(
     embed: EmbedTokens,
     params: Params,
     embeddings_ne: Any,
-    retriever_tokens_nm: Array,
-    rows_r: Array,
+    retriever_tokens_nm: Integer[Array, "n m"],
+    rows_r: Int[Array, " r"],
     batch_size: int,
     mesh: Mesh | None = None,
 ) -> Any:
@@ -50,7 +51,9 @@ def refresh_rows(
     return replace_rows(embeddings_ne, rows_r, stored_as(fresh_re, dtype_of(embeddings_ne)), mesh)
 
 
-def embed_tokens(embed: EmbedTokens, params: Params, tokens_nm: Array, batch_size: int) -> Array:
+def embed_tokens(
+    embed: EmbedTokens, params: Params, tokens_nm: Integer[Array, "n m"], batch_size: int
+) -> Float[Array, "n e"]:
     """Embed tokens [n, m], at most ``batch_size`` rows of them in memory at a time: [n, e]."""
     n, m = tokens_nm.shape
     if n <= batch_size:
@@ -62,7 +65,9 @@ def embed_tokens(embed: EmbedTokens, params: Params, tokens_nm: Array, batch_siz
     return embedded_pbe.reshape(parts * batch_size, -1)[:n]
 
 
-def replace_rows(array_nx: Any, rows_r: Array, values_rx: Any, mesh: Mesh | None = None) -> Any:
+def replace_rows(
+    array_nx: Any, rows_r: Int[Array, " r"], values_rx: Any, mesh: Mesh | None = None
+) -> Any:
     """Write rows of an array that is sharded on axis n; each device writes those it holds.
 
     Args:

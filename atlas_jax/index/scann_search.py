@@ -5,6 +5,7 @@ import math
 from typing import Annotated, Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from msgspec import Meta
 
 from atlas_jax.core import bounds
@@ -90,7 +91,9 @@ class ScannSearcher:
             ).reorder(min(n, config.rescored))
         self._scann = builder.build()
 
-    def search(self, query_be: Array, k: int, excluded_bx: Array | None = None) -> SearchResult:
+    def search(
+        self, query_be: Float[Array, "b e"], k: int, excluded_bx: Int[Array, "b x"] | None = None
+    ) -> SearchResult:
         """See ``Searcher.search``."""
         check_k(k, self.count)
         query_be = np.asarray(query_be, np.float32)

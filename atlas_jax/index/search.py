@@ -4,6 +4,7 @@ from typing import Protocol
 
 import flax.struct
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array
@@ -25,7 +26,9 @@ class SearchResult:
 class Searcher(Protocol):
     """Maximum inner product search over an index, on the devices or on the host."""
 
-    def search(self, query_be: Array, k: int, excluded_bx: Array | None = None) -> SearchResult:
+    def search(
+        self, query_be: Float[Array, "b e"], k: int, excluded_bx: Int[Array, "b x"] | None = None
+    ) -> SearchResult:
         """Find the k rows with the greatest inner product.
 
         Args:
@@ -39,8 +42,8 @@ class Searcher(Protocol):
         ...
 
 
-def included_first(found: SearchResult, rows_b: Array) -> SearchResult:
-    """Put one given row of each query first; if it was not found it replaces the worst row.
+def included_first(found: SearchResult, rows_b: Int[Array, " b"]) -> SearchResult:
+    """The result with one row of each query's in front, in place of the worst if it was not found.
 
     It gets the score of the best row.
 

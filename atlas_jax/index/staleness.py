@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
@@ -52,8 +53,8 @@ class StalenessConfig:
         """Whether to measure once ``step`` steps are done; after step 0 never."""
         return self.every > 0 and step > 0 and step % self.every == 0
 
-    def probe_rows(self, count: int) -> np.ndarray:
-        """The rows of the probe in a corpus of ``count`` passages, ascending; always the same.
+    def probe_rows(self, count: int) -> Int[np.ndarray, " p"]:
+        """The rows of the probe in a corpus of ``count`` passages, ascending, the same always.
 
         Raises:
           UserError: the corpus has fewer than k.
@@ -68,8 +69,12 @@ class StalenessConfig:
 
 
 def measure(
-    query_be: Array, weight_b: Array, stale_pe: Array, fresh_pe: Array, k: int
-) -> dict[str, Array]:
+    query_be: Float[Array, "b e"],
+    weight_b: Float[Array, " b"],
+    stale_pe: Float[Array, "p e"],
+    fresh_pe: Float[Array, "p e"],
+    k: int,
+) -> dict[str, Float[Array, ""]]:
     """Compare the embeddings of p probe passages in the index with fresh ones.
 
     ``stale_recall``: for each query, take the k best probe passages by their fresh embeddings, and

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+from jaxtyping import Float, Integer
+
 from atlas_jax.core.types import Array, Batch, Params
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
 
-def embed_query(retriever: DualEncoder, params: Params, batch: Batch) -> Array:
+def embed_query(retriever: DualEncoder, params: Params, batch: Batch) -> Float[Array, "b e"]:
     """Query embeddings [b, e] without dropout, by ``params["retriever"]``; searchers take them."""
     return embed(retriever, params["retriever"], "embed_query", batch.retriever_tokens_br)
 
@@ -20,9 +22,9 @@ def embed(
     retriever: DualEncoder,
     params: Params,
     tower: str,
-    tokens: Array,
+    tokens: Integer[Array, "n l"],
     dropout_key: Array | None = None,
-) -> Array:
+) -> Float[Array, "n e"]:
     """Embed tokens, [n, l] -> [n, e], with the named tower; dropout only with a key."""
     return retriever.apply(
         {"params": params},

@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Integer
 
 from atlas_jax.core.layers import Dense, softmax
 from atlas_jax.core.partitioning import constrain
+from atlas_jax.core.types import Array
 from atlas_jax.reader.config import ReaderConfig
 
 MASKED = -1e10  # in float32, any logit added to it is lost
@@ -22,11 +24,11 @@ MASKED = -1e10  # in float32, any logit added to it is lost
 class KeyValue(NamedTuple):
     """Keys and values of a sequence, each [n, h, s, c]."""
 
-    key: jax.Array
-    value: jax.Array
+    key: Float[Array, "n h s c"]
+    value: Float[Array, "n h s c"]
 
 
-def mask_bias(mask: jax.Array) -> jax.Array:
+def mask_bias(mask: Bool[Array, "*any"]) -> Float[Array, "*any"]:
     """Float32 of any shape: 0 where the mask is True, a huge negative number elsewhere."""
     return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
 
@@ -54,17 +56,17 @@ class Attention(nn.Module):
         # One mask for all queries, as in T5X: cheap, and drawn for each head and key.
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-    def keys_values(self, x_nsd: jax.Array) -> KeyValue:
+    def keys_values(self, x_nsd: Float[Array, "n s d"]) -> KeyValue:
         """Project a source, [n, s, d], to keys and values."""
         return KeyValue(self._split_heads(self.key(x_nsd)), self._split_heads(self.value(x_nsd)))
 
     def __call__(
         self,
-        x_nqd: jax.Array,
+        x_nqd: Float[Array, "n q d"],
         source: KeyValue,
-        biases: tuple[jax.Array, ...],
+        biases: tuple[Float[Array, "#n #h #q s"], ...],
         deterministic: bool,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Float[Array, "n q d"], Float[Array, "n h q s"]]:
         """Attend from x to the source.
 
         Args:
@@ -135,7 +137,7 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, q_len: int, s_len: int) -> jax.Array:
+    def __call__(self, q_len: int, s_len: int) -> Float[Array, "1 h {q_len} {s_len}"]:
         """Biases of every query and key position, float32 [1, h, q_len, s_len]."""
         cfg = self.config
         table_hp: Any = self.param(
@@ -168,8 +170,8 @@ def _spread_distances(values: jax.Array, q_len: int, s_len: int) -> jax.Array:
 
 
 def relative_buckets(
-    distances: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
-) -> np.ndarray:
+    distances: Integer[np.ndarray, "*any"], bidirectional: bool, num_buckets: int, max_distance: int
+) -> Integer[np.ndarray, "*any"]:
     """Bucket of each distance (key position minus query position).
 
     In each direction, half of the buckets hold one distance each. The others grow logarithmically

@@ -9,22 +9,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import EOS_ID, PAD_ID, Params
+from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Params
 from atlas_jax.reader.t5 import T5, copyable, pick_logprobs
 
 MAX_LOGITS = 2**28  # vocabulary logits held at once by the per-passage scores (1 GiB)
 
 
 def join_inputs(
-    query_tokens_bq: jax.Array,
-    passage_tokens_bkl: jax.Array,
-    mask_bk: jax.Array,
+    query_tokens_bq: Int[Array, "b q"],
+    passage_tokens_bkl: Integer[Array, "b k l"],
+    mask_bk: Bool[Array, "b k"],
     length: int,
     eos_id: int,
     start_id: int = 0,
-) -> jax.Array:
+) -> Int[Array, "b k _"]:
     """Reader inputs: query tokens, passage tokens, end token.
 
     Args:
@@ -60,8 +61,10 @@ def join_inputs(
     return jnp.where(mask_bk[..., None], tokens, PAD_ID).astype(jnp.int32)
 
 
-def passage_blocks(passage_tokens: jax.Array, length: int, eos_id: int, start_id: int) -> jax.Array:
-    """The second block of a pair encoder's input: start token, passage, end token.
+def passage_blocks(
+    passage_tokens: Integer[Array, "*rows l"], length: int, eos_id: int, start_id: int
+) -> Int[Array, "*rows m"]:
+    """Second blocks of a pair encoder: start token, passage, end token.
 
     Args:
       passage_tokens: [..., l], padded right.
@@ -86,9 +89,11 @@ def _length(tokens: jax.Array) -> jax.Array:
 
 
 def hide(
-    passage_tokens_bkl: jax.Array, rows_bk: jax.Array, hidden_b3: jax.Array | None
-) -> jax.Array:
-    """Replace the passages' tokens that `Batch.hidden_b3` names by padding."""
+    passage_tokens_bkl: Integer[Array, "b k l"],
+    rows_bk: Int[Array, "b k"],
+    hidden_b3: Int[Array, "b 3"] | None,
+) -> Integer[Array, "b k l"]:
+    """The passages' tokens, those that `Batch.hidden_b3` names turned to padding."""
     if hidden_b3 is None:
         return passage_tokens_bkl
     row, first, last = (hidden_b3[:, i, None, None] for i in range(3))
@@ -114,15 +119,15 @@ def _join_blocks(
     return jnp.where(mask_bk[..., None], tokens, PAD_ID)
 
 
-def shift_right(targets_bt: jax.Array) -> jax.Array:
+def shift_right(targets_bt: Int[Array, "b t"]) -> Int[Array, "b t"]:
     """Decoder inputs of teacher forcing: the targets one place later, padding id in front."""
     return jnp.pad(targets_bt, ((0, 0), (1, 0)), constant_values=PAD_ID)[:, :-1]
 
 
 def join_prompt(
-    prompt_tokens_bp: jax.Array | None, targets_bt: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The decoder's input, and the targets in it.
+    prompt_tokens_bp: Int[Array, "b p"] | None, targets_bt: Int[Array, "b t"]
+) -> tuple[Int[Array, "b u"], Int[Array, "b u"]]:
+    """What the decoder is given, and what of it is a target.
 
     Args:
       prompt_tokens_bp: padded on the right; None = no prompt.
@@ -149,10 +154,10 @@ def join_prompt(
 def encode(
     model: T5,
     params: Params,
-    tokens_bkl: jax.Array,
+    tokens_bkl: Int[Array, "b k l"],
     dropout_key: jax.Array | None = None,
-    apart_bkf: jax.Array | None = None,
-) -> jax.Array:
+    apart_bkf: Float[Array, "b k f"] | None = None,
+) -> Float[Array, "b k l d"]:
     """Encode each passage on its own, [b, k, l] -> [b, k, l, d].
 
     Args:
@@ -176,8 +181,10 @@ def encode(
     return enc.reshape(b, k, length, -1)
 
 
-def encode_apart(model: T5, params: Params, passage_tokens: jax.Array, length: int) -> jax.Array:
-    """A pair encoder's states of passages that do not depend on the question.
+def encode_apart(
+    model: T5, params: Params, passage_tokens: Integer[Array, "n l"], length: int
+) -> Float[Array, "n m d"]:
+    """What of passages does not depend on the question, for a pair encoder.
 
     Args:
       passage_tokens: [n, l], padded right, as in the store.
@@ -194,11 +201,11 @@ def encode_apart(model: T5, params: Params, passage_tokens: jax.Array, length: i
 def fused_logits(
     model: T5,
     params: Params,
-    enc_bkld: jax.Array,
-    tokens_bkl: jax.Array,
-    targets_bt: jax.Array,
+    enc_bkld: Float[Array, "b k l d"],
+    tokens_bkl: Int[Array, "b k l"],
+    targets_bt: Int[Array, "b t"],
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
+) -> Float[Array, "b t v"]:
     """Logits of the targets read from all passages at once, float32 [b, t, v].
 
     Args:
@@ -217,12 +224,12 @@ def fused_logits(
 def fused_logprobs(
     model: T5,
     params: Params,
-    enc_bkld: jax.Array,
-    tokens_bkl: jax.Array,
-    targets_bt: jax.Array,
+    enc_bkld: Float[Array, "b k l d"],
+    tokens_bkl: Int[Array, "b k l"],
+    targets_bt: Int[Array, "b t"],
     dropout_key: jax.Array | None = None,
-    decoder_bt: jax.Array | None = None,
-) -> jax.Array:
+    decoder_bt: Int[Array, "b t"] | None = None,
+) -> Float[Array, "b t"]:
     """Log-probability of each target token read from all passages at once, float32 [b, t].
 
     Args: as of ``fused_logits``; ``decoder_bt`` as of ``passage_logprobs``.
@@ -236,12 +243,12 @@ def fused_logprobs(
 def passage_logprobs(
     model: T5,
     params: Params,
-    enc_bkld: jax.Array,
-    tokens_bkl: jax.Array,
-    targets_bt: jax.Array,
+    enc_bkld: Float[Array, "b k l d"],
+    tokens_bkl: Int[Array, "b k l"],
+    targets_bt: Int[Array, "b t"],
     temperature: float = 1.0,
-    decoder_bt: jax.Array | None = None,
-) -> jax.Array:
+    decoder_bt: Int[Array, "b t"] | None = None,
+) -> Float[Array, "b k t"]:
     """Log-probability of each target token read from each passage alone, without dropout.
 
     PDist takes it at temperature 1; EMDR2 divides the logits by its temperature.
@@ -285,11 +292,11 @@ def passage_logprobs(
 def leave_one_out_logprobs(
     model: T5,
     params: Params,
-    enc_bkld: jax.Array,
-    tokens_bkl: jax.Array,
-    targets_bt: jax.Array,
-    decoder_bt: jax.Array | None = None,
-) -> jax.Array:
+    enc_bkld: Float[Array, "b k l d"],
+    tokens_bkl: Int[Array, "b k l"],
+    targets_bt: Int[Array, "b t"],
+    decoder_bt: Int[Array, "b t"] | None = None,
+) -> Float[Array, "b k t"]:
     """Log-probability of each target token read from all passages but one, without dropout.
 
     The k passes share the encoder states and their keys and values. Only the mask of the
@@ -314,12 +321,12 @@ def leave_one_out_logprobs(
 def variant_logprobs(
     model: T5,
     params: Params,
-    enc_bkld: jax.Array,
-    tokens_bkl: jax.Array,
-    targets_brt: jax.Array,
-    decoder_brt: jax.Array,
-) -> jax.Array:
-    """Log-probability of each token of r targets a query, read from all passages, no dropout.
+    enc_bkld: Float[Array, "b k l d"],
+    tokens_bkl: Int[Array, "b k l"],
+    targets_brt: Int[Array, "b r t"],
+    decoder_brt: Int[Array, "b r t"],
+) -> Float[Array, "b r t"]:
+    """Log-probability of the tokens of r targets a query, read from all passages, no dropout.
 
     The r targets share the encoder states and their keys and values.
 
@@ -338,11 +345,11 @@ def variant_logprobs(
 def cross_attention_mass(
     model: T5,
     params: Params,
-    enc_bkld: jax.Array,
-    tokens_bkl: jax.Array,
-    targets_bt: jax.Array,
-    decoder_bt: jax.Array | None = None,
-) -> jax.Array:
+    enc_bkld: Float[Array, "b k l d"],
+    tokens_bkl: Int[Array, "b k l"],
+    targets_bt: Int[Array, "b t"],
+    decoder_bt: Int[Array, "b t"] | None = None,
+) -> Float[Array, "b k"]:
     """ADist's raw score of each passage, without dropout, float32 [b, k].
 
     Cross-attention probability (normalised over all passages) times the L2 norm of the value,
@@ -362,12 +369,16 @@ def cross_attention_mass(
     return jnp.sum(jnp.where(mask_bs, mass_bs, 0.0).reshape(tokens_bkl.shape), axis=-1)
 
 
-def target_loss(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+def target_loss(
+    logits_btv: Float[Array, "b t v"], targets_bt: Int[Array, "b t"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy of the real target tokens, see ``summed_loss``."""
     return summed_loss(pick_logprobs(logits_btv, targets_bt), targets_bt)
 
 
-def summed_loss(logp_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+def summed_loss(
+    logp_bt: Float[Array, "b t"], targets_bt: Int[Array, "b t"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the real target tokens' negative log-probabilities.
 
     Returns:

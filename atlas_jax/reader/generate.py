@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 from msgspec import Meta
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.types import PAD_ID, Params
+from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.reader.t5 import T5, DecodingState
 
 NEVER = -1e9  # score of a hypothesis that may not be chosen
@@ -80,13 +81,13 @@ class GenerationConfig:
 def generate(
     model: T5,
     params: Params,
-    enc_bsd: jax.Array,
-    enc_mask_bs: jax.Array,
+    enc_bsd: Float[Array, "b s d"],
+    enc_mask_bs: Bool[Array, "b s"],
     config: GenerationConfig,
     key: jax.Array | None = None,
-    prompt_bp: jax.Array | None = None,
-    copyable_bs: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    prompt_bp: Int[Array, "b p"] | None = None,
+    copyable_bs: Int[Array, "b s"] | None = None,
+) -> tuple[Int[Array, "b {config.max_length}"], Float[Array, " b"]]:
     """Decode one output per query. Pure; jit it with model and config closed over.
 
     Args:
@@ -191,7 +192,7 @@ class _Forced:
         return jnp.take_along_axis(tokens_bt, places, axis=1)
 
 
-def restrict(logits_bv: jax.Array, top_k: int, top_p: float) -> jax.Array:
+def restrict(logits_bv: Float[Array, "b v"], top_k: int, top_p: float) -> Float[Array, "b v"]:
     """Set the logits of tokens that may not be sampled to -inf.
 
     Args:

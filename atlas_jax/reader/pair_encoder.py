@@ -16,10 +16,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from atlas_jax.core.layers import Dense
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import EOS_ID, PAD_ID
+from atlas_jax.core.types import EOS_ID, PAD_ID, Array
 from atlas_jax.encoders.bert import BertEmbeddings, BertLayer, rematerialised
 from atlas_jax.reader.config import ReaderConfig
 
@@ -38,14 +39,14 @@ class Blocks(NamedTuple):
       positions: int32, counted from 0 in each block.
     """
 
-    real: jax.Array
-    passage: jax.Array
-    text: jax.Array
-    positions: jax.Array
+    real: Bool[Array, "n l"]
+    passage: Bool[Array, "n l"]
+    text: Bool[Array, "n l"]
+    positions: Int[Array, "n l"]
 
 
-def blocks_of(tokens_nl: jax.Array, start_id: int) -> Blocks:
-    """Find the blocks: the second begins with the first token after the first end token."""
+def blocks_of(tokens_nl: Int[Array, "n l"], start_id: int) -> Blocks:
+    """Find the blocks: the second begins with the first token behind the first end token."""
     real = tokens_nl != PAD_ID
     ends = (tokens_nl == EOS_ID).astype(jnp.int32)
     behind = jnp.cumsum(ends, axis=1) - ends > 0
@@ -73,8 +74,8 @@ class PairEncoder(nn.Module):
         self.rarity = Dense(1, ("embed", "unsharded"), use_bias=True)
 
     def __call__(
-        self, words_nld: jax.Array, tokens_nl: jax.Array, deterministic: bool
-    ) -> jax.Array:
+        self, words_nld: Float[Array, "n l d"], tokens_nl: Int[Array, "n l"], deterministic: bool
+    ) -> Float[Array, "n l d"]:
         """Embedded inputs [n, l, d] of two blocks -> states [n, l, d]."""
         blocks = blocks_of(tokens_nl, self.config.start_id)
         same = blocks.passage[:, :, None] == blocks.passage[:, None, :]
@@ -82,15 +83,21 @@ class PairEncoder(nn.Module):
         apart_nld = self._lower(words_nld, blocks.positions, bias)
         return self.together(apart_nld, words_nld, tokens_nl, deterministic)
 
-    def apart(self, words_nld: jax.Array, tokens_nl: jax.Array) -> jax.Array:
+    def apart(
+        self, words_nld: Float[Array, "n l d"], tokens_nl: Int[Array, "n l"]
+    ) -> Float[Array, "n l d"]:
         """States of the lower layers of single blocks, [n, l, d]; without gradient."""
         positions = jnp.broadcast_to(jnp.arange(tokens_nl.shape[1]), tokens_nl.shape)
         bias = jnp.where(tokens_nl != PAD_ID, 0.0, MASKED)[:, None, None, :]
         return self._lower(words_nld, positions, bias)
 
     def together(
-        self, apart_nld: jax.Array, words_nld: jax.Array, tokens_nl: jax.Array, deterministic: bool
-    ) -> jax.Array:
+        self,
+        apart_nld: Float[Array, "n l d"],
+        words_nld: Float[Array, "n l d"],
+        tokens_nl: Int[Array, "n l"],
+        deterministic: bool,
+    ) -> Float[Array, "n l d"]:
         """The upper layers over both blocks.
 
         Args:

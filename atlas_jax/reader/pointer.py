@@ -17,9 +17,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from atlas_jax.core.layers import Dense
-from atlas_jax.core.types import PAD_ID
+from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.reader.config import ReaderConfig
 
 NEVER = -1e9
@@ -35,8 +36,8 @@ class Pointed:
       keys_bsd: the pointer's keys.
     """
 
-    tokens_bs: jax.Array
-    keys_bsd: jax.Array
+    tokens_bs: Array
+    keys_bsd: Array
 
 
 @flax.struct.dataclass
@@ -48,8 +49,8 @@ class PointerState:
       logits_ns: the last step's pointer logits.
     """
 
-    before_n: jax.Array
-    logits_ns: jax.Array
+    before_n: Array
+    logits_ns: Array
 
 
 class Pointer(nn.Module):
@@ -65,17 +66,17 @@ class Pointer(nn.Module):
         self.gate = Dense(1, ("embed", "unsharded"), use_bias=True)
         self.go_on = Dense(_TERMS, ("embed", "unsharded"), use_bias=True)
 
-    def source(self, enc_bsd: jax.Array, tokens_bs: jax.Array) -> Pointed:
+    def source(self, enc_bsd: Float[Array, "b s d"], tokens_bs: Int[Array, "b s"]) -> Pointed:
         """Keys of a source; ``tokens_bs`` is 0 where nothing may be copied."""
         return Pointed(tokens_bs, self.key(enc_bsd))
 
     def __call__(
         self,
-        states_brtd: jax.Array,
-        inputs_brt: jax.Array,
+        states_brtd: Float[Array, "b r t d"],
+        inputs_brt: Int[Array, "b r t"],
         source: Pointed,
-        mask_brs: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+        mask_brs: Bool[Array, "b r s"],
+    ) -> tuple[Float[Array, "b r t s"], Float[Array, "b r t"]]:
         """Log-probabilities of whole targets.
 
         Args:
@@ -112,12 +113,12 @@ class Pointer(nn.Module):
 
     def step(
         self,
-        state_nd: jax.Array,
-        tokens_n: jax.Array,
+        state_nd: Float[Array, "n d"],
+        tokens_n: Int[Array, " n"],
         last: PointerState,
         source: Pointed,
-        mask_bs: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, PointerState]:
+        mask_bs: Bool[Array, "b s"],
+    ) -> tuple[Float[Array, "n s"], Float[Array, " n"], PointerState]:
         """One position, as `__call__`: log a [n, s], the log-odds [n], the next state."""
         b, s = source.tokens_bs.shape
         n = len(tokens_n)
@@ -164,22 +165,32 @@ def _next(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)])[..., :-1]
 
 
-def log_mixture(log_vocabulary: jax.Array, log_pointer: jax.Array, odds: jax.Array) -> jax.Array:
+def log_mixture(
+    log_vocabulary: Float[Array, "*any"],
+    log_pointer: Float[Array, "*any"],
+    odds: Float[Array, "*#any"],
+) -> Float[Array, "*any"]:
     """log(g v + (1 - g) a) of two log-probabilities and the log-odds of g, elementwise."""
     return jnp.logaddexp(
         jax.nn.log_sigmoid(odds) + log_vocabulary, jax.nn.log_sigmoid(-odds) + log_pointer
     )
 
 
-def at_targets(log_pointer: jax.Array, tokens_bs: jax.Array, targets_brt: jax.Array) -> jax.Array:
-    """Log-probability that the pointer [b, r, t, s] gives to each target, [b, r, t]."""
+def at_targets(
+    log_pointer: Float[Array, "b r t s"],
+    tokens_bs: Int[Array, "b s"],
+    targets_brt: Int[Array, "b r t"],
+) -> Float[Array, "b r t"]:
+    """log of what the pointer [b, r, t, s] gives to each target, [b, r, t]."""
     here = tokens_bs[:, None, None, :] == targets_brt[..., None]
     kept = jnp.where(here, log_pointer, NEVER)
     return jax.nn.logsumexp(kept, axis=-1)
 
 
-def over_vocabulary(log_pointer: jax.Array, tokens_bs: jax.Array, size: int) -> jax.Array:
-    """Log-probability that the pointer [b, x, s] gives to each token, [b, x, v]."""
+def over_vocabulary(
+    log_pointer: Float[Array, "b x s"], tokens_bs: Int[Array, "b s"], size: int
+) -> Float[Array, "b x {size}"]:
+    """log of what the pointer [b, x, s] gives to each token, [b, x, v]."""
 
     def row(probs_xs: jax.Array, tokens_s: jax.Array) -> jax.Array:
         return jnp.zeros((probs_xs.shape[0], size), jnp.float32).at[:, tokens_s].add(probs_xs)

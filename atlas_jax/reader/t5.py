@@ -28,10 +28,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, RMSNorm, matmul
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import PAD_ID, Params
+from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.reader.attention import Attention, KeyValue, RelativePositionBias, mask_bias
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.pair_encoder import PairEncoder, blocks_of
@@ -55,8 +56,8 @@ class SourceMask(NamedTuple):
       visible_nq1: False where nothing is visible; cross-attention then gives zeros.
     """
 
-    bias_n1qs: jax.Array
-    visible_nq1: jax.Array
+    bias_n1qs: Float[Array, "n 1 q s"]
+    visible_nq1: Bool[Array, "n q 1"]
 
 
 @flax.struct.dataclass
@@ -75,14 +76,14 @@ class DecodingState:
       source_mask_bs: bool, visible source positions.
     """
 
-    index: jax.Array
+    index: Array
     self_caches: Any
     source_caches: Any
     source_mask: SourceMask
-    position_bias_1htt: jax.Array
+    position_bias_1htt: Array
     source: Pointed | None = None
     pointer: PointerState | None = None
-    source_mask_bs: jax.Array | None = None
+    source_mask_bs: Array | None = None
 
 
 def _dropout(config: ReaderConfig) -> nn.Dropout:
@@ -100,7 +101,7 @@ class Mlp(nn.Module):
     config: ReaderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "n l d"], deterministic: bool) -> Float[Array, "n l d"]:
         """[n, l, d] -> [n, l, d]."""
         cfg = self.config
         hidden: Any = 1.0
@@ -127,9 +128,12 @@ class EncoderLayer(nn.Module):
         self.dropout = _dropout(self.config)
 
     def __call__(
-        self, x_nld: jax.Array, biases: tuple[jax.Array, ...], deterministic: bool
-    ) -> tuple[jax.Array, None]:
-        """[n, l, d] -> [n, l, d]; a scan needs an output for each layer, which is None."""
+        self,
+        x_nld: Float[Array, "n l d"],
+        biases: tuple[Float[Array, "#n #h #l l"], ...],
+        deterministic: bool,
+    ) -> tuple[Float[Array, "n l d"], None]:
+        """[n, l, d] -> [n, l, d]; the None is the per-layer output that a scan asks for."""
         x = constrain(x_nld, "batch", "length", "embed")
         y = self.pre_attention_layer_norm(x)
         y, _ = self.attention(y, self.attention.keys_values(y), biases, deterministic)
@@ -155,13 +159,13 @@ class DecoderLayer(nn.Module):
 
     def __call__(
         self,
-        x_ntd: jax.Array,
-        enc_bsd: jax.Array,
-        biases: tuple[jax.Array, ...],
+        x_ntd: Float[Array, "n t d"],
+        enc_bsd: Float[Array, "b s d"],
+        biases: tuple[Float[Array, "#n #h #t t"], ...],
         source_mask: SourceMask,
-        weight_bt: jax.Array | None,
+        weight_bt: Shaped[Array, "b t"] | None,
         deterministic: bool,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[Float[Array, "n t d"], Float[Array, "b s"] | None]:
         """Decode whole targets; n = b * r.
 
         Returns:
@@ -176,19 +180,19 @@ class DecoderLayer(nn.Module):
         mass = None if weight_bt is None else _attention_mass(probs, source.value, weight_bt)
         return self._feed_forward(x, deterministic), mass
 
-    def source_cache(self, _: None, enc_bsd: jax.Array) -> tuple[None, KeyValue]:
+    def source_cache(self, _: None, enc_bsd: Float[Array, "b s d"]) -> tuple[None, KeyValue]:
         """Keys and values of the source for ``step``."""
         return None, self.encoder_decoder_attention.keys_values(enc_bsd)
 
     def step(
         self,
-        x_n1d: jax.Array,
+        x_n1d: Float[Array, "n 1 d"],
         cache: KeyValue,
         source: KeyValue,
-        biases: tuple[jax.Array, ...],
+        biases: tuple[Float[Array, "#n #h 1 _"], ...],
         source_mask: SourceMask,
-        index: jax.Array,
-    ) -> tuple[jax.Array, KeyValue]:
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "n 1 d"], KeyValue]:
         """Decode one position, which enters the cache at ``index``."""
         y = self.pre_self_attention_layer_norm(x_n1d)
         now = self.self_attention.keys_values(y)
@@ -273,7 +277,9 @@ class Encoder(nn.Module):
         self.encoder_norm = _norm(cfg)
         self.dropout = _dropout(cfg)
 
-    def __call__(self, x_nld: jax.Array, mask_nl: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x_nld: Float[Array, "n l d"], mask_nl: Bool[Array, "n l"], deterministic: bool
+    ) -> Float[Array, "n l d"]:
         """Embedded tokens [n, l, d] -> normed states [n, l, d]."""
         length = x_nld.shape[1]
         biases = (self.relpos_bias(length, length), mask_bias(mask_nl)[:, None, None, :])
@@ -309,12 +315,12 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        x_ntd: jax.Array,
-        enc_bsd: jax.Array,
+        x_ntd: Float[Array, "n t d"],
+        enc_bsd: Float[Array, "b s d"],
         source_mask: SourceMask,
-        weight_bt: jax.Array | None,
+        weight_bt: Shaped[Array, "b t"] | None,
         deterministic: bool,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[Float[Array, "n t d"], Float[Array, "b s"] | None]:
         """Embedded inputs -> normed states [n, t, d] and, with weights, the mass [b, s]."""
         t = x_ntd.shape[1]
         biases = (self.relpos_bias(t, t), mask_bias(jnp.tri(t, dtype=bool))[None, None])
@@ -331,7 +337,7 @@ class Decoder(nn.Module):
         return self.dropout(self.decoder_norm(x), deterministic=deterministic), mass
 
     def start(
-        self, enc_bsd: jax.Array, source_mask: SourceMask, variants: int, length: int
+        self, enc_bsd: Float[Array, "b s d"], source_mask: SourceMask, variants: int, length: int
     ) -> DecodingState:
         """Empty caches for ``length`` positions of ``variants`` targets per source."""
         cfg = self.config
@@ -353,7 +359,9 @@ class Decoder(nn.Module):
             position_bias_1htt=self.relpos_bias(length, length) + causal,
         )
 
-    def step(self, x_n1d: jax.Array, state: DecodingState) -> tuple[jax.Array, DecodingState]:
+    def step(
+        self, x_n1d: Float[Array, "n 1 d"], state: DecodingState
+    ) -> tuple[Float[Array, "n 1 d"], DecodingState]:
         """Embedded tokens of one position -> normed states [n, 1, d] and the next state."""
         bias = jax.lax.dynamic_slice_in_dim(state.position_bias_1htt, state.index, 1, axis=2)
         shared = ((bias,), state.source_mask, state.index)
@@ -384,14 +392,19 @@ class T5(nn.Module):
         self.decoder = Decoder(cfg)
 
     def __call__(
-        self, tokens_nl: jax.Array, decoder_input_nt: jax.Array, deterministic: bool = True
-    ) -> jax.Array:
+        self,
+        tokens_nl: Int[Array, "n l"],
+        decoder_input_nt: Int[Array, "n t"],
+        deterministic: bool = True,
+    ) -> Float[Array, "n t v"]:
         """Plain T5: logits of the targets of one source each, float32 [n, t, v]."""
         enc = self.encode(tokens_nl, deterministic)
         copied = copyable(tokens_nl, self.config) if self.config.pointer else None
         return self.decode(enc, tokens_nl > 0, decoder_input_nt, deterministic, copied)
 
-    def encode(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
+    def encode(
+        self, tokens_nl: Int[Array, "n l"], deterministic: bool = True
+    ) -> Float[Array, "n l d"]:
         """Tokens [n, l] (0 is padding) -> encoder states [n, l, d].
 
         A pair encoder needs two blocks, as `fid.join_inputs` makes them. States at padding are
@@ -402,14 +415,17 @@ class T5(nn.Module):
             return self.encoder(x, tokens_nl, deterministic)
         return self.encoder(x, tokens_nl > 0, deterministic)
 
-    def encode_apart(self, tokens_nl: jax.Array) -> jax.Array:
-        """States [n, l, d] of single blocks after a pair encoder's lower layers."""
+    def encode_apart(self, tokens_nl: Int[Array, "n l"]) -> Float[Array, "n l d"]:
+        """States [n, l, d] of single blocks, of a pair encoder's lower layers."""
         return self.encoder.apart(self._embed(tokens_nl), tokens_nl)
 
     def encode_together(
-        self, apart_nld: jax.Array, tokens_nl: jax.Array, deterministic: bool = True
-    ) -> jax.Array:
-        """The rest of `encode`, for blocks that `encode_apart` has encoded, side by side."""
+        self,
+        apart_nld: Float[Array, "n l d"],
+        tokens_nl: Int[Array, "n l"],
+        deterministic: bool = True,
+    ) -> Float[Array, "n l d"]:
+        """`encode`, its blocks encoded apart already (`encode_apart`) and laid side by side."""
         words = self._embed(tokens_nl)
         return self.encoder.together(apart_nld, words, tokens_nl, deterministic)
 
@@ -423,12 +439,12 @@ class T5(nn.Module):
 
     def decode(
         self,
-        enc_bsd: jax.Array,
-        enc_mask_bs: jax.Array,
-        decoder_input_bt: jax.Array,
+        enc_bsd: Float[Array, "b s d"],
+        enc_mask_bs: Bool[Array, "b s"],
+        decoder_input_bt: Int[Array, "b t"],
         deterministic: bool = True,
-        source_tokens_bs: jax.Array | None = None,
-    ) -> jax.Array:
+        source_tokens_bs: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b t v"]:
         """Logits of one target per source, float32 [b, t, v].
 
         Args:
@@ -447,12 +463,12 @@ class T5(nn.Module):
 
     def decode_states(
         self,
-        enc_bsd: jax.Array,
-        enc_mask_brs: jax.Array,
-        decoder_input_brt: jax.Array,
-        weight_bt: jax.Array | None = None,
+        enc_bsd: Float[Array, "b s d"],
+        enc_mask_brs: Bool[Array, "b r s"],
+        decoder_input_brt: Int[Array, "b r t"],
+        weight_bt: Shaped[Array, "b t"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[Float[Array, "b r t d"], Float[Array, "b s"] | None]:
         """Decoder states of r targets per source, before the vocabulary head.
 
         Args:
@@ -476,7 +492,7 @@ class T5(nn.Module):
         states, mass = self.decoder(x, enc_bsd, source_mask, weight_bt, deterministic)
         return states.reshape(b, r, t, -1), mass
 
-    def logits(self, states: jax.Array) -> jax.Array:
+    def logits(self, states: Float[Array, "*rows d"]) -> Float[Array, "*rows v"]:
         """Decoder states [..., d] -> float32 logits of the vocabulary [..., v]."""
         if self.config.encoder == "pair":
             table_vd = jax.lax.stop_gradient(self.token_embedder.embedding)
@@ -490,14 +506,14 @@ class T5(nn.Module):
 
     def target_logprobs(
         self,
-        states_brtd: jax.Array,
-        targets_brt: jax.Array,
-        enc_bsd: jax.Array,
-        enc_mask_brs: jax.Array,
-        decoder_input_brt: jax.Array,
-        source_tokens_bs: jax.Array,
+        states_brtd: Float[Array, "b r t d"],
+        targets_brt: Int[Array, "b r t"],
+        enc_bsd: Float[Array, "b s d"],
+        enc_mask_brs: Bool[Array, "b r s"],
+        decoder_input_brt: Int[Array, "b r t"],
+        source_tokens_bs: Int[Array, "b s"],
         temperature: float = 1.0,
-    ) -> jax.Array:
+    ) -> Float[Array, "b r t"]:
         """Log-probability of each target token, float32 [b, r, t].
 
         Args:
@@ -519,11 +535,11 @@ class T5(nn.Module):
 
     def start_decoding(
         self,
-        enc_bsd: jax.Array,
-        enc_mask_bs: jax.Array,
+        enc_bsd: Float[Array, "b s d"],
+        enc_mask_bs: Bool[Array, "b s"],
         variants: int,
         length: int,
-        source_tokens_bs: jax.Array | None = None,
+        source_tokens_bs: Int[Array, "b s"] | None = None,
     ) -> DecodingState:
         """State for ``step``: ``variants`` targets of at most ``length`` tokens per source.
 
@@ -545,7 +561,9 @@ class T5(nn.Module):
             source_mask_bs=enc_mask_bs,
         )
 
-    def step(self, tokens_n: jax.Array, state: DecodingState) -> tuple[jax.Array, DecodingState]:
+    def step(
+        self, tokens_n: Int[Array, " n"], state: DecodingState
+    ) -> tuple[Float[Array, "n v"], DecodingState]:
         """Feed one token per target, n = b * variants; float32 logits [n, v] of the next."""
         x = self._embed_targets(tokens_n[:, None])
         x, state = self.decoder.step(x, state)
@@ -594,7 +612,7 @@ class T5(nn.Module):
         return log_mixture(jax.nn.log_softmax(logits_brtv), copied, odds[..., None])
 
 
-def copyable(tokens: jax.Array, config: ReaderConfig) -> jax.Array:
+def copyable(tokens: Int[Array, "*rows l"], config: ReaderConfig) -> Int[Array, "*rows l"]:
     """The tokens [..., l] of reader inputs that may be copied, 0 elsewhere.
 
     With a pointer these are the passage's tokens. Without a pointer all tokens are returned.
@@ -606,7 +624,9 @@ def copyable(tokens: jax.Array, config: ReaderConfig) -> jax.Array:
     return jnp.where(text, flat, PAD_ID).reshape(tokens.shape)
 
 
-def pick_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def pick_logprobs(
+    logits: Float[Array, "*rows v"], targets: Int[Array, "*rows"]
+) -> Float[Array, "*rows"]:
     """log_softmax(logits) at the targets, [..., v] and [...] -> [...]."""
     # Compared, not indexed: this stays sharded over the vocabulary and has no scatter as gradient.
     hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)

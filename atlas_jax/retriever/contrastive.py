@@ -11,6 +11,7 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
@@ -65,7 +66,9 @@ def crop_width(length: int, config: ContrastiveConfig) -> int:
     return 2 + max(1, math.ceil(config.crop_max * (length - 2)))
 
 
-def crop(key: jax.Array, tokens_bl: Array, config: ContrastiveConfig) -> jax.Array:
+def crop(
+    key: jax.Array, tokens_bl: Integer[Array, "b l"], config: ContrastiveConfig
+) -> Int[Array, "b w"]:
     """Cut a random span out of each document, then leave out random tokens.
 
     The share of the document is uniform in [crop_min, crop_max], the place uniform; at
@@ -111,8 +114,8 @@ def crop(key: jax.Array, tokens_bl: Array, config: ContrastiveConfig) -> jax.Arr
 
 
 def crop_pair(
-    key: jax.Array, tokens_bl: Array, config: ContrastiveConfig
-) -> tuple[jax.Array, jax.Array]:
+    key: jax.Array, tokens_bl: Integer[Array, "b l"], config: ContrastiveConfig
+) -> tuple[Int[Array, "b w"], Int[Array, "b w"]]:
     """Two independent crops of each document: a positive pair, see `crop`."""
     key_a, key_b = jax.random.split(key)
     return crop(key_a, tokens_bl, config), crop(key_b, tokens_bl, config)
@@ -144,7 +147,9 @@ def empty_queue(size: int, embedding_dim: int) -> Queue | None:
     )
 
 
-def push(queue: Queue | None, keys_be: jax.Array, accept: Array = True) -> Queue | None:
+def push(
+    queue: Queue | None, keys_be: Float[Array, "b e"], accept: Bool[Array, ""] | bool = True
+) -> Queue | None:
     """Overwrite the oldest keys with a batch of new ones.
 
     Args:
@@ -173,13 +178,13 @@ def push(queue: Queue | None, keys_be: jax.Array, accept: Array = True) -> Queue
 
 
 def moco_loss(
-    query_be: jax.Array,
-    key_be: jax.Array,
+    query_be: Float[Array, "b e"],
+    key_be: Float[Array, "b e"],
     queue: Queue | None,
     temperature: float,
     in_batch: bool,
-    hard_ce: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    hard_ce: Float[Array, "c e"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
     """InfoNCE: mean_i -log( exp(q_i.k_i / T) / (exp(q_i.k_i / T) + sum of negatives) ).
 
     Negatives of row i are the filled rows of the queue, its own hard negatives and, with

@@ -5,10 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import constrain
-from atlas_jax.core.types import PAD_ID, Params
+from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.encoders.bert import check_length
 from atlas_jax.encoders.registry import make_encoder
 from atlas_jax.retriever.config import RetrieverConfig
@@ -17,7 +18,9 @@ TIED = frozenset({"encoder"})
 UNTIED = frozenset({"query_encoder", "passage_encoder"})
 
 
-def pool(states_bld: jax.Array, tokens_bl: jax.Array, pooling: str) -> jax.Array:
+def pool(
+    states_bld: Float[Array, "b l e"], tokens_bl: Integer[Array, "b l"], pooling: str
+) -> Float[Array, "b e"]:
     """Reduce the states of a text's real tokens to one vector (Contriever's poolings).
 
     Args:
@@ -37,7 +40,7 @@ def pool(states_bld: jax.Array, tokens_bl: jax.Array, pooling: str) -> jax.Array
     return sum_be / (jnp.sqrt(count_b1) if pooling == "sqrt" else count_b1)
 
 
-def normalized(x_be: jax.Array) -> jax.Array:
+def normalized(x_be: Float[Array, "b e"]) -> Float[Array, "b e"]:
     """Scale each row to length 1; a zero row stays zero, with a finite gradient."""
     square_b1 = jnp.sum(jnp.square(x_be), axis=-1, keepdims=True)
     return x_be * jax.lax.rsqrt(jnp.maximum(square_b1, 1e-24))
@@ -68,19 +71,26 @@ class DualEncoder(nn.Module):
             x_be = normalized(x_be)
         return constrain(x_be, "batch", "embedding")
 
-    def embed_query(self, tokens_bl: jax.Array, deterministic: bool = True) -> jax.Array:
+    def embed_query(
+        self, tokens_bl: Integer[Array, "b l"], deterministic: bool = True
+    ) -> Float[Array, "b e"]:
         """Query tokens [b, l] (pad 0) -> float32 embeddings [b, e]."""
         tower = self.encoder if self.config.tied else self.query_encoder
         return self._embed(tower, tokens_bl, deterministic)
 
-    def embed_passage(self, tokens_nl: jax.Array, deterministic: bool = True) -> jax.Array:
+    def embed_passage(
+        self, tokens_nl: Integer[Array, "n l"], deterministic: bool = True
+    ) -> Float[Array, "n e"]:
         """Passage tokens [n, l] (pad 0) -> float32 embeddings [n, e]."""
         tower = self.encoder if self.config.tied else self.passage_encoder
         return self._embed(tower, tokens_nl, deterministic)
 
     def __call__(
-        self, query_tokens_bl: jax.Array, passage_tokens_nl: jax.Array, deterministic: bool = True
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        query_tokens_bl: Integer[Array, "b q"],
+        passage_tokens_nl: Integer[Array, "n l"],
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "b e"], Float[Array, "n e"]]:
         """Embed both sides, [b, e] and [n, e]; the method to initialise with."""
         return (
             self.embed_query(query_tokens_bl, deterministic),
