@@ -50,6 +50,9 @@ import tests.array_types  # noqa: E402, F401  (the hook looks it up)
 from tests.training.runs import write_run  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Types and ranks are made equal by hand, never by JAX. For all threads, so not as a context.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 READER_WORDS = (
     "what is the capital of which country question answer : title context where river city people "

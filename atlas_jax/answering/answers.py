@@ -156,7 +156,7 @@ def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answe
     prompt_b = jnp.zeros((b,), jnp.int32)
     if prompt_bp is not None:
         prompt_b = jnp.sum(prompt_bp != PAD_ID, axis=1, dtype=jnp.int32)
-    places_bt = prompt_b[:, None] + jnp.arange(t)
+    places_bt = prompt_b[:, None] + jnp.arange(t)[None]
     logp_bct = jnp.take_along_axis(logp_bct, places_bt[:, None], axis=2)
     scores_bc = jnp.sum(logp_bct * choices.weights_bct, axis=-1)
     is_choice_bc = jnp.any(choices.tokens_bct != PAD_ID, axis=-1)

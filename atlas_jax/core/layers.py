@@ -106,7 +106,7 @@ class Dense(nn.Module):
                 (self.features,),
                 jnp.float32,
             )
-            y = y + bias.astype(self.dtype)
+            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
         return y
 
 
@@ -158,7 +158,7 @@ class RMSNorm(nn.Module):
         )
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale).astype(self.dtype)
+        return (x * jnp.broadcast_to(scale, x.shape)).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -191,4 +191,6 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         moment = jnp.mean(jnp.square(x if self.released else centred), axis=-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(moment + self.epsilon) * scale + bias).astype(self.dtype)
+        normed = centred * jax.lax.rsqrt(moment + self.epsilon)
+        scale, bias = (jnp.broadcast_to(one, x.shape) for one in (scale, bias))
+        return (normed * scale + bias).astype(self.dtype)

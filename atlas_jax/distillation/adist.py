@@ -41,7 +41,8 @@ def gold_scores(
             f"adist normalizer {normalizer!r}: must be one of {', '.join(ADIST_NORMALIZERS)}"
         )
     constant = RELEASED_CONSTANT if normalizer == "released" else 1.0
-    tokens_b1 = jnp.maximum(jnp.sum(valid_targets(targets_bt), axis=-1, keepdims=True), 1)
+    valid_bt = valid_targets(targets_bt)
+    tokens_b1 = jnp.maximum(jnp.sum(valid_bt, axis=-1, keepdims=True, dtype=jnp.float32), 1)
     scores_bk = mass_bk.astype(jnp.float32) / (constant * num_layers * tokens_b1)
     return jax.lax.stop_gradient(scores_bk)
 

@@ -46,7 +46,8 @@ def loss(
     summed_bk1 = mask_bk1 | ~any_b[:, None, None]
     joint_bkt = jnp.where(mask_bk1, logp_bkt + log_q_bk1, 0.0)
     marginal_bt = jax.nn.logsumexp(joint_bkt, axis=1, where=summed_bk1)
-    counted_bt = valid_targets(targets_bt) * (weight_b * any_b)[:, None]
+    used_b1 = jnp.where(any_b, weight_b, 0.0)[:, None]
+    counted_bt = jnp.where(valid_targets(targets_bt), used_b1, 0.0)
     marginal_bt = jnp.where(counted_bt > 0, marginal_bt, 0.0)
     return -jnp.sum(marginal_bt * counted_bt), jnp.sum(counted_bt)
 

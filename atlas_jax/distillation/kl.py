@@ -69,7 +69,7 @@ def mean_over_targets(
     """
     valid_b1t = valid_targets(targets_bt)[:, None, :]
     sum_bk = jnp.sum(jnp.where(valid_b1t, values_bkt.astype(jnp.float32), 0.0), axis=-1)
-    return sum_bk / jnp.maximum(jnp.sum(valid_b1t, axis=-1), 1)
+    return sum_bk / jnp.maximum(jnp.sum(valid_b1t, axis=-1, dtype=jnp.float32), 1)
 
 
 def distill_loss(
@@ -102,7 +102,7 @@ def distill_loss(
     log_q_bk = retriever_log_probs(retriever_scores_bk, mask_bk, config)
     p_bk = jnp.where(mask_bk, jnp.exp(log_p_bk), 0.0)
     divergence_b = jnp.sum(p_bk * (log_p_bk - log_q_bk), axis=-1)
-    passages_b = jnp.sum(mask_bk, axis=-1)
-    used_b = weight_b * (passages_b > 0)
+    passages_b = jnp.sum(mask_bk, axis=-1, dtype=jnp.float32)
+    used_b = jnp.where(passages_b > 0, weight_b, 0.0)
     counted_b = used_b * passages_b if config.kl_reduction == "released" else used_b
     return jnp.sum(divergence_b * used_b), jnp.sum(counted_b)

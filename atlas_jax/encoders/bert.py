@@ -145,14 +145,14 @@ class BertEmbeddings(nn.Module):
         embedded_ble: Float[Array, "b l e"] | None = None,
         positions_bl: Int[Array, "b l"] | None = None,
     ) -> Float[Array, "b l e"]:
-        """Int tokens [b, l] (or what was looked up for them) -> [b, l, e], e of the tables.
+        """Int tokens [b, l], or their rows of the token table, -> [b, l, e], e of the tables.
 
         Positions count from 0; without `positions_bl` they are 0, 1, 2...
         """
         x_ble = self.word_embeddings(tokens_bl) if embedded_ble is None else embedded_ble
-        counted = jnp.arange(tokens_bl.shape[1]) if positions_bl is None else positions_bl
+        counted = jnp.arange(tokens_bl.shape[1])[None] if positions_bl is None else positions_bl
         x_ble = x_ble + self.position_embeddings(self.config.first_position + counted)
-        types = jnp.zeros((), jnp.int32) if types_bl is None else types_bl
+        types = jnp.zeros((1, 1), jnp.int32) if types_bl is None else types_bl
         x_ble = x_ble + self.token_type_embeddings(types)
         return self.dropout(self.layer_norm(x_ble), deterministic=deterministic)
 
@@ -277,7 +277,7 @@ class BertEncoder(nn.Module):
         types_bl: Integer[Array, "b l"] | None = None,
         embedded_ble: Float[Array, "b l e"] | None = None,
     ) -> Float[Array, "b l d"]:
-        """Encode texts; without a mask they are right-padded with id 0, never attended to.
+        """Encode texts. Without a mask, id 0 is padding on the right and is never attended to.
 
         Args:
             tokens_bl: int tokens with their special tokens.
@@ -305,11 +305,11 @@ class BertEncoder(nn.Module):
         types_bl: Integer[Array, "b l"] | None = None,
         embedded_ble: Float[Array, "b l e"] | None = None,
     ) -> list[Float[Array, "b l d"]]:
-        """As a call, but the embeddings' states, then those after each layer."""
+        """As `__call__`, but a list: the states before the first layer, then after each layer."""
         return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble, every=True)
 
     def embed_tokens(self, tokens: Integer[Array, "*rows"]) -> Float[Array, "*rows e"]:
-        """Rows of the token table, int [...] -> [..., e]; a BERT's are as wide as its states."""
+        """Rows of the token table, int [...] -> [..., e]; in a BERT, e is the width d."""
         return self.embeddings.word_embeddings(tokens.astype(jnp.int32))
 
     def token_table(self) -> Float[Array, "v e"]:
@@ -367,7 +367,7 @@ def apply_layer(
     bias_b1ml: Float[Array, "b 1 #l l"],
     deterministic: bool,
 ) -> Float[Array, "b l d"]:
-    """A layer over given parameters; `key` is that of its dropout, None without any."""
+    """Apply a layer with these parameters; `key` is for dropout, None for no dropout."""
     rngs = None if key is None else {"dropout": key}
     return layer.apply({"params": params}, x_bld, bias_b1ml, deterministic, rngs=rngs)
 

@@ -34,7 +34,8 @@ class MlmHead(nn.Module):
             (cfg.vocab_size,),
             jnp.float32,
         )
-        return _logits(x, table_ve.T) + bias_v
+        logits = _logits(x, table_ve.T)
+        return logits + jnp.broadcast_to(bias_v, logits.shape)
 
 
 class Pooler(nn.Module):

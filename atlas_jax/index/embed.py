@@ -87,8 +87,8 @@ def embedded_batches(
     progress: bool = True,
     first: int = 0,
     at_a_time: int = 1,
-) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Array, "b e"]]]:
-    """The batches of ``embed_corpus``: rows, and their embeddings (then those that fill up).
+) -> Iterator[tuple[Int[np.ndarray, " r"], Float[Array, "b e"]]]:
+    """Yield the batches of ``embed_corpus``: their rows, and the embeddings of these rows.
 
     The last batch may be filled up with copies of its last row; their embeddings come last.
     While the caller works on one batch, the devices work on the next ``at_a_time`` batches.

@@ -187,22 +187,25 @@ def top_k_rows(
     while block > 1 and (n % block or block * block * k > n):
         block //= 2
     if block == 1:
-        return jax.lax.top_k(jnp.where(jnp.arange(n) < count, scores_bn, -jnp.inf), k)
+        real_bn = jnp.where(jnp.arange(n)[None] < count, scores_bn, -jnp.inf)
+        top_bk, at_bk = jax.lax.top_k(real_bn, k)
+        return top_bk, at_bk
     blocks = n // block
     scores_bgw = scores_bn.reshape(b, blocks, block)  # g blocks of w neighbouring rows
     # Maxima first, padding after: a mask on all scores would cost more than all the rest.
     # Only the block that `count` cuts through needs its maximum taken again.
     edge = jnp.clip(count // block, 0, blocks - 1)
-    edge_bw = jnp.where(edge * block + jnp.arange(block) < count, scores_bgw[:, edge], -jnp.inf)
-    block_g = jnp.arange(blocks)
-    best_bg = jnp.where(block_g < count // block, scores_bgw.max(axis=-1), -jnp.inf)
+    edge_1w = edge * block + jnp.arange(block)[None]
+    edge_bw = jnp.where(edge_1w < count, scores_bgw[:, edge], -jnp.inf)
+    block_1g = jnp.arange(blocks)[None]
+    best_bg = jnp.where(block_1g < count // block, scores_bgw.max(axis=-1), -jnp.inf)
     best_bg = jnp.where(
-        block_g == edge, jnp.maximum(best_bg, edge_bw.max(axis=-1, keepdims=True)), best_bg
+        block_1g == edge, jnp.maximum(best_bg, edge_bw.max(axis=-1, keepdims=True)), best_bg
     )
     _, best_bk = jax.lax.top_k(best_bg, k)
     best_bk = jnp.sort(best_bk, axis=-1)  # candidates in row order: ties go to the lower row
     candidates_bkw = jnp.take_along_axis(scores_bgw, best_bk[:, :, None], axis=1)
-    rows_bkw = best_bk[:, :, None] * block + jnp.arange(block, dtype=jnp.int32)
+    rows_bkw = best_bk[:, :, None] * block + jnp.arange(block, dtype=jnp.int32)[None, None]
     candidates_bkw = jnp.where(rows_bkw < count, candidates_bkw, -jnp.inf)
     top_bk, at_bk = jax.lax.top_k(candidates_bkw.reshape(b, k * block), k)
     return top_bk, jnp.take_along_axis(rows_bkw.reshape(b, k * block), at_bk, axis=1)
@@ -223,7 +226,8 @@ def _search_rows(
     # Up to x rows are excluded later, so x more are taken: k are left if the shard has them.
     c = min(k + excluded_bx.shape[1], n)
     if recall_target < 1.0:
-        real_bn = jnp.where(jnp.arange(n) < count - first_row, scores_bn, -jnp.inf)
+        real_1n = jnp.arange(n)[None] < count - first_row
+        real_bn = jnp.where(real_1n, scores_bn, -jnp.inf)
         top_bc, at_bc = jax.lax.approx_max_k(real_bn, c, recall_target=recall_target)
     else:
         top_bc, at_bc = top_k_rows(scores_bn, c, count - first_row)

@@ -46,7 +46,7 @@ class Int8Rows:
 
 
 def quantized(floats_ne: Float[Array, "*rows e"]) -> Int8Rows:
-    """Round rows to 8 bits; numpy gives numpy, and the same numbers as JAX does."""
+    """Round rows to 8 bits. NumPy arrays give NumPy arrays, with the same numbers as JAX."""
     xp: Any = np if isinstance(floats_ne, np.ndarray) else jnp
     floats_ne = floats_ne.astype(xp.float32)
     # Multiplied, not divided by 127: compilers round the division differently.
@@ -81,7 +81,7 @@ def abstract_rows(count: int, width: int, dtype: str) -> Any:
 
 
 def inner_products(query_be: Float[Array, "b e"], rows: Any) -> Float[Array, "b n"]:
-    """Scores [b, n] in float32; the query takes the type of the rows, bfloat16 for 8 bits."""
+    """Scores [b, n] in float32. The query is rounded to the rows' type (bfloat16 for int8)."""
     scaled = isinstance(rows, Int8Rows)
     rows_ne = rows.values_ne.astype(jnp.bfloat16) if scaled else rows
     scores_bn = jax.lax.dot_general(
@@ -91,4 +91,4 @@ def inner_products(query_be: Float[Array, "b e"], rows: Any) -> Float[Array, "b 
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    return scores_bn * rows.scales_n if scaled else scores_bn
+    return scores_bn * rows.scales_n[None] if scaled else scores_bn

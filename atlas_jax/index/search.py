@@ -43,7 +43,7 @@ class Searcher(Protocol):
 
 
 def included_first(found: SearchResult, rows_b: Int[Array, " b"]) -> SearchResult:
-    """The result with one row of each query's in front, in place of the worst if it was not found.
+    """Put one given row of each query first; if it was not found it replaces the worst row.
 
     It gets the score of the best row.
 
@@ -53,7 +53,7 @@ def included_first(found: SearchResult, rows_b: Int[Array, " b"]) -> SearchResul
     k = found.rows_bk.shape[1]
     is_it_bk = found.rows_bk == rows_b[:, None]
     at_b1 = jnp.where(is_it_bk.any(axis=1), jnp.argmax(is_it_bk, axis=1), k - 1)[:, None]
-    place = jnp.arange(k)
+    place = jnp.arange(k, dtype=jnp.int32)[None]
     # The rows in front of it move one place down.
     source_bk = jnp.where(place <= at_b1, jnp.maximum(place - 1, 0), place)
     moved_bk = jnp.take_along_axis(found.rows_bk, source_bk, axis=1)

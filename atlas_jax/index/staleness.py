@@ -54,7 +54,7 @@ class StalenessConfig:
         return self.every > 0 and step > 0 and step % self.every == 0
 
     def probe_rows(self, count: int) -> Int[np.ndarray, " p"]:
-        """The rows of the probe in a corpus of ``count`` passages, ascending, the same always.
+        """The rows of the probe in a corpus of ``count`` passages, ascending; always the same.
 
         Raises:
           UserError: the corpus has fewer than k.

@@ -64,7 +64,7 @@ def join_inputs(
 def passage_blocks(
     passage_tokens: Integer[Array, "*rows l"], length: int, eos_id: int, start_id: int
 ) -> Int[Array, "*rows m"]:
-    """Second blocks of a pair encoder: start token, passage, end token.
+    """The second block of a pair encoder's input: start token, passage, end token.
 
     Args:
       passage_tokens: [..., l], padded right.
@@ -77,15 +77,15 @@ def passage_blocks(
     width = min(length, tokens.shape[-1] + 2)
     end = jnp.minimum(_length(tokens) + 1, width - 1)
     padded = jnp.pad(tokens, [(0, 0)] * (tokens.ndim - 1) + [(1, 1)])[..., :width]
-    place = jnp.arange(width, dtype=jnp.int32)
+    place = jax.lax.broadcasted_iota(jnp.int32, padded.shape, padded.ndim - 1)
     blocks = jnp.where(place == 0, start_id, jnp.where(place < end, padded, PAD_ID))
     return jnp.where(place == end, eos_id, blocks)
 
 
 def _length(tokens: jax.Array) -> jax.Array:
     """Number of tokens up to the last real one, [..., 1]; earlier ones may be hidden (0)."""
-    place = jnp.arange(1, tokens.shape[-1] + 1, dtype=jnp.int32)
-    return jnp.max(jnp.where(tokens != PAD_ID, place, 0), axis=-1, keepdims=True)
+    place = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
+    return jnp.max(jnp.where(tokens != PAD_ID, place + 1, 0), axis=-1, keepdims=True)
 
 
 def hide(
@@ -93,11 +93,11 @@ def hide(
     rows_bk: Int[Array, "b k"],
     hidden_b3: Int[Array, "b 3"] | None,
 ) -> Integer[Array, "b k l"]:
-    """The passages' tokens, those that `Batch.hidden_b3` names turned to padding."""
+    """Replace the passages' tokens that `Batch.hidden_b3` names by padding."""
     if hidden_b3 is None:
         return passage_tokens_bkl
     row, first, last = (hidden_b3[:, i, None, None] for i in range(3))
-    place = jnp.arange(passage_tokens_bkl.shape[2])
+    place = jnp.arange(passage_tokens_bkl.shape[2])[None, None]
     is_hidden = (rows_bk[..., None] == row) & (row >= 0) & (place >= first) & (place < last)
     return jnp.where(is_hidden, PAD_ID, passage_tokens_bkl)
 
@@ -127,7 +127,7 @@ def shift_right(targets_bt: Int[Array, "b t"]) -> Int[Array, "b t"]:
 def join_prompt(
     prompt_tokens_bp: Int[Array, "b p"] | None, targets_bt: Int[Array, "b t"]
 ) -> tuple[Int[Array, "b u"], Int[Array, "b u"]]:
-    """What the decoder is given, and what of it is a target.
+    """The decoder's input, and the targets in it.
 
     Args:
       prompt_tokens_bp: padded on the right; None = no prompt.
@@ -184,7 +184,7 @@ def encode(
 def encode_apart(
     model: T5, params: Params, passage_tokens: Integer[Array, "n l"], length: int
 ) -> Float[Array, "n m d"]:
-    """What of passages does not depend on the question, for a pair encoder.
+    """A pair encoder's states of passages that do not depend on the question.
 
     Args:
       passage_tokens: [n, l], padded right, as in the store.
@@ -326,7 +326,7 @@ def variant_logprobs(
     targets_brt: Int[Array, "b r t"],
     decoder_brt: Int[Array, "b r t"],
 ) -> Float[Array, "b r t"]:
-    """Log-probability of the tokens of r targets a query, read from all passages, no dropout.
+    """Log-probability of each token of r targets a query, read from all passages, no dropout.
 
     The r targets share the encoder states and their keys and values.
 

@@ -180,15 +180,15 @@ class _Forced:
         if not config.min_length:
             return logits
         early_b = index < self.length_b + config.min_length
-        is_end_v = jnp.arange(logits.shape[-1]) == config.eos_id
+        is_end = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == config.eos_id
         early = early_b.reshape(-1, *(1,) * (logits.ndim - 1))
-        return jnp.where(early & is_end_v, NEVER, logits)
+        return jnp.where(early & is_end, NEVER, logits)
 
     def remove(self, tokens_bt: jax.Array, length: int) -> jax.Array:
         """The generated tokens alone, [b, length]."""
         if not self.width:
             return tokens_bt
-        places = self.length_b[:, None] + jnp.arange(length)
+        places = self.length_b[:, None] + jnp.arange(length)[None]
         return jnp.take_along_axis(tokens_bt, places, axis=1)
 
 
@@ -303,7 +303,7 @@ def _beam_search(
         logprobs_bwv = jax.nn.log_softmax(logits, axis=-1).reshape(b, w, -1)
         logprobs_bwv = forced.no_end(logprobs_bwv, index, config)
         prompt_b11 = forced.token_b(index)[:, None, None]
-        is_prompt_bwv = prompt_b11 == jnp.arange(logprobs_bwv.shape[-1])
+        is_prompt_bwv = prompt_b11 == jnp.arange(logprobs_bwv.shape[-1])[None, None]
         only_prompt = jnp.where(is_prompt_bwv, 0.0, NEVER)  # certain, and so not scored
         logprobs_bwv = jnp.where(prompt_b11 != PAD_ID, only_prompt, logprobs_bwv)
         totals_bwv = logprobs_bwv + beams.running_scores_bw[..., None]
@@ -356,7 +356,7 @@ def _advance(
     pointer = _reorder(decoding.pointer, origin_bw, 0)
 
     # Only an end among the w best counts; the other candidates are only there to continue.
-    enters_bc = ends_bc & (jnp.arange(2 * w) < w) & beams.open_b[:, None]
+    enters_bc = ends_bc & (jnp.arange(2 * w) < w)[None] & beams.open_b[:, None]
     if config.early_stopping is True:
         enters_bc &= ~jnp.all(beams.is_finished_bw, axis=1, keepdims=True)
     new_length_b1 = jnp.maximum(index + 1 - forced.length_b, 1).astype(jnp.float32)[:, None]

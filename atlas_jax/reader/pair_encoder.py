@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(tokens_nl: Int[Array, "n l"], start_id: int) -> Blocks:
-    """Find the blocks: the second begins with the first token behind the first end token."""
+    """Find the blocks: the second begins with the first token after the first end token."""
     real = tokens_nl != PAD_ID
     ends = (tokens_nl == EOS_ID).astype(jnp.int32)
     behind = jnp.cumsum(ends, axis=1) - ends > 0
@@ -140,7 +140,8 @@ class PairEncoder(nn.Module):
         rare_nl = exact_nl * jax.nn.sigmoid(self.rarity(words)[..., 0])
         unit = words * jax.lax.rsqrt(jnp.sum(words**2, -1, keepdims=True) + 1e-6)
         cosine = jnp.einsum("nld,nmd->nlm", unit, unit)
-        near_nl = jnp.max(jnp.where(seen & own[:, None, :], cosine, 0.0), axis=2) * own
+        near_nl = jnp.max(jnp.where(seen & own[:, None, :], cosine, 0.0), axis=2)
+        near_nl = near_nl * own.astype(jnp.float32)
         window = 2 * _NEAR + 1
         around_nl = jax.lax.reduce_window(rare_nl, 0.0, jax.lax.add, (1, window), (1, 1), "SAME")
         mine = (~other) & blocks.real[:, None, :]

@@ -152,7 +152,7 @@ def _gone_on(
     """Logits [..., s] with the terms of continuing; ``last`` are those of the step before."""
     hit = (source == token[..., None]) & may
     twice = hit & _next(source == before[..., None]) & (before != PAD_ID)[..., None]
-    stood = jax.nn.softmax(jnp.where(hit, last, NEVER), axis=-1) * hit
+    stood = jax.nn.softmax(jnp.where(hit, last, NEVER), axis=-1) * hit.astype(jnp.float32)
     terms = (hit.astype(jnp.float32), twice.astype(jnp.float32), stood)
     weights = weights.astype(jnp.float32)
     for i, term in enumerate(terms):
@@ -181,7 +181,7 @@ def at_targets(
     tokens_bs: Int[Array, "b s"],
     targets_brt: Int[Array, "b r t"],
 ) -> Float[Array, "b r t"]:
-    """log of what the pointer [b, r, t, s] gives to each target, [b, r, t]."""
+    """Log-probability that the pointer [b, r, t, s] gives to each target, [b, r, t]."""
     here = tokens_bs[:, None, None, :] == targets_brt[..., None]
     kept = jnp.where(here, log_pointer, NEVER)
     return jax.nn.logsumexp(kept, axis=-1)
@@ -190,7 +190,7 @@ def at_targets(
 def over_vocabulary(
     log_pointer: Float[Array, "b x s"], tokens_bs: Int[Array, "b s"], size: int
 ) -> Float[Array, "b x {size}"]:
-    """log of what the pointer [b, x, s] gives to each token, [b, x, v]."""
+    """Log-probability that the pointer [b, x, s] gives to each token, [b, x, v]."""
 
     def row(probs_xs: jax.Array, tokens_s: jax.Array) -> jax.Array:
         return jnp.zeros((probs_xs.shape[0], size), jnp.float32).at[:, tokens_s].add(probs_xs)

@@ -133,7 +133,7 @@ class EncoderLayer(nn.Module):
         biases: tuple[Float[Array, "#n #h #l l"], ...],
         deterministic: bool,
     ) -> tuple[Float[Array, "n l d"], None]:
-        """[n, l, d] -> [n, l, d]; the None is the per-layer output that a scan asks for."""
+        """[n, l, d] -> [n, l, d]; a scan needs an output for each layer, which is None."""
         x = constrain(x_nld, "batch", "length", "embed")
         y = self.pre_attention_layer_norm(x)
         y, _ = self.attention(y, self.attention.keys_values(y), biases, deterministic)
@@ -416,7 +416,7 @@ class T5(nn.Module):
         return self.encoder(x, tokens_nl > 0, deterministic)
 
     def encode_apart(self, tokens_nl: Int[Array, "n l"]) -> Float[Array, "n l d"]:
-        """States [n, l, d] of single blocks, of a pair encoder's lower layers."""
+        """States [n, l, d] of single blocks after a pair encoder's lower layers."""
         return self.encoder.apart(self._embed(tokens_nl), tokens_nl)
 
     def encode_together(
@@ -425,7 +425,7 @@ class T5(nn.Module):
         tokens_nl: Int[Array, "n l"],
         deterministic: bool = True,
     ) -> Float[Array, "n l d"]:
-        """`encode`, its blocks encoded apart already (`encode_apart`) and laid side by side."""
+        """The rest of `encode`, for blocks that `encode_apart` has encoded, side by side."""
         words = self._embed(tokens_nl)
         return self.encoder.together(apart_nld, words, tokens_nl, deterministic)
 
@@ -629,7 +629,8 @@ def pick_logprobs(
 ) -> Float[Array, "*rows"]:
     """log_softmax(logits) at the targets, [..., v] and [...] -> [...]."""
     # Compared, not indexed: this stays sharded over the vocabulary and has no scatter as gradient.
-    hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    ids = jnp.arange(logits.shape[-1], dtype=targets.dtype).reshape(*(1,) * targets.ndim, -1)
+    hit = targets[..., None] == ids
     picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     return picked - jax.nn.logsumexp(logits, axis=-1)
 

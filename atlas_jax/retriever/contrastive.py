@@ -91,17 +91,18 @@ def crop(
     content_b = jnp.maximum(real_b - 2, 1)
 
     share_b = jax.random.uniform(share_key, (rows,), minval=config.crop_min, maxval=config.crop_max)
-    size_b = jnp.clip(jnp.round(share_b * content_b).astype(jnp.int32), 1, width)
+    size_b = jnp.round(share_b * content_b.astype(jnp.float32)).astype(jnp.int32)
+    size_b = jnp.clip(size_b, 1, width)
     start_b = jax.random.randint(start_key, (rows,), 0, content_b - size_b + 1)
-    offset_w = jnp.arange(width)
+    offset_1w = jnp.arange(width)[None]
     # + 1: content starts behind the first special token
-    source_bw = jnp.minimum(1 + start_b[:, None] + offset_w, length - 1)
+    source_bw = jnp.minimum(1 + start_b[:, None] + offset_1w, length - 1)
     span_bw = jnp.take_along_axis(tokens_bl, source_bw, axis=1)
 
-    inside_bw = offset_w < size_b[:, None]
+    inside_bw = offset_1w < size_b[:, None]
     kept_bw = inside_bw & jax.random.bernoulli(keep_key, 1 - config.deletion, (rows, width))
     none_b1 = ~jnp.any(kept_bw, axis=1, keepdims=True)
-    kept_bw |= none_b1 & (offset_w == 0)
+    kept_bw |= none_b1 & (offset_1w == 0)
 
     row_b1 = jnp.arange(rows)[:, None]
     # the first special token is at 0, so the n-th kept token goes to n; the rest is dropped
@@ -216,7 +217,7 @@ def moco_loss(
         highest_b = jnp.max(logits_bb, axis=-1)
     if hard_ce is not None:
         owner_c = jnp.arange(hard_ce.shape[0]) // (hard_ce.shape[0] // rows)
-        candidate_bc = in_batch | (owner_c == jnp.arange(rows)[:, None])
+        candidate_bc = in_batch | (owner_c[None] == jnp.arange(rows)[:, None])
         logits_bc = jnp.where(candidate_bc, query_be @ hard_ce.astype(jnp.float32).T, _ABSENT)
         negative_b = jnp.logaddexp(negative_b, jax.nn.logsumexp(logits_bc, axis=-1))
         highest_b = jnp.maximum(highest_b, jnp.max(logits_bc, axis=-1))
@@ -224,8 +225,8 @@ def moco_loss(
         # the queue lies over all devices: gather the few queries, never the queue
         spread_be = constrain(query_be, None, "embedding")
         keys_me = constrain(jax.lax.stop_gradient(queue.keys_me), "index", "embedding")
-        filled_m = jnp.arange(keys_me.shape[0]) < queue.filled
-        logits_bm = jnp.where(filled_m, spread_be @ keys_me.T, _ABSENT)
+        filled_1m = jnp.arange(keys_me.shape[0])[None] < queue.filled
+        logits_bm = jnp.where(filled_1m, spread_be @ keys_me.T, _ABSENT)
         logits_bm = constrain(logits_bm, None, "index")
         negative_b = jnp.logaddexp(negative_b, jax.nn.logsumexp(logits_bm, axis=-1))
         highest_b = jnp.maximum(highest_b, jnp.max(logits_bm, axis=-1))

@@ -70,10 +70,21 @@ class OptimizerConfig:
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate by step: frozen steps, linear warm-up, then the chosen fall and its end."""
-    moving = _once_moving(config)
-    if config.frozen_steps == 0:
-        return moving
-    return optax.join_schedules([optax.constant_schedule(0.0), moving], [config.frozen_steps])
+    schedule = _once_moving(config)
+    if config.frozen_steps:
+        frozen = optax.constant_schedule(0.0)
+        schedule = optax.join_schedules([frozen, schedule], [config.frozen_steps])
+
+    def rate(step: Any) -> Any:
+        with _optax_promotes():
+            return schedule(step)
+
+    return rate
+
+
+def _optax_promotes() -> Any:
+    """Allow optax to mix types, as in a float to the power of a count, where JAX is strict."""
+    return jax.numpy_dtype_promotion("standard")
 
 
 def _once_moving(config: OptimizerConfig) -> optax.Schedule:
@@ -109,6 +120,16 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
 
     `update` takes the gradient's global norm as ``grad_norm`` where the caller knows it.
     """
+    optimizer = _chained(config)
+
+    def update(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
+        with _optax_promotes():
+            return optimizer.update(updates, state, params, **more)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _chained(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm > 0:
         parts.append(_clip_by_norm(config.clip_norm))

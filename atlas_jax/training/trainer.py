@@ -357,7 +357,7 @@ def _make_corpus(
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
-    """The first index of a new run, or the one that the checkpoint was searching."""
+    """Load the index: a new run's first, or the one that the checkpoint was searching."""
     corpus, told = run.corpus, run.told
     assert corpus is not None
     corpus.apart_nf = reader_states(

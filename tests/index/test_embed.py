@@ -25,8 +25,8 @@ def corpus(n, m=64, seed=0):
 @jax.jit
 def embed_fn(tokens_nm):
     """Depends on every token and its position, not on padding."""
-    position_m = jnp.arange(1, tokens_nm.shape[1] + 1)
-    return jnp.stack([tokens_nm.sum(1), (tokens_nm * position_m).sum(1)], 1).astype(jnp.float32)
+    position_1m = jnp.arange(1, tokens_nm.shape[1] + 1)[None]
+    return jnp.stack([tokens_nm.sum(1), (tokens_nm * position_1m).sum(1)], 1).astype(jnp.float32)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 50])

@@ -190,7 +190,7 @@ def test_a_recall_target_below_1_selects_with_the_approximate_primitive():
 def test_padding_rows_are_never_returned():
     """Every real score is negative, padding would score 0."""
     index = make_index(n=256, count=200)
-    padded_ne = -jnp.abs(index.embeddings_ne) * (jnp.arange(256) < 200)[:, None]
+    padded_ne = -jnp.abs(index.embeddings_ne) * (jnp.arange(256)[:, None] < 200).astype(jnp.float32)
     index = index.replace(embeddings_ne=padded_ne)
     got = exact_search(index, np.ones((2, 16), np.float32), 200)
     assert set(np.asarray(got.rows_bk[0])) == set(range(200))

@@ -66,7 +66,7 @@ def test_batches_of_any_size_give_the_same_embeddings(batch_size):
 
     def tower(params, tokens_nm):
         largest.append(len(tokens_nm))
-        return tokens_nm * params
+        return tokens_nm.astype(jnp.float32) * params
 
     got = embed_tokens(tower, jnp.float32(2), tokens, batch_size)
     np.testing.assert_array_equal(got, tokens * 2)

@@ -21,7 +21,7 @@ def test_recall_and_drift_of_a_case_done_by_hand():
     stale = fresh.copy()
     stale[2] = [0.0, 2.0]  # the passage that has turned from the second axis to the first
     # Fresh top 2: {0, 2} and {1, 3}; stale: {0, 1}, the tie to the lower row, and {1, 2}.
-    found = measure(queries, np.array([1, 1, 0]), stale, fresh, k=2)
+    found = measure(queries, np.array([1.0, 1.0, 0.0]), stale, fresh, k=2)
     assert float(found["stale_recall"]) == pytest.approx((1 / 2 + 1 / 2) / 2)
     # |(2, 0) - (0, 2)| / |(2, 0)| = sqrt(2), for one passage of four.
     assert float(found["drift"]) == pytest.approx(np.sqrt(2) / 4)

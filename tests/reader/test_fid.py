@@ -177,7 +177,7 @@ def test_target_loss_is_the_cross_entropy_of_real_tokens() -> None:
     logprobs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     plain = -np.take_along_axis(logprobs, TARGETS[..., None], axis=-1)[..., 0][REAL].sum()
     np.testing.assert_allclose(total, plain, rtol=1e-6)
-    assert count == REAL.sum()
+    assert int(count) == REAL.sum()
 
 
 def test_dropout_is_on_exactly_where_a_key_is_given() -> None:
