@@ -1,11 +1,11 @@
 """Task `sentences`: questions about the sentences of passages, made from text alone.
 
-A salient part of a sentence (a name, a number, a date; or any short run of words) is the answer.
-The sentence without it is a query with a gap. Or it becomes similar to a question: some of its
-words after a question word that fits the answer ("noisy cloze", Lewis et al. 2019, arXiv
-1906.04980). In text of the form `Field: subfield: value` the label is used in place of the
-sentence. The passages are retrieved, so the reader also sees the wrong ones that a question would
-find.
+A salient part of a sentence is the answer: a name, a number or a date; or a short run of words
+between small ones, which is often a noun phrase. The sentence without it is a query with a gap. Or
+it becomes similar to a question: some of its words after a question word that fits the answer
+("noisy cloze", Lewis et al. 2019, arXiv 1906.04980). In text of the form `Field: subfield: value`
+the label is used in place of the sentence. The passages are retrieved, so the reader also sees the
+wrong ones that a question would find.
 
 If the answer occurs a second time in its passage, the sentence itself can be hidden there. Then the
 reader must learn more than to match words.
@@ -14,7 +14,7 @@ reader must learn more than to match words.
 import dataclasses
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,14 +42,28 @@ _DATE = re.compile(r"January|February|March|April|May|June|July|August|September
 _SMALL = frozenset(
     "a an the of in on at by for from to and or but as is was are were be been it its he she they "
     "his her their this that these those with which who whom whose when where while into than then "
-    "also not no had has have do does did will would can could may might such so if there".split()
+    "also not no had has have do does did will would can could may might such so if there about "
+    "after before during between through over under more most less many much some any all each "
+    "both other only even very up out they them him we you i my your our what how why because "
+    "since until within without against among per via became include includes including included "
+    "used called known began made said took whose should must being like".split()
 )
+_OPENS = frozenset("a an the of in on by for from with his her their its our as to into".split())
+_STOPS = '.,;:!?()[]"“”/–—'  # no chunk goes over one of these at a word's begin or end
+_PART = frozenset(  # of a date or a name; alone it answers nothing
+    "January February March April May June July August September October November December Monday "
+    "Tuesday Wednesday Thursday Friday Saturday Sunday BC AD CE BCE Mr Mrs Dr".split()
+)
+_NOTE = re.compile(r"\b(?:note|continued)\b")  # a label that says nothing of its value
+_LETTERS = re.compile(r"(?:[A-Z]\.)+[A-Z]")
 _ASK = {
     "date": ("when", "what year", "in what year", "when was", "when did", "on what date"),
     "number": ("how many", "how much", "what", "what number of", "how many", "what is the"),
     "entity": ("who", "what", "which", "where", "what is the name of", "in what", "who was"),
     "phrase": ("what", "what is", "how", "which", "what did", "why", "what kind of"),
-    "value": ("what", "what is the", "what is", "which", "who is the", "how many", "when", "name"),
+    "value": ("what", "what is the", "what is", "which", "who is the", "which is", "name"),
+    "value date": ("when", "when was", "what is the date of", "in what year", "date of"),
+    "value number": ("what is the", "how many", "how much", "what is", "what"),
 }
 
 
@@ -76,7 +90,8 @@ class SentencesTask:
       as_question: probability of words after a question word, instead of a sentence with a gap.
       drop: up to this share of a question's words is missing.
       title: probability that the passage's title is part of the query.
-      phrases: probability of asking for any short run of words, instead of a salient one.
+      phrases: probability of asking for a short run of words between small ones, instead of a name,
+        a number or a date.
       facts: probability of asking for a fact by its label, if the text has facts.
       hide: probability of hiding the sentence in its passage, if the answer occurs there a second
         time.
@@ -91,7 +106,7 @@ class SentencesTask:
     as_question: float = 0.7
     drop: float = 0.4
     title: float = 0.5
-    phrases: float = 0.25
+    phrases: float = 0.15
     facts: float = 0.8
     hide: float = 0.5
     min_words: int = 10
@@ -172,7 +187,11 @@ class SentencesTask:
         if self.within_words and len(words) > self.within_words:
             limit = words[self.within_words - 1][1]
         facts = [fact for fact in find_facts(text) if fact.end <= limit]
-        facts = list(askable(facts, text, self.max_answer_words))
+        facts = [
+            fact
+            for fact in askable(facts, text, self.max_answer_words)
+            if not _NOTE.search(fact.label) and fact.value(text).split()[-1] not in _SMALL
+        ]
         if facts and rng.random() < self.facts:
             fact = facts[int(rng.integers(len(facts)))]
             first = text.rfind(". ", 0, fact.start) + 1
@@ -267,3 +286,59 @@ def _sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
             last = stop.start() + 1
             break
     return first, last
+
+
+def _salient(text: str, max_words: int) -> Iterator[tuple[int, int, str]]:
+    """The whole numbers, dates and names of a text: start, end and kind."""
+    for kind in ("number", "entity"):
+        for span in layout(text, (kind,), max_words).salient:
+            start, end = span.start, span.end
+            if text[end - 2 : end] in ("'s", "’s"):
+                end -= 2
+            end = _end(text, start, end)
+            piece = text[start:end]
+            beside = text[start - 1 : start] + text[end : end + 1]
+            if piece in _PART or re.search(r"[\w–−-]", beside):
+                continue  # a part of something: the 19 of 19th, the June of 3 June
+            yield start, end, _type_of(piece).strip() or "entity"
+
+
+def _chunks(text: str, words: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, str]]:
+    """Runs of up to four words that small words or stops end on both sides.
+
+    An article, a preposition or a pronoun stands in front, so that a run is often the whole of a
+    noun phrase.
+    """
+    run: list[tuple[int, int]] = []
+    opened = False
+    for start, end in words:
+        word = text[start:end]
+        bare = word.strip(_STOPS)
+        opens = word.lower() in _OPENS
+        if word[0] in _STOPS or bare.lower() in _SMALL:
+            yield from _chunk(run)
+            run, opened = [], opens
+            continue
+        stops = word[-1] in _STOPS
+        if opened:
+            run.append((start, _end(text, start, start + len(word.rstrip(_STOPS)))))
+        if stops:
+            yield from _chunk(run)
+            run, opened = [], False
+
+
+def _end(text: str, start: int, end: int) -> int:
+    """The end of a stretch, with the full stop that belongs to `U.S.`."""
+    return end + (text[end : end + 1] == "." and _LETTERS.fullmatch(text, start, end) is not None)
+
+
+def _chunk(run: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, str]]:
+    if 1 <= len(run) <= 4:
+        yield run[0][0], run[-1][1], "phrase"
+
+
+def _type_of(value: str) -> str:
+    """` date`, ` number` or nothing, by the form of a value."""
+    if _DATE.search(value):
+        return " date"
+    return " number" if re.match(r"[-−$€£]?\d", value) else ""

@@ -72,6 +72,50 @@ def test_only_a_sentence_whose_answer_stands_elsewhere_is_hidden(tmp_path):
     assert not any(e.hidden for e in examples(tmp_path, PROSE, hide=0.0))
 
 
+MIXED = (
+    "In March 1982 the U.S. signed it on the 19th day, and Mary's brother Jean-Luc Picard, the "
+    "captain of a French supply ship in the harbour, left on 3 June 1983."
+)
+
+
+def test_names_numbers_and_dates_are_asked_for_whole(tmp_path):
+    made = examples(tmp_path, MIXED, 300, phrases=0.0, title=0.0)
+    # neither the 19 of 19th nor June of 3 June 1983
+    assert {e.answers[0] for e in made} == {
+        "March 1982", "U.S.", "Mary", "Jean-Luc Picard", "French", "3 June 1983",
+    }  # fmt: skip
+
+
+def test_a_phrase_ends_where_a_small_word_or_a_stop_stands(tmp_path):
+    made = examples(tmp_path, MIXED, 300, phrases=1.0, title=0.0)
+    assert {e.answers[0] for e in made} == {
+        "March 1982", "U.S.", "19th day", "captain", "French supply ship", "harbour", "3 June 1983",
+    }  # fmt: skip
+
+
+def test_a_fact_whose_label_or_value_says_nothing_is_not_asked_for(tmp_path):
+    text = "Capital: name: Oranjestad. Area: note: 180 sq km. Election: every five years and."
+    made = examples(tmp_path, text, facts=1.0, drop=0.0)
+    assert {e.answers[0] for e in made} == {"Oranjestad"}
+
+
+def test_a_fact_with_a_number_or_a_date_is_asked_for_as_such(tmp_path):
+    text = "Area: total: 180 sq km. Independence: since: 1 July 1962. Capital: name: Oranjestad."
+    made = examples(tmp_path, text, facts=1.0, drop=0.0, as_question=1.0)
+    asked = {
+        answer: {e.query_text for e in made if e.answers == (answer,)}
+        for answer in ("180 sq km", "1 July 1962", "Oranjestad")
+    }
+    starts = {
+        answer: {word for word in ("when", "how many", "who", "name")
+                 if any(q.startswith(f"question: {word} ") for q in asked[answer])}
+        for answer in asked
+    }  # fmt: skip
+    assert starts == {
+        "180 sq km": {"how many"}, "1 July 1962": {"when"}, "Oranjestad": {"who", "name"},
+    }  # fmt: skip
+
+
 def test_what_stands_beyond_the_first_words_is_not_asked_for(tmp_path):
     made = examples(tmp_path, PROSE, within_words=6)
     assert all(example.answers[0] in "The Eiffel Tower is in Paris" for example in made)
