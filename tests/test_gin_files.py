@@ -70,6 +70,19 @@ def load(name: str, without: str = "") -> None:
     load_gin([name], [dummy(macro) for macro in required(name) if macro != without])
 
 
+@pytest.mark.parametrize(
+    "name", ["runs/mini_pretrain.gin", "runs/mini_titles.gin", "runs/mini_64shot.gin"]
+)
+def test_the_mini_runs_read_whole_passages_of_the_store(name):
+    load(name)
+    lengths = {
+        key: gin.query_parameter(f"%{key}")
+        for key in ("QUERY_LENGTH", "PASSAGE_LENGTH", "TEXT_LENGTH")
+    }
+    # two blocks, each with its start and end token
+    assert lengths["TEXT_LENGTH"] == lengths["QUERY_LENGTH"] + lengths["PASSAGE_LENGTH"] + 4
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_header_names_the_file_its_macros_data_and_mesh(name):
     fields = header(name)
