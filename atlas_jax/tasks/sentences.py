@@ -37,8 +37,8 @@ from atlas_jax.tasks.spans import layout
 
 _END = re.compile(r"(?<=[a-z0-9)\]\"'”’%])[.!?]['\"”’)]*\s+(?=[A-Z\"'“‘(\[])")
 _WORDS = re.compile(r"\S+")
-_DATE = re.compile(r"January|February|March|April|May|June|July|August|September|October|November"
-                   r"|December|^(?:1\d|20)\d\d$")  # fmt: skip
+_DATE = re.compile(r"\b(?:January|February|March|April|May|June|July|August|September|October|"
+                   r"November|December)\b|^(?:1\d|20)\d\d$")  # fmt: skip
 _SMALL = frozenset(
     "a an the of in on at by for from to and or but as is was are were be been it its he she they "
     "his her their this that these those with which who whom whose when where while into than then "
@@ -195,35 +195,15 @@ class SentencesTask:
         if facts and rng.random() < self.facts:
             fact = facts[int(rng.integers(len(facts)))]
             first = text.rfind(". ", 0, fact.start) + 1
-            return _Asked(fact.start, fact.end, f"value:{fact.label}", first, fact.end)
-        if rng.random() >= self.phrases:
-            found = []
-            for kind in ("number", "entity"):
-                for span in layout(text, (kind,), self.max_answer_words).salient:
-                    if span.end <= limit:
-                        found.append((span.start, span.end, kind))
-            if found:
-                start, end, kind = found[int(rng.integers(len(found)))]
-                if kind == "number" and _DATE.search(text[start:end]):
-                    kind = "date"
-                return _Asked(start, end, kind, *_sentence_around(text, start, end))
-        return self._phrase(text, [span for span in words if span[1] <= limit], rng)
-
-    def _phrase(
-        self, text: str, words: Sequence[tuple[int, int]], rng: np.random.Generator
-    ) -> _Asked:
-        """A run of one to four words, without a small word at its ends or a stop inside."""
-        for _ in range(20):
-            size = min(int(rng.integers(1, 5)), len(words))
-            at = int(rng.integers(len(words) - size + 1))
-            start, end = words[at][0], words[at + size - 1][1]
-            run = text[start:end]
-            if run.split()[0].lower() in _SMALL or run.split()[-1].lower() in _SMALL:
-                continue
-            if not re.search(r"[.;:!?,] ", run):
-                break
-        end = start + max(len(run.rstrip(".,;:!?)")), 1)
-        return _Asked(start, end, "phrase", *_sentence_around(text, start, end))
+            kind = f"value{_type_of(text[fact.start : fact.end])}"
+            return _Asked(fact.start, fact.end, f"{kind}:{fact.label}", first, fact.end)
+        salient = [span for span in _salient(text, self.max_answer_words) if span[1] <= limit]
+        phrases = list(_chunks(text, [span for span in words if span[1] <= limit]))
+        found = phrases if not salient or phrases and rng.random() < self.phrases else salient
+        if not found:  # nothing stands out: the first word
+            found = [(*words[0], "phrase")]
+        start, end, kind = found[int(rng.integers(len(found)))]
+        return _Asked(start, end, kind, *_sentence_around(text, start, end))
 
     def _question(
         self,

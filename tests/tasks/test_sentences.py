@@ -34,7 +34,10 @@ def test_a_sentence_with_its_gap_filled_is_the_text_again(tmp_path):
         filled = re.sub(r"\s", "", query.replace("<extra_id_0>", answer))
         assert filled in re.sub(r"\s", "", PROSE)
         assert "extra_id" not in example.retriever_text
-    assert len({example.answers for example in made}) > 10
+    assert {example.answers[0] for example in made} == {
+        "Eiffel Tower", "Paris", "Gustave Eiffel", "28 January 1887", "300", "300 workers",
+        "May 1889", "tower",
+    }  # fmt: skip
 
 
 def test_a_question_begins_with_a_word_that_fits_what_is_missing(tmp_path):
