@@ -9,16 +9,15 @@ from atlas_jax.answering import inference
 from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.answering.config import EvalConfig
+from atlas_jax.answering.defaults import Fields, defaults_of, fields_of
 from atlas_jax.answering.run import AnswerRun, IndexRun
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
-from atlas_jax.corpus.corpus import fitted
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.models.config import ModelConfig, ModelSpec
+from atlas_jax.models.config import ModelSpec
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Task
-from atlas_jax.tasks.registry import task_class
 from atlas_jax.training import trainer
 from atlas_jax.training.config import FINAL
 from atlas_jax.training.metrics import read_metrics
@@ -35,13 +34,16 @@ def load(
     store: AnyPath = "",
     index: AnyPath = "",
     task: str | Task = "qa",
-    read: ReadConfig = ReadConfig(),
-    data: DataConfig = DataConfig(),
-    formats: StoreConfig = StoreConfig(),
-    generation: GenerationConfig = GenerationConfig(),
+    read: ReadConfig | Fields | None = None,
+    data: DataConfig | Fields | None = None,
+    formats: StoreConfig | Fields | None = None,
+    generation: GenerationConfig | Fields | None = None,
     devices: Devices = Devices(),
 ) -> Atlas:
     """Load a model folder, and the passages that it answers from.
+
+    The folder says how its models read. What ``read``, ``data``, ``formats`` and ``generation``
+    tell otherwise counts instead: a dict of some fields, or a whole config.
 
     Args:
       model: folder with both models, such as a run's ``final``.
@@ -50,35 +52,40 @@ def load(
         is removed when the program ends.
       store: folder of prepared passages; if it does not exist it is made from ``passages``.
       index: folder of their embeddings, made by `build_index`; without it they are embedded now.
-      task: the kind of questions, by its name or as an object of its class.
-      read: number of passages read for each question, and how much of each.
-      data: lengths of questions.
-      formats: text and lengths of passages.
-      generation: how answers are decoded.
+      task: the kind of questions. A name is asked in the wording that the models were trained
+        with, an object of a task's class in its own.
+      read: `ReadConfig`: number of passages read for each question, and how much of each.
+      data: `DataConfig`: lengths of questions.
+      formats: `StoreConfig`: text and lengths of passages.
+      generation: `GenerationConfig`: how answers are decoded.
       devices: the mesh.
 
     Returns:
       An `Atlas`. Without passages, store and index it answers only from its weights.
 
     Raises:
-      UserError: a folder or file is at fault, or settings contradict each other.
+      UserError: a folder or file is at fault, the retriever cannot read a length, or settings
+        contradict each other. Nothing was written then.
     """
     if index and not (store or passages):
         raise UserError("load: an index needs the passages it is of: give store or passages, too")
     searches = bool(store or passages)
+    spec = ModelSpec.of_folder(model, retriever)
+    name = task if isinstance(task, str) else task.name
+    defaults = defaults_of(spec, name, retrieves=searches)
+    texts = defaults.store(fields_of(formats, StoreConfig, "formats"))
     kept = _temporary() if passages and not store else None
     config = CorpusConfig(
         passages=os.fspath(passages), store=kept or os.fspath(store), index=os.fspath(index)
     )
-    models = _models(model, retriever)
     told = AnswerRun(
-        models=models,
-        corpus=fitted(CorpusSpec(config, formats), models, data.retriever_query_length),
+        models=spec,
+        corpus=CorpusSpec(config, texts),
         evaluation=EvalConfig(passages="index" if searches else "none"),
-        task=_task(task),
-        read=read,
-        data=data,
-        generation=generation,
+        task=defaults.task(task, {}) if isinstance(task, str) else task,
+        read=defaults.read(ReadConfig, fields_of(read, ReadConfig, "read")),
+        data=defaults.data(fields_of(data, DataConfig, "data")),
+        generation=defaults.generation(fields_of(generation, GenerationConfig, "generation")),
         devices=devices,
     )
     return Atlas(told)
@@ -91,7 +98,7 @@ def build_index(
     store: AnyPath,
     index: AnyPath,
     dtype: str = "float32",
-    formats: StoreConfig = StoreConfig(),
+    formats: StoreConfig | Fields | None = None,
     devices: Devices = Devices(),
 ) -> int:
     """Prepare passages in a store and embed them into an index; existing ones that fit are kept.
@@ -101,7 +108,7 @@ def build_index(
       passages: file of passages; needed if there is no store yet.
       store, index: folders.
       dtype: 'float32', 'bfloat16' or 'int8', of the embeddings.
-      formats: text and lengths of passages.
+      formats: text and lengths of passages, as in `load`.
       devices: the mesh.
 
     Returns:
@@ -113,10 +120,11 @@ def build_index(
     config = CorpusConfig(
         passages=os.fspath(passages), store=os.fspath(store), index=os.fspath(index), dtype=dtype
     )
-    models = _models(model)
-    spec = fitted(CorpusSpec(config, formats), models, query_length=0)
-    run = IndexRun(models, spec, devices)
-    return inference.build_index(run)[0]
+    spec = ModelSpec.of_folder(model)
+    texts = defaults_of(spec).store(fields_of(formats, StoreConfig, "formats"))
+    return inference.build_index(
+        IndexRun(models=spec, corpus=CorpusSpec(config, texts), devices=devices)
+    )[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,20 +149,13 @@ class Trained:
 def train(config: TrainRun) -> Trained:
     """Train reader and retriever; an interrupted run continues from its last checkpoint.
 
+    `TrainRun.from_folder` makes a run that reads as its model folder says.
+
     Raises:
       UserError: a setting or file at fault.
     """
     state = trainer.train(config)
     return Trained(Path(config.train.model_dir) / FINAL, int(state.step), int(state.skipped))
-
-
-def _models(model: AnyPath, retriever: AnyPath = "") -> ModelSpec:
-    folder = os.fspath(model)
-    return ModelSpec(ModelConfig(reader=folder, retriever=os.fspath(retriever) or folder))
-
-
-def _task(task: str | Task) -> Task:
-    return task_class(task)() if isinstance(task, str) else task
 
 
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # kept until the program ends

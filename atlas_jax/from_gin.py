@@ -12,17 +12,18 @@ import gin
 
 from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.answering.config import EvalConfig, RetrieveConfig
+from atlas_jax.answering.defaults import Defaults, defaults_of
 from atlas_jax.answering.leaks import LeakConfig
 from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
+from atlas_jax.core import bounds
 from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.config import config_text
 from atlas_jax.core.devices import Devices
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, no_value_for
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
-from atlas_jax.corpus.corpus import fitted
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.index.refresh import RefreshPolicy
@@ -30,6 +31,7 @@ from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.index.staleness import StalenessConfig
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelConfig, ModelSpec
+from atlas_jax.models.expects import NOTHING
 from atlas_jax.models.parameters import Models
 from atlas_jax.planning.run import Entry, Run
 from atlas_jax.reader.config import ReaderConfig
@@ -47,7 +49,7 @@ from atlas_jax.training.config import (
     TrainConfig,
 )
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
-from atlas_jax.training.run import RetrieverRun, TrainRun
+from atlas_jax.training.run import RetrieverRun, TrainRun, retrieves
 from atlas_jax.training.speed import ProfileConfig
 
 Config = TypeVar("Config")
@@ -78,7 +80,7 @@ def told(config: type[Config], scope: str = "") -> Config:
       TypeError: a field without a value; `launch` words it.
     """
     with gin.config_scope(scope or None):
-        return gin.get_configurable(config)()
+        return gin.get_configurable(config)(**_left_open(config))
 
 
 def called(function: Callable[..., Result], **given: Any) -> Result:
@@ -88,22 +90,47 @@ def called(function: Callable[..., Result], **given: Any) -> Result:
 
 
 def fields_told(config: type[Any]) -> dict[str, Any]:
-    """Only the fields of a config that are bound in gin."""
-    return dict(gin.get_bindings(config))
+    """Only the fields of a config that are bound in gin, but for those left open by None."""
+    left_open = _left_open(config)
+    return {name: v for name, v in gin.get_bindings(config).items() if name not in left_open}
 
 
-def task(name: str) -> Task:
-    """The task of this name, with the fields bound in gin.
+def _left_open(config: type[Any]) -> dict[str, Any]:
+    """Fields that are bound to None, which they do not accept as a value, with their defaults.
+
+    A gin file binds a macro to None to leave it to the model folder.
+    """
+    if not dataclasses.is_dataclass(config):
+        return {}
+    bound = gin.get_bindings(config)
+    defaults = {}
+    for field in dataclasses.fields(config):
+        if field.name in bound and bound[field.name] is None:
+            if not bounds.expected(bounds.annotations(config)[field.name], None):
+                continue
+            if field.default is dataclasses.MISSING:
+                raise UserError(no_value_for([f"{config.__name__}.{field.name}"]))
+            defaults[field.name] = field.default
+    return defaults
+
+
+_NOTHING_EXPECTED = Defaults(NOTHING, None)
+
+
+def task(name: str, defaults: Defaults = _NOTHING_EXPECTED) -> Task:
+    """The task of this name: fields bound in gin, else as the models expect, else its defaults.
 
     Raises:
       UserError: there is no such task, or a field is at fault.
     """
     found: Any = task_class(name)
     try:
-        made = gin.get_configurable(found)
+        known = gin.get_configurable(found)
     except ValueError:  # of somebody's own, and not for gin
-        made = found
-    return made()
+        return defaults.task(name, {})
+    has_fields = dataclasses.is_dataclass(found)
+    made: Task = defaults.task(name, fields_told(found)) if has_fields else known()
+    return made
 
 
 def devices() -> Devices:
@@ -116,94 +143,97 @@ def models() -> ModelSpec:
     return ModelSpec(told(ModelConfig), fields_told(ReaderConfig), fields_told(RetrieverConfig))
 
 
-def corpus() -> CorpusSpec:
-    """Which passages are searched, and how; the models bound their lengths.
-
-    Raises:
-      UserError: a setting, or the retriever's folder, is at fault.
-    """
-    spec = CorpusSpec(told(CorpusConfig), told(StoreConfig), told(ScannConfig), told(RowsConfig))
-    return fitted(spec, models(), told(DataConfig).retriever_query_length)
+def corpus(defaults: Defaults | None = None) -> CorpusSpec:
+    """Which passages are searched, and how; without `defaults`, for models of any kind."""
+    formats = defaults.store(fields_told(StoreConfig)) if defaults else told(StoreConfig)
+    return CorpusSpec(told(CorpusConfig), formats, told(ScannConfig), told(RowsConfig))
 
 
 def index_run() -> IndexRun:
-    """The settings of `build_index`."""
-    return IndexRun(models(), corpus(), devices())
+    """The settings of `build_index`, and of the import of an index."""
+    spec = models()
+    return IndexRun(**_base(spec, defaults_of(spec)))
 
 
 def retrieve_run() -> RetrieveRun:
     """The settings of `retrieve`."""
-    config = told(RetrieveConfig)
+    config, spec = told(RetrieveConfig), models()
     return RetrieveRun(
-        models=models(),
-        corpus=corpus(),
+        **_questions(config.task, spec, defaults_of(spec, config.task)),
         retrieve=config,
-        task=task(config.task),
-        data=told(DataConfig),
         recall_at=told(EvalConfig).recall_at,
-        rows=told(RowsConfig),
-        devices=devices(),
     )
 
 
 def answer_run() -> AnswerRun:
     """The settings of `evaluate` and `ask`."""
-    config = told(EvalConfig)
+    config, spec = told(EvalConfig), models()
+    defaults = defaults_of(spec, config.task, config.passages != "none")
     return AnswerRun(
-        models=models(),
-        corpus=corpus(),
+        **_questions(config.task, spec, defaults),
         evaluation=config,
-        task=task(config.task),
-        read=told(StepConfig),
-        data=told(DataConfig),
-        generation=told(GenerationConfig),
-        rows=told(RowsConfig),
-        devices=devices(),
+        read=defaults.read(StepConfig, fields_told(StepConfig)),
+        generation=defaults.generation(fields_told(GenerationConfig)),
     )
 
 
 def train_run() -> TrainRun:
     """The settings of `train` and `doctor`."""
-    config, evaluation = told(TrainConfig), told(EvalConfig)
+    config, evaluation, spec = told(TrainConfig), told(EvalConfig), models()
+    defaults = defaults_of(spec, config.task, retrieves(config, evaluation))
     return TrainRun(
+        **_training(spec, defaults),
         train=config,
-        task=task(config.task),
-        models=models(),
-        corpus=corpus(),
-        eval_task=task(evaluation.task),
-        step=told(StepConfig),
-        data=told(DataConfig),
+        task=task(config.task, defaults),
+        eval_task=task(evaluation.task, defaults),
+        step=defaults.read(StepConfig, fields_told(StepConfig)),
         distillation=told(DistillationConfig),
         optimizers={part: told(OptimizerConfig, part) for part in PARTS},
         refresh=told(RefreshPolicy),
         staleness=told(StalenessConfig),
-        checkpoints=told(CheckpointConfig),
-        profile=told(ProfileConfig),
         evaluation=evaluation,
-        generation=told(GenerationConfig),
-        rows=told(RowsConfig),
-        devices=devices(),
-        text=config_text(),
+        generation=defaults.generation(fields_told(GenerationConfig)),
     )
 
 
 def retriever_run() -> RetrieverRun:
     """The settings of `train_retriever`."""
-    config = told(RetrieverTrainConfig)
+    config, spec = told(RetrieverTrainConfig), models()
+    defaults = defaults_of(spec, config.task)
     return RetrieverRun(
+        **_training(spec, defaults),
         train=config,
-        models=models(),
-        corpus=corpus(),
-        task=task(config.task) if config.task else None,
-        data=told(DataConfig),
+        task=task(config.task, defaults) if config.task else None,
         contrastive=told(ContrastiveConfig),
         optimizer=told(OptimizerConfig, "retriever"),
-        checkpoints=told(CheckpointConfig),
-        profile=told(ProfileConfig),
-        rows=told(RowsConfig),
-        devices=devices(),
-        text=config_text(),
     )
+
+
+def _base(spec: ModelSpec, defaults: Defaults) -> dict[str, Any]:
+    """Fields of every run."""
+    return {"models": spec, "corpus": corpus(defaults), "devices": devices()}
+
+
+def _questions(name: str, spec: ModelSpec, defaults: Defaults) -> dict[str, Any]:
+    """Fields of a `QuestionRun`, of a task."""
+    return {
+        **_base(spec, defaults),
+        "task": task(name, defaults),
+        "data": defaults.data(fields_told(DataConfig)),
+        "rows": told(RowsConfig),
+    }
+
+
+def _training(spec: ModelSpec, defaults: Defaults) -> dict[str, Any]:
+    """Fields of a `TrainingRun`."""
+    return {
+        **_base(spec, defaults),
+        "data": defaults.data(fields_told(DataConfig)),
+        "checkpoints": told(CheckpointConfig),
+        "profile": told(ProfileConfig),
+        "rows": told(RowsConfig),
+        "text": config_text(),
+    }
 
 
 def plan_run(passages: int) -> Run:

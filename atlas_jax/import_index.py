@@ -42,14 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     if bool(flags.corpus) == bool(flags.shards):
         raise UserError("give either --corpus (passage files) or --shards (a saved index)")
-    spec = from_gin.corpus()
-    config = spec.config
     if flags.corpus:
+        spec = from_gin.corpus()
+        config = spec.config
         done = import_corpus(tuple(flags.corpus), config, flags.prefix_ids, spec.rows)
         print(f"{config.passages}: {done.passages} passages")
     else:
-        done = import_index(flags.shards, from_gin.models(), spec, flags.check)
-        print(f"{config.index}: {done.passages} passages")
+        told = from_gin.index_run()
+        done = import_index(flags.shards, told.models, told.corpus, flags.check)
+        print(f"{told.corpus.config.index}: {done.passages} passages")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.corpus.corpus import Corpus, load_corpus
 from atlas_jax.corpus.reader_states import reader_states
-from atlas_jax.models.assembly import Assembled, assemble, export_model
+from atlas_jax.models.assembly import Assembled, assemble, expectations, export_model
 from atlas_jax.tasks.base import AsksTyped, Example
 
 _WIDE_BATCH = 8  # questions are answered in two shapes; this is the larger number of rows
@@ -116,6 +116,7 @@ class Atlas:
         self._told = told
         self._lock = threading.Lock()
         self._evaluators: dict[_Shape, Evaluator] = {}
+        self._expects = expectations(told.models.config)
         self._asked = 0  # number of questions so far, for sampled answers
         with use_devices(told.devices) as (mesh, rules):
             self._made: Assembled = assemble(told.models, mesh, rules)
@@ -245,7 +246,15 @@ class Atlas:
         """
         made = self._made
         with self._active():
-            export_model(os.fspath(directory), made.models, made.params, made.tokenizers, dtype, {})
+            export_model(
+                os.fspath(directory),
+                made.models,
+                made.params,
+                made.tokenizers,
+                dtype,
+                about={},
+                expects=self._expects,
+            )
 
     def warm_up(self, *, k: int = 0, explain: bool = False) -> None:
         """Compile the programs of `ask`, so that no question waits for them.

@@ -12,52 +12,58 @@ from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Task
 
 
-@dataclass(frozen=True)
-class IndexRun:
-    """The settings of `build_index`."""
+@dataclass(frozen=True, kw_only=True)
+class BaseRun:
+    """The settings of every run."""
 
     models: ModelSpec
     corpus: CorpusSpec
     devices: Devices = Devices()
 
 
-@dataclass(frozen=True)
-class RetrieveRun:
+@dataclass(frozen=True, kw_only=True)
+class IndexRun(BaseRun):
+    """The settings of `build_index`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionRun(BaseRun):
+    """The settings of a run about questions.
+
+    Attributes:
+      task: what a line of the question file means; it makes the queries.
+      data: lengths of queries.
+      rows: what happens to a broken line of the question file.
+    """
+
+    task: Task
+    data: DataConfig = DataConfig()
+    rows: RowsConfig = RowsConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveRun(QuestionRun):
     """The settings of `retrieve`.
 
     Attributes:
       retrieve: the questions, and the file for the passages found.
-      task: makes the queries.
       recall_at: the k of recall@k; values above ``retrieve.k`` are left out.
-      rows: what happens to a broken line of the question file.
     """
 
-    models: ModelSpec
-    corpus: CorpusSpec
     retrieve: RetrieveConfig
-    task: Task
-    data: DataConfig = DataConfig()
     recall_at: tuple[int, ...] = EvalConfig().recall_at
-    rows: RowsConfig = RowsConfig()
-    devices: Devices = Devices()
 
 
-@dataclass(frozen=True)
-class AnswerRun:
+@dataclass(frozen=True, kw_only=True)
+class AnswerRun(QuestionRun):
     """The settings of `evaluate` and `ask`, and of the evaluation of a training run.
 
     Attributes:
       evaluation: the questions, and what is done with them.
-      task: reads the lines of the question file.
-      rows: what happens to a broken line of it.
+      read: passages per question, and how much of each.
+      generation: how answers are decoded.
     """
 
-    models: ModelSpec
-    corpus: CorpusSpec
     evaluation: EvalConfig
-    task: Task
     read: ReadConfig = ReadConfig()
-    data: DataConfig = DataConfig()
     generation: GenerationConfig = GenerationConfig()
-    rows: RowsConfig = RowsConfig()
-    devices: Devices = Devices()

@@ -17,6 +17,7 @@ from flax import traverse_util
 from flax.core import meta
 
 from atlas_jax.conversion import texts
+from atlas_jax.conversion.expected import of_atlas, of_texts
 from atlas_jax.conversion.verification import Verifier
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_folder, is_remote, read_text
@@ -26,8 +27,14 @@ from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
 from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
-from atlas_jax.models.assembly import whole_config
-from atlas_jax.models.folder import check_depth, open_model, write_folder_config
+from atlas_jax.models.config import whole_config
+from atlas_jax.models.expects import NOTHING, Expects
+from atlas_jax.models.folder import (
+    check_depth,
+    load_expects,
+    open_model,
+    write_folder_config,
+)
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
@@ -83,13 +90,19 @@ class Conversion:
 
 @dataclasses.dataclass
 class _Read:
-    """What a source holds: parts, the step (where it is known), options as gin, Meta's heads."""
+    """What a source holds: parts, the step (where it is known), options as gin, Meta's heads.
+
+    Attributes:
+      remarks: what is told of each part's texts.
+      expects: what the models expect to read, as far as the source tells.
+    """
 
     parts: dict[str, Part]
     gin: str = ""
     step: int = 0
     heads: meta_atlas.Heads | None = None
     remarks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    expects: Expects = NOTHING
 
 
 def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certificate.Certificate]:
@@ -108,6 +121,7 @@ def convert(job: Conversion, say: Callable[[str], None] = print) -> list[certifi
         if job.part not in read.parts:
             raise UserError(f"the input holds no {job.part}, but {', '.join(read.parts)}")
         read.parts = {job.part: read.parts[job.part]}
+        read.expects = read.expects.half(job.part)
     heads = read.heads if "retriever" in read.parts else None
     if heads is not None and job.verify:
         heads.check()
@@ -155,6 +169,8 @@ def _read(job: Conversion) -> _Read:
             if part.kind in read.parts:
                 raise UserError(f"{folder} is a {part.kind}, too; give one of each kind")
             read.parts[part.kind] = part
+            if part.kind == "retriever":
+                read.expects = of_texts(part.texts)
     elif job.source == "t5x":
         part = t5x.read_checkpoint(job.inputs[0], job.optimizer, job.allow_missing)
         read = _Read({"reader": part}, step=_step(part))
@@ -166,10 +182,12 @@ def _read(job: Conversion) -> _Read:
         found = meta_atlas.read_checkpoint(
             job.inputs[0], fields, job.allow_missing, job.optimizer, job.reader_model_type
         )
-        read = _Read(found.parts, found.gin, found.step, found.heads)
+        expects = of_atlas(found.options)
+        read = _Read(found.parts, found.gin, found.step, found.heads, expects=expects)
     else:
         parts = read_model_folder(job.inputs[0], job.optimizer)
-        read = _Read(parts, step=max(map(_step, parts.values())))
+        expects = load_expects(job.inputs[0])
+        read = _Read(parts, step=max(map(_step, parts.values())), expects=expects)
     for kind, path in job.tokenizers.items():
         if kind in read.parts:
             read.parts[kind].tokenizer = find_tokenizer(Path(path), kind)
@@ -304,7 +322,8 @@ def _write(job: Conversion, folder: Path, read: _Read, written: dict[str, dict[s
         (folder / OPTIONS_FILE).write_text(read.gin, "utf-8")
     if job.target == "atlas-jax":
         about = {"converted from": job.source, "step": read.step}
-        write_folder_config(folder, {k: part.config for k, part in read.parts.items()}, about)
+        configs = {kind: part.config for kind, part in read.parts.items()}
+        write_folder_config(folder, configs, about, read.expects)
 
 
 def _write_part(folder: Path, part: Part) -> None:

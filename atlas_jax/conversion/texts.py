@@ -9,7 +9,7 @@ from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.tensors import Part
 from atlas_jax.tasks.registry import TASKS
 
-_QUERY_LENGTH = 64  # tokens of a query that are kept unless a run says otherwise
+QUERY_LENGTH = 64  # tokens of a query that are kept unless a run says otherwise
 
 
 def settle(part: Part, options: str) -> tuple[str, tuple[str, ...]]:
@@ -59,7 +59,7 @@ def _lengths(part: Part) -> dict[str, int]:
     if not 0 < longest < part.config.get("max_positions", 0):
         return {}
     bindings = {"StoreConfig.retriever_length": longest}
-    if longest < _QUERY_LENGTH:
+    if longest < QUERY_LENGTH:
         bindings["DataConfig.retriever_query_length"] = longest
     return bindings
 

@@ -105,7 +105,7 @@ class ReadConfig:
     """
 
     k: bounds.Passages = 20
-    reader_length: bounds.Length = 512
+    reader_length: bounds.Length = 256
     rerank: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ was searched. After a slice has been refreshed the embeddings are no longer thos
 then the checkpoint holds them itself. So a resumed run searches exactly what the killed run did.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.core import multihost
-from atlas_jax.core.errors import UserError, require
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.config import CorpusSpec
@@ -28,29 +27,8 @@ from atlas_jax.index.placement import embeddings_layout, to_device
 from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.index.search import Searcher
-from atlas_jax.models.assembly import Tokenizers, longest_text
-from atlas_jax.models.config import ModelSpec
+from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.retriever.dual_encoder import DualEncoder
-
-
-def fitted(spec: CorpusSpec, models: ModelSpec, query_length: int) -> CorpusSpec:
-    """With the length in tokens that the retriever sees of a passage; before any is read.
-
-    Args:
-      query_length: tokens that the retriever sees of a query.
-
-    Raises:
-      UserError: one of the lengths is more than the retriever takes, or its folder or a field of
-        it is at fault.
-    """
-    longest = longest_text(models)
-    require(
-        query_length <= longest or not spec.config.store,
-        "DataConfig.retriever_query_length",
-        query_length,
-        f"{longest} or less, which are the tokens that the retriever takes",
-    )
-    return dataclasses.replace(spec, formats=spec.formats.fitted(longest))
 
 
 def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:

@@ -87,7 +87,7 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True)
 class AtlasCheckpoint:
-    """The content of a file: its models, its options as gin, and its step.
+    """The content of a file: its models, its options (also as gin), and its step.
 
     Without a retriever `heads` is None.
     """
@@ -96,6 +96,7 @@ class AtlasCheckpoint:
     gin: str
     step: int
     heads: Heads | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -150,7 +151,7 @@ def read_checkpoint(
         saved = content.get(_OPTIMIZERS[name])
         if saved is not None and optimizer:
             part.optimizer = _adam(part, saved, f"{file}: {_OPTIMIZERS[name]}")
-    return AtlasCheckpoint(parts, meta_options.to_gin(options), step, heads)
+    return AtlasCheckpoint(parts, meta_options.to_gin(options), step, heads, options)
 
 
 def _unwrapped(name: str) -> str:

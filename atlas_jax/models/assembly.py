@@ -14,15 +14,17 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.errors import UserError, no_value_for
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.models.config import ModelConfig, ModelSpec
+from atlas_jax.models.config import ModelConfig, ModelSpec, whole_config
+from atlas_jax.models.expects import NOTHING, Expects, combined
 from atlas_jax.models.folder import (
     ModelPart,
     load_config,
+    load_expects,
     load_model,
     load_tokenizer,
     save_model,
@@ -71,18 +73,6 @@ def load_tokenizers(config: ModelConfig) -> Tokenizers:
       UserError: no source is given for one of them, or its file is at fault.
     """
     return Tokenizers(**{part: _load_tokenizer(config, part) for part in PARTS})
-
-
-def longest_text(spec: ModelSpec) -> int:
-    """Tokens of the longest text that the retriever takes; no parameters are read.
-
-    Raises:
-      UserError: its folder or a field of it is at fault.
-    """
-    if not spec.config.retriever:
-        return whole_config(RetrieverConfig, spec.retriever).max_length
-    saved = load_config(spec.config.retriever, "retriever")
-    return _overridden(RetrieverConfig, saved, spec.retriever, spec.config.retriever).max_length
 
 
 def assemble(
@@ -211,6 +201,7 @@ def export_model(
     tokenizers: Tokenizers,
     dtype: str,
     about: dict[str, Any],
+    expects: Expects = NOTHING,
 ) -> None:
     """Write reader and retriever as a model folder; layers are always stored unrolled.
 
@@ -235,7 +226,30 @@ def export_model(
         },
         dtype=dtype,
         about=about,
+        expects=expects,
     )
+
+
+def expectations(config: ModelConfig) -> Expects:
+    """What the models of the folders expect to read, as far as these say.
+
+    Raises:
+      UserError: a folder that is none.
+    """
+    reader, retriever = (
+        load_expects(folder) if folder else NOTHING for folder in (config.reader, config.retriever)
+    )
+    return combined(reader, retriever)
+
+
+def readable(spec: ModelSpec) -> int:
+    """How many tokens the retriever can read.
+
+    Raises:
+      UserError: a folder that is none, or has no retriever.
+    """
+    most: int = _config_of(spec, "retriever").max_length
+    return most
 
 
 def _config_of(spec: ModelSpec, part: str) -> Any:
@@ -260,24 +274,6 @@ def _read_params(config: ModelConfig, part: str, made: Any, expected: Any) -> Pa
         params = untie(params)
     check_params(params, expected, f"{folder} ({part})")
     return params
-
-
-def whole_config(config_class: type[Config], told: Mapping[str, Any]) -> Config:
-    """Make a model's config from these fields, and defaults for the others.
-
-    Raises:
-      UserError: a field without a default is missing.
-    """
-    missing = [
-        f"{config_class.__name__}.{field.name}"
-        for field in dataclasses.fields(config_class)
-        if field.name not in told
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(no_value_for(missing))
-    return config_class(**told)
 
 
 def _overridden(

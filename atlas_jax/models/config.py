@@ -1,10 +1,11 @@
 """Where the two models come from."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
 
-from atlas_jax.core.errors import one_of, require
+from atlas_jax.core.errors import UserError, no_value_for, one_of, require
 
 READER_INITS = ("random", "induction", "retriever")
 
@@ -61,6 +62,9 @@ class ModelConfig:
             )
 
 
+Made = TypeVar("Made")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Where the two models come from, and the config fields that the run sets.
@@ -75,3 +79,27 @@ class ModelSpec:
     config: ModelConfig = ModelConfig()
     reader: Mapping[str, Any] = field(default_factory=dict)
     retriever: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_folder(
+        cls, model: str | os.PathLike[str], retriever: str | os.PathLike[str] = ""
+    ) -> "ModelSpec":
+        """Both models of a folder, or its reader and the retriever of another one."""
+        folder = os.fspath(model)
+        return cls(ModelConfig(reader=folder, retriever=os.fspath(retriever) or folder))
+
+
+def whole_config(config_class: type[Made], told: Mapping[str, Any]) -> Made:
+    """A config of these fields and the defaults of the others.
+
+    Raises:
+      UserError: a field without default is not among them.
+    """
+    missing = [
+        f"{config_class.__name__}.{one.name}"
+        for one in fields(config_class)  # type: ignore[arg-type]
+        if one.name not in told and one.default is MISSING and one.default_factory is MISSING
+    ]
+    if missing:
+        raise UserError(no_value_for(missing))
+    return config_class(**told)

@@ -1,7 +1,8 @@
 """Model folders: what a run leaves behind for others.
 
-A folder holds parameters (safetensors), configs and tokenizers, and the SHA-256 of each file. It is
-written under a temporary name and then renamed, so it is never seen half-written.
+A folder holds parameters (safetensors), configs and tokenizers, the SHA-256 of each file, and what
+the models expect to read. It is written under a temporary name and then renamed, so it is never
+seen half-written.
 """
 
 import contextlib
@@ -36,10 +37,12 @@ from atlas_jax.core.paths import (
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.whole import whole_folder
 from atlas_jax.interop.safetensors_files import read_arrays
+from atlas_jax.models.expects import NOTHING, Expects, from_json, to_json
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig
 
-FOLDER_FORMAT = 1
+FOLDER_FORMAT = 2
+_WITHOUT_EXPECTS = 1  # an older format, in which a folder does not say what its models expect
 _CONFIG_FILE = "config.json"
 _CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 _LAYER = re.compile(r"(encoder|decoder|query_encoder|passage_encoder)/layers_(\d+)/")
@@ -62,16 +65,18 @@ def save_model(
     parts: Mapping[str, ModelPart],
     dtype: str = "float32",
     about: Mapping[str, Any] | None = None,
+    expects: Expects = NOTHING,
 ) -> None:
     """Write a model folder, atomically; a folder already there is replaced.
 
-    The folder holds `config.json` (configs, `about`, SHA-256 of every other file) and,
+    The folder holds `config.json` (configs, `expects`, `about`, SHA-256 of every other file) and,
     for each part, `<part>.safetensors` and `<part>_tokenizer.json`.
 
     Args:
       parts: e.g. {"reader": ..., "retriever": ...}; params are nested dicts of arrays.
       dtype: 'float32' or 'bfloat16', in which parameters are stored.
       about: JSON values for people (the run, its steps).
+      expects: what the models expect to read.
 
     Raises:
       UserError: the folder could not be written; an earlier one is untouched.
@@ -80,7 +85,7 @@ def save_model(
     arrays = {name: _flat_host_arrays(part.params, dtype) for name, part in parts.items()}
     try:
         if multihost.is_first():
-            _write_model(directory, parts, arrays, about)
+            _write_model(directory, parts, arrays, about, expects)
     finally:
         multihost.barrier("model folder")  # no process exits while the folder is being written
 
@@ -90,6 +95,7 @@ def _write_model(
     parts: Mapping[str, ModelPart],
     arrays: Mapping[str, dict[str, np.ndarray]],
     about: Mapping[str, Any] | None,
+    expects: Expects,
 ) -> None:
     try:
         with _new_folder(directory) as folder:
@@ -98,7 +104,8 @@ def _write_model(
                 save_file(arrays[name], weights)
                 open_to_all(weights)
                 part.tokenizer.save(folder / f"{name}_tokenizer.json")
-            write_folder_config(folder, {n: part.config for n, part in parts.items()}, about)
+            configs = {name: part.config for name, part in parts.items()}
+            write_folder_config(folder, configs, about, expects)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"model folder {directory} could not be written: {one_line(error)}"
@@ -118,17 +125,22 @@ def _new_folder(directory: str | Path) -> Iterator[Path]:
 
 
 def write_folder_config(
-    folder: Path, configs: Mapping[str, Any], about: Mapping[str, Any] | None = None
+    folder: Path,
+    configs: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+    expects: Expects = NOTHING,
 ) -> None:
     """Write the `config.json` of a model folder that has all its other files.
 
     Args:
       configs: the config fields of each part.
       about: JSON values for people.
+      expects: what the models expect to read.
     """
     config = {
         "format": FOLDER_FORMAT,
         "models": dict(configs),
+        "expects": to_json(expects),
         "about": dict(about or {}),
         "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     }
@@ -137,12 +149,15 @@ def write_folder_config(
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
-    """What `config.json` says: fields of the parts, SHA-256 of the other files, and `about`."""
+    """What `config.json` says: fields of the parts, SHA-256 of the other files, and what models
+    expect to read (`expects`, which `expects.from_json` checks).
+    """
 
     format: int
     models: dict[str, Any]
     sha256: dict[str, str]
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    expects: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +212,19 @@ def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, 
     for name in wanted:
         _check_has(folder, name, config)
     return {name: _load_part(folder, name, config) for name in wanted}
+
+
+def load_expects(directory: str | Path) -> Expects:
+    """What the models of a folder expect to read; of an older folder, nothing.
+
+    Raises:
+      UserError: no such folder, or its config is damaged.
+    """
+    folder = as_path(directory)  # in a bucket, too, only this one file is read
+    config = _read_folder_config(folder)
+    if config.format == _WITHOUT_EXPECTS:
+        return NOTHING
+    return from_json(config.expects, f"{folder / _CONFIG_FILE}: expects")
 
 
 def load_config(directory: str | Path, name: str) -> dict[str, Any]:
@@ -288,8 +316,11 @@ def _read_folder_config(folder: Path) -> FolderConfig:
     if kind_of(path) == "nothing":
         raise UserError(f"{folder} is not a model folder: it has no {_CONFIG_FILE}")
     found: dict[str, Any] = strict_json.read(path, dict[str, Any])
-    if found.get("format") != FOLDER_FORMAT:
-        raise UserError(f"{path}: expected a model folder's config of format {FOLDER_FORMAT}")
+    if found.get("format") not in (_WITHOUT_EXPECTS, FOLDER_FORMAT):
+        raise UserError(
+            f"{path}: expected a model folder's config of format {_WITHOUT_EXPECTS} or "
+            f"{FOLDER_FORMAT}"
+        )
     config: FolderConfig = strict_json.convert(found, FolderConfig, str(path))
     for name, fields in config.models.items():
         strict_json.convert(fields, dict[str, Any], f"{path}: models.{name}")

@@ -24,15 +24,17 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import file_sha256, input_file, open_to_all
 from atlas_jax.core.types import Params
 from atlas_jax.interop.safetensors_files import read_arrays
+from atlas_jax.models.expects import NOTHING, Expects, combined, from_json, to_json
 from atlas_jax.models.fingerprint import encoder_hash
-from atlas_jax.models.folder import ModelPart, load_model, save_model
+from atlas_jax.models.folder import ModelPart, load_expects, load_model, save_model
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import is_tied
 
-PARTIAL_FORMAT = 1
+PARTIAL_FORMAT = 2
+_WITHOUT_EXPECTS = 1  # an older format, in which a part does not say what the pair expects
 _CONFIG, _WEIGHTS = "part.json", "reader.safetensors"
 
 
@@ -44,6 +46,7 @@ class _Content:
     reader: dict[str, Any]
     sha256: str
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    expects: Any = None
 
 
 def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None = None) -> None:
@@ -77,6 +80,7 @@ def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None =
     content = {
         "format": PARTIAL_FORMAT,
         "reader": reader.config,
+        "expects": to_json(load_expects(model)),
         "about": dict(about or {}),
         "sha256": file_sha256(folder / _WEIGHTS),
     }
@@ -85,6 +89,8 @@ def cut(model: str | Path, output: str | Path, about: Mapping[str, Any] | None =
 
 def join(part: str | Path, base: str | Path, output: str | Path) -> None:
     """Write the whole model folder of a part, with the retriever of the base.
+
+    The pair reads as the part says. Where it says nothing, the retriever reads as the base says.
 
     Args:
       part: what `cut` wrote.
@@ -121,7 +127,14 @@ def join(part: str | Path, base: str | Path, output: str | Path) -> None:
             "retriever": retriever,
         },
         about=content.about,
+        expects=_expects(content, folder) or combined(NOTHING, load_expects(base)),
     )
+
+
+def _expects(content: _Content, folder: Path) -> Expects | None:
+    if content.format == _WITHOUT_EXPECTS:
+        return None
+    return from_json(content.expects, f"{folder / _CONFIG}: expects")
 
 
 def fingerprint(model: str | Path) -> str:
@@ -172,8 +185,8 @@ def _read(folder: Path) -> _Content:
         raise UserError(f"{folder} is no part of a model: it has no {_CONFIG}")
     content: _Content = strict_json.read(path, _Content)
     found = file_sha256(input_file(folder / _WEIGHTS))
-    if content.format != PARTIAL_FORMAT:
-        raise UserError(f"{path}: expected a part of format {PARTIAL_FORMAT}")
+    if content.format not in (_WITHOUT_EXPECTS, PARTIAL_FORMAT):
+        raise UserError(f"{path}: expected a part of format {_WITHOUT_EXPECTS} or {PARTIAL_FORMAT}")
     check_fields(ReaderConfig, content.reader, f"{path}: reader")
     if found != content.sha256:
         raise UserError(

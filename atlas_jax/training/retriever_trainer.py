@@ -30,10 +30,12 @@ from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     Tokenizers,
     abstract_retriever,
+    expectations,
     initial_retriever,
     load_tokenizers,
     open_retriever,
 )
+from atlas_jax.models.expects import Expects
 from atlas_jax.models.folder import ModelPart, save_model
 from atlas_jax.retriever.contrastive import crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -76,6 +78,7 @@ class _Run:
       rows: sharding of a batch.
       length: of a passage in tokens.
       settings: those that decide the order of the records, by binding.
+      expects: what the trained retriever will expect to read.
     """
 
     step: CompiledOnce
@@ -85,6 +88,7 @@ class _Run:
     checkpoints: Checkpointer
     length: int
     settings: Mapping[str, Any]
+    expects: Expects
 
 
 def train_retriever(told: RetrieverRun) -> ContrastiveState:
@@ -124,14 +128,16 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
                 checkpoints.resume_data(batches, found)
             if multihost.is_first():
                 write_config(directory / CONFIG_FILE, told.text or as_gin(told))
-            run = _Run(step_fn, batches, store, rows, checkpoints, _longest(store), settings)
+            expects = told.taught(expectations(told.models.config), store.config)
+            longest = _longest(store)
+            run = _Run(step_fn, batches, store, rows, checkpoints, longest, settings, expects)
             first, writes = int(state.step), multihost.is_first()
             with RunLog(directory, first, config.total_steps, writes) as log:
                 tracer = Tracer(told.profile, str(directory / TRACES))
                 with Preemption() as preemption, tracer:
                     state = _loop(told, run, state, log, preemption, tracer)
             check_learnt(int(state.step), int(state.skipped))
-        _export(directory / FINAL, model, state, tokenizer, told.models.config.export_dtype)
+        _export(directory / FINAL, model, state, tokenizer, run.expects, told)
     return state
 
 
@@ -330,8 +336,9 @@ def _export(
     model: DualEncoder,
     state: ContrastiveState,
     tokenizer: Tokenizer,
-    dtype: str,
+    expects: Expects,
+    told: RetrieverRun,
 ) -> None:
     part = ModelPart(dataclasses.asdict(model.config), state.params, tokenizer)
     about = {"steps": int(state.step), "skipped": int(state.skipped)}
-    save_model(directory, {"retriever": part}, dtype=dtype, about=about)
+    save_model(directory, {"retriever": part}, told.models.config.export_dtype, about, expects)

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, Sharding
 
 from atlas_jax.answering.batcher import Batcher
+from atlas_jax.answering.defaults import checked_formats
 from atlas_jax.answering.evaluation import Evaluation, make_evaluation
 from atlas_jax.answering.evaluator import write_predictions
 from atlas_jax.answering.truncation import evenly, tell_cut
@@ -37,11 +38,13 @@ from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     Tokenizers,
+    expectations,
     export_model,
     initial_params,
     load_tokenizers,
     open_models,
 )
+from atlas_jax.models.expects import Expects
 from atlas_jax.models.parameters import Models
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.checkpoint import Checkpointer, Restored
@@ -61,7 +64,7 @@ from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import make_optimizer, make_schedule
 from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
-from atlas_jax.training.run import TrainRun
+from atlas_jax.training.run import TrainRun, retrieves
 from atlas_jax.training.speed import TRACES, Speed, StepClock, Tracer, step_speed
 from atlas_jax.training.state import (
     TrainState,
@@ -87,6 +90,7 @@ class _Run:
       freshness: None if training does not search.
       evaluation: None without EvalConfig.file.
       settings: those that decide the order of the records, by binding.
+      expects: what the trained models will expect to read.
     """
 
     told: TrainRun
@@ -105,6 +109,7 @@ class _Run:
     evaluation: Evaluation | None
     checkpoints: Checkpointer
     settings: Mapping[str, Any]
+    expects: Expects
 
 
 def train(told: TrainRun) -> TrainState:
@@ -117,6 +122,9 @@ def train(told: TrainRun) -> TrainState:
       UserError: a setting or file at fault, or a checkpoint of another model.
     """
     total = told.train.total_steps
+    if retrieves(told.train, told.evaluation):
+        formats = checked_formats(told.models, told.corpus.formats, told.data)
+        told = dataclasses.replace(told, corpus=dataclasses.replace(told.corpus, formats=formats))
     with use_devices(told.devices) as (mesh, rules):
         run = _prepare(told, mesh, rules)
         with run.checkpoints:
@@ -145,6 +153,7 @@ def _export(run: _Run, state: TrainState) -> None:
         run.tokenizers,
         run.told.models.config.export_dtype,
         about={"steps": int(state.step), "skipped": int(state.skipped)},
+        expects=run.expects,
     )
 
 
@@ -217,6 +226,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
             "TrainConfig.seed": config.seed,
             "TrainConfig.file": file_mark(config.file),
         },
+        expects=told.taught(expectations(told.models.config), store.config if store else None),
     )
 
 

@@ -1,5 +1,6 @@
 """A reader without what its retriever has: cut, and joined again."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,21 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from atlas_jax import mini
+from atlas_jax import from_gin, mini
+from atlas_jax.answering.batcher import DataConfig
+from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import file_sha256
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models import partial
-from atlas_jax.models.folder import ModelPart, load_model, save_model
+from atlas_jax.models.expects import from_json, settled
+from atlas_jax.models.folder import ModelPart, load_expects, load_model, save_model
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.training.config import StepConfig
+from atlas_jax.training.run import asking_of
+from tests.models.test_expects import EXPECTS
 from tests.reader.small import PAIR, random_params
 from tests.reader.test_from_tower import bert_tokenizer, random_tower
 
@@ -29,8 +37,6 @@ RETRIEVER = RetrieverConfig(
 
 
 def fields(config: Any) -> dict[str, Any]:
-    import dataclasses
-
     return dataclasses.asdict(config)
 
 
@@ -48,7 +54,7 @@ def model(tmp_path: Path) -> Path:
         ),
         "retriever": ModelPart(fields(RETRIEVER), {"encoder": tower}, tokenizer),
     }  # fmt: skip
-    save_model(tmp_path / "model", parts)
+    save_model(tmp_path / "model", parts, expects=EXPECTS)
     return tmp_path / "model"
 
 
@@ -64,6 +70,7 @@ def test_a_part_joined_to_its_base_is_the_model_again(model: Path, tmp_path: Pat
     assert ours["reader"].tokenizer.content_hash == theirs["reader"].tokenizer.content_hash
     towers = (one["retriever"].params for one in (ours, theirs))
     jax.tree.map(np.testing.assert_array_equal, *towers)
+    assert load_expects(output) == EXPECTS
     found, expected = (
         traverse_util.flatten_dict(one["reader"].params, sep="/") for one in (ours, theirs)
     )
@@ -137,3 +144,31 @@ def test_weights_of_another_part_are_named(model: Path, tmp_path: Path) -> None:
         (tmp_path / "part" / "part.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
             partial.join(tmp_path / "part", model, tmp_path / "joined")
+
+
+def test_of_an_older_part_the_retriever_reads_as_in_its_base(model: Path, tmp_path: Path) -> None:
+    partial.cut(model, tmp_path / "part")
+    file = tmp_path / "part" / "part.json"
+    content = json.loads(file.read_text())
+    del content["expects"]
+    file.write_text(json.dumps({**content, "format": 1}))
+    partial.join(tmp_path / "part", model, tmp_path / "joined")
+    assert load_expects(tmp_path / "joined") == EXPECTS.half("retriever")
+    file.write_text(json.dumps({**content, "format": 2, "expects": {"reader_lenght": 3}}))
+    with pytest.raises(UserError, match="part.json: expects: unknown field 'reader_lenght'"):
+        partial.join(tmp_path / "part", model, tmp_path / "joined")
+
+
+def test_the_shipped_part_reads_as_its_run_read() -> None:
+    said = from_json(json.loads((mini.PART / "part.json").read_text())["expects"], "part")
+    load_gin(
+        ["runs/mini_pretrain.gin"],
+        ["MODEL_DIR=x", "PASSAGES=x", "STORE=x", "RETRIEVER_CHECKPOINT_PATH=x"],
+    )
+    read = from_gin.told(StoreConfig), from_gin.told(StepConfig).reader_length
+    assert (settled(StoreConfig, said.store, {}), said.text_length) == read
+    data, task = from_gin.told(DataConfig), from_gin.task("sentences")
+    assert said.tasks == {
+        "qa": dataclasses.replace(asking_of(task, data), wording={}),
+        "sentences": asking_of(task, data),
+    }

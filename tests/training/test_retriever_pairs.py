@@ -72,7 +72,10 @@ class Corpus:
         fields = {"task": "cloze", "file": str(self.file), "batch_size": 8, **settings}
         config = RetrieverTrainConfig(model_dir="run", total_steps=1, **fields)
         data = from_gin.told(DataConfig)
-        told = RetrieverRun(config, ModelSpec(), CorpusSpec(), from_gin.task(config.task), data)
+        task = from_gin.task(config.task)
+        told = RetrieverRun(
+            train=config, models=ModelSpec(), corpus=CorpusSpec(), task=task, data=data
+        )
         return query_pairs(self.store, self.tokenizers, told)
 
     def texts(self, batch: tuple[np.ndarray, np.ndarray]) -> list[tuple[str, str]]:
