@@ -1,5 +1,6 @@
 """The Python face reads as the model folder says, unless it is told otherwise."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.assembly import load_tokenizers
 from atlas_jax.models.config import ModelSpec
 from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.qa import QATask
@@ -114,6 +117,19 @@ def test_a_length_that_cannot_be_read_is_refused_before_anything_is_built(tmp_pa
     with pytest.raises(atlas_jax.UserError, match=r"DataConfig.retriever_query_length = 129, but"):
         atlas_jax.load(NANO, **places, data={"retriever_query_length": 129})
     assert list(tmp_path.iterdir()) == [passages]
+
+
+def test_a_store_that_the_retriever_cannot_read_is_refused(tmp_path: Path) -> None:
+    file, store = tmp_path / "passages.jsonl", tmp_path / "store"
+    file.write_text(json.dumps({"id": "1", "text": "Pain and fever. " * 60}) + "\n")
+    tokenizers = load_tokenizers(ModelSpec.of_folder(NANO).config)
+    PassageStore.build(
+        file, store, tokenizers.reader, tokenizers.retriever, StoreConfig(retriever_length=192),
+        progress=False,
+    )  # fmt: skip
+    with pytest.raises(atlas_jax.UserError, match="store holds passages of more than 128 retriev"):
+        atlas_jax.build_index(NANO, store=store, index=tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_what_is_no_setting_is_named(told: Any) -> None:

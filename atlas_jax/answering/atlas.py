@@ -1,7 +1,6 @@
 """A loaded Atlas to ask, search and score with, for notebooks and commands."""
 
 import dataclasses
-import functools
 import math
 import os
 import threading
@@ -25,7 +24,7 @@ from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.corpus.corpus import Corpus, load_corpus
-from atlas_jax.corpus.reader_states import reader_states
+from atlas_jax.corpus.reader_states import PassageReader
 from atlas_jax.models.assembly import Assembled, assemble, expectations, export_model
 from atlas_jax.tasks.base import AsksTyped, Example
 
@@ -131,14 +130,11 @@ class Atlas:
                     mesh,
                     rules,
                     retriever_tokens=told.read.rerank > 0,
-                    reader_vocab=made.models.reader.config.vocab_size,
-                    states_of=functools.partial(
-                        reader_states,
-                        told.corpus.config,
-                        reader=made.models.reader,
-                        params=made.params["reader"],
-                        reader_length=told.read.reader_length,
-                        query_length=told.data.query_length,
+                    reader=PassageReader(
+                        made.models.reader,
+                        made.params["reader"],
+                        told.read.reader_length,
+                        told.data.query_length,
                     ),
                 )
         self._smallest = batch_parts(mesh, rules)

@@ -16,7 +16,7 @@ from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_file, check_output_folder
 from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.corpus.corpus import load_corpus, open_store
+from atlas_jax.corpus.corpus import check_store, load_corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
@@ -49,7 +49,7 @@ def build_index(told: IndexRun) -> tuple[int, bool]:
         retriever, params, tokenizer = load_retriever(told.models)
         params = multihost.place(params, partitioning.replicated(mesh))
         store = open_store(told.corpus, load_tokenizers(told.models.config))
-        store.check_vocab(retriever=retriever.config.vocab_size)
+        check_store(store, retriever)
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
         if multihost.of_first(_is_there(config, store, embedder.hash(params))):
             return store.count, False

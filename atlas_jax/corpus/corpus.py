@@ -17,9 +17,11 @@ from jax.sharding import Mesh
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
+from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
+from atlas_jax.corpus.reader_states import PassageReader, reader_states
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.int8 import INT8, dtype_of
 from atlas_jax.index.passages import PassageStore
@@ -28,6 +30,7 @@ from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.index.search import Searcher
 from atlas_jax.models.assembly import Tokenizers
+from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
 
@@ -62,6 +65,53 @@ def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
     return PassageStore.open(config.store, tokenizers.reader, tokenizers.retriever)
 
 
+def check_store(store: PassageStore, retriever: DualEncoder, reader: T5 | None = None) -> None:
+    """Refuse a store whose passages the models cannot read.
+
+    Args:
+      reader: None where nothing is read.
+
+    Raises:
+      UserError: token ids that a model has not, or passages longer than the retriever can read.
+    """
+    store.check_vocab(retriever=retriever.config.vocab_size)
+    if reader is not None:
+        store.check_vocab(reader=reader.config.vocab_size)
+    most = retriever.config.max_length
+    if store.retriever_tokens_nm[:, most:].any():
+        raise UserError(
+            f"{store.directory} holds passages of more than {most} retriever tokens, which is all "
+            "that the retriever can read; build a store with StoreConfig.retriever_length = "
+            f"{most} or less"
+        )
+
+
+def make_corpus(
+    spec: CorpusSpec,
+    store: PassageStore,
+    retriever: DualEncoder,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+    retriever_tokens: bool,
+    reader: T5 | None = None,
+    versions: Path | None = None,
+) -> "Corpus":
+    """The corpus of an open store; its index and the reader's states are loaded later.
+
+    Args:
+      tokenizer: of the retriever.
+      retriever_tokens, versions: see `Corpus`.
+      reader: None where nothing is read.
+
+    Raises:
+      UserError: the store is of other models, or a setting is at fault.
+    """
+    check_store(store, retriever, reader)
+    embedder = Embedder(retriever, tokenizer, spec.config, mesh, rules)
+    return Corpus(store, embedder, spec, mesh, retriever_tokens, versions)
+
+
 def load_corpus(
     spec: CorpusSpec,
     retriever: DualEncoder,
@@ -70,27 +120,23 @@ def load_corpus(
     mesh: Mesh,
     rules: tuple[Rule, ...],
     retriever_tokens: bool,
-    reader_vocab: int | None = None,
-    states_of: Callable[[PassageStore], np.ndarray | None] = lambda store: None,
+    reader: PassageReader | None = None,
 ) -> "Corpus":
     """The corpus of a run that does not train, with its index.
 
     Args:
       params: of the retriever.
       retriever_tokens: see `Corpus`.
-      reader_vocab: ids that the reader has; None where nothing is read.
-      states_of: the reader's states of the store's passages, see `reader_states`.
+      reader: None where nothing is read.
 
     Raises:
       UserError: store or index are of other models, or a setting is at fault.
     """
-    store = open_store(spec, tokenizers)
-    store.check_vocab(retriever=retriever.config.vocab_size)
-    if reader_vocab is not None:
-        store.check_vocab(reader=reader_vocab)
-    embedder = Embedder(retriever, tokenizers.retriever, spec.config, mesh, rules)
-    corpus = Corpus(store, embedder, spec, mesh, retriever_tokens)
-    corpus.apart_nf = states_of(store)
+    store, tokenizer = open_store(spec, tokenizers), tokenizers.retriever
+    model = reader.model if reader else None
+    corpus = make_corpus(spec, store, retriever, tokenizer, mesh, rules, retriever_tokens, model)
+    if reader is not None:
+        corpus.apart_nf = reader_states(spec.config, store, reader)
     corpus.load_first(params)
     return corpus
 

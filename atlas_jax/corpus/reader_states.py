@@ -1,5 +1,6 @@
 """A folder with the states that a reader's lower layers compute from the passages."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -26,19 +27,24 @@ _ARRAY, _MANIFEST = "states.npy", "states.json"
 _BATCH = 32
 
 
+@dataclasses.dataclass(frozen=True)
+class PassageReader:
+    """The reader of the passages that are found.
+
+    Attributes:
+      reader_length, query_length: tokens of a reader input, and of its question.
+    """
+
+    model: T5
+    params: Params
+    reader_length: int
+    query_length: int
+
+
 def reader_states(
-    config: CorpusConfig,
-    store: PassageStore,
-    reader: T5,
-    params: Params,
-    reader_length: int,
-    query_length: int,
+    config: CorpusConfig, store: PassageStore, reader: PassageReader
 ) -> np.ndarray | None:
     """Open the states in `CorpusConfig.reader_states`; compute them if they are missing.
-
-    Args:
-      params: of the reader.
-      reader_length, query_length: tokens of a reader input, and of its question.
 
     Returns:
       float16 [n, m * d], memory-mapped; None if no folder is bound.
@@ -49,16 +55,18 @@ def reader_states(
     """
     if not config.reader_states:
         return None
-    if not reader.config.apart_layers:
+    model, params = reader.model, reader.params
+    if not model.config.apart_layers:
         raise UserError(
             f"CorpusConfig.reader_states = {config.reader_states!r}: only a reader with "
             "ReaderConfig.apart_layers reads passages apart from the question; bind it to ''"
         )
-    folder, length = Path(config.reader_states), reader_length - query_length - 2
-    wanted = _manifest(store, reader, params, length)
+    folder = Path(config.reader_states)
+    length = reader.reader_length - reader.query_length - 2
+    wanted = _manifest(store, model, params, length)
     with multihost.first_goes_first("reader states"):
         if not (folder / _MANIFEST).exists():
-            _make(folder, store, reader, params, length, wanted)
+            _make(folder, store, model, params, length, wanted)
     found: dict[str, Any] = strict_json.read(folder / _MANIFEST, dict[str, Any])
     for name, value in wanted.items():
         if found.get(name) != value:
@@ -66,7 +74,7 @@ def reader_states(
                 f"CorpusConfig.reader_states = {str(folder)!r} was made of another {name} "
                 f"({found.get(name)!r}, here {value!r}); remove it, or bind another folder"
             )
-    states_nf = open_npy(folder / _ARRAY, _shape(store, reader, wanted), np.float16)
+    states_nf = open_npy(folder / _ARRAY, _shape(store, model, wanted), np.float16)
     at = first_not_finite(states_nf)
     if at is not None:
         row = at // states_nf.shape[1]

@@ -30,9 +30,8 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import check_output_folder, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
-from atlas_jax.corpus.corpus import Corpus, open_store
-from atlas_jax.corpus.embedder import Embedder
-from atlas_jax.corpus.reader_states import reader_states
+from atlas_jax.corpus.corpus import Corpus, make_corpus, open_store
+from atlas_jax.corpus.reader_states import PassageReader, reader_states
 from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
@@ -171,7 +170,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
     models, tokenizers = open_models(told.models, step_config.retriever_training)
     corpus = None
     if store is not None:
-        corpus = _make_corpus(told, store, models, tokenizers, mesh, rules)
+        corpus = _corpus_of(told, store, models, tokenizers, mesh, rules)
     source = make_source(
         config.passages,
         corpus,
@@ -348,7 +347,7 @@ def check_rerank(step: StepConfig, dtype: str) -> None:
         )
 
 
-def _make_corpus(
+def _corpus_of(
     told: TrainRun,
     store: PassageStore,
     models: Models,
@@ -357,27 +356,27 @@ def _make_corpus(
     rules: tuple[Rule, ...],
 ) -> Corpus:
     """The corpus of the store; its index and the reader's states are loaded later."""
-    store.check_vocab(
-        reader=models.reader.config.vocab_size, retriever=models.retriever.config.vocab_size
-    )
-    embedder = Embedder(models.retriever, tokenizers.retriever, told.corpus.config, mesh, rules)
     directory = told.train.model_dir
-    versions = None if is_remote(directory) else Path(directory) / INDEX
-    return Corpus(store, embedder, told.corpus, mesh, told.step.embeds_passages, versions)
+    return make_corpus(
+        told.corpus,
+        store,
+        models.retriever,
+        tokenizers.retriever,
+        mesh,
+        rules,
+        told.step.embeds_passages,
+        models.reader,
+        versions=None if is_remote(directory) else Path(directory) / INDEX,
+    )
 
 
 def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
     """Load the index: a new run's first, or the one that the checkpoint was searching."""
     corpus, told = run.corpus, run.told
     assert corpus is not None
-    corpus.apart_nf = reader_states(
-        told.corpus.config,
-        corpus.store,
-        run.models.reader,
-        params["reader"],
-        told.step.reader_length,
-        told.data.query_length,
-    )
+    lengths = told.step.reader_length, told.data.query_length
+    reader = PassageReader(run.models.reader, params["reader"], *lengths)
+    corpus.apart_nf = reader_states(told.corpus.config, corpus.store, reader)
     if found is None:
         corpus.load_first(params["retriever"])
     elif (notes := found.notes["index"]) is not None:
