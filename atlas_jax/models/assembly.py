@@ -39,7 +39,8 @@ from atlas_jax.models.parameters import (
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.induction import wire_induction
-from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
+from atlas_jax.reader.scanned import stack_layers, unstack_layers
+from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
 

@@ -19,7 +19,8 @@ from msgspec import Meta
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import PAD_ID, Array, Params
-from atlas_jax.reader.t5 import T5, DecodingState
+from atlas_jax.reader.stacks import DecodingState
+from atlas_jax.reader.t5 import T5
 
 NEVER = -1e9  # score of a hypothesis that may not be chosen
 

@@ -10,7 +10,8 @@ import pytest
 
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig, generate
-from atlas_jax.reader.t5 import T5, stack_layers
+from atlas_jax.reader.scanned import stack_layers
+from atlas_jax.reader.t5 import T5
 from tests.goldens import make_t5_goldens as goldens
 
 TOLERANCE = 1e-4

@@ -14,7 +14,8 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.reader import attention
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.t5 import T5, stack_layers, unstack_layers
+from atlas_jax.reader.scanned import stack_layers, unstack_layers
+from atlas_jax.reader.t5 import T5
 from tests.reader.small import config, passages, random_params
 
 TOKENS, TARGETS = passages()

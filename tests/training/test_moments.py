@@ -17,7 +17,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.interop.meta_atlas import read_checkpoint
 from atlas_jax.interop.t5x import write_checkpoint
 from atlas_jax.interop.tensors import Part, Tensors, of_array
-from atlas_jax.reader.t5 import stack_layers
+from atlas_jax.reader.scanned import stack_layers
 from atlas_jax.training.moments import fill
 from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 from atlas_jax.training.trainer import train

@@ -12,7 +12,7 @@ import pytest
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.models.parameters import _init_boxed
-from atlas_jax.reader.t5 import stack_layers
+from atlas_jax.reader.scanned import stack_layers
 from atlas_jax.training.optimizers import (
     OptimizerConfig,
     decay_mask,
