@@ -13,9 +13,11 @@ from atlas_jax.answering.defaults import Fields, defaults_of, fields_of
 from atlas_jax.answering.run import AnswerRun, IndexRun
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelSpec
+from atlas_jax.models.folder import partial_parts
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Task
 from atlas_jax.training import trainer
@@ -30,6 +32,7 @@ def load(
     model: AnyPath,
     *,
     retriever: AnyPath = "",
+    base: AnyPath = "",
     passages: AnyPath = "",
     store: AnyPath = "",
     index: AnyPath = "",
@@ -48,6 +51,7 @@ def load(
     Args:
       model: folder with both models, such as a run's ``final``.
       retriever: another folder to take the retriever from.
+      base: folder of the models that partial ones stand on, if not where it lay.
       passages: file of passages. Without ``store`` they are prepared in a temporary folder, which
         is removed when the program ends.
       store: folder of prepared passages; if it does not exist it is made from ``passages``.
@@ -71,6 +75,8 @@ def load(
         raise UserError("load: an index needs the passages it is of: give store or passages, too")
     searches = bool(store or passages)
     spec = ModelSpec.of_folder(model, retriever)
+    if base:
+        spec = _on_base(spec, base)
     name = task if isinstance(task, str) else task.name
     defaults = defaults_of(spec, name, retrieves=searches)
     texts = defaults.store(fields_of(formats, StoreConfig, "formats"))
@@ -156,6 +162,15 @@ def train(config: TrainRun) -> Trained:
     """
     state = trainer.train(config)
     return Trained(Path(config.train.model_dir) / FINAL, int(state.step), int(state.skipped))
+
+
+def _on_base(spec: ModelSpec, base: AnyPath) -> ModelSpec:
+    """The models, those that are partial on top of this folder's."""
+    folders = {part: str(getattr(spec.config, part)) for part in PARTS}
+    partial = partial_parts(folders)
+    reader, retriever = (os.fspath(base) if part in partial else "" for part in PARTS)
+    config = dataclasses.replace(spec.config, reader_base=reader, retriever_base=retriever)
+    return dataclasses.replace(spec, config=config)
 
 
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # kept until the program ends

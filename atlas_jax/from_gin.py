@@ -18,6 +18,7 @@ from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
 from atlas_jax.core import bounds
 from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.config import config_text
+from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError, no_value_for
 from atlas_jax.core.jsonl import RowsConfig
@@ -30,6 +31,7 @@ from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.index.staleness import StalenessConfig
 from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.models.assembly import where_deltas_stand
 from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.expects import NOTHING
 from atlas_jax.models.parameters import Models
@@ -58,7 +60,7 @@ Result = TypeVar("Result")
 # Functions and classes that gin files bind by name. They are not changed: only `told` and `called`
 # take their arguments from gin.
 CONFIGURABLES = (
-    CheckpointConfig, CompilerConfig, ContrastiveConfig, CorpusConfig, DataConfig,
+    CheckpointConfig, CompilerConfig, ContrastiveConfig, CorpusConfig, DataConfig, DeltaConfig,
     DistillationConfig, EvalConfig, GenerationConfig, LeakConfig, MeshConfig, ModelConfig,
     OptimizerConfig, PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig,
     RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, StalenessConfig, StepConfig,
@@ -140,7 +142,12 @@ def devices() -> Devices:
 
 def models() -> ModelSpec:
     """Where the two models come from."""
-    return ModelSpec(told(ModelConfig), fields_told(ReaderConfig), fields_told(RetrieverConfig))
+    return ModelSpec(
+        told(ModelConfig),
+        fields_told(ReaderConfig),
+        fields_told(RetrieverConfig),
+        {part: told(DeltaConfig, part) for part in PARTS},
+    )
 
 
 def corpus(defaults: Defaults | None = None) -> CorpusSpec:
@@ -257,11 +264,13 @@ def plan_run(passages: int) -> Run:
     if step.retriever_training == "query_side" and retriever.tied:
         retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
     answer_k = evaluation.k or step.k
+    training = step.retriever_training if entry == "train" else "joint"
+    deltas = where_deltas_stand({p: told(DeltaConfig, p) for p in PARTS}, training)
     return Run(
         entry=entry,
         refreshes=refreshes,
         evaluates=entry == "evaluate" or bool(evaluation.file),
-        models=Models(T5(told(ReaderConfig)), DualEncoder(retriever)),
+        models=Models(T5(told(ReaderConfig)), DualEncoder(retriever), tuple(deltas.items())),
         step=step,
         distillation=told(DistillationConfig),
         optimizers={part: make_optimizer(told(OptimizerConfig, part)) for part in PARTS},

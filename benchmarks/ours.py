@@ -85,9 +85,9 @@ def train_step(sizes: Sizes) -> Callable[[], object]:
         mask_bk=np.ones((sizes.batch, sizes.passages), bool),
     )
     with partitioning.activate(mesh, rules):
-        params = init_params(models, 0, mesh, rules)
-        current = train_state.make_state(models, params, optimizers, "joint", 0, mesh, rules)
-        shardings = train_state.state_shardings(models, optimizers, "joint", mesh, rules)
+        params, joint = init_params(models, 0, mesh, rules), train_state.Trains("joint")
+        current = train_state.make_state(models, params, optimizers, joint, 0, mesh, rules)
+        shardings = train_state.state_shardings(models, optimizers, joint, mesh, rules)
     compiled = compile_train_step(step, shardings, mesh, rules)
 
     def run() -> float:

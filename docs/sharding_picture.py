@@ -24,7 +24,7 @@ from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.state import state_shardings
+from atlas_jax.training.state import Trains, state_shardings
 
 PICTURE = Path(__file__).with_name("sharding.svg")
 MESH = MeshConfig(data=2, fsdp=2, model=2)
@@ -100,7 +100,7 @@ def arrays() -> list[Array]:
     shapes, states, found = _by_path(meta.unbox(abstract_params(models))), {}, []
     for kind, optimizer in optimizers.items():
         both = {"reader": optimizer, "retriever": optimizer}
-        specs = state_shardings(models, both, "joint", mesh, STANDARD_RULES)
+        specs = state_shardings(models, both, Trains("joint"), mesh, STANDARD_RULES)
         moments = jax.eval_shape(optimizer.init, meta.unbox(abstract_params(models))["reader"])
         states[kind] = (_by_path(moments), _by_path(specs.opt_state["reader"]))
     params = _by_path(specs.params)

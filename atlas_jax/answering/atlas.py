@@ -20,12 +20,18 @@ from atlas_jax.answering.evaluation import (
 from atlas_jax.answering.evaluator import Evaluator, Found
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core import partitioning
+from atlas_jax.core.deltas import merge_lora
 from atlas_jax.core.devices import use_devices
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.core.partitioning import batch_parts
+from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.corpus import Corpus, load_corpus
 from atlas_jax.corpus.reader_states import PassageReader
 from atlas_jax.models.assembly import Assembled, assemble, expectations, export_model
+from atlas_jax.models.folder import base_of, partial_parts
+from atlas_jax.models.parameters import Models
+from atlas_jax.models.partial import Base
+from atlas_jax.models.variants import variant
 from atlas_jax.tasks.base import AsksTyped, Example
 
 _WIDE_BATCH = 8  # questions are answered in two shapes; this is the larger number of rows
@@ -114,7 +120,9 @@ class Atlas:
         """
         self._told = told
         self._lock = threading.Lock()
-        self._evaluators: dict[_Shape, Evaluator] = {}
+        self._evaluators: dict[tuple[_Shape, Models], Evaluator] = {}
+        self._variants: dict[str, Assembled] = {}  # by name; "" = as loaded
+        self._bases: dict[str, Base] = {}
         self._expects = expectations(told.models.config)
         self._asked = 0  # number of questions so far, for sampled answers
         with use_devices(told.devices) as (mesh, rules):
@@ -137,11 +145,53 @@ class Atlas:
                         told.data.query_length,
                     ),
                 )
+        self._variants[""] = self._made
         self._smallest = batch_parts(mesh, rules)
+
+    def add(self, name: str, folder: str | os.PathLike[str]) -> None:
+        """Add a partial model folder that stands on these models, under a name.
+
+        `ask`, `retrieve` and `evaluate` use it by ``delta=name``. It lies in memory beside the
+        models, without a second copy of what it has in common with them, and folders of one form
+        (equal adapters, say) share their compiled programs. Questions may be embedded in another
+        way, passages may not: a folder with another passage tower is loaded by itself.
+
+        Args:
+          name: of one's own choice; a name that is taken is given to the new folder.
+          folder: what a run wrote that trained a part, see docs/deltas.md.
+
+        Raises:
+          UserError: a folder at fault, or one that stands on other models.
+        """
+        if not name:
+            raise UserError("add: a delta needs a name; '' is the model as it was loaded")
+        with self._lock, self._active():
+            config = self._told.models.config
+            for part in () if self._bases else PARTS:
+                own, base = (str(getattr(config, field)) for field in (part, f"{part}_base"))
+                if not own or partial_parts({part: own}):
+                    raise UserError(
+                        f"add: the {part} that is loaded is no whole model folder"
+                        f"{f' ({own})' if own else ''}; load the base of {os.fspath(folder)}, then "
+                        "add it"
+                    )
+                self._bases[part] = base_of(own, part, base)[0]
+            self._variants[name] = variant(self._made, self._bases, os.fspath(folder))
+
+    @property
+    def deltas(self) -> list[str]:
+        """Names of what was added."""
+        return [name for name in self._variants if name]
 
     @overload
     def ask(
-        self, questions: str, *, k: int = 0, explain: bool = False, exclude: Sequence[str] = ()
+        self,
+        questions: str,
+        *,
+        k: int = 0,
+        explain: bool = False,
+        exclude: Sequence[str] = (),
+        delta: str = "",
     ) -> Answer: ...
 
     @overload
@@ -152,6 +202,7 @@ class Atlas:
         k: int = 0,
         explain: bool = False,
         exclude: Sequence[str] = (),
+        delta: str = "",
     ) -> list[Answer]: ...
 
     def ask(
@@ -161,6 +212,7 @@ class Atlas:
         k: int = 0,
         explain: bool = False,
         exclude: Sequence[str] = (),
+        delta: str = "",
     ) -> Answer | list[Answer]:
         """Answer one question, or several at once.
 
@@ -169,27 +221,34 @@ class Atlas:
           k: passages that are read for each; 0 = as many as the model was loaded with.
           explain: also compute what each passage contributed to the answer.
           exclude: ids of passages that may not be read.
+          delta: name of what was added, see `add`; "" = the model as it was loaded.
 
         Raises:
-          UserError: an empty question, a k above the number of passages, an unknown id, or a
-            task whose questions cannot be typed.
+          UserError: an empty question, an unknown delta, a k above the number of
+            passages, an unknown id, or a task whose questions cannot be typed.
         """
         if explain and self._corpus is None:
             raise UserError("explain: a closed book has no passages whose part could be told")
         asked = [questions] if isinstance(questions, str) else list(questions)
         examples = self._examples(asked, exclude)
-        found = self._found(examples, k or self._told.read.k, explain, reads=True)
+        k = k or self._told.read.k
+        found = self._found(examples, k, explain, reads=True, made=self._variant(delta))
         answers = [_answer(question, one) for question, one in zip(asked, found, strict=True)]
         return answers[0] if isinstance(questions, str) else answers
 
     @overload
     def retrieve(
-        self, questions: str, *, k: int = 20, exclude: Sequence[str] = ()
+        self, questions: str, *, k: int = 20, exclude: Sequence[str] = (), delta: str = ""
     ) -> list[Passage]: ...
 
     @overload
     def retrieve(
-        self, questions: list[str] | tuple[str, ...], *, k: int = 20, exclude: Sequence[str] = ()
+        self,
+        questions: list[str] | tuple[str, ...],
+        *,
+        k: int = 20,
+        exclude: Sequence[str] = (),
+        delta: str = "",
     ) -> list[list[Passage]]: ...
 
     def retrieve(
@@ -198,6 +257,7 @@ class Atlas:
         *,
         k: int = 20,
         exclude: Sequence[str] = (),
+        delta: str = "",
     ) -> list[Passage] | list[list[Passage]]:
         """Find the k best passages for each question, best first, without reading them.
 
@@ -207,15 +267,19 @@ class Atlas:
         if self._corpus is None:
             raise UserError("there is no corpus to search: load passages, a store or an index")
         asked = [questions] if isinstance(questions, str) else list(questions)
-        found = self._found(self._examples(asked, exclude), k, explain=False, reads=False)
+        examples, made = self._examples(asked, exclude), self._variant(delta)
+        found = self._found(examples, k, explain=False, reads=False, made=made)
         passages = [list(_passages(one)) for one in found]
         return passages[0] if isinstance(questions, str) else passages
 
-    def evaluate(self, file: str | os.PathLike[str] = "", **settings: Any) -> Evaluated:
+    def evaluate(
+        self, file: str | os.PathLike[str] = "", *, delta: str = "", **settings: Any
+    ) -> Evaluated:
         """Answer and score a file of questions, in the layout of the task.
 
         Args:
           file: the file; "" = the one named when this was loaded.
+          delta: as in `ask`.
           settings: other fields of `EvalConfig`, such as k, batch_size, generate or max_rows.
 
         Raises:
@@ -228,20 +292,29 @@ class Atlas:
             raise UserError(f"evaluate: no setting is called {odd[0]}; see EvalConfig")
         config = dataclasses.replace(self._told.evaluation, **fields)
         with self._active():
-            found, scores = self._evaluation(config).run(self._made.params)
+            made = self._variant(delta)
+            found, scores = self._evaluation(config, made).run(made.params)
         return Evaluated(scores, found)
 
-    def save(self, directory: str | os.PathLike[str], dtype: str = "float32") -> None:
-        """Write both models as a model folder; an older folder is replaced.
+    def save(
+        self, directory: str | os.PathLike[str], dtype: str = "float32", merge: bool = False
+    ) -> None:
+        """Write both models as a whole model folder; one that is there is replaced.
 
         Args:
+          directory: the folder.
           dtype: 'float32' or 'bfloat16', in which parameters are stored.
+          merge: add LoRA to the kernels that it stands beside, so that plain models are written.
 
         Raises:
-          UserError: the folder could not be written.
+          UserError: the folder could not be written, or there are adapters to be merged.
         """
         made = self._made
         with self._active():
+            if merge:
+                params = {part: merge_lora(params) for part, params in made.params.items()}
+                plain = dataclasses.replace(made.models, deltas=())
+                made = dataclasses.replace(made, models=plain, params=params)
             export_model(
                 os.fspath(directory),
                 made.models,
@@ -252,7 +325,7 @@ class Atlas:
                 expects=self._expects,
             )
 
-    def warm_up(self, *, k: int = 0, explain: bool = False) -> None:
+    def warm_up(self, *, k: int = 0, explain: bool = False, delta: str = "") -> None:
         """Compile the programs of `ask`, so that no question waits for them.
 
         Questions are answered in two shapes, for few and for many at a time. Another k, another
@@ -260,10 +333,18 @@ class Atlas:
         """
         for rows in self._shapes():
             examples = self._examples(["warm up"] * rows, ())
-            self._found(examples, k or self._told.read.k, explain, reads=True, counted=False)
+            wanted, made = k or self._told.read.k, self._variant(delta)
+            self._found(examples, wanted, explain, reads=True, made=made, counted=False)
 
-    def _evaluation(self, config: Any) -> Evaluation:
-        made, told = self._made, dataclasses.replace(self._told, evaluation=config)
+    def _variant(self, delta: str) -> Assembled:
+        if delta not in self._variants:
+            raise UserError(
+                f"no delta is called {delta!r}{nearest(delta, self.deltas)}; see Atlas.add"
+            )
+        return self._variants[delta]
+
+    def _evaluation(self, config: Any, made: Assembled) -> Evaluation:
+        told = dataclasses.replace(self._told, evaluation=config)
         return make_evaluation(
             told, made.models, made.tokenizers, self._corpus, made.mesh, made.rules
         )
@@ -297,6 +378,7 @@ class Atlas:
         k: int,
         explain: bool,
         reads: bool,
+        made: Assembled,
         counted: bool = True,
     ) -> list[Found]:
         if not examples:
@@ -313,16 +395,17 @@ class Atlas:
             reads=reads,
         )
         with self._lock:
-            if shape not in self._evaluators:
+            program = shape, made.models
+            if program not in self._evaluators:
                 with self._active():
-                    self._evaluators[shape] = self._make(shape)
+                    self._evaluators[program] = self._make(shape, made)
             first = self._asked
             self._asked += len(examples) if counted else 0
         with self._active():
-            return self._evaluators[shape](self._made.params, examples, progress="", first=first)
+            return self._evaluators[program](made.params, examples, progress="", first=first)
 
-    def _make(self, shape: _Shape) -> Evaluator:
-        told, made = self._told, self._made
+    def _make(self, shape: _Shape, made: Assembled) -> Evaluator:
+        told = self._told
         answer = None
         if shape.reads:
             reading = Reading(

@@ -29,12 +29,8 @@ from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
 from atlas_jax.models.config import whole_config
 from atlas_jax.models.expects import NOTHING, Expects
-from atlas_jax.models.folder import (
-    check_depth,
-    load_expects,
-    open_model,
-    write_folder_config,
-)
+from atlas_jax.models.folder import check_depth, load_expects, open_model
+from atlas_jax.models.folder_config import write_folder_config
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig

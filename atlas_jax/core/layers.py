@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Float, Integer
 
+from atlas_jax.core import adapters
 from atlas_jax.core.types import Array
 
 Initializer = Callable[..., Any]
@@ -98,7 +99,8 @@ class Dense(nn.Module):
             (x.shape[-1], self.features),
             jnp.float32,
         )
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = adapters.before(self, x.astype(self.dtype))
+        y = matmul(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias: Any = self.param(
                 "bias",
@@ -107,7 +109,7 @@ class Dense(nn.Module):
                 jnp.float32,
             )
             y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
-        return y
+        return adapters.after(self, x, y)
 
 
 class Embed(nn.Module):
@@ -193,4 +195,5 @@ class LayerNorm(nn.Module):
         moment = jnp.mean(jnp.square(x if self.released else centred), axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(moment + self.epsilon)
         scale, bias = (jnp.broadcast_to(one, x.shape) for one in (scale, bias))
-        return (normed * scale + bias).astype(self.dtype)
+        y = (normed * scale + bias).astype(self.dtype)
+        return adapters.after(self, y, y)

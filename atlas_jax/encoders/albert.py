@@ -90,6 +90,16 @@ class AlbertConfig(BertConfig):
         """The group whose parameters this layer uses."""
         return layer * self.num_groups // self.num_layers
 
+    def uses(self, path: str) -> int:
+        """Once for each layer that shares it."""
+        top = path.partition("/")[0]
+        if top == "shared":
+            return self.num_layers
+        if not top.startswith("groups_"):
+            return 1
+        group = int(top.removeprefix("groups_"))
+        return sum(self.group_of(layer) == group for layer in range(self.num_layers))
+
 
 class AlbertGroup(nn.Module):
     """The blocks of a group, one after the other."""

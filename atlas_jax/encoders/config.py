@@ -70,6 +70,10 @@ class EncoderConfig:
         """Longest text in tokens."""
         return self.max_positions
 
+    def uses(self, path: str) -> int:
+        """How often one text goes through the parameter of this path: more than once if shared."""
+        return 1
+
     def output_fields(self) -> dict[str, Any]:
         """The fields that, with the parameters, decide the output; a fingerprint covers them.
 

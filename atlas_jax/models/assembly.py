@@ -5,15 +5,18 @@ the same way.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from flax import traverse_util
 from flax.core import meta
 from jax.sharding import Mesh
 
 from atlas_jax.core import multihost, partitioning
+from atlas_jax.core.deltas import DeltaConfig, split_delta, with_delta
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.parts import PARTS
@@ -23,7 +26,9 @@ from atlas_jax.models.config import ModelConfig, ModelSpec, whole_config
 from atlas_jax.models.expects import NOTHING, Expects, combined
 from atlas_jax.models.folder import (
     ModelPart,
+    base_of,
     load_config,
+    load_deltas,
     load_expects,
     load_model,
     load_tokenizer,
@@ -34,6 +39,7 @@ from atlas_jax.models.parameters import (
     Models,
     RetrieverTraining,
     abstract_params,
+    init_deltas,
     init_params,
 )
 from atlas_jax.reader.config import ReaderConfig
@@ -96,7 +102,8 @@ def assemble(
 
     Raises:
       UserError: a folder or file is at fault, a field does not fit the folder's parameters (the
-        first parameter that differs is named), or a tokenizer has more ids than the model.
+        first parameter that differs is named), a tokenizer has more ids than the model, or there
+        are new adapters or LoRA beside a retriever that does not train.
     """
     models, tokenizers = open_models(spec, training)
     params = initial_params(spec, models, mesh, rules, seed)
@@ -118,7 +125,9 @@ def open_models(
     retriever = configs["retriever"]
     if training == "query_side":
         retriever = dataclasses.replace(retriever, tied=False)
-    return Models(T5(configs["reader"]), DualEncoder(retriever)), tokenizers
+    deltas = _deltas_of(spec, training)
+    models = Models(T5(configs["reader"]), DualEncoder(retriever), tuple(deltas.items()))
+    return models, tokenizers
 
 
 def initial_params(
@@ -132,10 +141,12 @@ def initial_params(
     Raises:
       UserError: as `assemble`.
     """
+    whole, models = models, dataclasses.replace(models, deltas=())
     boxed = abstract_params(models)
     expected = meta.unbox(boxed)
     shardings = partitioning.param_shardings(boxed, mesh, rules)
     params: dict[str, Params] = {}
+    small: dict[str, Params] = {}
     drawn = [part for part in PARTS if not getattr(spec.config, part)]
     if drawn:
         untied_now = not models.retriever.config.tied and _config_of(spec, "retriever").tied
@@ -151,9 +162,9 @@ def initial_params(
     for part in PARTS:
         if part not in drawn:
             made = getattr(models, part).config
-            read = _read_params(spec.config, part, made, expected[part])
+            read, small[part] = _read_params(spec.config, part, made, expected[part])
             params[part] = multihost.place(read, shardings[part])
-    return params
+    return _with_deltas(whole, params, small, spec.config, seed, mesh, rules)
 
 
 def load_retriever(spec: ModelSpec, seed: int = 0) -> tuple[DualEncoder, Params, Tokenizer]:
@@ -172,6 +183,11 @@ def open_retriever(spec: ModelSpec) -> tuple[DualEncoder, Tokenizer]:
     Raises:
       UserError: as `assemble`.
     """
+    if _deltas_of(spec, "joint").get("retriever"):
+        raise UserError(
+            "the retriever has adapters or LoRA (retriever/DeltaConfig, or its model folder), and "
+            "train_retriever trains a whole one: begin from their base"
+        )
     made = _config_of(spec, "retriever")
     tokenizer = _load_tokenizer(spec.config, "retriever")
     _check_vocabulary("retriever", made, tokenizer)
@@ -186,13 +202,28 @@ def initial_retriever(config: ModelConfig, model: DualEncoder, seed: int = 0) ->
     """
     if not config.retriever:
         return _random_retriever(model, seed)
-    read = _read_params(config, "retriever", model.config, abstract_retriever(model))
+    read, _ = _read_params(config, "retriever", model.config, abstract_retriever(model))
     return jax.tree.map(jax.numpy.asarray, read)
 
 
 def abstract_retriever(model: DualEncoder) -> Params:
     """Shapes of the retriever's parameters; nothing is allocated."""
     return jax.eval_shape(lambda: _random_retriever(model, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What was trained of a model that began as a model folder's.
+
+    Attributes:
+      params: tree of what was trained; only its paths count.
+      folder: of the model that it began as.
+      base: where that folder's own base lies now, if it is partial; "" = where it lay.
+    """
+
+    params: Params
+    folder: str
+    base: str = ""
 
 
 def export_model(
@@ -203,8 +234,18 @@ def export_model(
     dtype: str,
     about: dict[str, Any],
     expects: Expects = NOTHING,
+    partial: Mapping[str, Trained] | None = None,
 ) -> None:
     """Write reader and retriever as a model folder; layers are always stored unrolled.
+
+    Args:
+      directory: of the folder.
+      models, params, tokenizers: what is written.
+      dtype: of the parameters there.
+      about: JSON values for people.
+      expects: what the models expect to read.
+      partial: by part, the model that it stands on; of such a part what was trained is written
+        alone.
 
     Raises:
       UserError: the folder could not be written.
@@ -215,20 +256,35 @@ def export_model(
     if models.reader.config.scan_layers:
         reader = unstack_layers(reader)
     reader_fields = dataclasses.asdict(models.reader.config) | {"scan_layers": False}
-    save_model(
-        directory,
-        {
-            "reader": ModelPart(reader_fields, reader, tokenizers.reader),
-            "retriever": ModelPart(
-                dataclasses.asdict(models.retriever.config),
-                params["retriever"],
-                tokenizers.retriever,
-            ),
-        },
-        dtype=dtype,
-        about=about,
-        expects=expects,
-    )
+    retriever_fields = dataclasses.asdict(models.retriever.config)
+    parts = {
+        "reader": ModelPart(reader_fields, reader, tokenizers.reader),
+        "retriever": ModelPart(retriever_fields, params["retriever"], tokenizers.retriever),
+    }
+    for name, part in parts.items():
+        deltas = {
+            path: dataclasses.asdict(config)
+            for path, config in models.deltas
+            if path.partition("/")[0] == name
+        }
+        own, base = part.params, None
+        if partial and name in partial:
+            base, kept = base_of(partial[name].folder, name, partial[name].base)
+            own = _kept(own, partial[name].params, kept)
+        parts[name] = dataclasses.replace(part, params=own, deltas=deltas, base=base)
+    save_model(directory, parts, dtype=dtype, about=about, expects=expects)
+
+
+def _kept(params: Params, trained: Params, earlier: Sequence[str]) -> Params:
+    """Of unrolled parameters what was trained (scanned or not), now or earlier, and all deltas."""
+    moved = {*traverse_util.flatten_dict(trained, sep="/"), *earlier}
+    own, small = split_delta(params)
+    kept = {
+        path: leaf
+        for path, leaf in traverse_util.flatten_dict(own, sep="/").items()
+        if path in moved or re.sub(r"/layers_\d+/", "/layers/", path, count=1) in moved
+    }
+    return with_delta(traverse_util.unflatten_dict(kept, sep="/"), small)
 
 
 def expectations(config: ModelConfig) -> Expects:
@@ -262,19 +318,99 @@ def _config_of(spec: ModelSpec, part: str) -> Any:
     return _overridden(_CONFIGS[part], load_config(folder, part), told, folder)
 
 
-def _read_params(config: ModelConfig, part: str, made: Any, expected: Any) -> Params:
-    """One model's parameters from its folder, on the host.
+def _read_params(config: ModelConfig, part: str, made: Any, expected: Any) -> tuple[Params, Params]:
+    """One model's parameters from its folder, on the host; its adapters and LoRA apart.
 
     Layers come as the config wants them, and a tied retriever is untied if it says so.
     """
     folder: str = getattr(config, part)
-    params = load_model(folder, (part,))[part].params
+    params = _load(config, part).params
     if isinstance(made, ReaderConfig) and made.scan_layers:
         params = stack_layers(params)
     if isinstance(made, RetrieverConfig) and not made.tied:
         params = untie(params)
-    check_params(params, expected, f"{folder} ({part})")
-    return params
+    own, small = split_delta(params)
+    check_params(own, expected, f"{folder} ({part})")
+    return own, small
+
+
+def _load(config: ModelConfig, part: str) -> ModelPart:
+    base: str = getattr(config, f"{part}_base")
+    return load_model(getattr(config, part), (part,), {part: base} if base else {})[part]
+
+
+def _deltas_of(spec: ModelSpec, training: RetrieverTraining) -> dict[str, DeltaConfig]:
+    """By path, the adapters and LoRA that the folders have, or else those that were told.
+
+    Raises:
+      UserError: both, and they differ; or as `where_deltas_stand`.
+    """
+    found: dict[str, DeltaConfig] = {}
+    told = {part: one for part, one in spec.deltas.items() if one.kind != "none"}
+    for part in PARTS:
+        folder: str = getattr(spec.config, part)
+        saved = load_deltas(folder, part) if folder else {}
+        for path, fields in saved.items():
+            found[path] = DeltaConfig(**fields)
+            if told.get(part, found[path]) != found[path]:
+                raise UserError(
+                    f"{part}/DeltaConfig is {told[part]}, but the {part} of {folder} has "
+                    f"{found[path]}; leave the bindings out to go on with it"
+                )
+        if saved:
+            told.pop(part, None)
+    return {**found, **where_deltas_stand(told, training)}
+
+
+def where_deltas_stand(
+    deltas: Mapping[str, DeltaConfig], training: RetrieverTraining
+) -> dict[str, DeltaConfig]:
+    """New deltas by path: the retriever's stands in the towers that train, and in no other.
+
+    So query-side training leaves the passage tower, and thereby the index, as it is.
+
+    Args:
+      deltas: by part; kind 'none' is left out.
+      training: of the retriever.
+
+    Raises:
+      UserError: one for a retriever that does not train.
+    """
+    deltas = {path: config for path, config in deltas.items() if config.kind != "none"}
+    if "retriever" in deltas and training == "fixed":
+        raise UserError(
+            "retriever/DeltaConfig.kind: the retriever does not train (StepConfig."
+            "retriever_training = 'fixed', or the command only answers), so adapters or LoRA "
+            "beside it would never learn; bind it to 'none'"
+        )
+    moved = {"retriever": "retriever/query_encoder"} if training == "query_side" else {}
+    return {moved.get(path, path): config for path, config in deltas.items()}
+
+
+def _with_deltas(
+    models: Models,
+    params: Params,
+    small: Mapping[str, Params],
+    config: ModelConfig,
+    seed: int,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+) -> Params:
+    """Adapters and LoRA beside the models' parameters, as the folders have them or new."""
+    if not models.deltas:
+        return params
+    boxed = abstract_params(models)
+    shapes, specs = meta.unbox(boxed), partitioning.param_shardings(boxed, mesh, rules)
+    fresh = init_deltas(models, seed, mesh, rules)
+    result = {}
+    for part in PARTS:
+        expected, places = split_delta(shapes[part])[1], split_delta(specs[part])[1]
+        placed, saved = fresh[part], small.get(part)
+        if saved:
+            check_params(saved, expected, f"{getattr(config, part)} ({part})")
+            placed = multihost.place(saved, places)
+        result[part] = with_delta(params[part], placed)
+    return result
 
 
 def _overridden(
@@ -293,7 +429,7 @@ def _overridden(
 def _load_tokenizer(config: ModelConfig, part: str) -> Tokenizer:
     folder: str = getattr(config, part)
     if folder:
-        return load_tokenizer(folder, part)
+        return load_tokenizer(folder, part, getattr(config, f"{part}_base"))
     path: str = getattr(config, f"{part}_tokenizer")
     if part == "reader" and not path and config.reader_init == "retriever":
         return reader_tokenizer(_load_tokenizer(config, "retriever"))
@@ -321,8 +457,8 @@ def _from_retriever(drawn: Params, spec: ModelSpec, config: ReaderConfig) -> Par
             "ModelConfig.reader_init = 'retriever' needs ModelConfig.retriever, a model folder "
             "whose tower the reader's encoder begins as"
         )
-    found = load_model(spec.config.retriever, ("retriever",))["retriever"]
-    towers = found.params
+    found = _load(spec.config, "retriever")
+    towers = split_delta(found.params)[0]
     tower = towers["encoder"] if is_tied(towers) else towers["passage_encoder"]
     return start_from_tower(drawn, tower, config, found.tokenizer.eos_id)
 

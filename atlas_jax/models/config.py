@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
+from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError, no_value_for, one_of, require
 
 READER_INITS = ("random", "induction", "retriever")
@@ -21,6 +22,8 @@ class ModelConfig:
         folder). Architecture, parameters and tokenizer come from the folder; explicit
         bindings of ReaderConfig or RetrieverConfig (dropout, dtype, scan, remat) override
         its fields. "" = random parameters, architecture from gin alone.
+    reader_base, retriever_base: model folder that a partial model (docs/deltas.md) stands on; ""
+        = where that lay when the partial one was written.
     reader_tokenizer, retriever_tokenizer: `tokenizer.json` files, needed for (and only
         for) a model that starts from random parameters.
     reader_init: the first parameters of a reader without a folder. 'random'. 'induction': with the
@@ -33,6 +36,8 @@ class ModelConfig:
 
     reader: str = ""
     retriever: str = ""
+    reader_base: str = ""
+    retriever_base: str = ""
     reader_tokenizer: str = ""
     retriever_tokenizer: str = ""
     reader_init: str = "random"
@@ -60,6 +65,13 @@ class ModelConfig:
                 tokenizer,
                 f"nothing, since ModelConfig.{model} = {folder!r} brings its own tokenizer",
             )
+            base = getattr(self, f"{model}_base")
+            require(
+                bool(folder) or not base,
+                f"ModelConfig.{model}_base",
+                base,
+                f"a partial model folder in ModelConfig.{model}, which stands on it",
+            )
 
 
 Made = TypeVar("Made")
@@ -74,11 +86,13 @@ class ModelSpec:
       reader: fields of ReaderConfig. They override those of a model folder. Without a folder
         they make up the reader's config.
       retriever: the same for RetrieverConfig.
+      deltas: adapters or LoRA that a part gets beside its own parameters, by part.
     """
 
     config: ModelConfig = ModelConfig()
     reader: Mapping[str, Any] = field(default_factory=dict)
     retriever: Mapping[str, Any] = field(default_factory=dict)
+    deltas: Mapping[str, DeltaConfig] = field(default_factory=dict)
 
     @classmethod
     def of_folder(

@@ -1,4 +1,4 @@
-"""What identifies the embeddings that a retriever gives."""
+"""What identifies a model, and the embeddings that a retriever gives."""
 
 import hashlib
 import json
@@ -11,6 +11,18 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import is_tied
+
+
+def model_hash(params: Params, tokenizer: Tokenizer) -> str:
+    """Fingerprint of a model's parameters and tokenizer, however its folder was written.
+
+    Args:
+      params: of a reader or retriever, as a model folder gives them.
+      tokenizer: of it.
+    """
+    digest = hashlib.sha256(tokenizer.content_hash.encode())
+    _update(digest, params)
+    return digest.hexdigest()
 
 
 def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) -> str:
@@ -35,8 +47,12 @@ def encoder_hash(config: RetrieverConfig, params: Params, tokenizer: Tokenizer) 
         fields["encoder"] = config.encoder
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     digest.update(tokenizer.content_hash.encode())
-    for name, leaf in sorted(traverse_util.flatten_dict(tower, sep="/").items()):
+    _update(digest, tower)
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", params: Params) -> None:
+    for name, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         array = np.ascontiguousarray(multihost.to_host(leaf))
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.data)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ seen half-written.
 
 import contextlib
 import dataclasses
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,31 +19,34 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from atlas_jax.core import multihost, strict_json
-from atlas_jax.core.bounds import check_fields, shown
+from atlas_jax.core import multihost
+from atlas_jax.core.bounds import shown
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import (
     as_path,
-    check_fetched,
-    check_name,
     copy_files,
-    file_sha256,
     is_remote,
-    kind_of,
     local_folder,
     open_to_all,
 )
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import Params
 from atlas_jax.core.whole import whole_folder
-from atlas_jax.interop.safetensors_files import read_arrays
-from atlas_jax.models.expects import NOTHING, Expects, from_json, to_json
-from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.retriever.config import RetrieverConfig
+from atlas_jax.interop.safetensors_files import read_arrays, read_file
+from atlas_jax.models.expects import NOTHING, Expects, from_json
+from atlas_jax.models.fingerprint import model_hash
+from atlas_jax.models.folder_config import (
+    CONFIG_FILE,
+    WITHOUT_EXPECTS,
+    FolderConfig,
+    check_has,
+    deltas_of,
+    read_folder_config,
+    verified,
+    write_folder_config,
+)
+from atlas_jax.models.partial import Base, given, over, tokenizer_on
 
-FOLDER_FORMAT = 2
-_WITHOUT_EXPECTS = 1  # an older format, in which a folder does not say what its models expect
-_CONFIG_FILE = "config.json"
-_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 _LAYER = re.compile(r"(encoder|decoder|query_encoder|passage_encoder)/layers_(\d+)/")
 _DEPTHS = {
     "num_layers": "encoder", "num_encoder_layers": "encoder", "num_decoder_layers": "decoder",
@@ -53,11 +55,18 @@ _DEPTHS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelPart:
-    """One model of a folder: its config fields, float32 parameters and tokenizer."""
+    """One model of a folder: its config fields, float32 parameters and tokenizer.
+
+    Attributes:
+      deltas: fields of the `DeltaConfig` of adapters or LoRA among the parameters, by path.
+      base: to write the given parameters alone, on top of this model's; read parameters are whole.
+    """
 
     config: dict[str, Any]
     params: Any
     tokenizer: Tokenizer
+    deltas: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    base: Base | None = None
 
 
 def save_model(
@@ -70,7 +79,8 @@ def save_model(
     """Write a model folder, atomically; a folder already there is replaced.
 
     The folder holds `config.json` (configs, `expects`, `about`, SHA-256 of every other file) and,
-    for each part, `<part>.safetensors` and `<part>_tokenizer.json`.
+    for each part, `<part>.safetensors` and `<part>_tokenizer.json`; a part with a base has the
+    base's tokenizer, and no file of its own.
 
     Args:
       parts: e.g. {"reader": ..., "retriever": ...}; params are nested dicts of arrays.
@@ -103,9 +113,16 @@ def _write_model(
                 weights = folder / f"{name}.safetensors"
                 save_file(arrays[name], weights)
                 open_to_all(weights)
-                part.tokenizer.save(folder / f"{name}_tokenizer.json")
-            configs = {name: part.config for name, part in parts.items()}
-            write_folder_config(folder, configs, about, expects)
+                if part.base is None:
+                    part.tokenizer.save(folder / f"{name}_tokenizer.json")
+            write_folder_config(
+                folder,
+                {name: part.config for name, part in parts.items()},
+                about,
+                expects,
+                deltas={path: f for part in parts.values() for path, f in part.deltas.items()},
+                bases={n: dataclasses.asdict(p.base) for n, p in parts.items() if p.base},
+            )
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"model folder {directory} could not be written: {one_line(error)}"
@@ -121,43 +138,7 @@ def _new_folder(directory: str | Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="atlas-jax-") as name:
         yield Path(name)
-        copy_files(Path(name), as_path(directory), last=_CONFIG_FILE)
-
-
-def write_folder_config(
-    folder: Path,
-    configs: Mapping[str, Any],
-    about: Mapping[str, Any] | None = None,
-    expects: Expects = NOTHING,
-) -> None:
-    """Write the `config.json` of a model folder that has all its other files.
-
-    Args:
-      configs: the config fields of each part.
-      about: JSON values for people.
-      expects: what the models expect to read.
-    """
-    config = {
-        "format": FOLDER_FORMAT,
-        "models": dict(configs),
-        "expects": to_json(expects),
-        "about": dict(about or {}),
-        "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
-    }
-    (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderConfig:
-    """What `config.json` says: fields of the parts, SHA-256 of the other files, and what models
-    expect to read (`expects`, which `expects.from_json` checks).
-    """
-
-    format: int
-    models: dict[str, Any]
-    sha256: dict[str, str]
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    expects: Any = None
+        copy_files(Path(name), as_path(directory), last=CONFIG_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,35 +164,49 @@ def open_model(directory: str | Path) -> dict[str, FolderPart]:
       UserError: as `load_model`.
     """
     folder = local_folder(str(directory))
-    config = _read_folder_config(folder)
+    config = read_folder_config(folder)
     parts = {}
     for name, fields in config.models.items():
+        if name in config.bases or deltas_of(name, config):
+            raise UserError(
+                f"model folder {folder}: its {name} has adapters or LoRA or stands on another "
+                "folder, and only a plain one will do here; `atlas_jax.load(...).save(folder, "
+                "merge=True)` makes one where it can"
+            )
         state = f"{name}_optimizer.safetensors"
         parts[name] = FolderPart(
             config=fields,
-            weights=_verified(folder, f"{name}.safetensors", config),
-            tokenizer=_verified(folder, f"{name}_tokenizer.json", config),
-            optimizer=_verified(folder, state, config) if state in config.sha256 else None,
+            weights=verified(folder, f"{name}.safetensors", config),
+            tokenizer=verified(folder, f"{name}_tokenizer.json", config),
+            optimizer=verified(folder, state, config) if state in config.sha256 else None,
         )
     return parts
 
 
-def load_model(directory: str | Path, names: tuple[str, ...] = ()) -> dict[str, ModelPart]:
+def load_model(
+    directory: str | Path,
+    names: tuple[str, ...] = (),
+    bases: Mapping[str, str] | None = None,
+) -> dict[str, ModelPart]:
     """Read a model folder, all parts or those named, and verify every file it reads.
 
+    Args:
+      bases: by part, where the base of a partial one lies now; else where it lay when it was made.
+
     Returns:
-      Parts with float32 numpy parameters.
+      Parts with float32 numpy parameters, those of a partial one on top of its base's.
 
     Raises:
       UserError: no such folder, no such part, a file missing or not the one that was
-        saved (its SHA-256 differs), or a parameter that is not finite.
+        saved (its SHA-256 differs), or a parameter that is not finite; a base that is absent or
+        another one (both are named).
     """
     folder = local_folder(str(directory))
-    config = _read_folder_config(folder)
+    config = read_folder_config(folder)
     wanted = names or tuple(config.models)
     for name in wanted:
-        _check_has(folder, name, config)
-    return {name: _load_part(folder, name, config) for name in wanted}
+        check_has(folder, name, config)
+    return {name: _load_part(folder, name, config, (bases or {}).get(name, "")) for name in wanted}
 
 
 def load_expects(directory: str | Path) -> Expects:
@@ -221,10 +216,10 @@ def load_expects(directory: str | Path) -> Expects:
       UserError: no such folder, or its config is damaged.
     """
     folder = as_path(directory)  # in a bucket, too, only this one file is read
-    config = _read_folder_config(folder)
-    if config.format == _WITHOUT_EXPECTS:
+    config = read_folder_config(folder)
+    if config.format == WITHOUT_EXPECTS:
         return NOTHING
-    return from_json(config.expects, f"{folder / _CONFIG_FILE}: expects")
+    return from_json(config.expects, f"{folder / CONFIG_FILE}: expects")
 
 
 def load_config(directory: str | Path, name: str) -> dict[str, Any]:
@@ -234,32 +229,179 @@ def load_config(directory: str | Path, name: str) -> dict[str, Any]:
       UserError: no such folder, or no such part.
     """
     folder = as_path(directory)  # in a bucket, too, only this one file is read
-    config = _read_folder_config(folder)
-    _check_has(folder, name, config)
+    config = read_folder_config(folder)
+    check_has(folder, name, config)
     return dict(config.models[name])
 
 
-def load_tokenizer(directory: str | Path, name: str) -> Tokenizer:
+def load_deltas(directory: str | Path, name: str) -> dict[str, dict[str, Any]]:
+    """Fields of the configs of one model's adapters and LoRA, by path, without its parameters.
+
+    Raises:
+      UserError: no such folder, or no such part.
+    """
+    config = read_folder_config(as_path(directory))
+    check_has(as_path(directory), name, config)
+    return deltas_of(name, config)
+
+
+def read_about(directory: str | Path) -> dict[str, Any]:
+    """What a model folder says for people: its run, its steps.
+
+    Raises:
+      UserError: no such folder.
+    """
+    return read_folder_config(local_folder(str(directory))).about
+
+
+def partial_parts(folders: Mapping[str, str]) -> list[str]:
+    """Of folders by part, the parts that stand on a base.
+
+    Raises:
+      UserError: no such folder.
+    """
+    found = {name: read_folder_config(local_folder(place)) for name, place in folders.items()}
+    return [name for name, config in found.items() if name in config.bases]
+
+
+def load_tokenizer(directory: str | Path, name: str, base: str = "") -> Tokenizer:
     """Read one model's tokenizer from a model folder, verified, without its parameters.
+
+    Args:
+      directory: the folder.
+      name: of the model.
+      base: where the base of a partial model lies now, as in `load_model`.
 
     Raises:
       UserError: as `load_model`.
     """
     folder = as_path(directory)  # in a bucket, too, only these two files are read
-    config = _read_folder_config(folder)
-    _check_has(folder, name, config)
-    return Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config))
+    config = read_folder_config(folder)
+    check_has(folder, name, config)
+    if name not in config.bases:
+        return Tokenizer.from_file(verified(folder, f"{name}_tokenizer.json", config))
+    below = config.bases[name]
+    with _of_base(folder, name, below, base):
+        return tokenizer_on(name, below, load_tokenizer(base or below.folder, below.part))
 
 
-def _load_part(folder: Path, name: str, config: FolderConfig) -> ModelPart:
-    arrays = read_arrays(_verified(folder, f"{name}.safetensors", config))
-    check_depth(config.models[name], arrays, f"{folder / _CONFIG_FILE}: models.{name}")
+def _load_part(folder: Path, name: str, config: FolderConfig, base: str) -> ModelPart:
+    fields, where = config.models[name], f"{folder / CONFIG_FILE}: models.{name}"
+    params = _own_params(folder, name, config)
+    if name in config.bases:
+        params, tokenizer = _on_base(folder, name, config, base, params)
+    elif base:
+        raise UserError(f"model folder {folder}: its {name} is whole and stands on no base")
+    else:
+        tokenizer = Tokenizer.from_file(verified(folder, f"{name}_tokenizer.json", config))
+    check_depth(fields, traverse_util.flatten_dict(params, sep="/"), where)
+    return ModelPart(fields, params, tokenizer, deltas_of(name, config))
+
+
+def _on_base(
+    folder: Path, name: str, config: FolderConfig, place: str, own: Params
+) -> tuple[Params, Tokenizer]:
+    """A partial model's parameters and tokenizer, whole.
+
+    Raises:
+      UserError: the base is absent or another one.
+    """
+    base = config.bases[name]
+    with _of_base(folder, name, base, place):
+        found = load_model(place or base.folder, (base.part,))[base.part]
+    present = model_hash(found.params, found.tokenizer)
+    if present != base.fingerprint:
+        raise UserError(
+            f"model folder {folder}: its {name} stands on a {base.part} with the fingerprint "
+            f"{base.fingerprint[:12]}; {place or base.folder} holds {present[:12]}"
+        )
+    below = given(name, config.models[name], base.part, found.params, found.tokenizer.eos_id)
+    return over(below, own), tokenizer_on(name, base, found.tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPart:
+    """What a folder itself has of a model: all of it, or what stands on a base.
+
+    Attributes:
+      config: its config's fields.
+      params: float32 numpy parameters.
+      deltas, base: as in `FolderConfig`.
+    """
+
+    config: dict[str, Any]
+    params: Params
+    deltas: dict[str, dict[str, Any]]
+    base: Base | None
+
+
+def load_own(directory: str | Path) -> dict[str, OwnPart]:
+    """Read a model folder without what it stands on.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    folder = local_folder(str(directory))
+    config = read_folder_config(folder)
+    return {
+        name: OwnPart(
+            fields, _own_params(folder, name, config), deltas_of(name, config),
+            config.bases.get(name),
+        )
+        for name, fields in config.models.items()
+    }  # fmt: skip
+
+
+def _own_params(folder: Path, name: str, config: FolderConfig) -> Params:
+    arrays = read_arrays(verified(folder, f"{name}.safetensors", config))
     flat = {key: array.astype(np.float32, copy=False) for key, array in arrays.items()}
-    return ModelPart(
-        config=config.models[name],
-        params=traverse_util.unflatten_dict(flat, sep="/"),
-        tokenizer=Tokenizer.from_file(_verified(folder, f"{name}_tokenizer.json", config)),
-    )
+    params: Params = traverse_util.unflatten_dict(flat, sep="/")
+    return params
+
+
+@contextlib.contextmanager
+def _of_base(folder: Path, name: str, base: Base, place: str) -> Iterator[None]:
+    """Say whose base it is that cannot be read."""
+    try:
+        if not (place or base.folder):
+            raise UserError("nobody said where that is")
+        yield
+    except UserError as error:
+        raise UserError(
+            f"model folder {folder} holds a part of its {name} alone, on top of a {base.part} "
+            f"({base.fingerprint[:12]}): {error}; bind ModelConfig.{name}_base to the folder "
+            "that has it"
+        ) from error
+
+
+def base_of(directory: str | Path, name: str, place: str = "") -> tuple[Base, list[str]]:
+    """What a model that is trained on top of a folder's stands on.
+
+    Args:
+      directory: the folder.
+      name: of the model.
+      place: where the base of a partial one lies now, as in `load_model`.
+
+    Returns:
+      The base, and the paths that a partial model of the folder has beyond it: two such models are
+      not stacked, so what stands on a partial one holds these, too.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    folder = local_folder(str(directory))
+    config = read_folder_config(folder)
+    check_has(folder, name, config)
+    if name in config.bases:
+        own = read_file(verified(folder, f"{name}.safetensors", config))
+        base = config.bases[name]
+        return dataclasses.replace(base, folder=_absolute(place or base.folder)), list(own)
+    part = load_model(directory, (name,))[name]
+    return Base(model_hash(part.params, part.tokenizer), _absolute(directory), name), []
+
+
+def _absolute(directory: str | Path) -> str:
+    return str(directory) if is_remote(directory) else str(Path(directory).absolute())
 
 
 def check_depth(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
@@ -285,51 +427,8 @@ def check_depth(config: Mapping[str, Any], names: Iterable[str], where: str) -> 
             )
 
 
-def _verified(folder: Path, name: str, config: FolderConfig) -> Path:
-    check_name(name)
-    file = folder / name
-    if Path(name).name != name or not file.is_file():
-        raise UserError(f"model folder {folder} lacks {name}")
-    check_fetched(file)
-    found, expected = file_sha256(file), config.sha256.get(name)
-    if found != expected:
-        raise UserError(
-            f"{file} is not the file that was saved: its SHA-256 is {found[:12]}, "
-            f"{_CONFIG_FILE} says {str(expected)[:12]}; copy the folder again"
-        )
-    return file
-
-
-def _check_has(folder: Path, name: str, config: FolderConfig) -> None:
-    if name not in config.models:
-        has = ", ".join(config.models) or "none"
-        raise UserError(f"model folder {folder} has no {name}; it has {has}")
-
-
-def _read_folder_config(folder: Path) -> FolderConfig:
-    """Read `config.json` and check the types of its fields and of the parts' fields.
-
-    Raises:
-      UserError: there is no such file, or a field is at fault; names the file and the field.
-    """
-    path = folder / _CONFIG_FILE
-    if kind_of(path) == "nothing":
-        raise UserError(f"{folder} is not a model folder: it has no {_CONFIG_FILE}")
-    found: dict[str, Any] = strict_json.read(path, dict[str, Any])
-    if found.get("format") not in (_WITHOUT_EXPECTS, FOLDER_FORMAT):
-        raise UserError(
-            f"{path}: expected a model folder's config of format {_WITHOUT_EXPECTS} or "
-            f"{FOLDER_FORMAT}"
-        )
-    config: FolderConfig = strict_json.convert(found, FolderConfig, str(path))
-    for name, fields in config.models.items():
-        strict_json.convert(fields, dict[str, Any], f"{path}: models.{name}")
-        if name in _CONFIGS:
-            check_fields(_CONFIGS[name], fields, f"{path}: models.{name}")
-    return config
-
-
 def _flat_host_arrays(params: Any, dtype: str) -> dict[str, np.ndarray]:
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     flat = traverse_util.flatten_dict(multihost.to_host(params), sep="/")
-    return {name: np.ascontiguousarray(value, dtype=target) for name, value in flat.items()}
+    # Not `ascontiguousarray`, which makes a list of a single number.
+    return {name: np.asarray(value, dtype=target, order="C") for name, value in flat.items()}

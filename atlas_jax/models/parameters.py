@@ -11,6 +11,7 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.deltas import DeltaConfig, new_delta, split_delta, with_delta
 from atlas_jax.core.memory import check_fits
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.parts import PARTS
@@ -23,10 +24,16 @@ RetrieverTraining = Literal["joint", "query_side", "fixed"]
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The two modules; hashable, so that compiled steps can be cached on them."""
+    """The two modules; hashable, so that compiled steps can be cached on them.
+
+    Attributes:
+      deltas: (path, adapters or LoRA) of what has some beside its own parameters: "reader",
+        "retriever", or a single tower such as "retriever/query_encoder".
+    """
 
     reader: T5
     retriever: DualEncoder
+    deltas: tuple[tuple[str, DeltaConfig], ...] = ()
 
 
 def abstract_params(models: Models) -> Params:
@@ -70,6 +77,17 @@ def init_params(
     return jax.jit(init, out_shardings=wanted)(jax.random.key(seed))
 
 
+def init_deltas(models: Models, seed: int, mesh: Mesh, rules: Sequence[Rule]) -> Params:
+    """By part, fresh adapters and LoRA alone, as `init_params` draws them."""
+
+    def small(params: Params) -> Params:
+        return {part: split_delta(params[part])[1] for part in PARTS}
+
+    specs = small(partitioning.param_shardings(abstract_params(models), mesh, rules))
+    init = jax.jit(lambda key: small(meta.unbox(_init_boxed(models, key))), out_shardings=specs)
+    return init(jax.random.key(seed))
+
+
 def _init_boxed(models: Models, key: jax.Array) -> Params:
     reader_key, retriever_key = jax.random.split(key)
     tokens = jnp.ones((1, 4), jnp.int32)
@@ -82,7 +100,13 @@ def _init_boxed(models: Models, key: jax.Array) -> Params:
     def both_towers(retriever: DualEncoder) -> Any:
         return retriever.embed_query(tokens, True), retriever.embed_passage(tokens, True)
 
-    return {
+    params = {
         "reader": nn.init(both_stacks, models.reader)(reader_key)["params"],
         "retriever": nn.init(both_towers, models.retriever)(retriever_key)["params"],
     }
+    for path, config in models.deltas:
+        part, *tower = path.split("/")
+        place = params[part][tower[0]] if tower else params[part]
+        delta = new_delta(place, config, jax.random.fold_in(key, PARTS.index(part)))
+        params[part] = with_delta(params[part], {tower[0]: delta} if tower else delta)
+    return params

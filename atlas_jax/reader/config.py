@@ -144,6 +144,14 @@ class ReaderConfig:
         return self.start_id if self.encoder == "pair" else 0
 
     @property
+    def untrained(self) -> tuple[str, ...]:
+        """Patterns of the parameters that never train: a pair encoder's lower layers and tables."""
+        if self.encoder != "pair":
+            return ()
+        lower = (f"encoder/layers_{i}/*" for i in range(self.apart_layers))
+        return ("token_embedder/*", "encoder/embeddings/*", *lower)
+
+    @property
     def tower(self) -> BertConfig:
         """The pair encoder as a tower of its own."""
         return BertConfig(

@@ -26,6 +26,8 @@ def _lines(value: Any) -> Iterator[str]:
             yield from (
                 f"RetrieverConfig.{name} = {one!r}" for name, one in inner.retriever.items()
             )
+            for part, config in inner.deltas.items():
+                yield from _bindings(config, f"{part}/")
         elif field.name == "optimizers":
             for part, config in inner.items():
                 yield from _bindings(config, f"{part}/")

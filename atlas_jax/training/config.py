@@ -128,6 +128,9 @@ class StepConfig(ReadConfig):
     Attributes:
       retriever_training: ``joint`` trains both towers, ``query_side`` the query tower
         alone (the index never goes stale), ``fixed`` neither.
+      train: patterns of the paths that train (``reader/*/adapter/*``, ``*layer_norm*``), of what
+        `retriever_training` lets train; () = each part's adapters or LoRA alone where it has
+        some, and else all of it.
       accumulate: microbatches per step; the gradients are those of the whole batch.
       clip: how OptimizerConfig.clip_norm bounds gradients. ``apart``: those of the reader and of
         the retriever by their own norms. ``together``: both by the norm of the two as one
@@ -138,6 +141,7 @@ class StepConfig(ReadConfig):
     """
 
     retriever_training: RetrieverTraining = "query_side"
+    train: Sequence[str] = ()
     accumulate: bounds.AtLeast1 = 1
     clip: Literal["apart", "together"] = "apart"
     reads: Sequence[tuple[int, int]] = ()
@@ -149,6 +153,13 @@ class StepConfig(ReadConfig):
           UserError: names the field and what it may be.
         """
         super().__post_init__()
+        require(
+            not isinstance(self.train, str),
+            "StepConfig.train",
+            self.train,
+            "a list of patterns, such as ['reader/*/lora/*']",
+        )
+        object.__setattr__(self, "train", tuple(self.train))
         require(
             self.retriever_training in ("joint", "query_side", "fixed"),
             "StepConfig.retriever_training",

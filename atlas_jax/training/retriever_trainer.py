@@ -63,6 +63,7 @@ from atlas_jax.training.speed import (
     Speed,
     StepClock,
     Tracer,
+    Uses,
     contrastive_flops,
 )
 
@@ -79,6 +80,7 @@ class _Run:
       length: of a passage in tokens.
       settings: those that decide the order of the records, by binding.
       expects: what the trained retriever will expect to read.
+      uses: how often a text goes through a parameter.
     """
 
     step: CompiledOnce
@@ -89,6 +91,7 @@ class _Run:
     length: int
     settings: Mapping[str, Any]
     expects: Expects
+    uses: Uses
 
 
 def train_retriever(told: RetrieverRun) -> ContrastiveState:
@@ -129,8 +132,10 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
             if multihost.is_first():
                 write_config(directory / CONFIG_FILE, told.text or as_gin(told))
             expects = told.taught(expectations(told.models.config), store.config)
-            longest = _longest(store)
-            run = _Run(step_fn, batches, store, rows, checkpoints, longest, settings, expects)
+            run = _Run(
+                step_fn, batches, store, rows, checkpoints, _longest(store), settings, expects,
+                model.config.tower.uses,
+            )  # fmt: skip
             first, writes = int(state.step), multihost.is_first()
             with RunLog(directory, first, config.total_steps, writes) as log:
                 tracer = Tracer(told.profile, str(directory / TRACES))
@@ -167,7 +172,7 @@ def _loop(
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
-            speed = speed or _speed(told, state.params, *pair)
+            speed = speed or _speed(told, run.uses, state.params, *pair)
             log.write(step, "train", values | speed.of(clock.lap()))
         stopping = preemption.reached(step) and not last
         if last or stopping or (every and step % every == 0):
@@ -180,7 +185,9 @@ def _loop(
     return state
 
 
-def _speed(told: RetrieverRun, params: Params, queries: Array | None, passages: Array) -> Speed:
+def _speed(
+    told: RetrieverRun, uses: Uses, params: Params, queries: Array | None, passages: Array
+) -> Speed:
     """Turns a step's time into rates; without queries the passages are cropped twice."""
     contrastive = told.contrastive
     if queries is None:
@@ -188,7 +195,8 @@ def _speed(told: RetrieverRun, params: Params, queries: Array | None, passages: 
         tokens = (crops, crops)
     else:
         tokens = (queries.size, passages.size)
-    flops = contrastive_flops(params, *tokens, slow=bool(contrastive.momentum))
+    slow = bool(contrastive.momentum)
+    flops = contrastive_flops(params, *tokens, slow, uses)
     counts = {"tokens": sum(tokens), "pairs": told.train.batch_size}
     return Speed(flops, counts, told.profile)
 

@@ -5,16 +5,16 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
-from atlas_jax.core import bounds
+from atlas_jax.core import bounds, trees
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.training.chips import peak_flops
-from atlas_jax.training.config import StepConfig
+from atlas_jax.training.state import QUERY_TOWER, Trains, split_trainable
 
 TRACES = "profile"  # in model_dir
 STEPS_AHEAD = 4  # steps that may be under way at once, so that the devices always have work
@@ -28,6 +28,14 @@ def add_profile_flag(parser: argparse.ArgumentParser) -> None:
         metavar="FIRST,LAST",
         help="trace these steps, both included, into MODEL_DIR/profile (ProfileConfig.steps)",
     )
+
+
+Uses = Callable[[str], int]  # path of a parameter -> how often a text goes through it
+
+
+def once(path: str) -> int:
+    """Where no layers share anything."""
+    return 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,46 +185,84 @@ class Speed:
         return found
 
 
-def step_flops(params: Params, batch: Batch, config: StepConfig, k: int, passage: int) -> float:
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the FLOPs of a training step follow from, beside its models and its batch.
+
+    Attributes:
+      trains: what of the parameters changes.
+      reader_length: of a reader input, in tokens.
+      k: reader inputs of a query, 1 for closed book.
+      passage: tokens of a passage that the passage tower reads; 0 = none is retrieved.
+    """
+
+    trains: Trains
+    reader_length: int
+    k: int
+    passage: int
+
+
+def step_flops(params: Params, batch: Batch, sizes: Sizes, uses: Uses = once) -> float:
     """Model FLOPs of a training step, over all devices.
 
-    A matrix of n parameters costs 2 n FLOPs a token forward and 4 n backward. The encoder and
-    the decoder's cross-attention keys and values see every token of every reader input. The rest
-    of the decoder sees the targets, and the towers see their own inputs. Not counted are
-    attention's products of states with states, the search, passes that only score passages for the
-    retriever, and repeated computations. So the utilisation computed from this is a lower bound.
+    A matrix of n parameters costs 2 n FLOPs a token forward, 2 n back to its inputs where its
+    model trains, and 2 n for itself where it trains itself. The encoder and the decoder's
+    cross-attention keys and values see every token of every reader input, the rest of the decoder
+    the targets, the towers their own inputs. Not counted: attention's products of states with
+    states, the search, the passes that only score passages for the retriever, and whatever is
+    computed a second time. So the utilisation that it gives is a lower bound.
 
     Args:
       params: of both models, arrays or their shapes.
       batch: arrays or their shapes.
-      config: length of a reader input, and the towers that are trained.
-      k: reader inputs of a query, 1 for closed book.
-      passage: tokens of a passage for the passage tower; 0 = no passage is retrieved.
+      sizes: of its inputs, and what trains.
+      uses: how often a tower puts a text through a parameter of this path, see
+        `EncoderConfig.uses`.
     """
-    reader, towers = params["reader"], params["retriever"]
+    trains = sizes.trains
+    moving, _ = split_trainable(params, trains)
+    _, passed = trees.split(params, trains.never)  # what a gradient goes through
     rows = batch.query_tokens_bq.shape[0]
-    cross = [f"encoder_decoder_attention/{part}" for part in ("key", "value")]
-    over_source = _kernels(reader["encoder"]) + _kernels(reader["decoder"], *cross)
-    over_target = _kernels(reader["decoder"]) - _kernels(reader["decoder"], *cross)
-    if "logits_dense" not in reader["decoder"]:  # the embedding table is used instead
-        over_target += reader["token_embedder"]["embedding"].size
-    total = 6.0 * over_source * rows * k * config.reader_length
-    total += 6.0 * over_target * batch.target_tokens_bt.size
-    if passage:
-        training, one = config.retriever_training, towers.get("encoder")
-        query = _kernels(one or towers["query_encoder"]) * batch.retriever_tokens_br.size
-        total += (2.0 if training == "fixed" else 6.0) * query
-        if training == "joint":
-            total += 6.0 * _kernels(one or towers["passage_encoder"]) * rows * k * passage
+
+    def cost(count: Callable[[Params], int], part: str) -> float:
+        back = count(passed.get(part, {})) if moving[part] else 0
+        return 2.0 * (count(params[part]) + back + count(moving[part]))
+
+    tied = "logits_dense" not in params["reader"]["decoder"]  # the embedding table serves
+    targets = batch.target_tokens_bt.size
+    total = cost(_over_source, "reader") * rows * sizes.k * sizes.reader_length
+    total += cost(lambda reader: _over_target(reader, tied), "reader") * targets
+    if sizes.passage:
+        one = "encoder" in params["retriever"]
+        query, key = ("encoder",) * 2 if one else (QUERY_TOWER, "passage_encoder")
+        queries = batch.retriever_tokens_br.size
+        total += cost(lambda t: _kernels(t.get(query, {}), uses=uses), "retriever") * queries
+        if trains.retriever == "joint":
+            passages = rows * sizes.k * sizes.passage
+            total += cost(lambda t: _kernels(t.get(key, {}), uses=uses), "retriever") * passages
     return total
+
+
+_CROSS = ("encoder_decoder_attention/key", "encoder_decoder_attention/value")
+
+
+def _over_source(reader: Params) -> int:
+    """Of a reader or a part of it: what every token of its inputs goes through."""
+    return _kernels(reader.get("encoder", {})) + _kernels(reader.get("decoder", {}), *_CROSS)
+
+
+def _over_target(reader: Params, tied: bool) -> int:
+    """What the targets go through; with a tied table, that at the end."""
+    decoder = reader.get("decoder", {})
+    table = jax.tree.leaves(reader.get("token_embedder", {})) if tied else []
+    return _kernels(decoder) - _kernels(decoder, *_CROSS) + sum(leaf.size for leaf in table)
 
 
 def step_speed(
     params: Params,
     batch: Batch,
-    config: StepConfig,
-    k: int,
-    passage: int,
+    sizes: Sizes,
+    uses: Uses = once,
     profile: ProfileConfig = ProfileConfig(),
 ) -> Speed:
     """The `Speed` of a training step; arguments as in `step_flops` and `Speed`.
@@ -224,13 +270,16 @@ def step_speed(
     It counts the tokens of reader inputs and targets, with padding, and the passages read.
     """
     rows = batch.query_tokens_bq.shape[0]
-    counts = {"tokens": rows * k * config.reader_length + batch.target_tokens_bt.size}
-    if passage:
-        counts["passages"] = rows * k
-    return Speed(step_flops(params, batch, config, k, passage), counts, profile)
+    tokens = rows * sizes.k * sizes.reader_length + batch.target_tokens_bt.size
+    counts = {"tokens": tokens}
+    if sizes.passage:
+        counts["passages"] = rows * sizes.k
+    return Speed(step_flops(params, batch, sizes, uses), counts, profile)
 
 
-def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: bool) -> float:
+def contrastive_flops(
+    params: Params, query_tokens: int, key_tokens: int, slow: bool, uses: Uses = once
+) -> float:
     """Model FLOPs of a step of the retriever's pretraining, over all devices.
 
     As in `step_flops`, the products of embeddings with each other and with the queue are not
@@ -241,17 +290,21 @@ def contrastive_flops(params: Params, query_tokens: int, key_tokens: int, slow: 
       query_tokens: of all rows, padding included.
       key_tokens: those of the passages or second crops, hard negatives included.
       slow: whether keys come from the momentum encoder, forward alone.
+      uses: as in `step_flops`.
     """
     one = params.get("encoder")
-    queries = 6.0 * _kernels(one or params["query_encoder"]) * query_tokens
-    keys = _kernels(one or params["passage_encoder"]) * key_tokens
+    queries = 6.0 * _kernels(one or params["query_encoder"], uses=uses) * query_tokens
+    keys = _kernels(one or params["passage_encoder"], uses=uses) * key_tokens
     return queries + (2.0 if slow else 6.0) * keys
 
 
-def _kernels(tree: Any, *parts: str) -> int:
-    """Number of parameters in a tree's matrices, or in those with one of these path parts."""
+def _kernels(tree: Any, *parts: str, uses: Uses = once) -> int:
+    """Parameters in matrices of a tree, all or those whose path has one of these parts.
+
+    Each counts as often as it is used.
+    """
     return sum(
-        leaf.size
+        leaf.size * uses(name)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if (name := jax.tree_util.keystr(path, simple=True, separator="/")).endswith("kernel")
         and (not parts or any(part in name for part in parts))

@@ -1,5 +1,6 @@
 """The training state: parameters, two optimiser states, step and key, sharded as one."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,15 @@ import optax
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import deltas, partitioning, trees
 from atlas_jax.core.memory import check_fits
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import Array, Params
 from atlas_jax.models.parameters import Models, RetrieverTraining, abstract_params
+from atlas_jax.training.config import StepConfig
+
+QUERY_TOWER = "query_encoder"
 
 
 @flax.struct.dataclass
@@ -38,28 +42,61 @@ class TrainState:
     skipped: Array
 
 
-def split_trainable(params: Params, training: RetrieverTraining) -> tuple[Params, Params]:
-    """Split into (trainable, frozen) trees of the same form; their merge is ``params``.
+@dataclasses.dataclass(frozen=True)
+class Trains:
+    """What of both models trains.
 
-    ``query_side`` leaves out the passage tower, ``fixed`` the whole retriever.
+    Attributes:
+      retriever: ``query_side`` leaves out the passage tower, ``fixed`` the whole retriever.
+      patterns: paths that train of what is left, as in `StepConfig.train`; () = of each part its
+        adapters or LoRA alone where it has some, and else all of it.
+      never: patterns of paths that train in no case.
     """
-    towers = params["retriever"]
-    if training == "joint":
-        trained = towers
-    elif training == "query_side":
-        trained = {name: towers[name] for name in towers if name == "query_encoder"}
-    else:
-        trained = {}
-    kept = {name: towers[name] for name in towers if name not in trained}
-    return {"reader": params["reader"], "retriever": trained}, {"reader": {}, "retriever": kept}
+
+    retriever: RetrieverTraining
+    patterns: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+
+
+def what_trains(config: StepConfig, models: Models) -> Trains:
+    """What a run's step changes of its models."""
+    never = (f"reader/{path}" for path in models.reader.config.untrained)
+    return Trains(config.retriever_training, tuple(config.train), tuple(never))
+
+
+def split_trainable(params: Params, trains: Trains) -> tuple[Params, Params]:
+    """Split into (trainable, frozen) trees; their merge is ``params``.
+
+    Raises:
+      UserError: a pattern fits nothing that may train; the nearest paths are named.
+    """
+    fixed = [*trains.never]
+    if trains.retriever == "fixed":
+        fixed.append("retriever/*")
+    elif trains.retriever == "query_side":
+        fixed += [f"retriever/{tower}/*" for tower in params["retriever"] if tower != QUERY_TOWER]
+    frozen, moving = trees.split(params, fixed)
+    patterns = trains.patterns or _smallest(moving)
+    chosen, others = trees.split(moving, patterns, "StepConfig.train")
+    return _by_part(chosen), _by_part(trees.joined(frozen, others))
+
+
+def _smallest(moving: Params) -> list[str]:
+    """Patterns of what trains untold: a part's adapters or LoRA, or the whole part."""
+    patterns = []
+    for part in moving:
+        small = deltas.trained(moving[part])
+        patterns += [f"{part}/{path}" for path in small] or [f"{part}/*"]
+    return patterns
+
+
+def _by_part(tree: Params) -> Params:
+    return {part: tree.get(part, {}) for part in PARTS}
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
-    """Inverse of ``split_trainable``."""
-    return {
-        "reader": trainable["reader"],
-        "retriever": {**trainable["retriever"], **frozen["retriever"]},
-    }
+    """Inverse of `split_trainable`."""
+    return trees.joined(trainable, frozen)
 
 
 Optimizers = dict[str, optax.GradientTransformationExtraArgs]
@@ -69,7 +106,7 @@ def make_state(
     models: Models,
     params: Params,
     optimizers: Optimizers,
-    training: RetrieverTraining,
+    trains: Trains,
     seed: int,
     mesh: Mesh,
     rules: Sequence[Rule],
@@ -84,10 +121,10 @@ def make_state(
     """
 
     def create(params: Params) -> TrainState:
-        return _fresh_state(params, optimizers, training, seed)
+        return _fresh_state(params, optimizers, trains, seed)
 
     check_fits(jax.eval_shape(create, params), "parameters and optimiser state")
-    shardings = state_shardings(models, optimizers, training, mesh, rules)
+    shardings = state_shardings(models, optimizers, trains, mesh, rules)
     # Copies: the step donates its state, and the caller may still need ``params``.
     return jax.jit(create, out_shardings=shardings)(params)
 
@@ -95,12 +132,12 @@ def make_state(
 def abstract_state(
     models: Models,
     optimizers: Optimizers,
-    training: RetrieverTraining,
+    trains: Trains,
     mesh: Mesh,
     rules: Sequence[Rule],
 ) -> TrainState:
     """Shapes and shardings of the whole state; nothing is allocated."""
-    shaping = (optimizers, training)
+    shaping = (optimizers, trains)
     shapes = jax.eval_shape(
         lambda params: _fresh_state(params, *shaping, seed=0), meta.unbox(abstract_params(models))
     )
@@ -111,10 +148,8 @@ def abstract_state(
     )
 
 
-def _fresh_state(
-    params: Params, optimizers: Optimizers, training: RetrieverTraining, seed: int
-) -> TrainState:
-    trainable, _ = split_trainable(params, training)
+def _fresh_state(params: Params, optimizers: Optimizers, trains: Trains, seed: int) -> TrainState:
+    trainable, _ = split_trainable(params, trains)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -127,7 +162,7 @@ def _fresh_state(
 def state_shardings(
     models: Models,
     optimizers: Optimizers,
-    training: RetrieverTraining,
+    trains: Trains,
     mesh: Mesh,
     rules: Sequence[Rule],
 ) -> TrainState:
@@ -135,8 +170,8 @@ def state_shardings(
     boxed = abstract_params(models)
     shapes = meta.unbox(boxed)
     specs = partitioning.param_shardings(boxed, mesh, rules)
-    trainable_shapes, _ = split_trainable(shapes, training)
-    trainable_specs, _ = split_trainable(specs, training)
+    trainable_shapes, _ = split_trainable(shapes, trains)
+    trainable_specs, _ = split_trainable(specs, trains)
     everywhere = partitioning.replicated(mesh)
     opt_state = {
         part: _moment_shardings(

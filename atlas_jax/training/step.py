@@ -28,7 +28,7 @@ from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.models.parameters import Models
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.loss import make_loss_sums
-from atlas_jax.training.state import Optimizers, TrainState, merge, split_trainable
+from atlas_jax.training.state import Optimizers, TrainState, merge, split_trainable, what_trains
 
 Metrics = dict[str, Array]
 
@@ -49,10 +49,11 @@ def make_train_step(
     nothing; then its gradient does not count in the joint norm of StepConfig.clip.
     """
     loss_sums = make_loss_sums(models, config, distillation, retrieve)
+    trains = what_trains(config, models)
 
     def step(state: TrainState, source: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        trainable, frozen = split_trainable(state.params, config.retriever_training)
+        trainable, frozen = split_trainable(state.params, trains)
         grads, sums = _accumulated_grads(
             loss_sums, config.accumulate, trainable, frozen, source, batch, key
         )

@@ -37,6 +37,7 @@ from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     Tokenizers,
+    Trained,
     expectations,
     export_model,
     initial_params,
@@ -64,12 +65,14 @@ from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import make_optimizer, make_schedule
 from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
 from atlas_jax.training.run import TrainRun, retrieves
-from atlas_jax.training.speed import TRACES, Speed, StepClock, Tracer, step_speed
+from atlas_jax.training.speed import TRACES, Sizes, Speed, StepClock, Tracer, step_speed
 from atlas_jax.training.state import (
     TrainState,
     abstract_state,
     make_state,
+    split_trainable,
     state_shardings,
+    what_trains,
 )
 from atlas_jax.training.step import compile_train_step, make_train_step
 
@@ -144,15 +147,24 @@ def train(told: TrainRun) -> TrainState:
 
 
 def _export(run: _Run, state: TrainState) -> None:
-    """Write the trained models."""
+    """Write the trained models; what began as a folder's and trained in part, in part."""
+    told, models = run.told, run.models
+    moving, frozen = split_trainable(state.params, what_trains(told.step, models))
+    partial = {}
+    for part in PARTS:
+        folder, base = (getattr(told.models.config, name) for name in (part, f"{part}_base"))
+        small = any(path.partition("/")[0] == part for path, _ in models.deltas)
+        if folder and frozen[part] and (told.step.train or small):
+            partial[part] = Trained(moving[part], folder, base)
     export_model(
         run.directory / FINAL,
-        run.models,
+        models,
         state.params,
         run.tokenizers,
-        run.told.models.config.export_dtype,
+        told.models.config.export_dtype,
         about={"steps": int(state.step), "skipped": int(state.skipped)},
         expects=run.expects,
+        partial=partial,
     )
 
 
@@ -180,7 +192,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
         mesh,
     )
     optimizers = {part: make_optimizer(told.optimizers[part]) for part in PARTS}
-    shaping = (optimizers, step_config.retriever_training)
+    shaping = (optimizers, what_trains(step_config, models))
     step = make_train_step(
         models,
         step_config,
@@ -272,7 +284,7 @@ def _loop(
         last = step == config.total_steps
         if step % config.log_every == 0 or last:
             values = dict(jax.device_get(metrics))  # waits for the step
-            speed = speed or _speed(run.told, state.params, batch)
+            speed = speed or _speed(run, state.params, batch)
             values |= speed.of(clock.lap())
             log.write(step, "train", {**values, **_settings(run, step)})
         stopping = preemption.reached(step) and not last
@@ -419,12 +431,17 @@ def _batches(
     )
 
 
-def _speed(told: TrainRun, params: Params, batch: Batch) -> Speed:
+def _speed(run: _Run, params: Params, batch: Batch) -> Speed:
     """The `Speed` of a step, which turns its time into rates."""
-    step, closed_book = told.step, told.train.passages == "none"
-    passage = 0 if closed_book else told.corpus.formats.retriever_length
-    k = 1 if closed_book else step.k
-    return step_speed(params, batch, step, k, passage, told.profile)
+    told, models = run.told, run.models
+    closed_book = told.train.passages == "none"
+    sizes = Sizes(
+        trains=what_trains(told.step, models),
+        reader_length=told.step.reader_length,
+        k=1 if closed_book else told.step.k,
+        passage=0 if closed_book else told.corpus.formats.retriever_length,
+    )
+    return step_speed(params, batch, sizes, models.retriever.config.tower.uses, told.profile)
 
 
 def _settings(run: _Run, step: int) -> dict[str, float]:

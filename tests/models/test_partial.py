@@ -1,4 +1,4 @@
-"""A reader without what its retriever has: cut, and joined again."""
+"""A reader without what its retriever has: cut, and joined again or read as it is."""
 
 import dataclasses
 import json
@@ -18,16 +18,22 @@ from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import file_sha256
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.models import partial
-from atlas_jax.models.expects import from_json, settled
-from atlas_jax.models.folder import ModelPart, load_expects, load_model, save_model
+from atlas_jax.models.expects import settled
+from atlas_jax.models.folder import (
+    ModelPart,
+    load_expects,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
+from atlas_jax.models.partial import given
 from atlas_jax.reader.from_tower import reader_tokenizer, start_from_tower
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.run import asking_of
 from tests.models.test_expects import EXPECTS
-from tests.reader.small import PAIR, random_params
+from tests.reader.small import PAIR, config, random_params
 from tests.reader.test_from_tower import bert_tokenizer, random_tower
 
 READER = PAIR
@@ -81,12 +87,29 @@ def test_a_part_joined_to_its_base_is_the_model_again(model: Path, tmp_path: Pat
         rounded = leaf if frozen else leaf.astype(ml_dtypes.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(found[name], rounded, err_msg=name)
 
+    # The part serves as it is, too, and brings no tokenizer of its own.
+    part = load_model(tmp_path / "part", ("reader",), {"reader": str(model)})["reader"]
+    jax.tree.map(np.testing.assert_array_equal, part.params, ours["reader"].params)
+    assert part.tokenizer.content_hash == theirs["reader"].tokenizer.content_hash
+    found = load_tokenizer(tmp_path / "part", "reader", str(model))
+    assert found.content_hash == part.tokenizer.content_hash
+    assert {file.name for file in (tmp_path / "part").iterdir()} == {
+        "config.json", "reader.safetensors",
+    }  # fmt: skip
+
 
 def test_another_base_is_refused(model: Path, tmp_path: Path) -> None:
-    partial.cut(model, tmp_path / "part", {"base": "0" * 64})
-    with pytest.raises(UserError, match="fingerprint 000000000000"):
-        partial.join(tmp_path / "part", model, tmp_path / "joined")
+    mini.cut(model, tmp_path / "part")
+    parts = load_model(model)
+    parts["retriever"].params["encoder"]["layers_0"]["output"]["kernel"] += 1
+    save_model(tmp_path / "other", parts)
+    with pytest.raises(
+        UserError, match=r"stands on a retriever with the fingerprint \w{12}; .*other holds \w{12}"
+    ):
+        mini.join(tmp_path / "part", tmp_path / "other", tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
+    with pytest.raises(UserError, match="nobody said where that is; bind ModelConfig.reader_base"):
+        load_model(tmp_path / "part")
 
 
 def test_a_reader_whose_frozen_part_has_moved_is_not_cut(model: Path, tmp_path: Path) -> None:
@@ -95,72 +118,53 @@ def test_a_reader_whose_frozen_part_has_moved_is_not_cut(model: Path, tmp_path: 
     table += 1
     save_model(model, parts)
     with pytest.raises(UserError, match="token_embedder/embedding of the reader is not"):
-        partial.cut(model, tmp_path / "part")
-
-
-def test_a_damaged_part_is_refused(model: Path, tmp_path: Path) -> None:
-    partial.cut(model, tmp_path / "part")
-    path = tmp_path / "part" / "part.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "sha256": "1" * 64}))
-    with pytest.raises(UserError, match="not the file that was saved"):
-        partial.join(tmp_path / "part", model, tmp_path / "joined")
-    with pytest.raises(UserError, match="no part of a model"):
-        partial.join(model, model, tmp_path / "joined")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"format": "1"}, "part.json: format: expected a whole number, got a text"),
-        ({"reader": []}, "part.json: reader: expected an object, got a list"),
-        ({"about": None}, "part.json: about: expected an object, got null"),
-        ({"sha256": 1}, "part.json: sha256: expected a text, got a whole number"),
-    ],
-)
-def test_fields_of_another_type_are_named(
-    model: Path, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    partial.cut(model, tmp_path / "part")
-    path = tmp_path / "part" / "part.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(UserError, match=message):
-        partial.join(tmp_path / "part", model, tmp_path / "joined")
+        mini.cut(model, tmp_path / "part")
 
 
 def test_weights_of_another_part_are_named(model: Path, tmp_path: Path) -> None:
-    partial.cut(model, tmp_path / "part")
-    content = json.loads((tmp_path / "part" / "part.json").read_text())
-    weights = tmp_path / "part" / "reader.safetensors"
-    tensors = load_file(weights)
+    mini.cut(model, tmp_path / "part")
+    config_file, weights = (tmp_path / "part" / n for n in ("config.json", "reader.safetensors"))
+    content, tensors = json.loads(config_file.read_text()), load_file(weights)
     name = "encoder/layers_2/output/kernel"
     for changed, message in (
-        ({**tensors, name: tensors[name][:3]}, rf"{name} is \(3, 8\), but"),
-        ({k: v for k, v in tensors.items() if k != name}, f"{name} is absent"),
+        ({**tensors, name: tensors[name][:3]}, rf"{name} is float32\[3,8\] there and"),
+        ({k: v for k, v in tensors.items() if k != name}, f"{name} is absent there"),
         ({**tensors, name: tensors[name] * np.nan}, f"{name}: the number at"),
     ):
         save_file(changed, weights)
-        content["sha256"] = file_sha256(weights)
-        (tmp_path / "part" / "part.json").write_text(json.dumps(content))
+        content["sha256"]["reader.safetensors"] = file_sha256(weights)
+        config_file.write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
-            partial.join(tmp_path / "part", model, tmp_path / "joined")
+            mini.join(tmp_path / "part", model, tmp_path / "joined")
 
 
-def test_of_an_older_part_the_retriever_reads_as_in_its_base(model: Path, tmp_path: Path) -> None:
-    partial.cut(model, tmp_path / "part")
-    file = tmp_path / "part" / "part.json"
+def test_a_t5_stands_on_no_retriever() -> None:
+    with pytest.raises(UserError, match="only a reader with a pair encoder has parts of one"):
+        given("reader", fields(config()), "retriever", {"encoder": {}}, 1)
+
+
+def test_the_shipped_part_says_what_it_stands_on() -> None:
+    with pytest.raises(UserError, match=r"on top of a retriever \(5fbcbb6eda51\)"):
+        load_model(mini.PART)
+
+
+def test_of_a_part_that_does_not_say_it_the_retriever_reads_as_in_its_base(
+    model: Path, tmp_path: Path
+) -> None:
+    mini.cut(model, tmp_path / "part")
+    file = tmp_path / "part" / "config.json"
     content = json.loads(file.read_text())
     del content["expects"]
     file.write_text(json.dumps({**content, "format": 1}))
-    partial.join(tmp_path / "part", model, tmp_path / "joined")
+    mini.join(tmp_path / "part", model, tmp_path / "joined")
     assert load_expects(tmp_path / "joined") == EXPECTS.half("retriever")
     file.write_text(json.dumps({**content, "format": 2, "expects": {"reader_lenght": 3}}))
-    with pytest.raises(UserError, match="part.json: expects: unknown field 'reader_lenght'"):
-        partial.join(tmp_path / "part", model, tmp_path / "joined")
+    with pytest.raises(UserError, match="config.json: expects: unknown field 'reader_lenght'"):
+        mini.join(tmp_path / "part", model, tmp_path / "joined")
 
 
 def test_the_shipped_part_reads_as_its_run_read() -> None:
-    said = from_json(json.loads((mini.PART / "part.json").read_text())["expects"], "part")
+    said = load_expects(mini.PART)
     load_gin(
         ["runs/mini_pretrain.gin"],
         ["MODEL_DIR=x", "PASSAGES=x", "STORE=x", "RETRIEVER_CHECKPOINT_PATH=x"],

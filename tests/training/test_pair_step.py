@@ -18,7 +18,7 @@ from atlas_jax.models.towers import embed_query
 from atlas_jax.reader import fid
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.loss import make_loss_sums
-from atlas_jax.training.state import split_trainable
+from atlas_jax.training.state import split_trainable, what_trains
 from tests.training.models import random_batch, random_index, tiny_models
 
 PAIR: dict[str, Any] = {
@@ -57,7 +57,7 @@ def losses(
             flat = np.asarray(states).reshape(len(tokens), -1)
             index = index.replace(apart_nf=jax.device_put(flat, rows_sharding(mesh)))
         sums = make_loss_sums(models, config, distillation, retrieve)
-        trainable, frozen = split_trainable(params, "query_side")
+        trainable, frozen = split_trainable(params, what_trains(config, models))
         batch = random_batch().replace(hidden_b3=hidden)
         grad = jax.jit(jax.grad(sums, has_aux=True))
         return jax.device_get(grad(trainable, frozen, index, batch, jax.random.key(0)))
@@ -127,7 +127,7 @@ def rows_of(reader: dict[str, Any], rows: slice, k: int) -> Any:
             models, config, DistillationConfig("pdist", 0.5, 0.5), make_device_retrieve(k, mesh)
         )
         batch = jax.tree.map(lambda leaf: leaf[rows], random_batch())
-        args = (*split_trainable(params, "query_side"), random_index(mesh), batch)
+        args = (*split_trainable(params, what_trains(config, models)), random_index(mesh), batch)
         return jax.device_get(sums(*args, jax.random.key(0))[1])
 
 

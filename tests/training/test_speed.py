@@ -3,22 +3,27 @@
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
 from atlas_jax import from_gin, train_retriever
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.encoders.albert import AlbertConfig
+from atlas_jax.encoders.bert import BertConfig
+from atlas_jax.encoders.registry import make_encoder
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_width
 from atlas_jax.train import main as train_main
-from atlas_jax.training.config import StepConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.speed import (
     PROFILE_FLAG,
     ProfileConfig,
+    Sizes,
     Speed,
     Tracer,
     add_profile_flag,
@@ -26,6 +31,7 @@ from atlas_jax.training.speed import (
     step_flops,
     step_speed,
 )
+from atlas_jax.training.state import Trains
 from tests.training.runs import write_run
 
 # 4 queries of 6 tokens for the retriever, targets of 5; k = 3 passages of 7, inputs of 10.
@@ -70,8 +76,48 @@ PARAMS = {
 def test_flops_are_counted_by_what_reads_which_tokens(
     training: str, k: int, passage: int, flops: float
 ) -> None:
-    config = StepConfig(k=3, reader_length=10, retriever_training=training)  # type: ignore[arg-type]
-    assert step_flops(PARAMS, BATCH, config, k, passage) == flops  # type: ignore[arg-type]
+    sizes = Sizes(Trains(training), 10, k, passage)  # type: ignore[arg-type]
+    params: dict[str, Any] = PARAMS
+    if training == "query_side":  # which gives each side a tower of its own
+        tower = PARAMS["retriever"]["encoder"]
+        params = {**PARAMS, "retriever": {"query_encoder": tower, "passage_encoder": tower}}
+    assert step_flops(params, BATCH, sizes) == flops  # type: ignore[arg-type]
+
+
+def test_flops_of_frozen_matrices_are_those_of_the_way_through_them() -> None:
+    """Forward and back to the inputs, and for what is trained itself: 2 n each."""
+    reader = {**PARAMS["reader"]}
+    reader["encoder"] = {
+        "layers_0": {"attention": {"key": {**kernel(100), "adapter": {"down": kernel(8)}}}}
+    }
+    params = {**PARAMS, "reader": reader}
+
+    def flops(*never: str) -> float:
+        sizes = Sizes(Trains("fixed", never=never), 10, 1, 0)
+        return step_flops(params, BATCH, sizes)  # type: ignore[arg-type]
+
+    assert flops() == 4 * ((100 + 8 + 12) * 40 + 100 * 20) + 2 * 8 * 40
+    # No gradient goes through what never trains.
+    assert flops() - flops("reader/encoder/*/key/kernel") == 2 * 100 * 40
+
+
+def test_a_matrix_that_layers_share_counts_as_often_as_it_is_used() -> None:
+    """An ALBERT of one group costs what the BERT of its shape costs."""
+    fields = {"hidden_dim": 8, "num_layers": 6, "num_heads": 2, "mlp_dim": 16, "vocab_size": 9}
+    tokens = jnp.ones((1, 4), int)
+
+    def flops(config: BertConfig) -> float:
+        params = jax.eval_shape(make_encoder(config).init, jax.random.key(0), tokens)["params"]
+        return contrastive_flops({"encoder": meta.unbox(params)}, 24, 36, False, config.uses)
+
+    bert = flops(BertConfig(**fields))
+    projection = 6 * 60 * 4 * 8  # from the narrow tables
+    for options in (
+        {}, {"num_groups": 4}, {"sharing": "attention"}, {"sharing": "ffn"}, {"sharing": "none"},
+    ):  # fmt: skip
+        assert flops(AlbertConfig(**fields, factor_dim=4, **options)) == bert + projection
+    two = flops(AlbertConfig(**fields, factor_dim=4, inner_groups=2))
+    assert two - projection == 2 * bert
 
 
 @pytest.mark.parametrize(
@@ -93,14 +139,13 @@ def test_flops_of_pretraining_are_those_of_both_sides(
 
 
 def test_rates_follow_from_the_time_of_a_step() -> None:
-    config = StepConfig(k=3, reader_length=10, retriever_training="fixed")
-    arguments = (PARAMS, BATCH, config, 3, 7)
+    arguments = (PARAMS, BATCH, Sizes(Trains("fixed"), 10, 3, 7))
     found = step_speed(*arguments).of(0.5)  # type: ignore[arg-type]
     assert found["tokens_per_second"] == (4 * 3 * 10 + 4 * 5) / 0.5
     assert found["passages_per_second"] == 12 / 0.5
     assert "mfu" not in found  # nobody knows the peak of this CPU
     known = ProfileConfig(peak_flops=1e6)
-    found = step_speed(*arguments, known).of(0.5)  # type: ignore[arg-type]
+    found = step_speed(*arguments, profile=known).of(0.5)  # type: ignore[arg-type]
     flops = step_flops(*arguments)  # type: ignore[arg-type]
     assert found["mfu"] == pytest.approx(flops / 0.5 / (1e6 * jax.device_count()))
 

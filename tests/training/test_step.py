@@ -57,11 +57,12 @@ class Run:
         optimizer = OptimizerConfig(kind=kind, learning_rate=0.1, schedule="constant", epsilon=1.0)
         self.optimizers = {part: make_optimizer(optimizer) for part in PARTS}
         self.config = StepConfig(k=4, reader_length=14, retriever_training=training, **step)
-        args = (self.optimizers, training, self.mesh, rules)
+        trains = train_state.what_trains(self.config, self.models)
+        args = (self.optimizers, trains, self.mesh, rules)
         with self.active():
             params = init_params(self.models, 0, self.mesh, rules)
             self.state = train_state.make_state(
-                self.models, params, self.optimizers, training, 0, self.mesh, rules
+                self.models, params, self.optimizers, trains, 0, self.mesh, rules
             )
         self.shardings = train_state.state_shardings(self.models, *args)
         self.retrieve = make_device_retrieve(self.config.searched, self.mesh)

@@ -1,0 +1,232 @@
+"""Adapters and LoRA for a given model: which places it has, first values, merging.
+
+Sources: LiST (src/model_adaptation.py), adapter-bert (modeling.py), peft (tuners/lora).
+"""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from flax.core import meta
+
+from atlas_jax.core import adapters, bounds
+from atlas_jax.core.adapters import ADAPTER, INPUT_ADAPTER, LORA
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.trees import joined
+from atlas_jax.core.types import Params
+
+KINDS = ("none", "adapter", "houlsby", "lora")
+
+# Place -> path of the module, and which adapter stands there. The first of the two names is that
+# of an encoder's module, the second that of a T5's.
+_ADAPTER_PLACES: dict[str, tuple[str, str]] = {
+    "embedding": (r"embeddings/layer_norm$", ADAPTER),
+    "attention": (r"(/attention/output|attention/out)$", ADAPTER),
+    "intermediate": (r"(/output|mlp/wo)$(?<!attention/output)", INPUT_ADAPTER),
+    "output": (r"(/output|mlp/wo)$(?<!attention/output)", ADAPTER),
+}
+_LORA_PLACES = {
+    "query": r"attention/query$",
+    "key": r"attention/key$",
+    "value": r"attention/value$",
+    "attention": r"(/attention/output|attention/out)$",
+    "intermediate": r"(/intermediate|mlp/wi(_\d)?)$",
+    "output": r"(/output|mlp/wo)$(?<!attention/output)",
+}
+_DEFAULT_PLACES = {
+    "none": (), "adapter": ("attention", "output"), "houlsby": ("attention", "output"),
+    "lora": ("query", "value"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """Small parameters that are trained in a model's place.
+
+    Attributes:
+      kind: 'none'; 'adapter', LiST's y + (y A) B, linear unless `activation` says otherwise;
+        'houlsby', y + gelu(y A + a) B + b; or 'lora', W x + (alpha / rank) B (A x).
+      rank: r of A and B; LiST's is 128, Houlsby's 64, LoRA's 8.
+      alpha: of LoRA.
+      places: () = attention and output (adapters) or query and value (LoRA). Adapters stand behind
+        the output product of 'attention' (in a T5 also of cross-attention), on the activated state
+        inside the feed-forward block ('intermediate'), behind its 'output', and behind the
+        'embedding' of an encoder. LoRA is added to the product 'query', 'key', 'value',
+        'attention', 'intermediate' or 'output'.
+      activation: of kind 'adapter': '' or 'relu'.
+
+    Adapters stand before dropout, as LiST's; adapter-bert's stand behind it, which is the same
+    without dropout.
+    """
+
+    kind: str = "none"
+    rank: bounds.Width = 8
+    alpha: bounds.Positive = 8.0
+    places: Sequence[str] = ()
+    activation: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no method has.
+
+        Raises:
+          UserError: names the binding and what it may be.
+        """
+        bounds.check(self)
+        object.__setattr__(self, "places", tuple(self.places))  # JSON gives a list
+        if self.kind not in KINDS:
+            raise UserError(f"DeltaConfig.kind = {self.kind!r}: use {', '.join(KINDS)}")
+        known = _LORA_PLACES if self.kind == "lora" else _ADAPTER_PLACES
+        for place in self.places:
+            if place not in known:
+                raise UserError(
+                    f"DeltaConfig.places: {place!r} is no place of {self.kind!r}; it has "
+                    f"{', '.join(known)}"
+                )
+        if self.activation not in ("", "relu"):
+            raise UserError(f"DeltaConfig.activation = {self.activation!r}: use '' or 'relu'")
+
+    def sites(self) -> list[tuple[re.Pattern[str], str, str]]:
+        """Place by place: the modules' paths, the name under them, the place's own name."""
+        found = []
+        for place in self.places or _DEFAULT_PLACES[self.kind]:
+            if self.kind == "lora":
+                found.append((re.compile(_LORA_PLACES[place]), LORA, place))
+                continue
+            path, name = _ADAPTER_PLACES[place]
+            end = "_gelu_tanh" if self.kind == "houlsby" else ""
+            end = f"_{self.activation}" if self.activation else end
+            found.append((re.compile(path), name + end, place))
+        return found
+
+
+def new_delta(boxed: Params, config: DeltaConfig, key: jax.Array) -> Params:
+    """First values of the small parameters for a model's tree, which starts as the model was.
+
+    LiST draws A and B with deviation 0.0002 (its constructor's 0.02 is overwritten), Houlsby from a
+    truncated normal of 0.001 with biases 0, LoRA A as PyTorch's linear layers and B = 0.
+
+    Args:
+      boxed: parameters (or their shapes) with their logical axes.
+      config: of the method.
+      key: each array is drawn by its path's own fold of it.
+
+    Returns:
+      The new leaves alone, boxed, at the paths where the modules look for them; a model that scans
+      its layers gets them stacked on the axis of its kernels.
+
+    Raises:
+      UserError: the model has no such place.
+    """
+    flat = traverse_util.flatten_dict(boxed, sep="/")
+    delta: dict[str, Any] = {}
+    for pattern, name, place in config.sites():
+        before = len(delta)
+        for path, leaf in flat.items():
+            module, _, last = path.rpartition("/")
+            if last in ("kernel", "scale") and pattern.search(f"/{module}"):
+                delta.update(_leaves(f"{module}/{name}", leaf, config, key))
+        if len(delta) == before:
+            raise UserError(f"DeltaConfig.places: this model has no place {place!r}")
+    return traverse_util.unflatten_dict(delta, sep="/")
+
+
+def _leaves(path: str, leaf: Any, config: DeltaConfig, key: jax.Array) -> dict[str, Any]:
+    """The new leaves at one module, by path."""
+    axes = leaf.names if isinstance(leaf, meta.Partitioned) else (None,) * leaf.ndim
+    shape = meta.unbox(leaf).shape
+    is_norm = path.rpartition("/")[0].endswith("norm")
+    stacked, stacked_axes = shape[: -1 if is_norm else -2], axes[: -1 if is_norm else -2]
+    (size_in, size_out), (axis_in, axis_out) = ((shape * 2, axes * 2) if is_norm else
+                                                (shape[-2:], axes[-2:]))  # fmt: skip
+    if ADAPTER in path.rpartition("/")[2]:
+        at_input = path.rpartition("/")[2].startswith(INPUT_ADAPTER)
+        size_in = size_out = size_in if at_input else size_out
+        axis_in = axis_out = axis_in if at_input else axis_out
+    sizes = {"down": (size_in, config.rank), "up": (config.rank, size_out)}
+    names = {"down": (axis_in, "unsharded"), "up": ("unsharded", axis_out)}
+    found: dict[str, Any] = {}
+
+    def add(name: str, value: jax.Array, axes: tuple[Any, ...]) -> None:
+        box = isinstance(leaf, meta.Partitioned)
+        found[f"{path}/{name}"] = leaf.replace(value=value, names=axes) if box else value
+
+    for half in ("down", "up"):
+        own = jax.random.fold_in(key, zlib.crc32(f"{path}/{half}".encode()))
+        value = _first(config, half, own, (*stacked, *sizes[half]))
+        add(f"{half}/kernel", value, (*stacked_axes, *names[half]))
+        if config.kind == "houlsby":
+            bias = jnp.zeros((*stacked, sizes[half][1]))
+            add(f"{half}/bias", bias, (*stacked_axes, names[half][1]))
+    if config.kind == "lora":
+        add("scale", jnp.full(stacked, config.alpha / config.rank, jnp.float32), stacked_axes)
+    return found
+
+
+def _first(config: DeltaConfig, half: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if config.kind == "houlsby":
+        return 1e-3 * jax.random.truncated_normal(key, -2.0, 2.0, shape)
+    if config.kind == "adapter":
+        return 2e-4 * jax.random.normal(key, shape)
+    if half == "up":
+        return jnp.zeros(shape)
+    limit = shape[-2] ** -0.5  # Kaiming-uniform with a = sqrt 5
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def trained(params: Params) -> tuple[str, ...]:
+    """Patterns of the paths of all small parameters in a tree, LoRA's constant scale apart."""
+    return tuple(
+        path
+        for path in traverse_util.flatten_dict(params, sep="/")
+        if set(path.split("/")) & adapters.NAMES and not path.endswith(f"{LORA}/scale")
+    )
+
+
+def with_delta(params: Params, delta: Params) -> Params:
+    """The model's parameters and the small ones in one tree."""
+    return joined(params, delta)
+
+
+def split_delta(params: Params) -> tuple[Params, Params]:
+    """A tree's own parameters, and the small ones: the inverse of `with_delta`."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    own: dict[str, Any] = {}
+    small: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        (small if set(path.split("/")) & adapters.NAMES else own)[path] = leaf
+    base, delta = (traverse_util.unflatten_dict(x, sep="/") for x in (own, small))
+    return base, delta
+
+
+def merge_lora(params: Params, sign: float = 1.0) -> Params:
+    """LoRA added to the kernels that it stands beside, and gone; outputs stay as they were.
+
+    Args:
+      params: with LoRA and without adapters.
+      sign: -1 takes it out again, see `unmerge_lora`.
+
+    Raises:
+      UserError: there is an adapter, which is no sum with a kernel.
+    """
+    base, delta = split_delta(params)
+    flat, small = (traverse_util.flatten_dict(x, sep="/") for x in (base, delta))
+    other = [path for path in small if f"/{LORA}/" not in path]
+    if other:
+        raise UserError(f"{other[0]}: only LoRA can be merged into the model")
+    for path in [path for path in small if path.endswith("/down/kernel")]:
+        place = path.removesuffix("down/kernel")
+        product = jnp.matmul(small[path], small[f"{place}up/kernel"], precision="highest")
+        scale = jnp.asarray(small[f"{place}scale"])[..., None, None]
+        kernel = f"{place.removesuffix(f'{LORA}/')}kernel"
+        flat[kernel] = flat[kernel] + sign * scale * product
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def unmerge_lora(params: Params, delta: Params) -> Params:
+    """The model as it was before `merge_lora`, with the LoRA beside it again."""
+    return with_delta(merge_lora(with_delta(params, delta), -1.0), delta)
