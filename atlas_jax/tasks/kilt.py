@@ -25,7 +25,7 @@ from atlas_jax.tasks.base import (
     mean,
     typed_record,
 )
-from atlas_jax.tasks.fever import WORDS
+from atlas_jax.tasks.fever import FeverTask
 
 _RECALL_AT = 5
 _ONE_OF = {
@@ -34,7 +34,7 @@ _ONE_OF = {
     "fever_answers": ("labels", "words"),
 }
 # KILT has no claims without enough information.
-_FEVER = {label: WORDS[label] for label in ("SUPPORTS", "REFUTES")}
+_FEVER = {label: FeverTask.words[label] for label in ("SUPPORTS", "REFUTES")}
 _LABELS = {word: label for label, word in _FEVER.items()}
 
 

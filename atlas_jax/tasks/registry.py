@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.tasks.base import BaseTask, Task
+from atlas_jax.tasks.boolq import BoolQTask
 from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.fever import FeverTask
 from atlas_jax.tasks.kilt import KILTTask
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[[], Task]] = {
         QATask,
         MultipleChoiceTask,
         FeverTask,
+        BoolQTask,
         KILTTask,
         TemporalTask,
         RankingTask,

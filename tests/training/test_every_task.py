@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from atlas_jax.core import partitioning
+from atlas_jax.tasks import registry
 from atlas_jax.train import main as train_main
 from atlas_jax.training.metrics import read_metrics
 from tests.training.runs import CAPITALS, COUNTRIES, read_lines, write_lines, write_run
@@ -23,6 +24,7 @@ def write_tasks(folder: Path) -> None:
         claim = f"{capital if number % 2 else other} is the capital of {country}."
         label = "SUPPORTS" if number % 2 else "REFUTES"
         rows["fever"].append({"claim": claim, "label": label, "gold": gold})
+        rows["boolq"].append({"question": claim, "answer": number % 2 == 1, "gold": gold})
         options = {"A": other, "B": capital, "C": "Nile"}
         rows["multiple_choice"].append({"question": question, "options": options, "answer": "B"})
         output = [{"answer": capital, "provenance": [{"wikipedia_id": gold[0]}]}]
@@ -47,6 +49,7 @@ TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
         ("FeverTask.answer_by=likelihood", "EvalConfig.explain=True"),
         {"accuracy", "accuracy_supports", "accuracy_refutes", "recall@5"},
     ),
+    "boolq": (("BoolQTask.answer_by=likelihood",), {"accuracy", "accuracy_true", "recall@5"}),
     "multiple_choice": (
         ("MultipleChoiceTask.eval_orders=cyclic", "MultipleChoiceTask.train_orders=all",
          "MultipleChoiceTask.prompt_format=so", "DataConfig.prompt_length=4",
@@ -73,6 +76,15 @@ TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
         {"rougeL"},
     ),
 }  # fmt: skip
+
+
+# Of `ranking` nothing is learnt; `sentences` needs a store of its passages (tests/tasks).
+ELSEWHERE = {"ranking", "sentences"}
+
+
+def test_every_task_of_the_registry_is_trained_here_or_elsewhere() -> None:
+    assert set(TASKS) | ELSEWHERE == set(registry.TASKS)
+    assert not set(TASKS) & ELSEWHERE
 
 
 def run(gin_file: Path, task: str, model_dir: Path) -> int:
