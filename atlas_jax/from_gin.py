@@ -159,7 +159,9 @@ def corpus(defaults: Defaults | None = None) -> CorpusSpec:
 def index_run() -> IndexRun:
     """The settings of `build_index`, and of the import of an index."""
     spec = models()
-    return IndexRun(**_base(spec, defaults_of(spec)))
+    defaults = defaults_of(spec)
+    defaults.data(fields_told(DataConfig))  # queries too long for the retriever are refused now
+    return IndexRun(**_base(spec, defaults))
 
 
 def retrieve_run() -> RetrieveRun:

@@ -98,8 +98,8 @@ def _build(bench: Bench, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("StoreConfig.retriever_length=65", "takes texts of at most 64 tokens; bind 64 or less"),
-        ("DataConfig.retriever_query_length=65", "expected 64 or less"),
+        ("StoreConfig.retriever_length=65", "bind StoreConfig.retriever_length to 64 or less"),
+        ("DataConfig.retriever_query_length=65", "bind DataConfig.retriever_query_length to 64 or"),
     ],
 )
 def test_lengths_beyond_the_retriever(
