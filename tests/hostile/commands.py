@@ -275,13 +275,14 @@ def setting(bench: Bench) -> Case:
     config = rng.choice([one for one in CONFIGURABLES if dataclasses.is_dataclass(one)])
     name, annotation = rng.choice(sorted(bounds.annotations(config).items(), key=str))
     values: list[str] = ["'a\\x00b'", mutations.deep_json(), str(10**30), "1e999", str(2**63)]
-    kind = annotation
+    kind, most = annotation, 2**33 - 1
     if typing.get_origin(annotation) is typing.Annotated:
         kind, limits = typing.get_args(annotation)[0], typing.get_args(annotation)[1]
         if limits.ge is not None:
             values.append(str(limits.ge - 1))
-    if kind in (int, float, bool):
-        values += ["'many'", "[1]", "None", str(2**33) if kind is int else "'x'"]
+        most = most if limits.le is None else limits.le
+    if kind in (int, float, bool):  # None is no fault: it leaves the field as it would be
+        values += ["'many'", "[1]", str(most + 1) if kind is int else "'x'"]
     value = rng.choice(values)
     binding = f"--gin.{config.__name__}.{name}={value}"
     return Case(remove_leaks.main, _leaks(bench, binding), binding[:80], SURE)

@@ -6,6 +6,7 @@ from typing import Any
 import gin
 import pytest
 
+import atlas_jax
 from atlas_jax import from_gin
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
@@ -18,6 +19,7 @@ from atlas_jax.training.freshness import check_freshness
 from atlas_jax.training.optimizers import OptimizerConfig
 from tests.interop.atlas_options import DEFAULTS, MMLU_FULL
 
+NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
 MACROS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TRAIN_FILE", "STORE")
 
 
@@ -25,7 +27,9 @@ def load(tmp_path: Path, options: dict[str, Any], *files: str) -> None:
     """Bind a run file's and then the options' bindings, which bind the number of steps."""
     path = tmp_path / "options.gin"
     path.write_text(to_gin(options))
-    required = [f"{macro}=some/{macro.lower()}" for macro in MACROS] if files else []
+    paths = {macro: f"some/{macro.lower()}" for macro in MACROS}
+    paths["INITIAL_CHECKPOINT_PATH"] = str(NANO)  # it is asked how its models read
+    required = [f"{macro}={path}" for macro, path in paths.items()] if files else []
     load_gin([*files, str(path)], required)
 
 
