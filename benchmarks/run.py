@@ -41,7 +41,7 @@ def tunables() -> str:
 
 @contextmanager
 def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker", side, workload, *sizes],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -52,12 +52,11 @@ def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.P
             "TOKENIZERS_PARALLELISM": "false",
             "GLIBC_TUNABLES": tunables(),
         },
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _answer(process: subprocess.Popen[str]) -> str:
