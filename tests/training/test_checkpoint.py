@@ -172,11 +172,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("delay", [0.03, 0.11, 0.17])
 def test_a_kill_during_a_save_leaves_a_usable_checkpoint(tmp_path: Path, delay: float) -> None:
-    process = _saver(tmp_path, "kill")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with _saver(tmp_path, "kill") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
     step, array = _newest(tmp_path)
     np.testing.assert_array_equal(array, jax.random.normal(jax.random.key(step), (400, 1000)))

@@ -109,10 +109,10 @@ def test_a_killed_run_repeats_the_uninterrupted_one(
     expected = finish(start(gin_file, whole, fresh, mesh))
     assert any("opt_state" in line and "retriever" in line for line in expected)
 
-    process = start(gin_file, killed, fresh, mesh)
-    wait_for_step(process, killed, 12)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with start(gin_file, killed, fresh, mesh) as process:
+        wait_for_step(process, killed, 12)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert not (killed / "final").exists()
     assert finish(start(gin_file, killed, fresh, mesh)) == expected
 
