@@ -54,6 +54,16 @@ def documents() -> np.ndarray:
     return tokens
 
 
+def adam() -> optax.GradientTransformation:
+    inner = optax.adam(1e-2)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax promotes its count
+            return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
 def setup(config: ContrastiveConfig, **changes: Any) -> tuple[Any, ContrastiveState]:
     """The bare step and its first state, parameters drawn by NumPy."""
     module = encoder(**changes)
@@ -65,7 +75,7 @@ def setup(config: ContrastiveConfig, **changes: Any) -> tuple[Any, ContrastiveSt
         return jnp.asarray(rng.normal(centre, 0.1, shape.shape), jnp.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, meta.unbox(boxed))
-    optimizer = optax.adam(1e-2)
+    optimizer = adam()
     state = make_contrastive_state(module, params, config, optimizer, seed=0)
     return make_contrastive_step(module, config, optimizer), state
 
