@@ -29,7 +29,9 @@ WARNED = "was compiled again"
 def test_a_second_program_is_told_with_what_changed(
     batch: np.ndarray, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    step = CompiledOnce(jax.jit(lambda w, batch: w + batch["x"].sum().astype(w.dtype)), "w", "batch")
+    step = CompiledOnce(
+        jax.jit(lambda w, batch: w + batch["x"].sum().astype(w.dtype)), "w", "batch"
+    )
     w = jnp.zeros(2)
     for number in (1, 2):
         w = step(number, w, {"x": np.ones((4, 3), np.float32)})
