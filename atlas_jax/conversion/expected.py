@@ -7,13 +7,14 @@ Contriever as Atlas uses them.
 from collections.abc import Mapping
 from typing import Any
 
-from atlas_jax.conversion.texts import QUERY_LENGTH
 from atlas_jax.core.errors import UserError
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.meta_derived import derived
 from atlas_jax.interop.tensors import TextSettings
 from atlas_jax.models.expects import Asking, Expects
 from atlas_jax.tasks.registry import TASKS
+
+QUERY_LENGTH = 64  # tokens of a query that are kept unless a run says otherwise
 
 
 def of_texts(texts: TextSettings) -> Expects:

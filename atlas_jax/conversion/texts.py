@@ -1,15 +1,13 @@
 """What a checkpoint says of its texts (prompts, length, lower case), in this project's settings."""
 
-import dataclasses
 import json
 from typing import Any
 
+from atlas_jax.conversion.expected import of_texts
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.tensors import Part
+from atlas_jax.models.expects import Expects
 from atlas_jax.tasks.registry import TASKS
-
-QUERY_LENGTH = 64  # tokens of a query that are kept unless a run says otherwise
 
 
 def settle(part: Part, options: str) -> tuple[str, tuple[str, ...]]:
@@ -22,13 +20,14 @@ def settle(part: Part, options: str) -> tuple[str, tuple[str, ...]]:
       Bindings as gin, '' if none is needed; and what people have to know, in lines.
     """
     texts, told = part.texts, []
-    bindings = _prompts(part) | _lengths(part)
+    is_cut = 0 < texts.longest < part.config.get("max_positions", 0)
+    bindings = _bindings(of_texts(texts), is_cut)
     if texts.query_prompt or texts.passage_prompt:
         told.append(
             f"prompts: query {texts.query_prompt!r}, passage {texts.passage_prompt!r}; {options} "
             "binds them"
         )
-    if _lengths(part):
+    if is_cut:
         told.append(f"max_seq_length: {texts.longest} tokens of a text; {options} binds it")
     if texts.lowercases:
         already = "" if _lowercase(part) else ", as it did before"
@@ -38,29 +37,18 @@ def settle(part: Part, options: str) -> tuple[str, tuple[str, ...]]:
     return ("\n".join(lines) + "\n" if bindings else ""), (*told, *texts.remarks)
 
 
-def _prompts(part: Part) -> dict[str, str]:
-    texts = part.texts
-    bindings = {}
-    if texts.passage_prompt:
-        before = _escaped(texts.passage_prompt)
-        bindings["StoreConfig.retriever_format"] = f"{before}{StoreConfig.retriever_format}"
-    if texts.query_prompt:
-        tasks: Any = TASKS.values()
-        for task in tasks:
-            usual = _default(task, "retriever_format")
-            if usual is not None:
-                name = f"{task.__name__}.retriever_format"
-                bindings[name] = f"{_escaped(texts.query_prompt)}{usual}"
-    return bindings
-
-
-def _lengths(part: Part) -> dict[str, int]:
-    longest = part.texts.longest
-    if not 0 < longest < part.config.get("max_positions", 0):
-        return {}
-    bindings = {"StoreConfig.retriever_length": longest}
-    if longest < QUERY_LENGTH:
-        bindings["DataConfig.retriever_query_length"] = longest
+def _bindings(said: Expects, is_cut: bool) -> dict[str, Any]:
+    """What the folder will say, as bindings for runs that begin without the folder."""
+    bindings: dict[str, Any] = {}
+    if said.retriever_format:
+        bindings["StoreConfig.retriever_format"] = said.retriever_format
+    for name, asking in said.tasks.items():
+        task: Any = TASKS[name]
+        bindings |= {f"{task.__name__}.{field}": text for field, text in asking.wording.items()}
+    if is_cut:
+        bindings["StoreConfig.retriever_length"] = said.retriever_length
+        if any(asking.retriever_query_length for asking in said.tasks.values()):
+            bindings["DataConfig.retriever_query_length"] = said.retriever_length
     return bindings
 
 
@@ -77,13 +65,3 @@ def _lowercase(part: Part) -> bool:
     content["normalizer"] = {"type": "Sequence", "normalizers": steps}
     part.tokenizer = json.dumps(content, ensure_ascii=False)
     return True
-
-
-def _escaped(prompt: str) -> str:
-    """A text as a format has it."""
-    return prompt.replace("{", "{{").replace("}", "}}")
-
-
-def _default(task: Any, name: str) -> Any:
-    found = {field.name: field.default for field in dataclasses.fields(task)}
-    return found.get(name)
