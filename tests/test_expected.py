@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import atlas_jax
 from atlas_jax import from_gin
 from atlas_jax.answering import inference
 from atlas_jax.answering.config import EvalConfig
@@ -15,8 +14,8 @@ from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.folder import load_expects
 from atlas_jax.training.config import StepConfig, TrainConfig
 from atlas_jax.training.optimizers import OptimizerConfig
+from tests.nano import NANO
 
-NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
 NANO_FORMATS = ("{title}: {section}", "{title}: {text}", "{text}")
 BINDINGS = {
     "runs/finetune_qa.gin": ["MODEL_DIR=x", "TRAIN_FILE=x", "STORE=x", "TRAIN_STEPS=1"],

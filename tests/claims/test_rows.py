@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import atlas_jax
 from atlas_jax import from_gin
 from atlas_jax.answering.leaks import LeakConfig
 from atlas_jax.claims.bench import Bench
@@ -21,8 +20,8 @@ from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.demo import factbook
 from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.training.trainer import _check
+from tests.nano import NANO
 
-NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
 ALL = [(group, row) for group in GROUPS for row in group.rows]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import gin
 import pytest
 
-import atlas_jax
 from atlas_jax import from_gin
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
@@ -18,8 +17,8 @@ from atlas_jax.training.config import CheckpointConfig, StepConfig, TrainConfig
 from atlas_jax.training.freshness import check_freshness
 from atlas_jax.training.optimizers import OptimizerConfig
 from tests.interop.atlas_options import DEFAULTS, MMLU_FULL
+from tests.nano import NANO
 
-NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
 MACROS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TRAIN_FILE", "STORE")
 
 

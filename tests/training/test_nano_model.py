@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import atlas_jax
 from atlas_jax.core.errors import UserError
 from atlas_jax.models.folder import load_model
+from tests.nano import NANO
 
-NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
 ROOT = NANO.parents[2]
 HASHED = [f"{part}{end}" for part in ("reader", "retriever")
           for end in (".safetensors", "_tokenizer.json")]  # fmt: skip

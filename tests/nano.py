@@ -1,0 +1,7 @@
+"""Where the shipped nano pair lies."""
+
+from pathlib import Path
+
+import atlas_jax
+
+NANO = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
