@@ -27,7 +27,7 @@ from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
 from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
 from atlas_jax.interop.vocabularies import find_tokenizer
-from atlas_jax.models.config import whole_config
+from atlas_jax.models.config import MODEL_CONFIGS, whole_config
 from atlas_jax.models.expects import NOTHING, Expects
 from atlas_jax.models.folder import check_depth, load_expects, open_model
 from atlas_jax.models.folder_config import write_folder_config
@@ -40,7 +40,6 @@ SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
 TARGETS = ("hf", "t5x", "atlas-jax")
 OPTIONS_FILE = "options.gin"
 _SPARE_ROWS = 256  # T5 has 28, and padding to a multiple of 128 adds at most 127
-_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +264,7 @@ def settle_config(part: Part, told: Mapping[str, Any] | None = None) -> None:
     Raises:
       UserError: a value is impossible; names the field.
     """
-    config_class = _CONFIGS[part.kind]
+    config_class = MODEL_CONFIGS[part.kind]
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = set(part.config) - known
     if unknown:

@@ -22,7 +22,7 @@ from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
-from atlas_jax.models.config import ModelConfig, ModelSpec, whole_config
+from atlas_jax.models.config import MODEL_CONFIGS, ModelConfig, ModelSpec, whole_config
 from atlas_jax.models.expects import NOTHING, Expects, combined
 from atlas_jax.models.folder import (
     ModelPart,
@@ -51,7 +51,6 @@ from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder, is_tied, untie
 
 Config = TypeVar("Config", ReaderConfig, RetrieverConfig)
-_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,8 +313,8 @@ def _config_of(spec: ModelSpec, part: str) -> Any:
     folder: str = getattr(spec.config, part)
     told: Mapping[str, Any] = getattr(spec, part)
     if not folder:
-        return whole_config(_CONFIGS[part], told)
-    return _overridden(_CONFIGS[part], load_config(folder, part), told, folder)
+        return whole_config(MODEL_CONFIGS[part], told)
+    return _overridden(MODEL_CONFIGS[part], load_config(folder, part), told, folder)
 
 
 def _read_params(config: ModelConfig, part: str, made: Any, expected: Any) -> tuple[Params, Params]:

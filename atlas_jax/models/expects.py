@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import whole_config
 
@@ -114,7 +115,7 @@ class Expects:
 
     def half(self, part: str) -> "Expects":
         """What the 'reader' or the 'retriever' of the two expects."""
-        return combined(*(self if part == one else Expects() for one in ("reader", "retriever")))
+        return combined(*(self if part == one else Expects() for one in PARTS))
 
 
 NOTHING = Expects()

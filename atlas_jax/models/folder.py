@@ -251,7 +251,7 @@ def read_about(directory: str | Path) -> dict[str, Any]:
     Raises:
       UserError: no such folder.
     """
-    return read_folder_config(local_folder(str(directory))).about
+    return read_folder_config(as_path(directory)).about
 
 
 def partial_parts(folders: Mapping[str, str]) -> list[str]:
@@ -260,7 +260,7 @@ def partial_parts(folders: Mapping[str, str]) -> list[str]:
     Raises:
       UserError: no such folder.
     """
-    found = {name: read_folder_config(local_folder(place)) for name, place in folders.items()}
+    found = {name: read_folder_config(as_path(place)) for name, place in folders.items()}
     return [name for name, config in found.items() if name in config.bases]
 
 

@@ -11,15 +11,13 @@ from atlas_jax.core.bounds import check_fields
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_fetched, check_name, file_sha256, kind_of
+from atlas_jax.models.config import MODEL_CONFIGS
 from atlas_jax.models.expects import NOTHING, Expects, to_json
 from atlas_jax.models.partial import Base
-from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.retriever.config import RetrieverConfig
 
 FOLDER_FORMAT = 2
 WITHOUT_EXPECTS = 1  # an older format, in which a folder does not say what its models expect
 CONFIG_FILE = "config.json"
-_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +120,8 @@ def read_folder_config(folder: Path) -> FolderConfig:
     config: FolderConfig = strict_json.convert(found, FolderConfig, str(path))
     for name, fields in config.models.items():
         strict_json.convert(fields, dict[str, Any], f"{path}: models.{name}")
-        if name in _CONFIGS:
-            check_fields(_CONFIGS[name], fields, f"{path}: models.{name}")
+        if name in MODEL_CONFIGS:
+            check_fields(MODEL_CONFIGS[name], fields, f"{path}: models.{name}")
     for place, fields in config.deltas.items():
         check_fields(DeltaConfig, fields, f"{path}: deltas.{place}")
     return config

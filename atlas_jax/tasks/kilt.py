@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, one_of, require
 from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
 from atlas_jax.tasks import kilt_scores, metrics
@@ -76,11 +76,8 @@ class KILTTask:
             check_format(f"KILTTask.{field}", getattr(self, field), ["input"])
         check_format("KILTTask.target_format", self.target_format, ["answer"])
         for field, allowed in _ONE_OF.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"KILTTask.{field} = {getattr(self, field)!r}: expected one of "
-                    f"{', '.join(map(repr, allowed))}"
-                )
+            value = getattr(self, field)
+            require(value in allowed, f"KILTTask.{field}", value, one_of(allowed))
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import UserError, require
 from atlas_jax.core.formats import check_format, fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks import metrics
@@ -69,11 +69,8 @@ class LabelledTask:
             check_format(f"{own}.{field}", getattr(self, field), list(self.asks))
         check_format(f"{own}.target_format", self.target_format, ["answer"])
         for field, allowed in _ONE_OF.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"{own}.{field} = {getattr(self, field)!r}: expected "
-                    f"{' or '.join(map(repr, allowed))}"
-                )
+            value = getattr(self, field)
+            require(value in allowed, f"{own}.{field}", value, " or ".join(map(repr, allowed)))
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
