@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.shortening import shortened
 from atlas_jax.core.tokenizer import Side
 from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Passages
 from atlas_jax.index.passages import PassageStore
@@ -231,25 +232,19 @@ class Batcher:
             _passages_of(example)
 
     def _query(self, example: Example) -> str:
-        """The query's text; its part that may be cut is shortened to fit."""
-        text, cut, room = example.query_text, example.shorten, self._config.query_length
-        if cut is None:
+        """The query's text; its parts that may be cut are shortened to fit."""
+        text, cuts, room = example.query_text, example.shorten, self._config.query_length
+        # A token is at least a byte, so such a text fits as it is.
+        least = min((room, *(cut.max_tokens for cut in cuts if cut.max_tokens is not None)))
+        if not cuts or len(text.encode("utf-8")) <= least:
             return text
-        part = text[cut.start : cut.end]
-        if len(text.encode("utf-8")) <= min(cut.max_tokens, room):  # a token is at least a byte
-            return text
-        reader = self._tokenizers.reader
-        rest = text[: cut.start] + text[cut.end :]
-        limit = min(cut.max_tokens, room - len(reader.encode(rest, add_special=False)))
-        for spare in range(8):  # where two parts meet, a cut text may have a token more
-            kept = reader.last_tokens(part, max(limit - spare, 0))
-            shortened = text[: cut.start] + kept + text[cut.end :]
-            if len(reader.encode(shortened, add_special=False)) <= room:
-                return shortened
-        raise UserError(
-            f"record {example.id!r}: what has to stay whole of its query takes more than "
-            f"DataConfig.query_length = {room} tokens"
-        )
+        fitted = shortened(self._tokenizers.reader, text, cuts, room)
+        if fitted is None:
+            raise UserError(
+                f"record {example.id!r}: what has to stay whole of its query takes more than "
+                f"DataConfig.query_length = {room} tokens"
+            )
+        return fitted
 
     def _prompts_and_targets(
         self, examples: Sequence[Example]

@@ -37,10 +37,8 @@ def tell_cut(
         return
     some = [examples[place] for place in evenly(len(examples))]
     reader, retriever = tokenizers.reader, tokenizers.retriever
-    whole = [one.query_text for one in some if one.shorten is None]
-    asked = [
-        e.retriever_text for e in some if e.shorten is None or e.retriever_text != e.query_text
-    ]
+    whole = [one.query_text for one in some if not one.shorten]
+    asked = [e.retriever_text for e in some if not e.shorten or e.retriever_text != e.query_text]
     targets = [one.target_text for one in some] if learnt else []
     targets += [choice.target_text for one in some for choice in one.choices]
     for kind, lengths, binding in (

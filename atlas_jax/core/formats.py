@@ -42,6 +42,11 @@ def literal(text: str) -> Filled:
     return Filled(_SENTINEL_TEXT.sub(f"<{LITERAL}", plain) if "<extra_id_" in plain else plain)
 
 
+def deliberate(text: str) -> Filled:
+    """Mark the special tokens that a format's own text has as the tokens themselves."""
+    return Filled(_SPECIAL_NAME.sub(rf"{DELIBERATE}\1", text))
+
+
 def fill(template: str, /, **fields: Any) -> Filled:
     """`template.format(**fields)`; special tokens only count in the template, not in fields.
 
@@ -88,8 +93,7 @@ def check_format(binding: str, template: str, fields: Sequence[str]) -> tuple[st
 def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     """The text before each field, with special tokens marked, and the field's name."""
     return tuple(
-        (_SPECIAL_NAME.sub(rf"{DELIBERATE}\1", before), name)
-        for before, name, _, _ in string.Formatter().parse(template)
+        (deliberate(before), name) for before, name, _, _ in string.Formatter().parse(template)
     )
 
 

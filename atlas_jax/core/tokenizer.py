@@ -23,6 +23,7 @@ from atlas_jax.core.panics import panics_told
 from atlas_jax.core.paths import read_text
 from atlas_jax.core.tokenizer_backend import (
     END_NAMES,
+    MASK_NAMES,
     PAD_NAMES,
     START_NAMES,
     UNKNOWN_NAMES,
@@ -57,6 +58,8 @@ class Tokenizer:
       eos_id: id of the token that `add_special` puts last.
       cls_id: id of the token that `add_special` puts first, or None.
       unk_id: id of the unknown token, or None.
+      mask_id: id of the mask token, or None.
+      special_ids: ids of all special tokens, in ascending order.
       lowercases: the file's normaliser makes all letters small, so that decoded text has lost
         its writing (`answering/surface.py`).
       content_hash: SHA-256 of the file's content, whatever its layout; a store or an index
@@ -82,6 +85,8 @@ class Tokenizer:
         self.lowercases = _lowercases(content.get("normalizer"))
         self.unk_id = self._first_id(UNKNOWN_NAMES)
         self.cls_id = self._first_id(START_NAMES)
+        self.mask_id = self._first_id(MASK_NAMES)
+        self.special_ids = tuple(sorted(vocabulary[f"{DELIBERATE}{n}"] for n in self._special))
         self.pad_id = self._required_id(PAD_NAMES, "padding")
         self.eos_id = self._required_id(END_NAMES, "end")
         if self.pad_id != 0:
@@ -150,6 +155,23 @@ class Tokenizer:
             unknown = "".join(text[a:b] for token, (a, b) in pairs if token == self.unk_id)
             shares.append(len("".join(unknown.split())) / max(len("".join(text.split())), 1))
         return shares
+
+    def first_tokens(self, text: str, count: int) -> str:
+        """The start of the text that holds its first `count` tokens, or all of a shorter one."""
+        if count <= 0:
+            return ""
+        prepared = self._prepared(text)
+        offsets = self._backend.encode(prepared, add_special_tokens=False).offsets
+        if len(offsets) <= count:
+            return text
+        end = offsets[count - 1][1]
+        if prepared is text:
+            return text[:end]
+        # with marks taken out or put in, count what the beginning becomes
+        sizes = range(len(text) + 1)
+        return text[
+            : bisect.bisect_right(sizes, end, key=lambda n: len(self._prepared(text[:n]))) - 1
+        ]
 
     def last_tokens(self, text: str, count: int) -> str:
         """The end of the text that holds its last `count` tokens, or all of a shorter one."""

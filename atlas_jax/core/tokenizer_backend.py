@@ -17,10 +17,10 @@ from atlas_jax.core.formats import DELIBERATE, SENTINEL
 
 PAD_NAMES = ("<pad>", "[PAD]")
 END_NAMES = ("</s>", "[SEP]")
-START_NAMES = ("[CLS]",)
+START_NAMES = ("[CLS]", "<s>")
 UNKNOWN_NAMES = ("<unk>", "[UNK]")
-_MASK_NAMES = ("[MASK]", "<mask>")
-_ALWAYS_SPECIAL = {*PAD_NAMES, *END_NAMES, *START_NAMES, *UNKNOWN_NAMES, *_MASK_NAMES}
+MASK_NAMES = ("[MASK]", "<mask>")
+_ALWAYS_SPECIAL = {*PAD_NAMES, *END_NAMES, *START_NAMES, *UNKNOWN_NAMES, *MASK_NAMES}
 _TOLD = {*PAD_NAMES, *END_NAMES}  # and sentinels: read as text they would spoil answers
 _PROBES = ("\ua66e", "\u2603", "\U00013000")  # hardly a vocabulary has any of them
 

@@ -16,6 +16,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import check_format, fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, read_jsonl
 from atlas_jax.core.layouts import Layout, read_layout
+from atlas_jax.core.shortening import Shorten
 from atlas_jax.tasks import metrics
 
 PassageText = Mapping[str, Any]  # id, title, section, text
@@ -27,18 +28,6 @@ class Choice:
 
     answer: str
     target_text: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shorten:
-    """The part `query_text[start:end]` that is shortened on its left; the rest stays whole.
-
-    The part keeps at most `max_tokens` reader tokens, and fewer if the whole query would not fit.
-    """
-
-    start: int
-    end: int
-    max_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +58,7 @@ class Example:
       choice_score: 'likelihood': of the whole target, divided by its length to the power of
         GenerationConfig.length_penalty. 'first_token': only of the first token in which the
         choices differ, as for letters.
-      shorten: the part of a long query that is cut; None = its beginning.
+      shorten: the parts of a long query that may be cut, in order; () = its beginning.
       hidden: the part of a retrieved passage that is hidden from the reader; None = nothing.
       may_hide: whether examples of this task may have `hidden`; then all batches have its arrays.
       included_id: passage that is always read; "" = none.
@@ -88,7 +77,7 @@ class Example:
     prompt_text: str = ""
     choices: tuple[Choice, ...] = ()
     choice_score: Literal["likelihood", "first_token"] = "likelihood"
-    shorten: Shorten | None = None
+    shorten: tuple[Shorten, ...] = ()
     hidden: Hidden | None = None
     may_hide: bool = False
     included_id: str = ""

@@ -17,12 +17,12 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import Filled, fill, literal
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
+from atlas_jax.core.shortening import Shorten
 from atlas_jax.tasks.base import (
     Choice,
     Example,
     Prediction,
     Record,
-    Shorten,
     check_format,
     load_records,
     mean,
@@ -194,7 +194,7 @@ class MultipleChoiceTask:
                 for place, source in enumerate(order)
             ),
             choice_score="first_token",
-            shorten=Shorten(len(before), len(before) + len(asked), self.max_question_tokens),
+            shorten=(Shorten(len(before), len(before) + len(asked), self.max_question_tokens),),
             meta={
                 "question": question,
                 "options": record.fields["options"],

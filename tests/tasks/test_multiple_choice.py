@@ -37,7 +37,7 @@ def test_a_question_becomes_the_prompt(tmp_path):
     assert [(c.answer, c.target_text[-1]) for c in example.choices] == [
         ("0", "A"), ("2", "B"), ("1", "C")
     ]  # fmt: skip
-    cut = example.shorten
+    (cut,) = example.shorten
     assert example.query_text[cut.start : cut.end] == ROW["question"]
     assert cut.max_tokens == 356
     assert example.retriever_text == "Find the order of 2 in Z_3. 0 2 1"

@@ -10,11 +10,12 @@ import pytest
 from atlas_jax.answering.batcher import Batcher, DataConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.shortening import Shorten
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import Tokenizers
-from atlas_jax.tasks.base import Choice, Example, Shorten
+from atlas_jax.tasks.base import Choice, Example
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.qa import QATask
 from atlas_jax.training.data import training_batches
@@ -103,7 +104,7 @@ def test_the_retriever_can_get_the_readers_query_as_it_is_cut(tokenizers):
     start, end = text.index("one"), text.index(" answer")
     whole = _example(query_text=text, retriever_text="")
     assert whole.retriever_text == text
-    cut = _example(query_text=text, retriever_text="", shorten=Shorten(start, end, 8))
+    cut = _example(query_text=text, retriever_text="", shorten=(Shorten(start, end, 8),))
     batch = Batcher(tokenizers, CONFIG)([whole, cut])
     kept = tokenizers.reader.last_tokens(text[start:end], 8)
     assert kept != text[start:end]
@@ -280,7 +281,7 @@ def test_a_long_question_is_cut_and_its_options_stay(tokenizers):
         before, after = "question: ", " options: (A) x (B) y answer: <extra_id_0>"
         text = before + "abcdefghij" * (length // 10) + after
         cut = Shorten(len(before), len(before) + length, most)
-        made = Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=cut)])
+        made = Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=(cut,))])
         kept = tokenizers.reader.decode(made.query_tokens_bq[0], skip_special=False)
         kept = kept.replace("<pad>", "")
         assert kept.startswith(before) and kept.endswith(after)
@@ -291,7 +292,7 @@ def test_a_long_question_is_cut_and_its_options_stay(tokenizers):
     assert query(100, 100) == ("abcdefghij" * 10)[-39:]  # what query_length = 80 leaves
     with pytest.raises(UserError, match="'q0': what has to stay whole of its query takes more"):
         text = "a" + "b" * 100
-        Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=Shorten(0, 1, 1))])
+        Batcher(tokenizers, CONFIG)([_example(query_text=text, shorten=(Shorten(0, 1, 1),))])
 
 
 def test_a_prompt_becomes_tokens_where_its_length_is_given(tokenizers):
