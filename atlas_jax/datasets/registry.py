@@ -2,6 +2,7 @@
 
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.datasets.benchmarks import BEIR, FEVER, KILT, MMLU
+from atlas_jax.datasets.classification import CLASSIFICATION
 from atlas_jax.datasets.convert import Dataset
 from atlas_jax.datasets.passages import KILT_WIKIPEDIA, WIKIPEDIA
 from atlas_jax.datasets.questions import NQ, TEMPLAMA, TRIVIAQA
@@ -10,7 +11,8 @@ from atlas_jax.datasets.squad import SQUAD
 DATASETS = {
     dataset.name: dataset
     for dataset in (
-        WIKIPEDIA, NQ, TRIVIAQA, SQUAD, FEVER, MMLU, KILT, KILT_WIKIPEDIA, TEMPLAMA, BEIR
+        WIKIPEDIA, NQ, TRIVIAQA, SQUAD, FEVER, MMLU, KILT, KILT_WIKIPEDIA, TEMPLAMA, BEIR,
+        *CLASSIFICATION,
     )
 }  # fmt: skip
 
