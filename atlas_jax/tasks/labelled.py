@@ -25,6 +25,7 @@ from atlas_jax.tasks.base import (
     score_retrieval,
     typed_record,
 )
+from atlas_jax.tasks.templates import Prompt
 
 _ONE_OF = {"answer_by": ("generation", "likelihood"), "compare": ("normalised", "literal")}
 
@@ -57,6 +58,25 @@ class LabelledTask:
     asks: ClassVar[tuple[str, ...]]  # text fields of a line, the first of which a person types
     label: ClassVar[str]  # the field of a line that holds the label
     words: ClassVar[Mapping[str | bool, str]]  # label -> what the reader writes for it
+    choice_score: ClassVar[Literal["likelihood", "first_token"]] = "likelihood"
+
+    @property
+    def spoken(self) -> Mapping[Any, str]:
+        """Label -> what the reader writes for it, as this task is bound."""
+        return self.words
+
+    def query(self, asked: Mapping[str, str]) -> Prompt:
+        """The reader's query for a line's fields."""
+        return Prompt(fill(self.query_format, **asked), ())
+
+    def retriever_query(self, asked: Mapping[str, str]) -> str:
+        """The retriever's query; "" = the reader's."""
+        return fill(self.retriever_format, **asked)
+
+    def check_query(self) -> None:
+        """Refuse a wrong `query_format`."""
+        own = type(self).__name__
+        check_format(f"{own}.query_format", self.query_format, list(self.asks))
 
     def __post_init__(self) -> None:
         """Refuse a format string with other fields, or a choice that there is not.
@@ -65,7 +85,8 @@ class LabelledTask:
           UserError: names the binding.
         """
         own = type(self).__name__
-        for field in ("query_format", "retriever_format", "prompt_format"):
+        self.check_query()
+        for field in ("retriever_format", "prompt_format"):
             check_format(f"{own}.{field}", getattr(self, field), list(self.asks))
         check_format(f"{own}.target_format", self.target_format, ["answer"])
         for field, allowed in _ONE_OF.items():
@@ -96,12 +117,14 @@ class LabelledTask:
         asked = {name: record.fields[name] for name in self.asks}
         label = record.fields.get(self.label)
         known = {} if label is None else {self.label: label}
-        word = self.words[label] if label is not None else ""
-        choices = [Choice(one, fill(self.target_format, answer=one)) for one in self.words.values()]
+        word = self.spoken[label] if label is not None else ""
+        words = self.spoken.values()
+        choices = [Choice(one, fill(self.target_format, answer=one)) for one in words]
+        query = self.query(asked)
         return Example(
             id=record.id,
-            query_text=fill(self.query_format, **asked),
-            retriever_text=fill(self.retriever_format, **asked),
+            query_text=query.text,
+            retriever_text=self.retriever_query(asked),
             target_text=fill(self.target_format, answer=word) if word else "",
             answers=(word,) if word else (),
             gold_ids=record.gold_ids,
@@ -109,6 +132,8 @@ class LabelledTask:
             given_passages=record.passages,
             prompt_text=fill(self.prompt_format, **asked),
             choices=tuple(choices) if self.answer_by == "likelihood" else (),
+            choice_score=self.choice_score,
+            shorten=query.cuts,
             meta={**asked, **known, **record.meta},
         )
 
@@ -127,7 +152,7 @@ class LabelledTask:
         scores = {}
         if rows:
             scores["accuracy"] = mean([self._is_right(p) for p in rows])
-        for label, word in self.words.items():
+        for label, word in self.spoken.items():
             of_label = [self._is_right(p) for p in rows if p.example.answers == (word,)]
             if of_label:
                 scores[f"accuracy_{str(label).lower().replace(' ', '_')}"] = mean(of_label)
@@ -138,7 +163,7 @@ class LabelledTask:
         if prediction.answer is None:
             return {}
         written = self._compared(prediction.answer)
-        labels = {self._compared(word): label for label, word in self.words.items()}
+        labels = {self._compared(word): label for label, word in self.spoken.items()}
         return {"predicted_label": labels.get(written)}
 
     def _compared(self, text: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.tasks.base import BaseTask, Task
 from atlas_jax.tasks.boolq import BoolQTask
+from atlas_jax.tasks.classification import CLASSIFICATION
 from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.fever import FeverTask
 from atlas_jax.tasks.kilt import KILTTask
@@ -20,24 +21,23 @@ from atlas_jax.tasks.temporal import TemporalTask
 
 Made = TypeVar("Made", bound=Callable[[], Any])
 
-TASKS: dict[str, Callable[[], Task]] = {
-    task.name: task
-    for task in (
-        BaseTask,
-        QATask,
-        MultipleChoiceTask,
-        FeverTask,
-        BoolQTask,
-        KILTTask,
-        TemporalTask,
-        RankingTask,
-        MLMTask,
-        LMTask,
-        SectionTask,
-        ClozeTask,
-        SentencesTask,
-    )
-}
+_KNOWN: tuple[Any, ...] = (
+    BaseTask,
+    QATask,
+    MultipleChoiceTask,
+    FeverTask,
+    BoolQTask,
+    KILTTask,
+    TemporalTask,
+    RankingTask,
+    MLMTask,
+    LMTask,
+    SectionTask,
+    ClozeTask,
+    SentencesTask,
+    *CLASSIFICATION,
+)
+TASKS: dict[str, Callable[[], Task]] = {task.name: task for task in _KNOWN}
 
 
 def register(task: Made) -> Made:

@@ -36,7 +36,7 @@ def test_the_registry_holds_some() -> None:
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_each_label_is_its_word_and_what_is_right_scores(name: str, tmp_path: Path) -> None:
-    task = LABELLED[name]()
+    task = LABELLED[name](answer_by="generation")
     found = examples(task, tmp_path)
     for example, (label, word) in zip(found, task.words.items(), strict=True):
         assert example.answers == (word,) and word in example.target_text
