@@ -5,24 +5,23 @@ passage, with hard negatives if wanted.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.answering.truncation import evenly
 from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import check_output_folder
-from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
 from atlas_jax.corpus.corpus import open_store
@@ -41,57 +40,21 @@ from atlas_jax.retriever.contrastive import crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import Example
 from atlas_jax.training.as_gin import as_gin
-from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
-from atlas_jax.training.config import (
-    CHECKPOINTS,
-    CONFIG_FILE,
-    FINAL,
-    RetrieverTrainConfig,
-)
+from atlas_jax.training.config import FINAL, RetrieverTrainConfig
 from atlas_jax.training.contrastive_step import (
     ContrastiveState,
     make_contrastive_state,
     make_contrastive_step,
 )
-from atlas_jax.training.metrics import RunLog
+from atlas_jax.training.loop import Loop, run_loop
 from atlas_jax.training.optimizers import make_optimizer
-from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
+from atlas_jax.training.provenance import file_mark
 from atlas_jax.training.run import RetrieverRun
-from atlas_jax.training.speed import (
-    TRACES,
-    Speed,
-    StepClock,
-    Tracer,
-    Uses,
-    contrastive_flops,
-)
+from atlas_jax.training.speed import Speed, Uses, contrastive_flops
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
 _CHECKED = 100_000  # records that are checked before the first step
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """The objects that stay the same during the loop.
-
-    Attributes:
-      rows: sharding of a batch.
-      length: of a passage in tokens.
-      settings: those that decide the order of the records, by binding.
-      expects: what the trained retriever will expect to read.
-      uses: how often a text goes through a parameter.
-    """
-
-    step: CompiledOnce
-    batches: Any
-    store: PassageStore
-    rows: Sharding
-    checkpoints: Checkpointer
-    length: int
-    settings: Mapping[str, Any]
-    expects: Expects
-    uses: Uses
 
 
 def train_retriever(told: RetrieverRun) -> ContrastiveState:
@@ -121,72 +84,41 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
         }
         if told.task:
             settings["RetrieverTrainConfig.file"] = file_mark(config.file)
-        with Checkpointer(directory / CHECKPOINTS, told.checkpoints) as checkpoints:
-            found = checkpoints.restore(shapes)
-            if found is None:
-                state = begin()
-            else:  # what the run began with is not read
-                check_resumed(found.notes.get("settings"), settings, str(directory))
-                state = found.state
-                checkpoints.resume_data(batches, found)
-            if multihost.is_first():
-                write_config(directory / CONFIG_FILE, told.text or as_gin(told))
-            expects = told.taught(expectations(told.models.config), store.config)
-            run = _Run(
-                step_fn, batches, store, rows, checkpoints, _longest(store), settings, expects,
-                model.config.tower.uses,
-            )  # fmt: skip
-            first, writes = int(state.step), multihost.is_first()
-            with RunLog(directory, first, config.total_steps, writes) as log:
-                tracer = Tracer(told.profile, str(directory / TRACES))
-                with Preemption() as preemption, tracer:
-                    state = _loop(told, run, state, log, preemption, tracer)
-            check_learnt(int(state.step), int(state.skipped))
-        _export(directory / FINAL, model, state, tokenizer, run.expects, told)
-    return state
+        expects = told.taught(expectations(told.models.config), store.config)
+        length = _longest(store)
 
+        def place(pair: tuple[Array | None, np.ndarray]) -> tuple[Any, ...]:
+            queries, passage_rows = pair
+            passages = store.retriever_tokens_nm[passage_rows, :length]
+            placed: tuple[Any, ...] = multihost.place((queries, passages), rows)
+            return placed
 
-def _loop(
-    told: RetrieverRun,
-    run: _Run,
-    state: ContrastiveState,
-    log: RunLog,
-    preemption: Preemption,
-    tracer: Tracer,
-) -> ContrastiveState:
-    """Take the steps that are left.
+        def export(state: ContrastiveState) -> None:
+            _export(directory / FINAL, model, state, tokenizer, expects, told)
 
-    Raises:
-      Preempted: the machine is about to be taken away; the last step is saved.
-    """
-    config, every, clock, speed = told.train, told.checkpoints.every, StepClock(), None
-    for step in range(int(state.step) + 1, config.total_steps + 1):
-        tracer.before(step)
-        queries, passage_rows = next(run.batches)
-        passages = run.store.retriever_tokens_nm[passage_rows, : run.length]
-        pair = multihost.place((queries, passages), run.rows)
-        state, metrics = run.step(step, state, *pair)
-        clock.stepped(metrics)
-        tracer.after(step, metrics)
-        log.advance()
-        last = step == config.total_steps
-        if step % config.log_every == 0 or last:
-            values = dict(jax.device_get(metrics))  # waits for the step
-            speed = speed or _speed(told, run.uses, state.params, *pair)
-            log.write(step, "train", values | speed.of(clock.lap()))
-        stopping = preemption.reached(step) and not last
-        if last or stopping or (every and step % every == 0):
-            notes = {"data": run.batches.get_state(), "settings": dict(run.settings)}
-            with clock.paused(state):
-                run.checkpoints.save(step, state, notes)
-        if stopping:
-            run.checkpoints.close()
-            raise Preempted(f"stopped at step {step}, which is saved; start it again to go on")
+        state: ContrastiveState = run_loop(
+            Loop(
+                directory=directory,
+                total_steps=config.total_steps,
+                log_every=config.log_every,
+                step=step_fn,
+                batches=batches,
+                place=place,
+                shapes=shapes,
+                begin=begin,
+                settings=settings,
+                checkpoints=told.checkpoints,
+                profile=told.profile,
+                text=told.text or as_gin(told),
+                speed=functools.partial(_speed, told, model.config.tower.uses),
+                export=export,
+            )
+        )
     return state
 
 
 def _speed(
-    told: RetrieverRun, uses: Uses, params: Params, queries: Array | None, passages: Array
+    told: RetrieverRun, uses: Uses, state: ContrastiveState, queries: Array | None, passages: Array
 ) -> Speed:
     """Turns a step's time into rates; without queries the passages are cropped twice."""
     contrastive = told.contrastive
@@ -196,7 +128,7 @@ def _speed(
     else:
         tokens = (queries.size, passages.size)
     slow = bool(contrastive.momentum)
-    flops = contrastive_flops(params, *tokens, slow, uses)
+    flops = contrastive_flops(state.params, *tokens, slow, uses)
     counts = {"tokens": sum(tokens), "pairs": told.train.batch_size}
     return Speed(flops, counts, told.profile)
 
