@@ -1,7 +1,8 @@
-"""Check that arrays fit into the memory of this machine, before they are made.
+"""Check that arrays and programs fit into this machine's memory, before they take it.
 
-On a CPU, if XLA gets no memory it ends the process, or the process waits for ever for its arrays. A
-TPU or GPU raises an error, so nothing is checked there.
+On a CPU, if XLA gets no memory it ends the process, the system kills the process without a word,
+or the process waits for ever for its arrays. A TPU or GPU raises an error, so nothing is checked
+there.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
+_SYSTEM = Path("/proc/meminfo")
 
 
 def check_fits(shapes: Any, what: str) -> None:
@@ -43,6 +45,41 @@ def check_fits(shapes: Any, what: str) -> None:
         f"memory; the largest array is {largest} of {sizes[largest] / 1e9:,.1f} GB. Bind a smaller "
         "model (ReaderConfig, RetrieverConfig)"
     )
+
+
+def check_program_fits(program: jax.stages.Compiled, what: str, smaller: str) -> None:
+    """Refuse a compiled program whose results and temporaries find no memory now.
+
+    Args:
+      program: compiled for the devices of this process. Each needs its own memory. The arguments
+        are there already.
+      what: name of the program, for the message.
+      smaller: the bindings that make it smaller.
+
+    Raises:
+      UserError: says how much it needs, how much is free, and what to bind.
+    """
+    found = program.memory_analysis() if jax.default_backend() == "cpu" else None
+    if found is None:
+        return
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    needed = (results + found.temp_size_in_bytes) * jax.local_device_count()
+    there = free()
+    if needed > there:
+        raise UserError(
+            f"{what} needs {needed / 1e9:,.1f} GB, but {there / 1e9:,.1f} GB of this machine's "
+            f"memory are free; bind a smaller {smaller}"
+        )
+
+
+def free() -> int:
+    """Bytes that this process may still take: what the system can give, within `available`."""
+    try:
+        fields = dict(line.split(":") for line in _SYSTEM.read_text().splitlines())
+        kilobytes = sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError):  # not Linux
+        return available()
+    return min(kilobytes * 1024, available())
 
 
 def available() -> int:

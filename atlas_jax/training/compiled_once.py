@@ -6,25 +6,42 @@ from typing import Any
 
 import jax
 
+from atlas_jax.core.memory import check_program_fits
+
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3  # arguments that a warning names
 
 
 class CompiledOnce:
-    """A jitted function that warns of each compilation after its first.
+    """A jitted step that warns of each compilation after its first.
 
-    On a pod such a compilation takes minutes, and no process would say why it waits.
+    On a pod such a compilation takes minutes, and no process would say why it waits. On a CPU a
+    step that needs more memory than there is would be killed, so it is refused before it runs.
     """
 
-    def __init__(self, function: Callable[..., Any], *names: str) -> None:
-        """Wrap the result of `jax.jit`; the warnings use these `names` for its arguments."""
+    def __init__(self, function: Callable[..., Any], *names: str, smaller: str) -> None:
+        """Wrap the result of `jax.jit`.
+
+        Args:
+          function: the step.
+          names: of its arguments, for the warnings.
+          smaller: the bindings that make the step smaller, for the error.
+        """
         self._function: Any = function
         self._names = names
+        self._smaller = smaller
         self._programs = 0
         self._given: dict[str, str] = {}
 
     def __call__(self, step: int, *args: Any) -> Any:
-        """Call the function; a warning names this `step`."""
+        """Call the function; a warning names this `step`.
+
+        Raises:
+          UserError: the first step needs more memory than there is.
+        """
+        if not self._programs:  # the call below takes what is compiled here
+            program = self._function.lower(*args).compile()
+            check_program_fits(program, "a training step", self._smaller)
         result = self._function(*args)
         programs = self._function._cache_size()
         if programs > self._programs:  # donated arguments still know their shapes

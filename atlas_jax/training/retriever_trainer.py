@@ -180,7 +180,12 @@ def _make(
         shapes,
         shardings,
     )
-    return shapes, begin, CompiledOnce(compiled, "state", "queries", "passages")
+    once = CompiledOnce(
+        compiled,
+        *("state", "queries", "passages"),
+        smaller="RetrieverTrainConfig.batch_size (BATCH_SIZE)",
+    )
+    return shapes, begin, once
 
 
 def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:

@@ -227,7 +227,9 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
         batches=_batches(told, records, tokenizers, store, rows),
         place=functools.partial(place_rows, sharding=rows, rows=told.data.batch_size),
         step=CompiledOnce(
-            compile_train_step(step, shardings, mesh, rules), "state", "source", "batch"
+            compile_train_step(step, shardings, mesh, rules),
+            *("state", "source", "batch"),
+            smaller="DataConfig.batch_size (BATCH_SIZE) or StepConfig.k (K)",
         ),
         schedules={part: make_schedule(told.optimizers[part]) for part in PARTS},
         evaluation=evaluation,

@@ -23,3 +23,13 @@ def test_a_limit_of_the_process_counts(monkeypatch):
     assert 1 << 28 < whole < 1 << 50
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
     assert memory.available() == 1 << 20
+
+
+def test_what_is_free_is_less_than_all(monkeypatch, tmp_path):
+    assert 0 < memory.free() <= memory.available()
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:  9000 kB\nMemAvailable:   300 kB\nSwapFree:   20 kB\n")
+    monkeypatch.setattr(memory, "_SYSTEM", told)
+    assert memory.free() == 320 * 1024
+    monkeypatch.setattr(memory, "_SYSTEM", tmp_path / "none")
+    assert memory.free() == memory.available()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from atlas_jax import from_gin
+from atlas_jax.core import memory
 from atlas_jax.core.config import load_gin
+from atlas_jax.core.errors import UserError
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.trainer import train
 from tests.training.runs import write_run
@@ -30,7 +32,7 @@ def test_a_second_program_is_told_with_what_changed(
     batch: np.ndarray, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     step = CompiledOnce(
-        jax.jit(lambda w, batch: w + batch["x"].sum().astype(w.dtype)), "w", "batch"
+        jax.jit(lambda w, batch: w + batch["x"].sum().astype(w.dtype)), "w", "batch", smaller="x"
     )
     w = jnp.zeros(2)
     for number in (1, 2):
@@ -45,7 +47,7 @@ def test_a_second_program_is_told_with_what_changed(
 def test_a_source_on_other_devices_is_told(caplog: pytest.LogCaptureFixture) -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     step = CompiledOnce(
-        jax.jit(lambda w, source: w + source.sum(), donate_argnums=0), "w", "source"
+        jax.jit(lambda w, source: w + source.sum(), donate_argnums=0), "w", "source", smaller="x"
     )
     w = jnp.zeros(())
     for number, spec in enumerate((("data",), ("data",), ()), start=1):
@@ -53,6 +55,20 @@ def test_a_source_on_other_devices_is_told(caplog: pytest.LogCaptureFixture) -> 
         w = step(number, w, jax.device_put(jnp.ones(16), where))
     (told,) = [line for line in caplog.messages if "source" in line]
     assert "source is float32[16] on P(), was float32[16] on P('data',)" in told
+
+
+def test_a_step_that_no_memory_holds_is_refused_before_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = 8 * 4 * 1000 * 1000  # bytes: a sorted array cannot be fused away, on eight devices
+    step = CompiledOnce(
+        jax.jit(lambda w: (w[:, None] * w[None]).sort(1).sum()), "w", smaller="batch"
+    )
+    monkeypatch.setattr(memory, "free", lambda: kept - 1)
+    with pytest.raises(UserError, match=r"a training step needs .* GB, .* bind a smaller batch"):
+        step(1, jnp.ones(1000))
+    monkeypatch.setattr(memory, "free", lambda: 4 * kept)
+    assert step(1, jnp.ones(1000)) == 1e6
 
 
 @pytest.mark.slow
