@@ -46,13 +46,13 @@ from atlas_jax.tasks.base import Task
 from atlas_jax.tasks.registry import TASKS, task_class
 from atlas_jax.training.config import (
     CheckpointConfig,
+    OptimizerConfig,
+    ProfileConfig,
     RetrieverTrainConfig,
     StepConfig,
     TrainConfig,
 )
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
 from atlas_jax.training.run import RetrieverRun, TrainRun, retrieves
-from atlas_jax.training.speed import ProfileConfig
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -275,7 +275,7 @@ def plan_run(passages: int) -> Run:
         models=Models(T5(told(ReaderConfig)), DualEncoder(retriever), tuple(deltas.items())),
         step=step,
         distillation=told(DistillationConfig),
-        optimizers={part: make_optimizer(told(OptimizerConfig, part)) for part in PARTS},
+        optimizers={part: told(OptimizerConfig, part) for part in PARTS},
         data=told(DataConfig),
         store=told(StoreConfig).fitted(retriever.max_length),
         corpus=told(CorpusConfig),

@@ -24,8 +24,8 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training import state as train_state
-from atlas_jax.training.config import StepConfig
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.config import OptimizerConfig, StepConfig
+from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.step import compile_train_step, make_train_step
 from benchmarks.workloads import (
     Sizes,

@@ -12,8 +12,7 @@ from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.folder import load_expects
-from atlas_jax.training.config import StepConfig, TrainConfig
-from atlas_jax.training.optimizers import OptimizerConfig
+from atlas_jax.training.config import OptimizerConfig, StepConfig, TrainConfig
 from tests.nano import NANO
 
 NANO_FORMATS = ("{title}: {section}", "{title}: {text}", "{text}")

@@ -10,8 +10,7 @@ import pytest
 import atlas_jax
 from atlas_jax import cli, from_gin
 from atlas_jax.core.config import load_gin
-from atlas_jax.training.config import StepConfig
-from atlas_jax.training.optimizers import OptimizerConfig
+from atlas_jax.training.config import OptimizerConfig, StepConfig
 
 PACKAGE = Path(atlas_jax.__file__).parent
 # Who may ask gin: the entry points, and what runs several of them in one process.

@@ -22,8 +22,8 @@ from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.tasks.base import Example
-from atlas_jax.training.config import StepConfig, TrainConfig
-from atlas_jax.training.optimizers import OptimizerConfig, make_schedule
+from atlas_jax.training.config import OptimizerConfig, StepConfig, TrainConfig
+from atlas_jax.training.optimizers import make_schedule
 
 told = from_gin.told
 DOCS = Path(__file__).parents[1] / "docs"

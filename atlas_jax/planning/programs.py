@@ -26,6 +26,7 @@ from atlas_jax.models.towers import embed_query, passage_tower
 from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.run import Run, in_lanes, token_type
 from atlas_jax.retriever.dual_encoder import is_tied
+from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.state import abstract_state, state_shardings, what_trains
 from atlas_jax.training.step import compile_train_step, make_train_step
 
@@ -98,10 +99,11 @@ def refused_batch(name: str, run: Run, mesh: Mesh) -> str:
 
 def _train(run: Run, mesh: Mesh) -> Program:
     batch = _batch(run, mesh, run.data.batch_size)  # first: it is cheap and may be refused
-    shaping = (run.models, run.optimizers, what_trains(run.step, run.models), mesh, run.rules)
+    optimizers = {part: make_optimizer(config) for part, config in run.optimizers.items()}
+    shaping = (run.models, optimizers, what_trains(run.step, run.models), mesh, run.rules)
     shardings, state = state_shardings(*shaping), abstract_state(*shaping)
     retrieve, source = _source(run, mesh, run.data.batch_size, run.step.searched)
-    step = make_train_step(run.models, run.step, run.distillation, run.optimizers, retrieve)
+    step = make_train_step(run.models, run.step, run.distillation, optimizers, retrieve)
     terms = {"parameters": state.params, "optimiser": state.opt_state} | _index_terms(source)
     return Program(
         "train",

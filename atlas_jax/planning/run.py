@@ -14,7 +14,7 @@ from atlas_jax.index.int8 import abstract_rows
 from atlas_jax.index.store_files import StoreConfig, token_dtype
 from atlas_jax.models.parameters import Models
 from atlas_jax.reader.generate import GenerationConfig
-from atlas_jax.training.config import StepConfig
+from atlas_jax.training.config import OptimizerConfig, StepConfig
 
 LANES = 128  # width of a TPU's tile: rows of a matrix are padded to a multiple of it
 # Programs of each entry point. The first one decides which mesh is best.
@@ -44,7 +44,7 @@ class Run:
     models: Models
     step: StepConfig
     distillation: DistillationConfig
-    optimizers: Any
+    optimizers: dict[str, OptimizerConfig]
     data: DataConfig
     store: StoreConfig
     corpus: CorpusConfig

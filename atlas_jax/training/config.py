@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atlas_jax.core import bounds
-from atlas_jax.core.errors import one_of, require
+from atlas_jax.core.errors import UserError, one_of, require
 from atlas_jax.corpus.config import PASSAGE_SOURCES, ReadConfig
 from atlas_jax.models.parameters import RetrieverTraining
 
@@ -184,3 +184,87 @@ class StepConfig(ReadConfig):
     def embeds_passages(self) -> bool:
         """Whether a step runs the passage tower; the index then holds the tokens for it."""
         return self.retriever_training == "joint" or self.rerank > 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """One optimiser. Gin scopes tell the two apart: ``reader/OptimizerConfig.learning_rate``.
+
+    Attributes:
+      kind: ``adamw``, ``adafactor`` or ``lamb`` (as ALBERT was trained: `optimizers._by_layer`).
+      learning_rate: peak rate, reached after ``warmup_steps``.
+      warmup_steps: number of steps in which the rate rises linearly.
+      warmup_from: share of the peak at which the warm-up begins. With 0 its first step changes
+        nothing.
+      frozen_steps: number of first steps that change neither parameters nor moments. The warm-up
+        begins after them.
+      schedule: ``linear`` or ``cosine`` fall to ``fall_to`` at ``total_steps``, or ``constant``.
+      cosine_wave: shape of ``cosine``. The ``half`` wave is level at both ends and halfway down
+        at half time. The ``quarter`` wave falls faster and faster.
+      fall_to: share of the peak at which ``linear`` and ``cosine`` end; the rate stays there.
+      total_steps: length of the schedule in optimiser steps, frozen ones and warm-up included.
+      weight_decay: decoupled weight decay of the parameters that ``decayed`` names.
+      decayed: ``weights`` (kernels and embeddings, but no norms, biases or position tables), or
+        ``all`` parameters.
+      clip_norm: largest global norm of the gradient; 0 switches clipping off. StepConfig.clip
+        says which gradient.
+      b1, b2: AdamW's decay of the first and of the second moment.
+      epsilon: AdamW's; added to the root of the second moment.
+    """
+
+    kind: Literal["adamw", "adafactor", "lamb"] = "adamw"
+    learning_rate: bounds.NotNegative = 4e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    cosine_wave: Literal["half", "quarter"] = "half"
+    fall_to: bounds.Share = 0.0
+    warmup_steps: bounds.AtLeast0 = 0
+    warmup_from: bounds.Share = 0.0
+    frozen_steps: bounds.AtLeast0 = 0
+    total_steps: bounds.AtLeast0 = 1000
+    weight_decay: bounds.NotNegative = 0.01
+    decayed: Literal["weights", "all"] = "weights"
+    clip_norm: bounds.NotNegative = 1.0
+    b1: bounds.BelowOne = 0.9
+    b2: bounds.BelowOne = 0.999
+    epsilon: bounds.NotNegative = 1e-8
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+          UserError: names the field and what it may be.
+        """
+        bounds.check(self)
+        if not 0 <= self.warmup_steps <= self.total_steps - self.frozen_steps:
+            raise UserError(
+                f"OptimizerConfig.warmup_steps = {self.warmup_steps} must lie between 0 and "
+                f"OptimizerConfig.total_steps - frozen_steps = "
+                f"{self.total_steps} - {self.frozen_steps}"
+            )
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """What is measured in a training run.
+
+    Attributes:
+      steps: first and last step that are traced, for TensorBoard and XProf. The trace is written
+        to model_dir/profile. () = none. Step 1 compiles, so begin later.
+      peak_flops: FLOP/s of one device, for the model FLOPs utilisation. 0 = the known value for
+        this kind of device; if it is unknown, the metrics have no utilisation.
+    """
+
+    steps: tuple[bounds.AtLeast1, ...] = ()
+    peak_flops: bounds.NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not a range of steps.
+
+        Raises:
+          UserError: names the binding.
+        """
+        bounds.check(self)
+        if self.steps and not (len(self.steps) == 2 and self.steps[0] <= self.steps[1]):
+            raise UserError(
+                f"ProfileConfig.steps = {self.steps!r}: expected () or (first, last), 1 or more"
+            )

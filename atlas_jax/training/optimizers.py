@@ -1,71 +1,12 @@
 """The two optimisers: one for the reader, one for the retriever, each with its schedule."""
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from atlas_jax.core import bounds
-from atlas_jax.core.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """One optimiser. Gin scopes tell the two apart: ``reader/OptimizerConfig.learning_rate``.
-
-    Attributes:
-      kind: ``adamw``, ``adafactor`` or ``lamb`` (as ALBERT was trained, see `_by_layer`).
-      learning_rate: peak rate, reached after ``warmup_steps``.
-      warmup_steps: number of steps in which the rate rises linearly.
-      warmup_from: share of the peak at which the warm-up begins. With 0 its first step changes
-        nothing.
-      frozen_steps: number of first steps that change neither parameters nor moments. The warm-up
-        begins after them.
-      schedule: ``linear`` or ``cosine`` fall to ``fall_to`` at ``total_steps``, or ``constant``.
-      cosine_wave: shape of ``cosine``. The ``half`` wave is level at both ends and halfway down
-        at half time. The ``quarter`` wave falls faster and faster.
-      fall_to: share of the peak at which ``linear`` and ``cosine`` end; the rate stays there.
-      total_steps: length of the schedule in optimiser steps, frozen ones and warm-up included.
-      weight_decay: decoupled weight decay of the parameters that ``decayed`` names.
-      decayed: ``weights`` (kernels and embeddings, but no norms, biases or position tables), or
-        ``all`` parameters.
-      clip_norm: largest global norm of the gradient; 0 switches clipping off. StepConfig.clip
-        says which gradient.
-      b1, b2: AdamW's decay of the first and of the second moment.
-      epsilon: AdamW's; added to the root of the second moment.
-    """
-
-    kind: Literal["adamw", "adafactor", "lamb"] = "adamw"
-    learning_rate: bounds.NotNegative = 4e-5
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    cosine_wave: Literal["half", "quarter"] = "half"
-    fall_to: bounds.Share = 0.0
-    warmup_steps: bounds.AtLeast0 = 0
-    warmup_from: bounds.Share = 0.0
-    frozen_steps: bounds.AtLeast0 = 0
-    total_steps: bounds.AtLeast0 = 1000
-    weight_decay: bounds.NotNegative = 0.01
-    decayed: Literal["weights", "all"] = "weights"
-    clip_norm: bounds.NotNegative = 1.0
-    b1: bounds.BelowOne = 0.9
-    b2: bounds.BelowOne = 0.999
-    epsilon: bounds.NotNegative = 1e-8
-
-    def __post_init__(self) -> None:
-        """Check the fields against each other.
-
-        Raises:
-          UserError: names the field and what it may be.
-        """
-        bounds.check(self)
-        if not 0 <= self.warmup_steps <= self.total_steps - self.frozen_steps:
-            raise UserError(
-                f"OptimizerConfig.warmup_steps = {self.warmup_steps} must lie between 0 and "
-                f"OptimizerConfig.total_steps - frozen_steps = "
-                f"{self.total_steps} - {self.frozen_steps}"
-            )
+from atlas_jax.training.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:

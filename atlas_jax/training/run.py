@@ -23,12 +23,12 @@ from atlas_jax.retriever.contrastive import ContrastiveConfig
 from atlas_jax.tasks.base import Task
 from atlas_jax.training.config import (
     CheckpointConfig,
+    OptimizerConfig,
+    ProfileConfig,
     RetrieverTrainConfig,
     StepConfig,
     TrainConfig,
 )
-from atlas_jax.training.optimizers import OptimizerConfig
-from atlas_jax.training.speed import ProfileConfig
 
 
 def asking_of(task: Task, data: DataConfig) -> Asking:

@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 
-from atlas_jax.core import bounds, trees
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import trees
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.training.chips import peak_flops
+from atlas_jax.training.config import ProfileConfig
 from atlas_jax.training.state import QUERY_TOWER, Trains, split_trainable
 
 TRACES = "profile"  # in model_dir
 STEPS_AHEAD = 4  # steps that may be under way at once, so that the devices always have work
 PROFILE_FLAG = {"profile_steps": "ProfileConfig.steps"}  # for `core.config.launch`
+_UNTOLD = ProfileConfig()
 
 
 def add_profile_flag(parser: argparse.ArgumentParser) -> None:
@@ -36,33 +37,6 @@ Uses = Callable[[str], int]  # path of a parameter -> how often a text goes thro
 def once(path: str) -> int:
     """Where no layers share anything."""
     return 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ProfileConfig:
-    """What is measured in a training run.
-
-    Attributes:
-      steps: first and last step that are traced, for TensorBoard and XProf. The trace is written
-        to model_dir/profile. () = none. Step 1 compiles, so begin later.
-      peak_flops: FLOP/s of one device, for the model FLOPs utilisation. 0 = the known value for
-        this kind of device; if it is unknown, the metrics have no utilisation.
-    """
-
-    steps: tuple[bounds.AtLeast1, ...] = ()
-    peak_flops: bounds.NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse values that are not a range of steps.
-
-        Raises:
-          UserError: names the binding.
-        """
-        bounds.check(self)
-        if self.steps and not (len(self.steps) == 2 and self.steps[0] <= self.steps[1]):
-            raise UserError(
-                f"ProfileConfig.steps = {self.steps!r}: expected () or (first, last), 1 or more"
-            )
 
 
 class Tracer:
@@ -147,7 +121,7 @@ class Speed:
     """A step's time as rates, memory and utilisation."""
 
     def __init__(
-        self, flops: float, counts: Mapping[str, int], config: ProfileConfig = ProfileConfig()
+        self, flops: float, counts: Mapping[str, int], config: ProfileConfig = _UNTOLD
     ) -> None:
         """Keep the work of one step, over all devices.
 
@@ -263,7 +237,7 @@ def step_speed(
     batch: Batch,
     sizes: Sizes,
     uses: Uses = once,
-    profile: ProfileConfig = ProfileConfig(),
+    profile: ProfileConfig = _UNTOLD,
 ) -> Speed:
     """The `Speed` of a training step; arguments as in `step_flops` and `Speed`.
 

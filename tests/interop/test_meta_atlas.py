@@ -24,8 +24,7 @@ from atlas_jax.interop.tensors import Tensor
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.qa import QATask
-from atlas_jax.training.config import StepConfig
-from atlas_jax.training.optimizers import OptimizerConfig
+from atlas_jax.training.config import OptimizerConfig, StepConfig
 from tests.interop import small
 
 NAMES = ("atlas_tied", "atlas_untied")

@@ -13,9 +13,8 @@ from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.interop.meta_options import to_gin
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.multiple_choice import MultipleChoiceTask
-from atlas_jax.training.config import CheckpointConfig, StepConfig, TrainConfig
+from atlas_jax.training.config import CheckpointConfig, OptimizerConfig, StepConfig, TrainConfig
 from atlas_jax.training.freshness import check_freshness
-from atlas_jax.training.optimizers import OptimizerConfig
 from tests.interop.atlas_options import DEFAULTS, MMLU_FULL
 from tests.nano import NANO
 

@@ -18,8 +18,9 @@ from atlas_jax.interop.meta_atlas import read_checkpoint
 from atlas_jax.interop.t5x import write_checkpoint
 from atlas_jax.interop.tensors import Part, Tensors, of_array
 from atlas_jax.reader.scanned import stack_layers
+from atlas_jax.training.config import OptimizerConfig
 from atlas_jax.training.moments import fill
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.trainer import train
 from tests.interop import small
 from tests.training.runs import write_run

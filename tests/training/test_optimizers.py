@@ -13,8 +13,8 @@ import pytest
 from atlas_jax.core.errors import UserError
 from atlas_jax.models.parameters import _init_boxed
 from atlas_jax.reader.scanned import stack_layers
+from atlas_jax.training.config import OptimizerConfig
 from atlas_jax.training.optimizers import (
-    OptimizerConfig,
     decay_mask,
     make_optimizer,
     make_schedule,

@@ -24,8 +24,8 @@ from atlas_jax.index.int8 import quantized
 from atlas_jax.models.parameters import init_params
 from atlas_jax.models.towers import embed_query
 from atlas_jax.training import state as train_state
-from atlas_jax.training.config import StepConfig
-from atlas_jax.training.optimizers import OptimizerConfig, make_optimizer
+from atlas_jax.training.config import OptimizerConfig, StepConfig
+from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.step import compile_train_step, make_train_step
 from atlas_jax.training.trainer import check_rerank
 from tests.training.models import ROWS, random_batch, random_index, tiny_models
