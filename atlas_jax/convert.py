@@ -6,10 +6,14 @@
     python -m atlas_jax.convert --from=atlas-jax --to=hf --part=reader \\
       --input=work/run/final --output=work/reader_hf
 
-Formats: hf (a folder of Hugging Face: T5, BERT, Contriever, sentence-transformers), t5x (a
-folder checkpoint_<step>), meta-atlas (model.pth.tar), atlas-jax (a model folder). What was
-written is read back and compared, and certificate.json in the output says what became of
-every tensor. Fields that a format does not tell can be bound: --gin.RetrieverConfig.pooling=cls
+    python -m atlas_jax.convert --from=hf --to=atlas-jax --part=encoder \\
+      --input=albert-base-v2 --output=work/albert      # with its MLM and sentence heads
+
+Formats: hf (a folder of Hugging Face: T5, BERT, Contriever, sentence-transformers, ALBERT,
+RoBERTa, ELECTRA), t5x (a folder checkpoint_<step>), meta-atlas (model.pth.tar), atlas-jax (a
+model folder). What was written is read back and compared, and certificate.json in the output
+says what became of every tensor. Fields that a format does not tell can be bound:
+--gin.RetrieverConfig.pooling=cls
 """
 
 import argparse
@@ -18,10 +22,10 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax import from_gin
-from atlas_jax.conversion.convert import SOURCES, TARGETS, Conversion, convert
+from atlas_jax.conversion.convert import KINDS, SOURCES, TARGETS, Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.parts import PARTS
+from atlas_jax.encoders.model import EncoderModelConfig
 from atlas_jax.interop.meta_atlas import READER_MODEL_TYPES
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig
@@ -41,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", dest="target", required=True, choices=TARGETS)
     add("--input", action="append", required=True, help="file or folder; hf takes several")
     add("--output", required=True, help="a folder that does not exist yet")
-    add("--part", default="", choices=("", *PARTS), help="this model alone")
+    add("--part", default="", choices=("", *KINDS),
+        help="this model alone; encoder: a BERT or a relative of it, with its heads")  # fmt: skip
     add("--dtype", default="keep", choices=("keep", "float32", "bfloat16"))
     add("--reader_tokenizer", default="", help="tokenizer.json, spiece.model or a folder")
     add("--retriever_tokenizer", default="", help="tokenizer.json, vocab.txt or a folder")
+    add("--encoder_tokenizer", default="", help="as --retriever_tokenizer, for --part=encoder")
     add("--allow_unused", action="append", default=[], metavar="NAME", help="a pattern: pooler.*")
     add("--allow_missing", action="append", default=[], metavar="NAME", help="a pattern")
     add("--allow_spare_rows", action="store_true", help="embedding rows that no token has")
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-    tokenizers = {part: getattr(flags, f"{part}_tokenizer") for part in PARTS}
+    tokenizers = {part: getattr(flags, f"{part}_tokenizer") for part in KINDS}
     if flags.scan_layers and flags.target != "t5x":
         raise UserError(f"--scan_layers is for --to=t5x; --to={flags.target} stores layers apart")
     convert(
@@ -81,6 +87,7 @@ def _run(flags: argparse.Namespace) -> None:
             fields={
                 "reader": from_gin.fields_told(ReaderConfig),
                 "retriever": from_gin.fields_told(RetrieverConfig),
+                "encoder": from_gin.fields_told(EncoderModelConfig),
             },
             num_heads=flags.num_heads,
             reader_model_type=flags.reader_model_type,

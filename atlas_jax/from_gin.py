@@ -27,6 +27,7 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.encoders.model import EncoderModelConfig
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.index.staleness import StalenessConfig
@@ -61,10 +62,10 @@ Result = TypeVar("Result")
 # take their arguments from gin.
 CONFIGURABLES = (
     CheckpointConfig, CompilerConfig, ContrastiveConfig, CorpusConfig, DataConfig, DeltaConfig,
-    DistillationConfig, EvalConfig, GenerationConfig, LeakConfig, MeshConfig, ModelConfig,
-    OptimizerConfig, PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig,
-    RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, StalenessConfig, StepConfig,
-    StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
+    DistillationConfig, EncoderModelConfig, EvalConfig, GenerationConfig, LeakConfig, MeshConfig,
+    ModelConfig, OptimizerConfig, PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy,
+    RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, StalenessConfig,
+    StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)

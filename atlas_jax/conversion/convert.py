@@ -20,9 +20,12 @@ from atlas_jax.conversion import texts
 from atlas_jax.conversion.expected import of_atlas, of_texts
 from atlas_jax.conversion.verification import Verifier
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import check_output_folder, is_remote, read_text
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.whole import whole_folder
+from atlas_jax.encoders.model import EncoderModel, EncoderModelConfig
+from atlas_jax.encoders.registry import NamedEncoderConfig, told_options
 from atlas_jax.interop import certificate, huggingface, meta_atlas, t5x
 from atlas_jax.interop.safetensors_files import read_file, read_metadata, write_file
 from atlas_jax.interop.tensors import FLOATS, Part, cast, finite, recorded
@@ -38,6 +41,7 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 
 SOURCES = ("hf", "t5x", "meta-atlas", "atlas-jax")
 TARGETS = ("hf", "t5x", "atlas-jax")
+KINDS = (*PARTS, "encoder")
 OPTIONS_FILE = "options.gin"
 _SPARE_ROWS = 256  # T5 has 28, and padding to a multiple of 128 adds at most 127
 
@@ -50,7 +54,8 @@ class Conversion:
       source, target: formats, from `SOURCES` and `TARGETS`.
       inputs: files or folders to read; several folders for hf (a reader and a retriever).
       output: a folder that does not exist yet.
-      part: convert only this model; "" = all.
+      part: convert only this model; "" = all. A BERT or a relative of it in Hugging Face's form
+        is read as a retriever, as an 'encoder' with its heads if that is asked for here.
       dtype: 'keep', or a type that parameters are rounded to.
       tokenizers: part -> file or folder, if the input has none or another one is wanted.
       allow_unused, allow_missing: patterns of names in the source.
@@ -160,7 +165,8 @@ def _read(job: Conversion) -> _Read:
     if job.source == "hf":
         read = _Read({})
         for folder in job.inputs:
-            part = huggingface.read_folder(folder, job.allow_missing)
+            heads = job.part == "encoder"
+            part = huggingface.read_folder(folder, job.allow_missing, heads=heads)
             if part.kind in read.parts:
                 raise UserError(f"{folder} is a {part.kind}, too; give one of each kind")
             read.parts[part.kind] = part
@@ -271,6 +277,8 @@ def settle_config(part: Part, told: Mapping[str, Any] | None = None) -> None:
         raise UserError(f"the {part.kind}'s config has unknown fields {', '.join(sorted(unknown))}")
     config = whole_config(config_class, {**part.config, **(told or {})})
     part.config = dataclasses.asdict(config)
+    if isinstance(config, NamedEncoderConfig):
+        part.config["encoder_options"] = told_options(config)
     if part.kind == "reader":
         part.config["scan_layers"] = False  # decides how it is run, not how it is stored
 
@@ -279,13 +287,16 @@ def expected_shapes(part: Part) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter of the model that a part's config describes."""
     tokens = np.ones((1, 2), np.int32)
     model = make_model(part)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    inputs = (tokens,) if part.kind == "encoder" else (tokens, tokens)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     flat = traverse_util.flatten_dict(meta.unbox(boxed), sep="/")
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
-def make_model(part: Part) -> T5 | DualEncoder:
+def make_model(part: Part) -> T5 | DualEncoder | EncoderModel:
     """Make the module of a part."""
+    if part.kind == "encoder":
+        return EncoderModel(EncoderModelConfig(**part.config))
     if part.kind == "reader":
         return T5(ReaderConfig(**part.config))
     return DualEncoder(RetrieverConfig(**part.config))
@@ -338,7 +349,9 @@ def _read_back(job: Conversion, folder: Path, read: _Read) -> dict[str, Part]:
     """Read the new files as their format is read."""
     if job.target == "hf":
         return {
-            kind: huggingface.read_folder(folder if len(read.parts) == 1 else folder / kind)
+            kind: huggingface.read_folder(
+                folder if len(read.parts) == 1 else folder / kind, heads=kind == "encoder"
+            )
             for kind in read.parts
         }
     if job.target == "t5x":
@@ -369,5 +382,6 @@ def _hf_side(job: Conversion, folder: Path, read: _Read, kind: str) -> Path | No
     if job.target == "hf":
         return folder if len(read.parts) == 1 else folder / kind
     if job.source == "hf":
-        return next(Path(f) for f in job.inputs if huggingface.kind_of(Path(f)) == kind)
+        wanted = "reader" if kind == "reader" else "retriever"
+        return next(Path(f) for f in job.inputs if huggingface.kind_of(Path(f)) == wanted)
     return None

@@ -1,5 +1,6 @@
 """`convert --verify`: run the converted model here and in the other framework; compare layers."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 from flax import traverse_util
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop import bert_names, huggingface, t5_names, torch_side
+from atlas_jax.encoders.model import EncoderModel, EncoderModelConfig
+from atlas_jax.encoders.registry import NamedEncoderConfig, make_encoder
+from atlas_jax.interop import encoders, huggingface, t5_names, torch_side
 from atlas_jax.interop.tensors import Part, Tensors
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
@@ -48,15 +51,18 @@ class Verifier:
           UserError: names the first layer that differs by more than rounding errors.
         """
         rng = np.random.default_rng(0)
-        limit = _LENGTH if part.kind == "reader" else min(_LENGTH, part.config["max_positions"])
+        longest = _LENGTH if part.kind == "reader" else part.config["max_positions"] - 2
+        limit = min(_LENGTH, longest)  # a RoBERTa's positions begin with the third
         tokens = rng.integers(1, part.config["vocab_size"], (2, limit)).astype(np.int32)
         tokens[1, limit // 2 :] = 0
         if part.kind == "reader":
             pairs = [_t5(part, self._reader(part, folder), tokens, rng)]
+        elif part.kind == "encoder":
+            pairs = [_encoder(part, self._model(part, folder), tokens)]
         else:
             towers = sorted({name.split("/")[0] for name in part.tensors})
             pairs = [
-                _bert(part, self._tower(part, folder, tower), tower, tokens) for tower in towers
+                _tower(part, self._tower(part, folder, tower), tower, tokens) for tower in towers
             ]
         result: dict[str, float] = {}
         for prefix, ours, theirs in pairs:
@@ -69,21 +75,27 @@ class Verifier:
         if self._released:
             return huggingface.t5_json(part), _below(part.source, "reader.")
         names = t5_names.huggingface_names(part.config)
-        return huggingface.t5_json(part), huggingface.to_huggingface(part.tensors, names)
+        return huggingface.t5_json(part), encoders.to_huggingface(part.tensors, names)
 
     def _tower(self, part: Part, folder: Path | None, tower: str) -> torch_side.Source:
         if folder is not None:
             return folder if tower == "encoder" else folder / tower
-        plain = Part(part.kind, {**part.config, "released_layer_norm": False}, {})
+        plain = {**part.config, "released_layer_norm": False}
         if self._released:
             names = {"encoder": "contriever", "query_encoder": "query_contriever"}
             prefix = f"retriever.{names.get(tower, 'passage_contriever')}."
-            return huggingface.bert_json(plain), _below(part.source, prefix)
-        state = huggingface.to_huggingface(
-            _below(part.tensors, f"{tower}/"),
-            bert_names.huggingface_names(int(part.config["num_layers"])),
-        )
-        return huggingface.bert_json(plain), state
+            return encoders.encoder_json(plain), _below(part.source, prefix)
+        below = _below(encoders.exchanged(part).tensors, f"{tower}/")
+        state = encoders.to_huggingface(below, encoders.tower_names(part.config))
+        return encoders.encoder_json(plain), state
+
+    def _model(self, part: Part, folder: Path | None) -> torch_side.Source:
+        if folder is not None:
+            return folder
+        names = encoders.model_names(part.config)
+        state = encoders.to_huggingface(encoders.exchanged(part).tensors, names)
+        settings = encoders.encoder_json(part.config, part.config["heads"])
+        return {**settings, "num_labels": part.config["num_classes"]}, state
 
 
 Layers = dict[str, np.ndarray]
@@ -106,21 +118,38 @@ def _t5(
     return "", ours, torch_side.t5_layers(theirs, tokens, decoder_input)
 
 
-def _bert(
+def _tower(
     part: Part, theirs: torch_side.Source, tower: str, tokens: np.ndarray
 ) -> tuple[str, Layers, Layers]:
-    model = DualEncoder(RetrieverConfig(**{**part.config, "dtype": "float32"}))
+    config = RetrieverConfig(**{**part.config, "dtype": "float32"})
+    model = DualEncoder(config)
     params = {tower: _arrays(part, f"{tower}/")}
     method = "embed_passage" if tower == "passage_encoder" else "embed_query"
-
-    def run(params: Any) -> Any:
-        return model.apply({"params": params}, tokens, method=method, capture_intermediates=True)
-
-    embedding, captured = jax.jit(run)(params)
-    ours = _captured(captured["intermediates"][tower])
-    ours[torch_side.EMBEDDING] = np.asarray(embedding)
+    ours = _states(config, params[tower], tokens)
+    ours[torch_side.EMBEDDING] = np.asarray(model.apply({"params": params}, tokens, method=method))
     prefix = "" if tower == "encoder" else f"{tower}/"
-    return prefix, ours, torch_side.bert_layers(theirs, tokens, part.config)
+    return prefix, ours, torch_side.encoder_layers(theirs, tokens, part.config)
+
+
+def _encoder(
+    part: Part, theirs: torch_side.Source, tokens: np.ndarray
+) -> tuple[str, Layers, Layers]:
+    config = EncoderModelConfig(**{**part.config, "dtype": "float32"})
+    params = _arrays(part, "")
+    ours = _states(config, params["encoder"], tokens)
+    _, logits = jax.jit(EncoderModel(config).apply)({"params": params}, tokens)
+    ours.update({head: np.asarray(value) for head, value in logits.items()})
+    return "", ours, torch_side.encoder_layers(theirs, tokens, part.config)
+
+
+def _states(config: NamedEncoderConfig, params: Any, tokens: np.ndarray) -> Layers:
+    """The embeddings, and the states after each layer."""
+    run = functools.partial(make_encoder(config.tower).apply, method="all_states")
+    first, *every = jax.jit(run)({"params": params}, tokens)
+    return {
+        "embeddings": np.asarray(first),
+        **{f"layers_{i}": np.asarray(states) for i, states in enumerate(every)},
+    }
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:

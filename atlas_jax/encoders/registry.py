@@ -68,6 +68,52 @@ def encoder_config(
     return kind.config(**{k: v for k, v in fields.items() if k in known}, **options)
 
 
+@dataclasses.dataclass(frozen=True)
+class NamedEncoderConfig(EncoderConfig):
+    """A config that names its encoder: what all encoders share, and the options of one kind.
+
+    Attributes:
+        encoder: Kind of the encoder, a name of `ENCODERS`.
+        encoder_options: Further fields of that encoder's config, by name.
+        released_layer_norm: Of a 'bert' and its relatives, see `BertConfig`.
+    """
+
+    encoder: str = "bert"
+    encoder_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    released_layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `UserError`, naming the gin binding, when a field is out of range."""
+        super().__post_init__()
+        _ = self.tower
+
+    @property
+    def tower(self) -> EncoderConfig:
+        """The encoder's own config.
+
+        Raises:
+            UserError: names the binding that does not fit the encoder.
+        """
+        names = [field.name for field in dataclasses.fields(EncoderConfig)]
+        fields = {name: getattr(self, name) for name in (*names, "released_layer_norm")}
+        return encoder_config(self.encoder, fields, self.encoder_options, type(self).__name__)
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return self.tower.max_length
+
+
+def told_options(config: NamedEncoderConfig) -> dict[str, Any]:
+    """The options of a config that differ from their encoder's defaults."""
+    tower = config.tower
+    return {
+        name: value
+        for name, value in config.encoder_options.items()
+        if value != getattr(type(tower), name)
+    }
+
+
 def make_encoder(config: EncoderConfig) -> Any:
     """The module over a config.
 

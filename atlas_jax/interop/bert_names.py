@@ -1,4 +1,4 @@
-"""Names of a BERT encoder's parameters in Hugging Face's state dict."""
+"""Names of BERT's state dicts of all ages, and the sizes that its arrays tell."""
 
 import re
 from collections.abc import Mapping
@@ -9,46 +9,14 @@ POSITION_IDS = "embeddings.position_ids"  # a buffer that holds 0, 1, 2, ...
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
 
-def huggingface_names(num_layers: int) -> dict[str, tuple[str, bool]]:
-    """Our name below a tower -> (Hugging Face's name, whether it is transposed)."""
-    names: dict[str, tuple[str, bool]] = {}
-    for table in ("word", "position", "token_type"):
-        here = f"embeddings/{table}_embeddings/embedding"
-        names[here] = (f"embeddings.{table}_embeddings.weight", False)
-    names.update(_norm("embeddings/layer_norm", "embeddings.LayerNorm"))
-    for i in range(num_layers):
-        here, there = f"layers_{i}", f"encoder.layer.{i}"
-        for name in ("query", "key", "value"):
-            names.update(_dense(f"{here}/attention/{name}", f"{there}.attention.self.{name}"))
-        names.update(_dense(f"{here}/attention/output", f"{there}.attention.output.dense"))
-        names.update(_norm(f"{here}/attention_layer_norm", f"{there}.attention.output.LayerNorm"))
-        names.update(_dense(f"{here}/intermediate", f"{there}.intermediate.dense"))
-        names.update(_dense(f"{here}/output", f"{there}.output.dense"))
-        names.update(_norm(f"{here}/output_layer_norm", f"{there}.output.LayerNorm"))
-    return names
+def modern(tensors: Mapping[str, Tensor], prefix: str = "bert.") -> Tensors:
+    """The tensors by the names of today's BertModel, or of a relative of BERT's.
 
-
-def _dense(here: str, there: str) -> dict[str, tuple[str, bool]]:
-    return {
-        f"{here}/kernel": (f"{there}.weight", True),
-        f"{here}/bias": (f"{there}.bias", False),
-    }
-
-
-def _norm(here: str, there: str) -> dict[str, tuple[str, bool]]:
-    return {
-        f"{here}/scale": (f"{there}.weight", False),
-        f"{here}/bias": (f"{there}.bias", False),
-    }
-
-
-def modern(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors under the names of today's BertModel.
-
-    In the first releases a norm has `gamma` and `beta`. Models with a head have the prefix `bert.`
-    in the encoder's names.
+    In the first releases a norm has `gamma` and `beta`. Models with a head have `prefix` in the
+    encoder's names.
     """
-    prefix = "bert." if any(name.startswith("bert.embeddings.") for name in tensors) else ""
+    if not any(name.startswith(f"{prefix}embeddings.") for name in tensors):
+        prefix = ""
     renamed: Tensors = {}
     for name, tensor in tensors.items():
         new = name.removeprefix(prefix)

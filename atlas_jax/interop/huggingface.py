@@ -1,4 +1,4 @@
-"""Model folders of Hugging Face: T5 readers, BERT encoders, sentence-transformers, both ways.
+"""Model folders of Hugging Face: T5 readers, encoders, sentence-transformers, both ways.
 
 T5 1.0 uses the embedding as its head and scales the logits. T5 1.1, with its LM-adapted and Flan
 forms, has a head of its own and does not scale. Old and new config files express this in different
@@ -17,11 +17,11 @@ import numpy as np
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_name
-from atlas_jax.interop import bert_names, sentence_transformers, t5_names
+from atlas_jax.interop import encoders, sentence_transformers, t5_names
 from atlas_jax.interop.safetensors_files import INDEX, SINGLE, read_file, write_sharded
-from atlas_jax.interop.tensors import Part, Tensors, not_allowed, of_array, transposed
+from atlas_jax.interop.tensors import Part, Tensors, of_array
 from atlas_jax.interop.torch_files import load_state_dict
-from atlas_jax.interop.vocabularies import find_tokenizer
+from atlas_jax.interop.vocabularies import exchanged_ids, find_tokenizer
 
 _BIN = "pytorch_model.bin"
 _TOWERS = ("query_encoder", "passage_encoder")
@@ -50,21 +50,6 @@ class _T5:
     dropout_rate: bounds.BelowOne = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bert:
-    """The fields of a BERT's `config.json`."""
-
-    vocab_size: bounds.Vocabulary
-    hidden_size: bounds.Width
-    num_hidden_layers: bounds.Layers
-    num_attention_heads: bounds.Width
-    intermediate_size: bounds.Width
-    max_position_embeddings: bounds.Length
-    type_vocab_size: bounds.Width = 2
-    layer_norm_eps: bounds.BelowOne = 1e-12
-    hidden_dropout_prob: bounds.BelowOne = 0.1
-
-
 class _Index(TypedDict):
     """The index of a sharded folder: the file of each tensor."""
 
@@ -72,14 +57,18 @@ class _Index(TypedDict):
 
 
 def read_folder(
-    folder: str | Path, allow_missing: Sequence[str] = (), tokenizer: str | Path = ""
+    folder: str | Path,
+    allow_missing: Sequence[str] = (),
+    tokenizer: str | Path = "",
+    heads: bool = False,
 ) -> Part:
-    """Read a model folder, T5 or BERT by its `config.json`; no array is read yet.
+    """Read a model folder, T5 or an encoder by its `config.json`; no array is read yet.
 
     Args:
       allow_missing: patterns of Hugging Face's names that may be missing. Then a norm's scale
         is 1 and everything else 0.
       tokenizer: a tokenizer to use in place of the folder's.
+      heads: give an encoder with its heads, not a retriever.
 
     Raises:
       UserError: names the file, setting or tensor that is missing, unknown or does not fit.
@@ -95,14 +84,19 @@ def read_folder(
     kind = config.get("model_type")
     if kind in ("t5", "mt5"):  # mT5 is a T5 1.1 with another vocabulary
         part = t5_part(tensors, t5_config(config, tensors, place), str(place), allow_missing)
-    elif kind == "bert":
-        fields = bert_config(config, place) | sentence_transformers.pooling_of(said, config)
-        part = bert_part({"encoder": tensors}, fields, str(place), allow_missing)
-        part.texts = said.texts
+    elif kind in encoders.KINDS:
+        fields = encoders.encoder_fields(config, place / "config.json")
+        if heads:
+            part = encoders.model_part(tensors, fields, str(place), allow_missing)
+        else:
+            fields |= sentence_transformers.pooling_of(said, config)
+            part = encoders.towers_part({"encoder": tensors}, fields, str(place), allow_missing)
+            part.texts = said.texts
     else:
         raise UserError(
             f"{place / 'config.json'}: model_type is {kind!r}; this reads 't5', 'mt5' (T5 1.0, "
-            "1.1, LM-adapted, Flan) and 'bert' (BERT, Contriever, MiniLM)"
+            "1.1, LM-adapted, Flan), 'bert' (BERT, Contriever, MiniLM), 'albert', 'roberta' and "
+            "'electra'"
         )
     part.tokenizer = find_tokenizer(Path(tokenizer) if tokenizer else place, part.kind)
     return part
@@ -126,7 +120,7 @@ def _read_towers(
     for folder in folders:
         said = sentence_transformers.read(folder)
         config = read_json(said.transformer / "config.json")
-        fields = bert_config(config, said.transformer)
+        fields = encoders.encoder_fields(config, said.transformer / "config.json")
         configs.append(fields | sentence_transformers.pooling_of(said, config))
         texts.append(said.texts)
         towers[folder.name] = {
@@ -135,7 +129,7 @@ def _read_towers(
         }
     if configs[0] != configs[1] or texts[0] != texts[1]:
         raise UserError(f"{folders[0]} and {folders[1]} describe different models")
-    part = bert_part(towers, configs[0], str(folders[0].parent), allow_missing)
+    part = encoders.towers_part(towers, configs[0], str(folders[0].parent), allow_missing)
     part.texts = texts[0]
     place = Path(tokenizer) if tokenizer else folders[0]
     part.tokenizer = find_tokenizer(place, part.kind)
@@ -267,7 +261,7 @@ def t5_part(
     if t5_names.NEVER_READ in source:
         explained[t5_names.NEVER_READ] = "a table that no implementation of T5 reads"
     names = t5_names.huggingface_names(config)
-    mapped, missing = from_huggingface(source, names, where, allow_missing)
+    mapped, missing = encoders.from_huggingface(source, names, where, allow_missing)
     labels = {tensor.sources[0]: tensor for tensor in tensors.values()}
     explained = {tensors[name].sources[0]: why for name, why in explained.items()}
     return Part("reader", config, mapped, source=labels, explained=explained, missing=missing)
@@ -280,99 +274,7 @@ def _equal(tensors: Tensors, name: str) -> bool:
     return first.get is second.get or bool(np.array_equal(first.read(), second.read()))
 
 
-# --- BERT ------------------------------------------------------------------------------
-
-
-def bert_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Fields of a RetrieverConfig, without the pooling.
-
-    Raises:
-      UserError: names a setting that no retriever of this project has.
-    """
-    path = folder / "config.json"
-    for name, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        found = config.get(name, wanted)
-        if found != wanted:
-            raise UserError(f"{path}: {name} is {found!r}; a retriever has {wanted!r}")
-    said: _Bert = strict_json.convert(config, _Bert, str(path))
-    return {
-        "vocab_size": said.vocab_size,
-        "hidden_dim": said.hidden_size,
-        "num_layers": said.num_hidden_layers,
-        "num_heads": said.num_attention_heads,
-        "mlp_dim": said.intermediate_size,
-        "max_positions": said.max_position_embeddings,
-        "type_vocab_size": said.type_vocab_size,
-        "layer_norm_eps": said.layer_norm_eps,
-        "dropout_rate": said.hidden_dropout_prob,
-    }
-
-
-def bert_part(
-    towers: Mapping[str, Tensors],
-    config: dict[str, Any],
-    where: str,
-    allow_missing: Sequence[str] = (),
-) -> Part:
-    """A retriever of one tower or two from Hugging Face's state dicts.
-
-    Args:
-      towers: {'encoder': ...} or {'query_encoder': ..., 'passage_encoder': ...}.
-
-    Raises:
-      UserError: names the tensor that is missing, or the buffer that is not 0, 1, 2, ...
-    """
-    names = bert_names.huggingface_names(int(config["num_layers"]))
-    part = Part("retriever", {**config, "tied": set(towers) == {"encoder"}}, {})
-    for tower, tensors in towers.items():
-        source = bert_names.modern(tensors)
-        mapped, missing = from_huggingface(source, names, where, allow_missing)
-        part.tensors.update({f"{tower}/{name}": tensor for name, tensor in mapped.items()})
-        part.missing += missing
-        for name, tensor in source.items():
-            label = tensor.sources[0]
-            part.source[label] = tensor
-            if name == bert_names.POSITION_IDS:
-                numbers = tensor.read().reshape(-1)
-                if not np.array_equal(numbers, np.arange(config["max_positions"])):
-                    raise UserError(f"{where}: {label} does not hold 0, 1, 2, ...")
-                part.explained[label] = "0, 1, 2, ... by definition"
-    return part
-
-
 # --- both ways -------------------------------------------------------------------------
-
-
-def from_huggingface(
-    tensors: Tensors,
-    names: Mapping[str, tuple[str, bool]],
-    where: str,
-    allow_missing: Sequence[str] = (),
-) -> tuple[Tensors, tuple[str, ...]]:
-    """Our tensors under our names, and the names of theirs that were missing and filled in."""
-    absent = [theirs for theirs, _ in names.values() if theirs not in tensors]
-    refused = not_allowed(absent, allow_missing)
-    if refused:
-        raise UserError(
-            f"{where}: missing: {', '.join(refused[:8])}{', ...' if len(refused) > 8 else ''} "
-            f"({len(refused)} of {len(names)} tensors)"
-        )
-    if len(absent) == len(names):
-        raise UserError(f"{where}: holds none of the model's tensors")
-    mapped: Tensors = {}
-    for ours, (theirs, is_transposed) in names.items():
-        if theirs in tensors:
-            tensor = tensors[theirs]
-            mapped[ours] = transposed(tensor) if is_transposed else tensor
-    return mapped, tuple(absent)
-
-
-def to_huggingface(tensors: Tensors, names: Mapping[str, tuple[str, bool]]) -> Tensors:
-    """The inverse of `from_huggingface`: tensors by Hugging Face's names."""
-    return {
-        theirs: transposed(tensors[ours]) if is_transposed else tensors[ours]
-        for ours, (theirs, is_transposed) in names.items()
-    }
 
 
 def fill_missing(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -397,9 +299,18 @@ def write_folder(part: Part, folder: Path, max_bytes: int) -> None:
     """
     if part.kind == "reader":
         names = t5_names.huggingface_names(part.config)
-        _write(folder, to_huggingface(part.tensors, names), t5_json(part), max_bytes)
+        tensors = encoders.to_huggingface(part.tensors, names)
+        _write(folder, tensors, t5_json(part), max_bytes)
+    elif part.kind == "encoder":
+        part = encoders.exchanged(part)
+        names = encoders.model_names(part.config)
+        settings = encoders.encoder_json(part.config, part.config["heads"])
+        if "sentence" in part.config["heads"]:
+            settings["num_labels"] = part.config["num_classes"]
+        _write(folder, encoders.to_huggingface(part.tensors, names), settings, max_bytes)
     else:
-        names = bert_names.huggingface_names(int(part.config["num_layers"]))
+        part = encoders.exchanged(part)
+        names = encoders.tower_names(part.config)
         for tower in sorted({name.split("/")[0] for name in part.tensors}):
             below = {
                 name.removeprefix(f"{tower}/"): tensor
@@ -408,7 +319,11 @@ def write_folder(part: Part, folder: Path, max_bytes: int) -> None:
             }
             place = folder if tower == "encoder" else folder / tower
             place.mkdir(exist_ok=True)
-            _write(place, to_huggingface(below, names), bert_json(part), max_bytes)
+            settings = {
+                **encoders.encoder_json(part.config),
+                "pooling": part.config.get("pooling", "average"),
+            }
+            _write(place, encoders.to_huggingface(below, names), settings, max_bytes)
             sentence_transformers.write(place, part.config)
             _write_tokenizer(part, place)
         return
@@ -426,15 +341,27 @@ def _write(folder: Path, tensors: Tensors, config: dict[str, Any], max_bytes: in
 def _write_tokenizer(part: Part, folder: Path) -> None:
     if part.tokenizer is None:
         return
-    (folder / "tokenizer.json").write_text(part.tokenizer, "utf-8")
-    names = (
-        {"tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>",
-         "unk_token": "<unk>"}
-        if part.kind == "reader"
-        else {"tokenizer_class": "BertTokenizerFast", "cls_token": "[CLS]", "sep_token": "[SEP]",
-              "pad_token": "[PAD]", "unk_token": "[UNK]",
-              "model_max_length": part.config["max_positions"]}
-    )  # fmt: skip
+    text, kind = part.tokenizer, part.config.get("encoder", "bert")
+    is_roberta = part.kind != "reader" and kind == "roberta"
+    (folder / "tokenizer.json").write_text(exchanged_ids(text) if is_roberta else text, "utf-8")
+    if part.kind == "reader":
+        names: dict[str, Any] = {"tokenizer_class": "T5TokenizerFast", "eos_token": "</s>",
+                                 "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    elif is_roberta:
+        names = {"tokenizer_class": "RobertaTokenizerFast", "bos_token": "<s>",
+                 "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>",
+                 "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>",
+                 "model_max_length": part.config["max_positions"] - 2}  # fmt: skip
+    elif kind == "albert":
+        names = {"tokenizer_class": "AlbertTokenizerFast", "cls_token": "[CLS]",
+                 "sep_token": "[SEP]", "pad_token": "<pad>", "unk_token": "<unk>",
+                 "mask_token": "[MASK]", "model_max_length": part.config["max_positions"],
+                 }  # fmt: skip
+    else:
+        names = {"tokenizer_class": "BertTokenizerFast", "cls_token": "[CLS]",
+                 "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]",
+                 "mask_token": "[MASK]",
+                 "model_max_length": part.config["max_positions"]}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", "utf-8")
 
 
@@ -462,37 +389,4 @@ def t5_json(part: Part) -> dict[str, Any]:
         "pad_token_id": 0,
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
-    }
-
-
-def bert_json(part: Part) -> dict[str, Any]:
-    """The `config.json` of a retriever.
-
-    Raises:
-      UserError: it has the layer norm of the released Atlas models.
-    """
-    config = part.config
-    if config.get("released_layer_norm"):
-        raise UserError(
-            "this retriever has the layer norm of the released Atlas models "
-            "(RetrieverConfig.released_layer_norm), which no class of Hugging Face has: what it "
-            "would load gives other embeddings. Write t5x or atlas-jax, or the reader alone "
-            "(--part=reader)"
-        )
-    return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "vocab_size": config["vocab_size"],
-        "hidden_size": config["hidden_dim"],
-        "num_hidden_layers": config["num_layers"],
-        "num_attention_heads": config["num_heads"],
-        "intermediate_size": config["mlp_dim"],
-        "max_position_embeddings": config["max_positions"],
-        "type_vocab_size": config.get("type_vocab_size", 2),
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": config.get("dropout_rate", 0.1),
-        "attention_probs_dropout_prob": config.get("dropout_rate", 0.1),
-        "pooling": config.get("pooling", "average"),
-        "pad_token_id": 0,
     }

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.interop import bert_names, meta_options, t5_names
-from atlas_jax.interop.huggingface import bert_part, t5_part
+from atlas_jax.interop import bert_names, encoders, meta_options, t5_names
+from atlas_jax.interop.huggingface import t5_part
 from atlas_jax.interop.tensors import Part, Tensor, Tensors, of_array, transposed
 from atlas_jax.interop.torch_files import load
 
@@ -226,7 +226,7 @@ def _retriever(
         "dropout_rate": _dropout(options, where),
         **fields,
     }
-    return bert_part(towers, config, where, allow_missing)
+    return encoders.towers_part(towers, config, where, allow_missing)
 
 
 # --- optimiser state -------------------------------------------------------------------
@@ -284,7 +284,7 @@ def _is_transposed(part: Part, name: str) -> bool:
     """Whether our array is the transpose of the source's."""
     if part.kind == "reader":
         return t5_names.huggingface_names(part.config)[name][1]
-    names = bert_names.huggingface_names(int(part.config["num_layers"]))
+    names = encoders.tower_names(part.config)
     return names[name.split("/", 1)[1]][1]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas_jax.interop.encoders import class_of
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 EMBEDDING = "embedding"  # a retriever's result, made from its last layer's states
@@ -60,27 +61,60 @@ def t5_layers(
     return found
 
 
-def bert_layers(
+def encoder_layers(
     source: Source,
     tokens: np.ndarray,
     config: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Outputs of every layer of a BERT encoder, by this project's names, and the embedding.
+    """States before and after every layer of an encoder, and what stands on it.
+
+    That is the logits of each head, or, of a retriever, its embedding.
 
     Args:
-      tokens: [n, l]; 0 is padding.
-      config: fields of a RetrieverConfig: `released_layer_norm` and, if the source is not a folder
-        of sentence-transformers, the pooling.
+      tokens: [n, l] in this project's ids; 0 is padding.
+      config: fields of an EncoderModelConfig, or of a RetrieverConfig. The pooling is the
+        config's if the source is not a folder of sentence-transformers.
     """
     import torch
-    from transformers import BertConfig, BertModel
 
+    model = _encoder(source, config)
+    ids = torch.tensor(tokens).long()
+    mask = (ids != 0).long()
+    if config.get("encoder") == "roberta":  # its ids 0 and 1 stand in each other's place here
+        ids = torch.where(ids < 2, 1 - ids, ids)
+    with torch.no_grad():
+        output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    states = output.hidden_states
+    found = {"embeddings": states[0].numpy()}
+    if len(states) == config["num_layers"] + 1:  # ALBERT's inner groups give more
+        found.update({f"layers_{i}": x.numpy() for i, x in enumerate(states[1:])})
+    found[f"layers_{config['num_layers'] - 1}"] = states[-1].numpy()
+    if "pooling" in config:
+        found[EMBEDDING] = _embedding(states[-1], mask, source, config)
+    heads = config.get("heads", ())
+    names = {"mlm": ("prediction_logits", "logits"), "discriminator": ("logits",),
+             "sentence": ("sop_logits", "seq_relationship_logits", "logits")}  # fmt: skip
+    for head in heads:
+        logits = next(output[name] for name in names[head] if name in output)
+        if head == "mlm" and config.get("encoder") == "roberta":
+            logits = logits[..., [1, 0, *range(2, logits.shape[-1])]]
+        found[head] = logits.numpy()
+    return found
+
+
+def _encoder(source: Source, config: Mapping[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    name = class_of(str(config.get("encoder", "bert")), config.get("heads", ()))
+    model_class = getattr(transformers, name)
     if isinstance(source, Path):
         place = source / _modules(source).get("Transformer", "")
-        model = BertModel.from_pretrained(place, add_pooling_layer=False, dtype=torch.float32)
+        model = model_class.from_pretrained(place, dtype=torch.float32)
     else:
-        model = BertModel(BertConfig(**source[0]), add_pooling_layer=False)
+        model = model_class(model_class.config_class(**source[0]))
         model.load_state_dict(_state_dict(source[1]), strict=False)
+        model.tie_weights()
     model.eval()
     if config["released_layer_norm"]:
 
@@ -91,25 +125,23 @@ def bert_layers(
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.forward = uncentred.__get__(module)
-    found: dict[str, np.ndarray] = {}
-    _record(model.embeddings, "embeddings", found)
-    for i, layer in enumerate(model.encoder.layer):
-        _record(layer, f"layers_{i}", found)
-    ids = torch.tensor(tokens).long()
-    with torch.no_grad():
-        states = model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    return model
+
+
+def _embedding(states: Any, mask: Any, source: Source, config: Mapping[str, Any]) -> np.ndarray:
+    import torch
+
     pooling, normalize = str(config["pooling"]), bool(config["normalize"])
     if isinstance(source, Path) and (source / "modules.json").is_file():
         pooling, normalize = _pooled(source)
-    real = (ids != 0).unsqueeze(-1).to(states.dtype)
+    real = mask.unsqueeze(-1).to(states.dtype)
     count = real.sum(1).clamp(min=1)
     embedding = states[:, 0]
     if pooling != "cls":
         embedding = (states * real).sum(1) / (count.sqrt() if pooling == "sqrt" else count)
     if normalize:
         embedding = torch.nn.functional.normalize(embedding, dim=-1)
-    found[EMBEDDING] = embedding.numpy()
-    return found
+    return np.asarray(embedding.numpy())
 
 
 def _modules(folder: Path) -> dict[str, str]:

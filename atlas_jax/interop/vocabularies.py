@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def find_tokenizer(path: Path, kind: str) -> str | None:
     Args:
       path: a folder (None is returned if it holds none of `NAMES`), a `tokenizer.json`, a
         sentencepiece model (`*.model`) or a WordPiece vocabulary (`*.txt`).
-      kind: 'reader' or 'retriever'.
+      kind: 'reader', 'retriever' or 'encoder'.
 
     Raises:
       UserError: the file is absent, damaged, or of a kind that the model cannot use.
@@ -82,10 +82,14 @@ def find_tokenizer(path: Path, kind: str) -> str | None:
 def checked(text: str, kind: str, source: str) -> str:
     """The tokenizer without truncation and padding, after a few tests.
 
+    A RoBERTa's gets padding as id 0, see `exchanged_ids`.
+
     Raises:
       UserError: the text is not a tokenizer; or a reader's tokenizer lacks T5's sentinels, or
         gives a joined text other ids than its halves (query and passage are tokenised apart).
     """
+    if kind != "reader" and _begins_with_start(text):
+        text = exchanged_ids(text)
     tokenizer = core.Tokenizer(text, source)
     content = json.loads(text)
     content["truncation"] = content["padding"] = None
@@ -127,6 +131,44 @@ def check_sentinels(tokenizer: core.Tokenizer, source: str) -> None:
                 f"{source}: <extra_id_{number}> has the id {found}; in every T5 it is {number} "
                 f"below that of <extra_id_0>, {first - number}"
             )
+
+
+# --- RoBERTa ---------------------------------------------------------------------------
+
+
+def exchanged_ids(text: str) -> str:
+    """A RoBERTa's `tokenizer.json` with the ids 0 and 1 in each other's place."""
+    content = json.loads(text)
+    other = {0: 1, 1: 0}
+    vocabulary = content["model"]["vocab"]
+    for token, number in vocabulary.items():
+        vocabulary[token] = other.get(number, number)
+    for token in content.get("added_tokens", []):
+        token["id"] = other.get(token["id"], token["id"])
+    content.get("added_tokens", []).sort(key=lambda token: token["id"])
+    _exchange_in_processor(content.get("post_processor") or {}, other)
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _begins_with_start(text: str) -> bool:
+    """Whether the ids 0 and 1 are `<s>` and `<pad>`, as in RoBERTa's vocabularies."""
+    try:
+        content = json.loads(text)
+        ids = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False  # what is wrong with it is said where it is read
+    return (ids.get("<s>"), ids.get("<pad>")) == (0, 1)
+
+
+def _exchange_in_processor(processor: dict[str, Any], other: Mapping[int, int]) -> None:
+    for name in ("cls", "sep"):  # RobertaProcessing: [token, id]
+        if isinstance(processor.get(name), list):
+            token, number = processor[name]
+            processor[name] = [token, other.get(number, number)]
+    for special in (processor.get("special_tokens") or {}).values():  # TemplateProcessing
+        special["ids"] = [other.get(number, number) for number in special["ids"]]
+    for inner in processor.get("processors") or []:
+        _exchange_in_processor(inner, other)
 
 
 # --- sentencepiece ---------------------------------------------------------------------

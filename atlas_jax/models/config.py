@@ -7,10 +7,15 @@ from typing import Any, TypeVar
 
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError, no_value_for, one_of, require
+from atlas_jax.encoders.model import EncoderModelConfig
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig
 
-MODEL_CONFIGS: dict[str, Any] = {"reader": ReaderConfig, "retriever": RetrieverConfig}
+MODEL_CONFIGS: dict[str, Any] = {
+    "reader": ReaderConfig,
+    "retriever": RetrieverConfig,
+    "encoder": EncoderModelConfig,
+}
 READER_INITS = ("random", "induction", "retriever")
 DTYPES = ("float32", "bfloat16")
 

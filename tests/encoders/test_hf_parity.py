@@ -52,7 +52,7 @@ def their_model(kind: str, settings: dict[str, Any]) -> Any:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(3)
-    family = kind.partition("For")[0]
+    family = kind.partition("For")[0].removesuffix("Model")
     config = getattr(transformers, f"{family}Config")(**THEIRS, **settings)
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():

@@ -214,7 +214,7 @@ def test_a_config_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'; a retriever has 'gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; an encoder has 'gelu'"),
         ({"num_attention_heads": 4}, "num_heads = 4: must divide"),
         ({"max_position_embeddings": 20}, "it has shape [19, 15], but the config says [20, 15]"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
