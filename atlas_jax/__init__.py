@@ -15,7 +15,8 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlas_jax.answering.atlas import Answer, Atlas, Evaluated, Passage
+    from atlas_jax.answering.atlas import Atlas
+    from atlas_jax.answering.results import Answer, Evaluated, Passage
     from atlas_jax.core.errors import UserError
     from atlas_jax.face import Trained, build_index, load, train
     from atlas_jax.training.run import TrainRun
@@ -36,10 +37,10 @@ __all__ = [
 
 # Where each name lies. It is imported when it is used, so that `atlas-jax --help` answers at once.
 _HOMES = {
-    "Answer": "answering.atlas",
+    "Answer": "answering.results",
     "Atlas": "answering.atlas",
-    "Evaluated": "answering.atlas",
-    "Passage": "answering.atlas",
+    "Evaluated": "answering.results",
+    "Passage": "answering.results",
     "TrainRun": "training.run",
     "Trained": "face",
     "UserError": "core.errors",

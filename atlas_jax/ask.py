@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_jax import from_gin
-from atlas_jax.answering.atlas import Answer, Atlas, check_typed
+from atlas_jax.answering.asked import check_typed
+from atlas_jax.answering.atlas import Atlas
+from atlas_jax.answering.results import Answer
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 

@@ -85,6 +85,45 @@ def test_k_explanations_and_exclusions_are_as_asked(atlas: Atlas) -> None:
     assert [p.id for p in both[0]] == first[:2] and len(both[1]) == 2
 
 
+def test_a_replaced_passage_is_found_and_read_as_one_of_the_corpus_would_be(
+    atlas: Atlas, work: Path
+) -> None:
+    first = atlas.ask(QUESTIONS[0], explain=True).passages[1]
+    text = "Bera is far away, and nobody asks about its rivers."
+    records = [json.loads(line) for line in (work / "passages.jsonl").read_text().splitlines()]
+    swapped = work / "swapped.jsonl"
+    swapped.write_text(
+        "".join(
+            json.dumps({**one, "text": text} if one["id"] == first.id else one) + "\n"
+            for one in records
+        )
+    )
+    other = atlas_jax.load(work / "model", passages=swapped, **SETTINGS)
+    for k in (3, 16):
+        expected = other.ask(QUESTIONS[0], k=k, explain=True)
+        found = atlas.ask(QUESTIONS[0], k=k, explain=True, replace={first.id: text})
+        assert found.text == expected.text
+        assert [(p.id, p.text) for p in found.passages] == [
+            (p.id, p.text) for p in expected.passages
+        ]
+        for name in ("score", "attention", "left_out"):
+            values = [[getattr(p, name) for p in one.passages] for one in (found, expected)]
+            assert values[0] == pytest.approx(values[1], abs=1e-4)
+    assert text in {p.text for p in found.passages}
+    assert atlas.retrieve(QUESTIONS[0], k=16, replace={first.id: text})[0].text
+    with pytest.raises(atlas_jax.UserError, match="no passage of the corpus has the id 'nowhere'"):
+        atlas.ask("What?", replace={"nowhere": "text"})
+    with pytest.raises(atlas_jax.UserError, match="is empty; exclude it"):
+        atlas.ask("What?", replace={first.id: " "})
+
+
+def test_a_choice_is_one_of_those_given(atlas: Atlas) -> None:
+    answer = atlas.ask(QUESTIONS[0], choices=["Lindel", "Tomund"])
+    assert answer.text in ("Lindel", "Tomund") and -10 < answer.log_probability < 0
+    with pytest.raises(atlas_jax.UserError, match="two or more different texts"):
+        atlas.ask(QUESTIONS[0], choices=["Lindel", "Lindel"])
+
+
 def test_a_second_thread_answers_without_compiling(atlas: Atlas) -> None:
     atlas.warm_up()
     compiled: list[str] = []

@@ -1,23 +1,17 @@
 """A loaded Atlas to ask, search and score with, for notebooks and commands."""
 
 import dataclasses
-import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-from atlas_jax.answering.answers import Reading, make_answer
-from atlas_jax.answering.batcher import most_choices
-from atlas_jax.answering.evaluation import (
-    Evaluation,
-    Finder,
-    Rows,
-    Search,
-    make_evaluation,
-    make_evaluator,
-)
-from atlas_jax.answering.evaluator import Evaluator, Found
+from atlas_jax.answering.asked import Asked, examples_of
+from atlas_jax.answering.evaluation import Evaluation, make_evaluation
+from atlas_jax.answering.evaluator import Found
+from atlas_jax.answering.programs import Programs, Shape, shape_of
+from atlas_jax.answering.results import Answer, Evaluated, Passage, answer_of, passages_of
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core import partitioning
 from atlas_jax.core.deltas import merge_lora
@@ -27,82 +21,15 @@ from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.corpus import Corpus, load_corpus
 from atlas_jax.corpus.reader_states import PassageReader
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import Assembled, assemble, expectations, export_model
 from atlas_jax.models.folder import base_of, partial_parts
-from atlas_jax.models.parameters import Models
 from atlas_jax.models.partial import Base
 from atlas_jax.models.variants import variant
-from atlas_jax.tasks.base import AsksTyped, Example
+from atlas_jax.tasks.base import Example
 
 _WIDE_BATCH = 8  # questions are answered in two shapes; this is the larger number of rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Passage:
-    """A passage that was found for a question.
-
-    Attributes:
-      score: inner product of the question's and the passage's embedding.
-      attention, alone, left_out: what the passage contributed to the answer, if explanations
-        were asked for and it was read; see `answers.Evidence`.
-    """
-
-    id: str
-    title: str
-    section: str
-    text: str
-    score: float
-    attention: float | None = None
-    alone: float | None = None
-    left_out: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """The answer to a question and the passages it was read from.
-
-    Attributes:
-      question: as it was asked.
-      text: the answer.
-      log_probability: of the answer's tokens. If the task has choices, of this choice among
-        all of them.
-      passages: those that were read, best first; none for a closed book.
-    """
-
-    question: str
-    text: str
-    log_probability: float
-    passages: tuple[Passage, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """A file of questions, answered and scored.
-
-    Attributes:
-      scores: of the task, each from 0 to 1.
-      found: passages and answer of each question, in the order of the file.
-    """
-
-    scores: dict[str, float]
-    found: list[Found]
-
-    @property
-    def answers(self) -> list[Answer]:
-        """The answers as `Atlas.ask` returns them; without text if nothing was read."""
-        return [_answer(one.example.query_text, one) for one in self.found]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """The values that decide which compiled program answers a batch."""
-
-    rows: int
-    k: int
-    explains: bool
-    excluded: int
-    choices: int
-    reads: bool
+NO_TEXTS: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Atlas:
@@ -120,7 +47,6 @@ class Atlas:
         """
         self._told = told
         self._lock = threading.Lock()
-        self._evaluators: dict[tuple[_Shape, Models], Evaluator] = {}
         self._variants: dict[str, Assembled] = {}  # by name; "" = as loaded
         self._bases: dict[str, Base] = {}
         self._expects = expectations(told.models.config)
@@ -146,6 +72,7 @@ class Atlas:
                     ),
                 )
         self._variants[""] = self._made
+        self._programs = Programs(told, self._corpus)
         self._smallest = batch_parts(mesh, rules)
 
     def add(self, name: str, folder: str | os.PathLike[str]) -> None:
@@ -191,6 +118,8 @@ class Atlas:
         k: int = 0,
         explain: bool = False,
         exclude: Sequence[str] = (),
+        replace: Mapping[str, str] = NO_TEXTS,
+        choices: Sequence[str] = (),
         delta: str = "",
     ) -> Answer: ...
 
@@ -202,6 +131,8 @@ class Atlas:
         k: int = 0,
         explain: bool = False,
         exclude: Sequence[str] = (),
+        replace: Mapping[str, str] = NO_TEXTS,
+        choices: Sequence[str] = (),
         delta: str = "",
     ) -> list[Answer]: ...
 
@@ -212,6 +143,8 @@ class Atlas:
         k: int = 0,
         explain: bool = False,
         exclude: Sequence[str] = (),
+        replace: Mapping[str, str] = NO_TEXTS,
+        choices: Sequence[str] = (),
         delta: str = "",
     ) -> Answer | list[Answer]:
         """Answer one question, or several at once.
@@ -221,24 +154,62 @@ class Atlas:
           k: passages that are read for each; 0 = as many as the model was loaded with.
           explain: also compute what each passage contributed to the answer.
           exclude: ids of passages that may not be read.
+          replace: texts by id of passages, which are found and read instead of the passages' own.
+            The corpus itself stays as it is.
+          choices: texts, the likeliest of which is the answer; () = it is generated.
           delta: name of what was added, see `add`; "" = the model as it was loaded.
 
         Raises:
           UserError: an empty question, an unknown delta, a k above the number of
-            passages, an unknown id, or a task whose questions cannot be typed.
+            passages, an unknown id, or a task whose questions cannot be typed or take no choices.
         """
         if explain and self._corpus is None:
             raise UserError("explain: a closed book has no passages whose part could be told")
-        asked = [questions] if isinstance(questions, str) else list(questions)
-        examples = self._examples(asked, exclude)
+        texts = [questions] if isinstance(questions, str) else list(questions)
+        asked = [Asked(text, 0, exclude, replace, choices) for text in texts]
+        examples = examples_of(self._told, asked, self.store)
         k = k or self._told.read.k
         found = self._found(examples, k, explain, reads=True, made=self._variant(delta))
-        answers = [_answer(question, one) for question, one in zip(asked, found, strict=True)]
+        answers = [answer_of(text, one) for text, one in zip(texts, found, strict=True)]
         return answers[0] if isinstance(questions, str) else answers
+
+    def ask_in(
+        self,
+        shape: Shape,
+        asked: Sequence[Asked],
+        on_found: Callable[[list[tuple[Passage, ...]]], None] = lambda _: None,
+    ) -> list[Answer]:
+        """Answer up to `shape.rows` questions in one compiled shape, as a server does.
+
+        Args:
+          shape: the program; it is compiled if it was not used before.
+          asked: questions that fit it.
+          on_found: called with each question's passages as soon as they are found.
+
+        Returns:
+          The answers; without text and likelihood if the shape does not read.
+
+        Raises:
+          UserError: as `ask`.
+        """
+        examples = examples_of(self._told, asked, self.store)
+        with self._active():
+            program, first = self._programs.of(shape, self._made), self._count(len(examples))
+            found: list[Found] = []
+            for number, found in enumerate(program.stages(self._made.params, examples, first)):
+                if number == 0:
+                    on_found([passages_of(one) for one in found])
+        return [answer_of(one.text, each) for one, each in zip(asked, found, strict=True)]
 
     @overload
     def retrieve(
-        self, questions: str, *, k: int = 20, exclude: Sequence[str] = (), delta: str = ""
+        self,
+        questions: str,
+        *,
+        k: int = 20,
+        exclude: Sequence[str] = (),
+        replace: Mapping[str, str] = NO_TEXTS,
+        delta: str = "",
     ) -> list[Passage]: ...
 
     @overload
@@ -248,6 +219,7 @@ class Atlas:
         *,
         k: int = 20,
         exclude: Sequence[str] = (),
+        replace: Mapping[str, str] = NO_TEXTS,
         delta: str = "",
     ) -> list[list[Passage]]: ...
 
@@ -257,6 +229,7 @@ class Atlas:
         *,
         k: int = 20,
         exclude: Sequence[str] = (),
+        replace: Mapping[str, str] = NO_TEXTS,
         delta: str = "",
     ) -> list[Passage] | list[list[Passage]]:
         """Find the k best passages for each question, best first, without reading them.
@@ -266,10 +239,11 @@ class Atlas:
         """
         if self._corpus is None:
             raise UserError("there is no corpus to search: load passages, a store or an index")
-        asked = [questions] if isinstance(questions, str) else list(questions)
-        examples, made = self._examples(asked, exclude), self._variant(delta)
+        texts = [questions] if isinstance(questions, str) else list(questions)
+        asked = [Asked(text, 0, exclude, replace) for text in texts]
+        examples, made = examples_of(self._told, asked, self.store), self._variant(delta)
         found = self._found(examples, k, explain=False, reads=False, made=made)
-        passages = [list(_passages(one)) for one in found]
+        passages = [list(passages_of(one)) for one in found]
         return passages[0] if isinstance(questions, str) else passages
 
     def evaluate(
@@ -332,7 +306,7 @@ class Atlas:
         `explain`, or questions with exclusions need further programs.
         """
         for rows in self._shapes():
-            examples = self._examples(["warm up"] * rows, ())
+            examples = examples_of(self._told, [Asked("warm up")] * rows, self.store)
             wanted, made = k or self._told.read.k, self._variant(delta)
             self._found(examples, wanted, explain, reads=True, made=made, counted=False)
 
@@ -352,25 +326,36 @@ class Atlas:
     def _active(self) -> Any:
         return partitioning.activate(self._made.mesh, self._made.rules)
 
+    @property
+    def told(self) -> AnswerRun:
+        """The settings that it was loaded with."""
+        return self._told
+
+    @property
+    def made(self) -> Assembled:
+        """Models, parameters and tokenizers."""
+        return self._made
+
+    @property
+    def store(self) -> PassageStore | None:
+        """The passages that are searched; None for a closed book."""
+        return self._corpus.store if self._corpus else None
+
+    @property
+    def fewest_rows(self) -> int:
+        """Rows of the smallest batch, of which every batch has a multiple: the mesh decides it."""
+        return self._smallest
+
     def _shapes(self) -> tuple[int, int]:
         """Rows of the two shapes in which questions are answered."""
         few = self._smallest
         return few, few * max(1, -(-_WIDE_BATCH // few))
 
-    def _examples(self, questions: Sequence[str], exclude: Sequence[str]) -> list[Example]:
-        task = check_typed(self._told)
-        for number, question in enumerate(questions, start=1):
-            if not question.strip():
-                where = f"question {number} of {len(questions)}" if len(questions) > 1 else ""
-                raise UserError(f"{where or 'the question'} is empty; type what you want to know")
-        known = self._corpus.store.find if self._corpus else lambda _: None
-        unknown = [one for one in exclude if known(one) is None]
-        if unknown:
-            raise UserError(f"exclude: no passage of the corpus has the id {unknown[0]!r}")
-        examples = [task.typed(question.strip()) for question in questions]
-        return [
-            dataclasses.replace(one, excluded_ids=(*one.excluded_ids, *exclude)) for one in examples
-        ]
+    def _count(self, questions: int) -> int:
+        """The number of the first of these questions; those asked later have higher ones."""
+        with self._lock:
+            self._asked += questions
+            return self._asked - questions
 
     def _found(
         self,
@@ -384,75 +369,9 @@ class Atlas:
         if not examples:
             return []
         few, many = self._shapes()
-        excluded = max(len(one.excluded_ids) for one in examples)
-        shape = _Shape(
-            rows=few if len(examples) <= few else many,
-            k=k,
-            explains=explain,
-            # Rounded up to a power of two, so that few numbers of exclusions need a new program.
-            excluded=max(self._told.data.max_excluded, 1 << max(0, excluded - 1).bit_length()),
-            choices=most_choices(examples) if reads else 0,
-            reads=reads,
-        )
-        with self._lock:
-            program = shape, made.models
-            if program not in self._evaluators:
-                with self._active():
-                    self._evaluators[program] = self._make(shape, made)
-            first = self._asked
-            self._asked += len(examples) if counted else 0
+        rows = few if len(examples) <= few else many
+        shape = shape_of(examples, rows, k, explain, reads, self._told.data.max_excluded)
         with self._active():
-            return self._evaluators[program](made.params, examples, progress="", first=first)
-
-    def _make(self, shape: _Shape, made: Assembled) -> Evaluator:
-        told = self._told
-        answer = None
-        if shape.reads:
-            reading = Reading(
-                shape.k, told.read.reader_length, shape.choices > 0, explains=shape.explains
-            )
-            answer = make_answer(made.models.reader, told.generation, reading, made.mesh)
-        return make_evaluator(
-            Finder(made.models.retriever, made.tokenizers, self._corpus, made.mesh, made.rules),
-            Search(told.evaluation.passages, shape.k, told.read.rerank, "k"),
-            Rows(shape.rows),
-            dataclasses.replace(told.data, max_excluded=shape.excluded),
-            answer,
-            told.corpus.formats,
-            shape.choices,
-            told.generation.length_penalty,
-        )
-
-
-def check_typed(told: AnswerRun) -> AsksTyped:
-    """Return the task if a person can type its questions.
-
-    Raises:
-      UserError: its questions need more than a line of text, or come with their passages.
-    """
-    task = told.task
-    if told.evaluation.passages == "file":
-        raise UserError(
-            "EvalConfig.passages = 'file': a typed question brings no passages; "
-            "use 'index', or 'none' for closed book"
-        )
-    if not isinstance(task, AsksTyped):
-        raise UserError(
-            f"EvalConfig.task = {task.name!r} is not for typed questions: they need more than a "
-            "line of text (a task of your own takes one with a method `typed`)"
-        )
-    return task
-
-
-def _answer(question: str, found: Found) -> Answer:
-    score = found.log_probability if found.log_probability is not None else math.nan
-    return Answer(question, found.answer or "", score, _passages(found))
-
-
-def _passages(found: Found) -> tuple[Passage, ...]:
-    return tuple(_passage(one) for one in found.passages)
-
-
-def _passage(raw: Mapping[str, Any]) -> Passage:
-    names: Iterator[str] = (field.name for field in dataclasses.fields(Passage))
-    return Passage(**{name: raw[name] for name in names if name in raw})
+            program = self._programs.of(shape, made)
+            first = self._count(len(examples) if counted else 0)
+            return program(made.params, examples, progress="", first=first)

@@ -13,9 +13,10 @@ from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.shortening import shortened
 from atlas_jax.core.tokenizer import Side
-from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Passages
+from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Edited, Passages
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
+from atlas_jax.index.store_files import encode as encode_passages
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Example, PassageText
@@ -76,6 +77,8 @@ class Batcher:
         formats: StoreConfig = StoreConfig(),
         choices: int = 0,
         length_penalty: float = GenerationConfig().length_penalty,
+        limits: bool = False,
+        edited: int = 0,
     ) -> None:
         """Fix the shapes.
 
@@ -89,6 +92,8 @@ class Batcher:
           formats: text and lengths of given passages.
           choices: c > 0 puts the examples' choices, up to c of each, into `Batch.choices`.
           length_penalty: for the likelihoods of choices, see `GenerationConfig`.
+          limits: put each example's own k into `Batch.k_b`.
+          edited: w > 0 puts the examples' edited passages, up to w of each, into `Batch.edited`.
 
         Raises:
           UserError: the reader's tokenizer has another end token than the models.
@@ -105,6 +110,7 @@ class Batcher:
         self._formats = formats
         self._choices = choices
         self._length_penalty = length_penalty
+        self._limits, self._edited_width = limits, edited
 
     def __call__(self, examples: Sequence[Example], rows: int | None = None) -> Batch:
         """Make a batch of the examples.
@@ -161,7 +167,34 @@ class Batcher:
             choices=jax.tree.map(lambda leaf: leaf[take], choices),
             hidden_b3=jax.tree.map(lambda leaf: leaf[take], self._hidden(examples)),
             included_rows_b=jax.tree.map(lambda leaf: leaf[take], self._included(examples)),
+            k_b=self._limited(examples)[take] if self._limits else None,
+            edited=jax.tree.map(lambda leaf: leaf[take], self._edited(examples)),
         )
+
+    def _limited(self, examples: Sequence[Example]) -> np.ndarray:
+        return np.array([example.k or bounds.LARGEST for example in examples], np.int32)
+
+    def _edited(self, examples: Sequence[Example]) -> Edited | None:
+        """The tokens of edited passages, made as those of the store were."""
+        if not self._edited_width or self._store is None:
+            return None
+        lists = [example.edited for example in examples]
+        flat = [dict(passage) for passage in itertools.chain.from_iterable(lists)]
+        counts_b = np.array([len(passages) for passages in lists])
+        mask_bw = np.arange(self._edited_width) < counts_b[:, None]
+        rows_bw = np.full(mask_bw.shape, NO_ROW, np.int32)
+        rows_bw[mask_bw] = [self._row_of(passage["id"]) for passage in flat]
+
+        def spread(tower: str) -> np.ndarray:
+            assert self._store is not None
+            config = self._store.config
+            tokens_bwl = np.zeros((*mask_bw.shape, getattr(config, f"{tower}_length")), np.int32)
+            if flat:
+                tokenizer = getattr(self._tokenizers, tower)
+                tokens_bwl[mask_bw] = encode_passages(flat, tower, config, tokenizer)
+            return tokens_bwl
+
+        return Edited(rows_bw, spread("reader"), spread("retriever"))
 
     def _included(self, examples: Sequence[Example]) -> np.ndarray | None:
         """The row that each example always reads; None if no example has one."""
@@ -212,11 +245,16 @@ class Batcher:
 
     def _check(self, example: Example) -> None:
         """Refuse an example with too much or too little in it."""
-        width = self._config.max_excluded
-        if len(example.excluded_ids) > width:
+        width, excluded = self._config.max_excluded, len(_not_to_be_found(example))
+        if excluded > width:
             raise UserError(
-                f"record {example.id!r} excludes {len(example.excluded_ids)} passages, more than "
+                f"record {example.id!r} excludes {excluded} passages, more than "
                 f"DataConfig.max_excluded = {width}"
+            )
+        if len(example.edited) > self._edited_width:
+            raise UserError(
+                f"record {example.id!r} edits {len(example.edited)} passages; at most "
+                f"{self._edited_width} can be"
             )
         if self._choices and not 2 <= len(example.choices) <= self._choices:
             raise UserError(
@@ -288,7 +326,7 @@ class Batcher:
         width = self._config.max_excluded
         excluded_bx = np.full((len(examples), width), NO_ROW, np.int32)
         for row, example in enumerate(examples):
-            for place, passage_id in enumerate(example.excluded_ids):
+            for place, passage_id in enumerate(_not_to_be_found(example)):
                 excluded_bx[row, place] = self._row_of(passage_id)
         return excluded_bx
 
@@ -322,6 +360,11 @@ class Batcher:
             retriever_tokens_bkm=encode("retriever"),
             mask_bk=mask_bk,
         )
+
+
+def _not_to_be_found(example: Example) -> list[str]:
+    """Ids of the passages that the search leaves out: those excluded, and those edited."""
+    return [*example.excluded_ids, *(passage["id"] for passage in example.edited)]
 
 
 def most_choices(examples: Iterable[Example]) -> int:

@@ -74,13 +74,15 @@ def make_evaluator(
     formats: StoreConfig = StoreConfig(),
     choices: int = 0,
     length_penalty: float = GenerationConfig().length_penalty,
+    limits: bool = False,
+    edited: int = 0,
 ) -> Evaluator:
     """Put together what finds passages for a batch of questions and answers from them.
 
     Args:
       answer: writes the answers; None = passages are only found.
       formats: of passages that come with the questions.
-      choices: see `Batcher`, as is `length_penalty`.
+      choices: see `Batcher`, as are `length_penalty`, `limits` and `edited`.
 
     Raises:
       UserError: the corpus has fewer passages than asked for, or the rows do not divide over
@@ -102,6 +104,8 @@ def make_evaluator(
             formats=formats,
             choices=choices,
             length_penalty=length_penalty,
+            limits=limits,
+            edited=edited,
         ),
         batch_size=rows.size,
         rows=batch_sharding(rows.binding, rows.size, mesh, finder.rules),

@@ -18,7 +18,7 @@ from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
-from atlas_jax.corpus.retrieval import rerank
+from atlas_jax.corpus.retrieval import at_most, rerank, with_edited
 from atlas_jax.corpus.sources import Source
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.towers import embed_query
@@ -88,8 +88,11 @@ def make_find(retriever: DualEncoder, source: Source, mesh: Mesh, rerank_to: int
         query_be = embed_query(retriever, params, batch)
         passages = source.retrieve(from_source, query_be, batch)
         if rerank_to:
-            return rerank(retriever, params["retriever"], query_be, passages, rerank_to)
-        return passages
+            passages = rerank(retriever, params["retriever"], query_be, passages, rerank_to)
+        if batch.edited is not None:
+            towers = retriever, params["retriever"]
+            passages = with_edited(*towers, query_be, passages, batch.edited)
+        return passages if batch.k_b is None else at_most(passages, batch.k_b)
 
     return jax.jit(find, out_shardings=partitioning.replicated(mesh))
 
@@ -153,13 +156,38 @@ class Evaluator:
                 bar.update(len(waiting[0]))
         return found
 
+    def stages(
+        self, params: Params, examples: Sequence[Example], first: int = 0
+    ) -> Iterator[list[Found]]:
+        """Answer one batch in two stages: the passages as soon as they are found, then all.
+
+        Args:
+          examples: from one to ``batch_size``.
+          first: as in `__call__`.
+        """
+        batch = self.batcher(examples, self.batch_size)
+        lengths_b = np.asarray(batch.target_tokens_bt != PAD_ID).sum(axis=1)
+        found = self._find(params, batch)
+        yield list(self._read(examples, lengths_b, (*_kept(found[1]), None)))
+        if self.answer is not None:
+            answers = self._answer(params, *found, first)
+            yield list(self._read(examples, lengths_b, (*_kept(found[1]), answers)))
+
     def _compute(self, params: Params, batch: Batch, first: int) -> Any:
+        found = self._find(params, batch)
+        return (*_kept(found[1]), self._answer(params, *found, first))
+
+    def _find(self, params: Params, batch: Batch) -> tuple[Batch, Passages]:
         batch = multihost.place(batch, self.rows)
-        passages = self.find(params, self.source.of_batch(params, batch), batch)
-        answers = None
-        if self.answer is not None:  # the number is an array: one program serves all of them
-            answers = self.answer(params, batch, passages, np.uint32(first))
-        return passages.rows_bk, passages.scores_bk, passages.mask_bk, answers
+        return batch, self.find(params, self.source.of_batch(params, batch), batch)
+
+    def _answer(
+        self, params: Params, batch: Batch, passages: Passages, first: int
+    ) -> Answers | None:
+        if self.answer is None:
+            return None
+        # The number is an array: one program serves all of them.
+        return self.answer(params, batch, passages, np.uint32(first))
 
     def _read(
         self, examples: Sequence[Example], lengths_b: np.ndarray, results: Any
@@ -195,9 +223,16 @@ class Evaluator:
 
     def _passage(self, example: Example, row: int) -> Mapping[str, Any]:
         if self.store is not None:
-            return self.store.passage(row)
+            stored = self.store.passage(row)
+            edited = (one for one in example.edited if one["id"] == stored["id"])
+            return next(edited, stored)
         assert example.given_passages is not None
         return example.given_passages[row]
+
+
+def _kept(passages: Passages) -> tuple[Any, Any, Any]:
+    """What is told about the passages found."""
+    return passages.rows_bk, passages.scores_bk, passages.mask_bk
 
 
 def _evidence(answers: Answers | None, row: int, passage: int) -> dict[str, float]:

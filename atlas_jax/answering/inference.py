@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from atlas_jax.answering.atlas import Atlas, Evaluated
+from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
 from atlas_jax.answering.evaluator import score, write_predictions
+from atlas_jax.answering.results import Evaluated
 from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
 from atlas_jax.answering.scorable import tell_unscorable
 from atlas_jax.answering.truncation import tell_cut

@@ -69,6 +69,21 @@ class Choices:
 
 
 @flax.struct.dataclass
+class Edited:
+    """Passages that a query finds and reads with another text than the index has.
+
+    Attributes:
+      rows_bw: int32 index rows; -1 pads.
+      reader_tokens_bwl: int32 reader tokens of the new text, as in `Passages`.
+      retriever_tokens_bwm: int32 retriever tokens of the new text.
+    """
+
+    rows_bw: Array
+    reader_tokens_bwl: Array
+    retriever_tokens_bwm: Array
+
+
+@flax.struct.dataclass
 class Batch:
     """One batch of tokenised queries with static shapes.
 
@@ -88,6 +103,8 @@ class Batch:
         not see; row -1 = none. None = no row has any.
       included_rows_b: int32 index row that is read whatever is found, as the first; -1 = none.
         None = no row has any.
+      k_b: int32 number of passages that each query gets at most; None = as many as are searched.
+      edited: passages with another text; their rows are excluded. None = no row has any.
     """
 
     query_tokens_bq: Array
@@ -101,6 +118,8 @@ class Batch:
     choices: Choices | None = None
     hidden_b3: Array | None = None
     included_rows_b: Array | None = None
+    k_b: Array | None = None
+    edited: Edited | None = None
 
     @property
     def taught_prompt_bp(self) -> Array | None:

@@ -1,14 +1,14 @@
 """Search and gather as functions that a compiled step calls."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
+from atlas_jax.core.types import NO_ROW, Array, Batch, DeviceIndex, Edited, Params, Passages
 from atlas_jax.index.exact import exact_search, gather_passages
 from atlas_jax.index.search import included_first
 from atlas_jax.models.towers import embed
@@ -75,7 +75,7 @@ def rerank(
     scores_bk, best_bk = jax.lax.top_k(jnp.where(passages.mask_bk, scores_bk, -jnp.inf), k)
 
     def take(array: Array) -> Array:
-        return jnp.take_along_axis(array, best_bk.reshape(b, k, *(1,) * (array.ndim - 2)), axis=1)
+        return _taken(array, best_bk)
 
     return Passages(
         rows_bk=take(passages.rows_bk),
@@ -86,3 +86,60 @@ def rerank(
         embeddings_bke=take(fresh_bke),
         apart_bkf=None if passages.apart_bkf is None else take(passages.apart_bkf),
     )
+
+
+def with_edited(
+    retriever: DualEncoder,
+    params: Params,
+    query_be: Float[Array, "b e"],
+    passages: Passages,
+    edited: Edited,
+) -> Passages:
+    """Put the edited passages among those found, each at the place that its new text deserves.
+
+    The search must have excluded their rows. As many passages are kept as were found. Equal scores
+    leave a passage that was found in front.
+
+    Args:
+      params: of the retriever.
+
+    Returns:
+      The passages with tokens of the reader alone, as needed to read them.
+    """
+    b, w, m = edited.retriever_tokens_bwm.shape
+    flat = edited.retriever_tokens_bwm.reshape(b * w, m)  # every edited passage on its own
+    fresh_bwe = embed(retriever, params, "embed_passage", flat).reshape(b, w, -1)
+    fresh_bw = jnp.einsum("be,bwe->bw", query_be, fresh_bwe).astype(jnp.float32)
+    is_edited_bw = edited.rows_bw != NO_ROW
+    mask_bc = jnp.concatenate([passages.mask_bk, is_edited_bw], axis=1)
+    scores_bc = jnp.concatenate([passages.scores_bk, fresh_bw], axis=1)
+    k = passages.rows_bk.shape[1]
+    scores_bk, best_bk = jax.lax.top_k(jnp.where(mask_bc, scores_bc, -jnp.inf), k)
+
+    def join(found: Array, new: Array) -> Array:
+        return _taken(jnp.concatenate([found, new.astype(found.dtype)], axis=1), best_bk)
+
+    return Passages(
+        rows_bk=join(passages.rows_bk, edited.rows_bw),
+        scores_bk=scores_bk,
+        reader_tokens_bkl=join(passages.reader_tokens_bkl, edited.reader_tokens_bwl),
+        retriever_tokens_bkm=None,
+        mask_bk=_taken(mask_bc, best_bk),
+    )
+
+
+def at_most(passages: Passages, k_b: Int[Array, " b"]) -> Passages:
+    """Mask all but each query's first passages; what only training needs is left out."""
+    k = passages.rows_bk.shape[1]
+    first_bk = jnp.arange(k, dtype=jnp.int32)[None] < k_b[:, None]
+    mask_bk = jnp.logical_and(passages.mask_bk, first_bk)
+    kept = passages.replace(  # type: ignore[attr-defined]
+        mask_bk=mask_bk, retriever_tokens_bkm=None, embeddings_bke=None
+    )
+    return cast(Passages, kept)
+
+
+def _taken(array: Array, best_bk: Array) -> Array:
+    """The entries of [b, c, ...] at these places: [b, k, ...]."""
+    places = best_bk.reshape(*best_bk.shape, *(1,) * (array.ndim - 2))
+    return jnp.take_along_axis(array, places, axis=1)

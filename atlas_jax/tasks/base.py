@@ -62,6 +62,8 @@ class Example:
       hidden: the part of a retrieved passage that is hidden from the reader; None = nothing.
       may_hide: whether examples of this task may have `hidden`; then all batches have its arrays.
       included_id: passage that is always read; "" = none.
+      k: passages that are read at most; 0 = as many as the run reads.
+      edited: passages of the corpus that this query finds and reads with another text.
       meta: the record's other fields, carried into the predictions file.
     """
 
@@ -81,6 +83,8 @@ class Example:
     hidden: Hidden | None = None
     may_hide: bool = False
     included_id: str = ""
+    k: int = 0
+    edited: tuple[PassageText, ...] = ()
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,6 +163,15 @@ class AsksTyped(Protocol):
 
     def typed(self, text: str) -> Example:
         """The example of a question as it was typed."""
+        ...
+
+
+@runtime_checkable
+class AsksChoices(Protocol):
+    """A task whose typed question may come with answers to choose from."""
+
+    def typed_with(self, text: str, choices: Sequence[str]) -> Example:
+        """The example of a question and its choices as they were typed."""
         ...
 
 

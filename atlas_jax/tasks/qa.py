@@ -105,6 +105,10 @@ class QATask:
         """See `AsksTyped.typed`."""
         return self.example(typed_record(question=text))
 
+    def typed_with(self, text: str, choices: Sequence[str]) -> Example:
+        """See `AsksChoices.typed_with`."""
+        return self.example(typed_record(question=text, choices=choices))
+
     def evaluate(
         self, predictions: Sequence[Prediction], recall_at: Sequence[int] = (1, 5, 20)
     ) -> dict[str, float]:

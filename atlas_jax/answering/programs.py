@@ -1,0 +1,124 @@
+"""The compiled programs of a loaded Atlas: one for each shape, made when it is first needed."""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+from atlas_jax.answering.answers import Answer, Reading, make_answer
+from atlas_jax.answering.batcher import most_choices
+from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
+from atlas_jax.answering.evaluator import Evaluator, Find
+from atlas_jax.answering.run import AnswerRun
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.sources import Source
+from atlas_jax.models.assembly import Assembled
+from atlas_jax.models.parameters import Models
+from atlas_jax.tasks.base import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The values that decide which compiled program answers a batch.
+
+    Attributes:
+      rows: questions of the batch.
+      k: passages that are read for each.
+      searched: passages that are searched for each; 0 = k.
+      excluded: passages that a question may exclude or edit, together.
+      choices: answers that a question may choose from; 0 = answers are generated.
+      edited: passages that a question may edit.
+      limits: whether each question may read fewer than k passages.
+      reads: False = passages are only found.
+    """
+
+    rows: int
+    k: int
+    explains: bool = False
+    excluded: int = 1
+    choices: int = 0
+    edited: int = 0
+    searched: int = 0
+    limits: bool = False
+    reads: bool = True
+
+
+def shape_of(
+    examples: Sequence[Example], rows: int, k: int, explains: bool, reads: bool, least: int
+) -> Shape:
+    """The shape of one call's examples.
+
+    Widths are rounded up to a power of two, so that few numbers of exclusions, edits or choices
+    need a new program.
+
+    Args:
+      least: passages that a question may exclude at least, `DataConfig.max_excluded`.
+    """
+    edited = max(len(one.edited) for one in examples)
+    excluded = max(len(one.excluded_ids) + len(one.edited) for one in examples)
+    return Shape(
+        rows=rows,
+        k=k,
+        explains=explains,
+        excluded=max(least, _power_of_two(excluded)),
+        choices=most_choices(examples) if reads else 0,
+        edited=_power_of_two(edited) if edited else 0,
+        reads=reads,
+    )
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
+
+
+class Programs:
+    """Makes what answers batches of a shape, once; any thread may ask for it.
+
+    Shapes that differ in rows share their functions, and so do shapes that find alike.
+    """
+
+    def __init__(self, told: AnswerRun, corpus: Corpus | None) -> None:
+        self._told, self._corpus = told, corpus
+        self._lock = threading.Lock()
+        self._evaluators: dict[tuple[Shape, Models], Evaluator] = {}
+        self._finds: dict[tuple[int, Models], tuple[Source, Find]] = {}
+        self._answers: dict[tuple[Reading, Models], Answer] = {}
+
+    def of(self, shape: Shape, made: Assembled) -> Evaluator:
+        """What answers batches of this shape by these models; the mesh has to be active.
+
+        Raises:
+          UserError: the corpus has fewer passages than the shape searches.
+        """
+        with self._lock:
+            key = shape, made.models
+            if key not in self._evaluators:
+                self._evaluators[key] = self._make(shape, made)
+            return self._evaluators[key]
+
+    def _make(self, shape: Shape, made: Assembled) -> Evaluator:
+        told, searched = self._told, shape.searched or shape.k
+        evaluator = make_evaluator(
+            Finder(made.models.retriever, made.tokenizers, self._corpus, made.mesh, made.rules),
+            Search(told.evaluation.passages, searched, told.read.rerank, "k"),
+            Rows(shape.rows),
+            dataclasses.replace(told.data, max_excluded=shape.excluded),
+            self._answer(shape, made) if shape.reads else None,
+            told.corpus.formats,
+            shape.choices,
+            told.generation.length_penalty,
+            shape.limits,
+            shape.edited,
+        )
+        key = searched, made.models
+        source, find = self._finds.setdefault(key, (evaluator.source, evaluator.find))
+        return dataclasses.replace(evaluator, source=source, find=find)
+
+    def _answer(self, shape: Shape, made: Assembled) -> Answer:
+        length = self._told.read.reader_length
+        reading = Reading(shape.k, length, shape.choices > 0, explains=shape.explains)
+        key = reading, made.models
+        if key not in self._answers:
+            self._answers[key] = make_answer(
+                made.models.reader, self._told.generation, reading, made.mesh
+            )
+        return self._answers[key]
