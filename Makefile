@@ -1,4 +1,5 @@
 # make demo    from a corpus to an answered, scored question, in ten minutes on two cores
+# make explore a browser page to ask the demo's trained model, or the shipped one
 # make test    all tests
 # make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
 # make claims  the paper's claims at nano scale: what is missing of docs/reports/claims.md
@@ -24,11 +25,12 @@ WORKERS ?= 2
 # One stamp for each set of packages: done once, and again when the lists change.
 RUN := $(VENV)/.atlas-jax-run
 DEV := $(VENV)/.atlas-jax-dev
+SERVE := $(VENV)/.atlas-jax-serve
 DOCS := $(VENV)/.atlas-jax-docs
 BENCH := $(VENV)/.atlas-jax-bench
 PLAN := $(VENV)/.atlas-jax-plan
 
-.PHONY: help demo claims test bench docs lint plan-table
+.PHONY: help demo explore claims test bench docs lint plan-table
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +40,9 @@ help:
 demo claims: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(RUN)
 	$(BIN)/python -m atlas_jax demo $(ARGS)
+
+explore: $(SERVE)
+	$(BIN)/python -m atlas_jax.demo.explore $(ARGS)
 
 claims: $(RUN)
 	$(BIN)/python -m atlas_jax claims $(ARGS)
@@ -76,7 +81,11 @@ $(RUN): requirements.txt pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): $(RUN)
-	$(PIP) --constraint requirements.txt --editable '.[dev]'
+	$(PIP) --constraint requirements.txt --editable '.[dev,serve]'
+	@touch $@
+
+$(SERVE): $(RUN)
+	$(PIP) --constraint requirements.txt --editable '.[serve]'
 	@touch $@
 
 $(DOCS): $(RUN)

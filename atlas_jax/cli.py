@@ -17,6 +17,7 @@ COMMANDS = {
     "retrieve": ("retrieve", "write the passages found for a file of questions"),
     "plan": ("plan", "whether a run fits on a TPU slice, and how fast it can be at best"),
     "ask": ("ask", "type a question; see answer, passages and scores"),
+    "serve": ("serve", "answer over HTTP, with the explorer in a browser"),
     "train_retriever": ("train_retriever", "pretrain the retriever, fine-tune it on labels"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
     "prepare": ("prepare", "turn published data sets into the project's files"),

@@ -43,6 +43,7 @@ from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.retriever.contrastive import ContrastiveConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.serving.config import ServeConfig
 from atlas_jax.tasks.base import Task
 from atlas_jax.tasks.registry import TASKS, task_class
 from atlas_jax.training.config import (
@@ -64,8 +65,8 @@ CONFIGURABLES = (
     CheckpointConfig, CompilerConfig, ContrastiveConfig, CorpusConfig, DataConfig, DeltaConfig,
     DistillationConfig, EncoderModelConfig, EvalConfig, GenerationConfig, LeakConfig, MeshConfig,
     ModelConfig, OptimizerConfig, PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy,
-    RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, StalenessConfig,
-    StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
+    RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, ServeConfig,
+    StalenessConfig, StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)
@@ -176,7 +177,7 @@ def retrieve_run() -> RetrieveRun:
 
 
 def answer_run() -> AnswerRun:
-    """The settings of `evaluate` and `ask`."""
+    """The settings of `evaluate`, `ask` and `serve`."""
     config, spec = told(EvalConfig), models()
     defaults = defaults_of(spec, config.task, config.passages != "none")
     return AnswerRun(
@@ -185,6 +186,11 @@ def answer_run() -> AnswerRun:
         read=defaults.read(StepConfig, fields_told(StepConfig)),
         generation=defaults.generation(fields_told(GenerationConfig)),
     )
+
+
+def serve_config() -> ServeConfig:
+    """The settings of the server of `serve`; what it answers with is an `answer_run`."""
+    return told(ServeConfig)
 
 
 def train_run() -> TrainRun:

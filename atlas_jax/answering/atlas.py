@@ -342,6 +342,11 @@ class Atlas:
         return self._corpus.store if self._corpus else None
 
     @property
+    def index_version(self) -> int:
+        """How often the embeddings that are searched have been refreshed."""
+        return self._corpus.version if self._corpus else 0
+
+    @property
     def fewest_rows(self) -> int:
         """Rows of the smallest batch, of which every batch has a multiple: the mesh decides it."""
         return self._smallest

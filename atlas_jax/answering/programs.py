@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Sequence
+from typing import Literal
 
 from atlas_jax.answering.answers import Answer, Reading, make_answer
 from atlas_jax.answering.batcher import most_choices
@@ -29,6 +30,7 @@ class Shape:
       edited: passages that a question may edit.
       limits: whether each question may read fewer than k passages.
       reads: False = passages are only found.
+      decoding: the method of GenerationConfig; "" = as told.
     """
 
     rows: int
@@ -40,6 +42,7 @@ class Shape:
     searched: int = 0
     limits: bool = False
     reads: bool = True
+    decoding: Literal["", "greedy", "beam", "sample"] = ""
 
 
 def shape_of(
@@ -81,7 +84,7 @@ class Programs:
         self._lock = threading.Lock()
         self._evaluators: dict[tuple[Shape, Models], Evaluator] = {}
         self._finds: dict[tuple[int, Models], tuple[Source, Find]] = {}
-        self._answers: dict[tuple[Reading, Models], Answer] = {}
+        self._answers: dict[tuple[Reading, str, Models], Answer] = {}
 
     def of(self, shape: Shape, made: Assembled) -> Evaluator:
         """What answers batches of this shape by these models; the mesh has to be active.
@@ -114,11 +117,14 @@ class Programs:
         return dataclasses.replace(evaluator, source=source, find=find)
 
     def _answer(self, shape: Shape, made: Assembled) -> Answer:
-        length = self._told.read.reader_length
-        reading = Reading(shape.k, length, shape.choices > 0, explains=shape.explains)
-        key = reading, made.models
+        told = self._told
+        reading = Reading(
+            shape.k, told.read.reader_length, shape.choices > 0, explains=shape.explains
+        )
+        key = reading, shape.decoding, made.models
         if key not in self._answers:
-            self._answers[key] = make_answer(
-                made.models.reader, self._told.generation, reading, made.mesh
-            )
+            generation = told.generation
+            if shape.decoding:
+                generation = dataclasses.replace(generation, method=shape.decoding)
+            self._answers[key] = make_answer(made.models.reader, generation, reading, made.mesh)
         return self._answers[key]

@@ -1,0 +1,80 @@
+"""Answers as they come: waiting for one, and server-sent events."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from atlas_jax.answering.results import Passage
+from atlas_jax.serving.logs import failed
+from atlas_jax.serving.problems import Refused, problem_of
+from atlas_jax.serving.queue import DeadlinePassed, Ticket
+from atlas_jax.serving.replies import answer_reply, passage_reply
+from atlas_jax.serving.schemas import AnswerEvent, FoundEvent, StatusReply
+from atlas_jax.serving.service import Done, Service
+
+
+async def answer_to(service: Service, ticket: Ticket) -> Done:
+    """Wait for the answer to a question, until its deadline.
+
+    Raises:
+      Refused: it was not there in time.
+    """
+    try:
+        async with asyncio.timeout(ticket.deadline - time.monotonic()):
+            done: Done = await asyncio.wrap_future(ticket.answered)
+            return done
+    except (TimeoutError, DeadlinePassed):
+        service.metrics.late.inc()
+        seconds = service.config.deadline_seconds
+        message = f"no answer within {seconds:g} s (ServeConfig.deadline_seconds)"
+        raise Refused(504, message) from None
+
+
+class Events:
+    """The events of one request: each question's passages, then its answer; at last `done`.
+
+    An answer is one event: the decoder is one compiled program, which gives all tokens at once.
+    """
+
+    def __init__(self, service: Service, request_id: str) -> None:
+        self._service, self._request_id = service, request_id
+        self._events = asyncio.Queue[tuple[str, msgspec.Struct]]()
+
+    def found(self, number: int, question: str, passages: Sequence[Passage]) -> None:
+        """Tell the passages of a question; to be called in the event loop."""
+        replies = [passage_reply(one) for one in passages]
+        event = FoundEvent(index=number, question=question, passages=replies)
+        self._events.put_nowait(("passages", event))
+
+    async def of(self, tickets: Sequence[Ticket]) -> AsyncIterator[bytes]:
+        """The events of these questions; if the client leaves, they give up their places."""
+        waiting = [asyncio.create_task(self._answered(n, one)) for n, one in enumerate(tickets)]
+        missing = len(tickets)
+        try:
+            while missing:
+                name, value = await self._events.get()
+                missing -= name != "passages"
+                yield _encoded(name, value)
+            yield _encoded("done", StatusReply(status="done"))
+        finally:
+            self._service.metrics.left.inc(missing)
+            for task in waiting:
+                task.cancel()
+            self._service.queue.withdraw(tickets)
+
+    async def _answered(self, number: int, ticket: Ticket) -> None:
+        try:
+            reply = answer_reply(await answer_to(self._service, ticket))
+            event = AnswerEvent(index=number, answer=reply, served_by=self._service.index())
+            self._events.put_nowait(("answer", event))
+        except Exception as error:
+            refusal, problem = problem_of(error, self._request_id)
+            if refusal.status == 500:
+                failed(self._request_id, error)
+            self._events.put_nowait(("error", problem))
+
+
+def _encoded(name: str, value: msgspec.Struct) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(value))

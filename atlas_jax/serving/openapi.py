@@ -1,0 +1,85 @@
+"""The description of the API, made from the types of `schemas`."""
+
+from typing import Any
+
+import msgspec
+
+from atlas_jax import __version__
+from atlas_jax.serving import schemas
+
+_REFERENCE = "#/components/schemas/{name}"
+_FAULTS = {
+    "400": "A field is at fault; `detail` names it.",
+    "401": "The API key is missing or wrong.",
+    "408": "The body came too slowly.",
+    "413": "The body is too large.",
+    "415": "The body is not JSON.",
+    "429": "Too many questions are waiting; `Retry-After` says for how long.",
+    "503": "The server is not ready, or shutting down.",
+    "504": "The answer was not there in time.",
+}
+# Path -> method, what it does, request, reply, the faults beside 401.
+ROUTES: dict[str, tuple[str, str, Any, Any, tuple[str, ...]]] = {
+    "/v1/answers": ("post", "Answer one question or several.", schemas.AnswersRequest,
+                    schemas.AnswersReply, tuple(_FAULTS)),
+    "/v1/retrieve": ("post", "Find passages for one question or several.",
+                     schemas.RetrieveRequest, schemas.RetrieveReply, tuple(_FAULTS)),
+    "/v1/passages/{id}": ("get", "One passage of the corpus.", None, schemas.PassageReply,
+                          ("404", "503")),
+    "/v1/models": ("get", "What is served, and its limits.", None, schemas.ModelsReply, ("503",)),
+    "/v1/examples": ("get", "Questions to try, and some passages.", None, schemas.ExamplesReply,
+                     ("503",)),
+    "/healthz": ("get", "Whether the process lives.", None, schemas.StatusReply, ()),
+    "/readyz": ("get", "Whether every program is compiled; 503 until then.", None,
+                schemas.StatusReply, ("503",)),
+    "/metrics": ("get", "Figures in Prometheus' text form.", None, None, ()),
+}  # fmt: skip
+
+
+def description() -> dict[str, Any]:
+    """The document that /openapi.json serves (OpenAPI 3.1)."""
+    kinds = [kind for route in ROUTES.values() for kind in route[2:4] if kind is not None]
+    _, components = msgspec.json.schema_components(
+        [*kinds, schemas.Problem], ref_template=_REFERENCE
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "atlas-jax",
+            "version": __version__,
+            "description": "Answers with the passages that they were read from.",
+        },
+        "security": [{}, {"key": []}],
+        "paths": {path: {route[0]: _operation(path, *route[1:])} for path, route in ROUTES.items()},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(
+    path: str, summary: str, request: Any, reply: Any, faults: tuple[str, ...]
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"summary": summary, "responses": {"200": {"description": "Done."}}}
+    if reply is not None:
+        made["responses"]["200"]["content"] = _content("application/json", reply)
+    else:
+        made["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    if request is not None:
+        made["requestBody"] = {"required": True, "content": _content("application/json", request)}
+    if "{id}" in path:
+        made["parameters"] = [
+            {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
+    words = {**_FAULTS, "404": "There is none of this id."}
+    for status in faults:
+        kind, media = schemas.Problem, "application/problem+json"
+        if path == "/readyz":
+            kind, media = reply, "application/json"
+        made["responses"][status] = {"description": words[status], "content": _content(media, kind)}
+    return made
+
+
+def _content(media: str, kind: Any) -> dict[str, Any]:
+    return {media: {"schema": {"$ref": _REFERENCE.format(name=kind.__name__)}}}

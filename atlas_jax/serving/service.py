@@ -1,0 +1,211 @@
+"""Loads the models, compiles, and answers what waits, in a thread of its own."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from atlas_jax.answering.asked import Asked, examples_of
+from atlas_jax.answering.atlas import Atlas
+from atlas_jax.answering.results import Answer, Passage
+from atlas_jax.core.errors import UserError
+from atlas_jax.serving.config import ServeConfig
+from atlas_jax.serving.engine import Engine, Kind
+from atlas_jax.serving.logs import event
+from atlas_jax.serving.metrics import Metrics
+from atlas_jax.serving.problems import Refused
+from atlas_jax.serving.queue import Queue, QueueFull, Ticket
+from atlas_jax.serving.schemas import Decoding, IndexReply, Timings
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """An answer with its timings."""
+
+    answer: Answer
+    timings: Timings
+
+
+class Service:
+    """What answers questions: a queue, an engine, and the thread between them.
+
+    Attributes:
+      config: the settings.
+      queue: questions that wait.
+      metrics: what is counted.
+      failure: why the models could not be loaded; None if they could.
+    """
+
+    def __init__(
+        self, config: ServeConfig, load: Callable[[], Atlas], on_failure: Callable[[], None]
+    ) -> None:
+        """Prepare; `start` loads.
+
+        Args:
+          load: loads the models.
+          on_failure: called in the service's thread if they cannot be loaded.
+        """
+        self.config, self._load, self._on_failure = config, load, on_failure
+        self.queue = Queue(config.queue)
+        self.metrics = Metrics(lambda: len(self.queue), lambda: float(self.is_ready))
+        self.failure: BaseException | None = None
+        self._engine: Engine | None = None
+        self._state = "loading the models"
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="atlas-jax-answers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load, in another thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what waits, then end; a program that is being compiled is not waited for."""
+        seconds = self.config.drain_seconds if self.is_ready else 1
+        self._ready.clear()
+        self._state = "shutting down"
+        self.queue.close()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread still works."""
+        return self._thread.is_alive()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every program is compiled."""
+        return self._ready.is_set()
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        return "ready" if self.is_ready else self._state
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a server that is ready.
+
+        Raises:
+          Refused: it is not.
+        """
+        if self._engine is None or not self.is_ready:
+            raise Refused(503, f"not ready: {self.state}", {"retry-after": "2"})
+        return self._engine
+
+    def index(self) -> IndexReply | None:
+        """The index that serves; None for a closed book."""
+        if self._engine is None or self._engine.atlas.store is None:
+            return None
+        store, version = self._engine.atlas.store, self._engine.atlas.index_version
+        return IndexReply(version=version, passages=store.count, hash=store.content_hash[:12])
+
+    def submit(
+        self,
+        asked: Sequence[Asked],
+        reads: bool,
+        explains: bool,
+        decoding: Decoding,
+        on_found: Callable[[int, tuple[Passage, ...]], None] | None = None,
+    ) -> list[Ticket]:
+        """Put questions into the queue.
+
+        Args:
+          on_found: called with a question's number and its passages, in the service's thread.
+
+        Raises:
+          UserError: a question is at fault.
+          QueueFull: there is no room for all of them.
+          Refused: the server is not ready.
+        """
+        engine, deadline = self.engine, time.monotonic() + self.config.deadline_seconds
+        examples_of(engine.atlas.told, asked, engine.atlas.store)  # refuses what is at fault
+        tickets = [
+            Ticket(one, engine.kind(one, reads, explains, decoding), deadline) for one in asked
+        ]
+        for number, ticket in enumerate(tickets):
+            if on_found is not None:
+                ticket.on_found = lambda passages, number=number: on_found(number, passages)  # type: ignore[misc]
+        try:
+            self.queue.offer(tickets)
+        except QueueFull:
+            self.metrics.shed.inc(len(tickets))
+            raise
+        return tickets
+
+    def _run(self) -> None:
+        try:
+            engine, start = Engine(self._load(), self.config), time.monotonic()
+            for done, programs in engine.compile():
+                self._state = f"{done} of {programs} programs are compiled"
+                if self._closing:
+                    return
+        except BaseException as error:
+            self.failure = error
+            self._on_failure()
+            return
+        self._engine = engine
+        self._ready.set()
+        seconds = round(time.monotonic() - start, 1)
+        event("ready", seconds=seconds, programs=programs, ks=engine.ks, rows=engine.batch_rows)
+        while tickets := self.queue.take(engine.batch_rows[-1]):
+            taken = [one for one in tickets if one.answered.set_running_or_notify_cancel()]
+            if taken:
+                self._answer(engine, taken)
+
+    @property
+    def _closing(self) -> bool:
+        return self._state == "shutting down"
+
+    def _answer(self, engine: Engine, tickets: Sequence[Ticket]) -> None:
+        start = time.monotonic()
+        try:
+            results = self._batch(engine, tickets, start)
+        except UserError as error:
+            if len(tickets) > 1:  # one of them is at fault: the others shall not suffer from it
+                for ticket in tickets:
+                    self._answer(engine, [ticket])
+                return
+            tickets[0].answered.set_exception(error)
+            return
+        except BaseException as error:
+            for ticket in tickets:
+                ticket.answered.set_exception(error)
+            return
+        for ticket, result in zip(tickets, results, strict=True):
+            ticket.answered.set_result(result)
+        self.queue.answered(len(tickets), time.monotonic() - start)
+
+    def _batch(self, engine: Engine, tickets: Sequence[Ticket], start: float) -> list[Done]:
+        kind, found_at = tickets[0].kind, [start]
+        assert isinstance(kind, Kind)
+
+        def on_found(passages: list[tuple[Passage, ...]]) -> None:
+            found_at[0] = time.monotonic()
+            for ticket, found in zip(tickets, passages, strict=True):
+                ticket.on_found(found)
+
+        answers, rows = engine.answer(kind, [one.asked for one in tickets], on_found)
+        end = time.monotonic()
+        self.metrics.questions.inc(len(tickets))
+        self.metrics.batch.observe(len(tickets))
+        self.metrics.stage.labels("find").observe(found_at[0] - start)
+        if kind.reads:
+            self.metrics.stage.labels("read").observe(end - found_at[0])
+
+        def milliseconds(seconds: float) -> float:
+            return round(1000 * seconds, 2)
+
+        return [
+            Done(
+                answer,
+                Timings(
+                    waited=milliseconds(start - ticket.arrived),
+                    found=milliseconds(found_at[0] - start),
+                    read=milliseconds(end - found_at[0]) if kind.reads else 0.0,
+                    batch=len(tickets),
+                    rows=rows,
+                ),
+            )
+            for ticket, answer in zip(tickets, answers, strict=True)
+        ]

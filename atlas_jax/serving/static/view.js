@@ -1,0 +1,209 @@
+// Builds the page's parts. Text is only ever set as text, never as markup.
+
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined)
+      element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+
+// The places of the answer in a text; if it is nowhere, those of its longer words.
+function pattern(answer, text) {
+  const clean = (answer || "").trim();
+  if (!clean) return null;
+  const whole = escaped(clean).replace(/\s+/g, "\\s+");
+  for (const source of [`(?<![\\p{L}\\p{N}])${whole}(?![\\p{L}\\p{N}])`, whole]) {
+    const found = new RegExp(source, "giu");
+    if (found.test(text)) return new RegExp(source, "giu");
+  }
+  const words = clean.split(/[^\p{L}\p{N}]+/u).filter((word) => word.length > 3);
+  if (!words.length) return null;
+  return new RegExp(`(?<![\\p{L}\\p{N}])(?:${words.map(escaped).join("|")})(?![\\p{L}\\p{N}])`, "giu");
+}
+
+function marked(text, answer) {
+  const found = pattern(answer, text);
+  const parts = [];
+  let at = 0;
+  for (const match of found ? text.matchAll(found) : []) {
+    parts.push(text.slice(at, match.index), make("mark", {}, match[0]));
+    at = match.index + match[0].length;
+  }
+  return [...parts, text.slice(at)];
+}
+
+const BARS = {
+  score: { word: "score", digits: 3, help: "Inner product of question and passage" },
+  attention: { word: "attention", digits: 3, help: "What the reader drew from the passage" },
+  left_out: {
+    word: "effect",
+    digits: 2,
+    help: "What the answer's log-probability loses when the passage is left out",
+  },
+};
+
+// One bar for each figure, scaled to the largest of its pane; an effect may go either way.
+function bars(passage, largest) {
+  const rows = Object.entries(BARS).filter(([name]) => passage[name] !== undefined);
+  return make(
+    "dl",
+    { class: "bars" },
+    ...rows.map(([name, { word, digits, help }]) => {
+      const value = passage[name];
+      const share = largest[name] > 0 ? Math.abs(value) / largest[name] : 0;
+      const signed = name === "left_out";
+      const kind = signed ? (value < 0 ? "bar both against" : "bar both for") : `bar ${name}`;
+      const fill = make("span", { class: "fill" });
+      fill.style.setProperty("--share", share.toFixed(4));
+      const sign = signed && value > 0 ? "+" : "";
+      return make(
+        "div",
+        { title: help },
+        make("dt", {}, word),
+        make("dd", {}, make("span", { class: kind, "aria-hidden": "true" }, fill),
+          make("span", { class: "figure" }, `${sign}${value.toFixed(digits)}`)),
+      );
+    }),
+  );
+}
+
+function heading(passage) {
+  return [passage.title, passage.section].filter(Boolean).join(" · ") || passage.id;
+}
+
+function editor(passage, actions, id) {
+  const area = make("textarea", { id, rows: 6, dir: "auto", maxlength: actions.maxText });
+  area.value = passage.text;
+  const cancel = () => actions.edit(null);
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") cancel();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) actions.save(passage, area.value);
+  });
+  return make(
+    "div",
+    { class: "editor" },
+    make("label", { for: id, class: "hidden" }, `Text of ${heading(passage)}`),
+    area,
+    make("div", { class: "actions" },
+      make("button", { type: "button", class: "strong small",
+        onclick: () => actions.save(passage, area.value) }, "Save and ask again"),
+      make("button", { type: "button", class: "quiet small", onclick: cancel }, "Cancel"),
+    ),
+  );
+}
+
+function moved(rank, before) {
+  if (before === undefined) return null;
+  if (before === 0) return make("span", { class: "moved new" }, "new");
+  if (before === rank) return null;
+  const up = before > rank;
+  return make("span", { class: "moved" }, `${up ? "▲" : "▼"} ${Math.abs(before - rank)}`,
+    make("span", { class: "hidden" }, up ? " places up" : " places down"));
+}
+
+function card(passage, rank, result, largest, actions, ranks) {
+  const edited = passage.id in result.settings.replace;
+  const id = `edit-${result.key}-${rank}`;
+  const editing = actions && actions.editing === passage.id;
+  const before = ranks ? ranks.get(passage.id) || 0 : undefined;
+  const name = heading(passage);
+  return make(
+    "li",
+    { class: edited ? "passage edited" : "passage", "data-id": passage.id },
+    make("div", { class: "passage-head" },
+      make("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
+      make("h3", { dir: "auto" }, name),
+      edited ? make("span", { class: "tag" }, "edited") : null,
+      moved(rank, before),
+    ),
+    editing ? editor(passage, actions, id)
+      : make("p", { class: "text", dir: "auto" }, ...marked(passage.text, result.answer)),
+    bars(passage, largest),
+    actions && !editing ? make("div", { class: "actions" },
+      actions.canExclude ? make("button", { type: "button", class: "quiet small", "data-do": "cross",
+        "aria-label": `Cross out ${name}`, onclick: () => actions.exclude(passage) }, "Cross out") : null,
+      actions.canReplace ? make("button", { type: "button", class: "quiet small", "data-do": "edit",
+        "aria-label": `Edit ${name}`, onclick: () => actions.edit(passage.id) }, "Edit text") : null,
+      edited ? make("button", { type: "button", class: "quiet small",
+        "aria-label": `Restore the text of ${name}`, onclick: () => actions.restore(passage.id) },
+        "Restore text") : null,
+    ) : null,
+  );
+}
+
+function likelihood(result) {
+  if (result.logProbability === null || result.logProbability === undefined) return null;
+  const share = Math.min(1, Math.exp(result.logProbability));
+  const percent = share >= 0.995 ? "> 99" : (100 * share).toFixed(share < 0.1 ? 1 : 0);
+  const fill = make("span", { class: "fill" });
+  fill.style.setProperty("--share", share.toFixed(4));
+  return make("p", { class: "likelihood", title: "Probability that the model gives this answer" },
+    make("span", { class: "bar sure", "aria-hidden": "true" }, fill),
+    make("span", {}, `${percent} % likely`));
+}
+
+function answerCard(result, before) {
+  if (result.mode === "search") return null;
+  const nothing = !result.pending && !result.answer;
+  const text = result.pending
+    ? make("p", { class: "answer waiting" }, result.passages
+      ? `Reading ${result.passages.length} passages …` : "Searching …")
+    : make("p", { class: nothing ? "answer none" : "answer", dir: "auto" },
+      nothing ? "(no answer)" : result.answer);
+  const changed = before && !before.pending && !result.pending && before.answer !== result.answer;
+  return make("div", { class: "answer-card" },
+    make("p", { class: "eyebrow", dir: "auto" }, result.settings.question),
+    text,
+    result.pending ? null : likelihood(result),
+    changed ? make("p", { class: "was" }, "was ",
+      make("s", { dir: "auto" }, before.answer || "(no answer)")) : null);
+}
+
+function changes(result, actions) {
+  const { exclude, titles } = result.settings;
+  if (!exclude.length) return null;
+  return make("div", { class: "crossed" },
+    make("h3", {}, "Crossed out"),
+    make("ul", {}, ...exclude.map((id) => make("li", {},
+      make("s", { dir: "auto" }, titles[id] || id),
+      actions ? make("button", { type: "button", class: "quiet small",
+        "aria-label": `Restore ${titles[id] || id}`, onclick: () => actions.include(id) },
+        "Restore") : null))));
+}
+
+function note(result) {
+  const { timings, index } = result;
+  if (!timings) return null;
+  const total = timings.waited + timings.found + timings.read;
+  const words = [`${total.toFixed(0)} ms`];
+  if (index) words.push(`${index.passages.toLocaleString("en")} passages searched`);
+  return make("p", { class: "dim note" }, words.join(" · "));
+}
+
+// One pane: the answer, its passages, and what can be done with them.
+//   result: what to show.   actions: what the buttons do; null in a pane that is only compared.
+//   options.title, options.before (the answer before this one), options.against (to compare).
+export function pane(result, actions, options) {
+  const passages = result.passages || [];
+  const largest = {};
+  for (const name of Object.keys(BARS))
+    largest[name] = Math.max(0, ...passages.map((one) => Math.abs(one[name] || 0)));
+  const ranks = options.against && options.against.passages
+    ? new Map(options.against.passages.map((one, at) => [one.id, at + 1])) : null;
+  const list = result.passages
+    ? make("ol", { class: "passages" },
+      ...passages.map((one, at) => card(one, at + 1, result, largest, actions, ranks)))
+    : make("div", { class: "ghosts", "aria-hidden": "true" },
+      ...Array.from({ length: 3 }, () => make("div", { class: "ghost" })));
+  const foot = make("div", { class: "pane-foot" }, note(result), ...(options.buttons || []));
+  return make("section", { class: "pane", "aria-label": options.title, "aria-busy": String(result.pending) },
+    options.showTitle ? make("h2", { class: "pane-title" }, options.title) : null,
+    answerCard(result, options.before), foot, changes(result, actions), list);
+}

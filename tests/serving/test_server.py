@@ -1,0 +1,205 @@
+"""The routes: answers as `ask` gives them, nothing compiled, the words of the commands."""
+
+import http.client
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import pytest
+
+from atlas_jax.answering.atlas import Atlas
+from atlas_jax.core.errors import UserError
+from atlas_jax.serving.config import ServeConfig
+from atlas_jax.serving.run import Server, api_key
+from tests.serving.served import ask, send, serving
+
+QUESTIONS = ["What is the capital of Arvo?", "What is the capital of Bera?"]
+
+
+def test_answers_equal_those_of_ask_to_the_bit(atlas: Atlas, server: Server) -> None:
+    ids = [one.id for one in atlas.retrieve(QUESTIONS[0], k=3)]
+    for fields in (
+        {"k": 2},
+        {"k": 4, "explain": True},
+        {"k": 4, "exclude": ids[:1]},
+        {"k": 2, "replace": {ids[1]: "The capital of Arvo is Nowhere."}, "explain": True},
+        {"k": 4, "choices": ["Lindel", "Tomund"]},
+    ):
+        expected, found = atlas.ask(QUESTIONS[0], **fields), ask(server, QUESTIONS[0], **fields)[0]
+        assert found["answer"] == expected.text
+        assert found["log_probability"] == expected.log_probability
+        assert len(found["passages"]) == len(expected.passages)
+        for one, passage in zip(found["passages"], expected.passages, strict=True):
+            assert {name: getattr(passage, name) for name in one} == one
+
+
+def test_a_k_between_two_programs_is_read_by_the_larger(atlas: Atlas, server: Server) -> None:
+    expected, found = atlas.ask(QUESTIONS[0], k=3, explain=True), ask(server, QUESTIONS[0], k=3,
+                                                                      explain=True)[0]  # fmt: skip
+    assert [one["id"] for one in found["passages"]] == [one.id for one in expected.passages]
+    assert found["answer"] == expected.text
+    assert found["log_probability"] == pytest.approx(expected.log_probability, abs=1e-4)
+    for one, passage in zip(found["passages"], expected.passages, strict=True):
+        assert one["left_out"] == pytest.approx(passage.left_out, abs=1e-3)
+
+
+def test_waiting_questions_are_joined_and_nothing_is_compiled(server: Server) -> None:
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _seconds, **_: compiled.append(name) if "compile" in name else None
+    )
+    some = [one["id"] for one in ask(server, QUESTIONS[0])[0]["passages"]]
+    kinds = [
+        {"k": k, "explain": explain, **more}
+        for k in (1, 2, 4)
+        for explain in (False, True)
+        for more in ({}, {"replace": {some[0]: "A text."}}, {"exclude": some[:1]},
+                     {"choices": ["a b", "c d"]})
+    ] * 2  # fmt: skip
+    alone = [ask(server, QUESTIONS[0], **kind)[0] for kind in kinds[:24]]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda kind: ask(server, QUESTIONS, **kind)[0], kinds))
+        searched = list(
+            threads.map(
+                lambda k: send(server, "/v1/retrieve", {"questions": QUESTIONS, "k": k}).json,
+                (1, 2, 3, 4),
+            )
+        )
+    assert compiled == []
+    assert [one["answer"] for one in together] == [one["answer"] for one in alone * 2]
+    assert max(one["timings"]["batch"] for one in together) >= 2
+    assert [len(one["results"][1]["passages"]) for one in searched] == [1, 2, 3, 4]
+
+
+def test_passages_come_before_the_answer(server: Server) -> None:
+    whole = ask(server, QUESTIONS, k=2)
+    reply = send(server, "/v1/answers", {"questions": QUESTIONS, "k": 2, "stream": True})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = [
+        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for name, data in (one.split("\n", 1) for one in reply.body.decode().strip().split("\n\n"))
+    ]
+    assert [name for name, _ in events] == ["passages"] * 2 + ["answer"] * 2 + ["done"], events[-2]
+    for number, answer in enumerate(whole):
+        found = next(e for name, e in events if name == "passages" and e["index"] == number)
+        read = next(e for name, e in events if name == "answer" and e["index"] == number)
+        assert found["passages"] == answer["passages"] == read["answer"]["passages"]
+        assert read["answer"]["answer"] == answer["answer"]
+
+
+def test_operators_find_what_they_expect(server: Server) -> None:
+    assert send(server, "/healthz").json == {"status": "alive"}
+    assert send(server, "/readyz").json == {"status": "ready"}
+    figures = send(server, "/metrics").body.decode()
+    assert "atlas_jax_ready 1.0" in figures and "atlas_jax_questions_total" in figures
+    model = send(server, "/v1/models").json["data"][0]
+    assert (model["compiled_ks"], model["index"]["passages"]) == ([2, 4], 16)
+    first = send(server, "/v1/examples").json["passages"][0]
+    assert send(server, f"/v1/passages/{first['id']}").json == first
+    described = send(server, "/openapi.json").json
+    for path, reference in (("/v1/answers", "AnswersRequest"), ("/v1/retrieve", "RetrieveRequest")):
+        body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"]["$ref"].endswith(reference)
+        assert "k" in described["components"]["schemas"][reference]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"questions": " "}, "the question is empty; type what you want to know"),
+        ({"questions": []}, "questions is empty"),
+        ({"questions": "x", "k": 5}, "this server finds up to 4 passages (ServeConfig.ks)"),
+        ({"questions": "x", "exclude": ["no"]}, "no passage of the corpus has the id 'no'"),
+        ({"questions": "x", "kk": 5}, "kk"),
+        ({"questions": "x", "k": "5"}, "k"),
+        ({"questions": ["x"] * 5}, "takes up to 4 at once"),
+        ({"questions": "x" * 201}, "201 characters, more than 200"),
+        ({"questions": "x", "decoding": "beam"}, "this server has 'greedy'"),
+        ({"questions": "x", "choices": ["a", "a"]}, "two or more different texts"),
+    ],
+)
+def test_a_fault_is_told_in_the_words_of_the_commands(server: Server, fields, words) -> None:
+    reply = send(server, "/v1/answers", fields, x_request_id="mine-1")
+    assert reply.status == 400 and reply.headers["content-type"] == "application/problem+json"
+    assert words in reply.json["detail"]
+    assert reply.json["request_id"] == reply.headers["x-request-id"] == "mine-1"
+
+
+def test_a_full_queue_refuses_at_once_and_keeps_what_it_took(atlas: Atlas) -> None:
+    with serving(atlas, ks=(2,), explain=False, max_choices=0, max_replaced=0, queue=6) as server:
+        answer, held = server.service.engine.answer, threading.Event()
+
+        def slowly(*args):
+            held.wait(10)
+            return answer(*args)
+
+        server.service.engine.answer = slowly  # type: ignore[method-assign]
+        with ThreadPoolExecutor(12) as threads:
+            sent = [
+                threads.submit(send, server, "/v1/answers", {"questions": QUESTIONS[0]})
+                for _ in range(12)
+            ]
+            until = time.monotonic() + 10
+            while sum(one.done() for one in sent) < 5 and time.monotonic() < until:
+                time.sleep(0.01)
+            leaver = http.client.HTTPConnection("127.0.0.1", server.address[1])
+            refused = [one.result() for one in sent if one.done()]
+            assert {one.status for one in refused} == {429}
+            assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+            leaver.close()
+            held.set()
+            replies = [one.result() for one in sent]
+        statuses = sorted(one.status for one in replies)
+        assert statuses == [200] * statuses.count(200) + [429] * len(refused)
+        assert statuses.count(200) >= 6
+
+
+def test_a_client_that_leaves_frees_its_place_and_a_late_question_is_given_up(
+    atlas: Atlas,
+) -> None:
+    settings = {"ks": (2,), "explain": False, "max_choices": 0, "max_replaced": 0}
+    with serving(atlas, **settings, deadline_seconds=1.0) as server:
+        answer, held = server.service.engine.answer, threading.Event()
+        server.service.engine.answer = lambda *a: (held.wait(10), answer(*a))[1]  # type: ignore
+        body = json.dumps({"questions": QUESTIONS[0]}).encode()
+        clients = []
+        for _ in range(3):  # the first is being answered, two wait
+            client = http.client.HTTPConnection("127.0.0.1", server.address[1])
+            client.request("POST", "/v1/answers", body, {"content-type": "application/json"})
+            clients.append(client)
+            time.sleep(0.1)
+        assert len(server.service.queue) == 2
+        clients[1].close()
+        until = time.monotonic() + 5
+        while len(server.service.queue) > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(server.service.queue) == 1
+        late = clients[2].getresponse()
+        assert late.status == 504 and b"no answer within 1 s" in late.read()
+        held.set()
+        clients[0].close()
+        clients[2].close()
+
+
+def test_a_key_is_needed_where_others_can_come(
+    atlas: Atlas, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    with pytest.raises(UserError, match="can be reached by others: set an API key"):
+        api_key(ServeConfig(host="0.0.0.0"))
+    (tmp_path / "key").write_text("short\n")
+    with pytest.raises(UserError, match="16 characters or more"):
+        api_key(ServeConfig(api_key_file=str(tmp_path / "key")))
+    monkeypatch.setenv("ATLAS_JAX_API_KEY", "a key of 24 characters..")
+    settings = {"ks": (2,), "batch_rows": (1,), "explain": False, "max_choices": 0,
+                "max_replaced": 0}  # fmt: skip
+    with serving(atlas, **settings) as server:
+        path, body = "/v1/answers", {"questions": QUESTIONS[0]}
+        for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic abc"}):
+            reply = send(server, path, body, **wrong)
+            assert reply.status == 401 and reply.headers["www-authenticate"] == "Bearer"
+        right = {"authorization": "Bearer a key of 24 characters.."}
+        assert send(server, path, body, **right).status == 200
+        assert send(server, "/metrics").status == 401
+        assert send(server, "/healthz").status == send(server, "/").status == 200
