@@ -313,7 +313,8 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "## The smallest slice that fits",
         "",
-        "Of the slices that were tried, the table has the smallest that fits. Stale rows are left out.",
+        "Of the slices that were tried, the table has the smallest that fits.",
+        "Stale rows are left out.",
         "",
         "| model | recipe | index | chips | smallest slice | peak | of | least s/step "
         "| next smaller |",
