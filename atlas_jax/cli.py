@@ -19,6 +19,10 @@ COMMANDS = {
     "ask": ("ask", "type a question; see answer, passages and scores"),
     "serve": ("serve", "answer over HTTP, with the explorer in a browser"),
     "train_retriever": ("train_retriever", "pretrain the retriever, fine-tune it on labels"),
+    "train_classifier": (
+        "train_classifier",
+        "teach an encoder to classify texts",
+    ),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
     "prepare": ("prepare", "turn published data sets into the project's files"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),

@@ -20,7 +20,7 @@ from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.config import config_text
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.devices import Devices
-from atlas_jax.core.errors import UserError, no_value_for
+from atlas_jax.core.errors import UserError, no_value_for, require
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 from atlas_jax.core.parts import PARTS
@@ -45,7 +45,13 @@ from atlas_jax.retriever.contrastive import ContrastiveConfig
 from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.serving.config import ServeConfig
 from atlas_jax.tasks.base import Task
+from atlas_jax.tasks.classification import CLASSIFICATION, ClassificationTask
 from atlas_jax.tasks.registry import TASKS, task_class
+from atlas_jax.training.classifier_config import (
+    ClassifierRun,
+    ClassifierTrainConfig,
+    EncoderRun,
+)
 from atlas_jax.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -62,11 +68,12 @@ Result = TypeVar("Result")
 # Functions and classes that gin files bind by name. They are not changed: only `told` and `called`
 # take their arguments from gin.
 CONFIGURABLES = (
-    CheckpointConfig, CompilerConfig, ContrastiveConfig, CorpusConfig, DataConfig, DeltaConfig,
-    DistillationConfig, EncoderModelConfig, EvalConfig, GenerationConfig, LeakConfig, MeshConfig,
-    ModelConfig, OptimizerConfig, PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy,
-    RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, ServeConfig,
-    StalenessConfig, StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
+    CheckpointConfig, ClassifierTrainConfig, CompilerConfig, ContrastiveConfig, CorpusConfig,
+    DataConfig, DeltaConfig, DistillationConfig, EncoderModelConfig, EvalConfig,
+    GenerationConfig, LeakConfig, MeshConfig, ModelConfig, OptimizerConfig, PartitionRules,
+    ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig,
+    RetrieverTrainConfig, RowsConfig, ScannConfig, ServeConfig, StalenessConfig, StepConfig,
+    StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)
@@ -225,6 +232,44 @@ def retriever_run() -> RetrieverRun:
     )
 
 
+def classifier_run() -> ClassifierRun:
+    """The settings of `train_classifier`."""
+    config = told(ClassifierTrainConfig)
+    return ClassifierRun(
+        **_encoder_run(config.task),
+        train=config,
+        optimizer=_optimizer(ClassifierRun.optimizer),
+    )
+
+
+def _encoder_run(name: str) -> dict[str, Any]:
+    """Fields of an `EncoderRun`, of a task.
+
+    Raises:
+      UserError: the task has no template.
+    """
+    known = [made.name for made in CLASSIFICATION]
+    found = task(name)
+    require(isinstance(found, ClassificationTask), "ClassifierTrainConfig.task", name,
+            f"a classification task: {', '.join(known)}")  # fmt: skip
+    return {
+        "task": found,
+        "encoder": fields_told(EncoderModelConfig),
+        "delta": told(DeltaConfig, EncoderRun.SCOPE),
+        "devices": devices(),
+        "checkpoints": told(CheckpointConfig),
+        "profile": told(ProfileConfig),
+        "rows": told(RowsConfig),
+        "text": config_text(),
+    }
+
+
+def _optimizer(default: OptimizerConfig) -> OptimizerConfig:
+    """The encoder's optimiser; what is not bound is as in `default`."""
+    with gin.config_scope(EncoderRun.SCOPE):
+        return dataclasses.replace(default, **fields_told(OptimizerConfig))
+
+
 def _base(spec: ModelSpec, defaults: Defaults) -> dict[str, Any]:
     """Fields of every run."""
     return {"models": spec, "corpus": corpus(defaults), "devices": devices()}
@@ -297,7 +342,11 @@ def plan_run(passages: int) -> Run:
 
 
 # Their step or batch is none of the programs that are planned.
-_UNPLANNED = {RetrieverTrainConfig: "train_retriever", RetrieveConfig: "retrieve"}
+_UNPLANNED = {
+    RetrieverTrainConfig: "train_retriever",
+    ClassifierTrainConfig: "train_classifier",
+    RetrieveConfig: "retrieve",
+}
 
 
 def _entry() -> Entry:

@@ -301,20 +301,17 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# What fits where",
         "",
-        "`make plan-table` writes this page from `plan_rows.json`. [Does it fit?](../plan.md) says",
-        f"what the columns mean. All rows are of a train step with {PASSAGES:,} passages.",
-        "Sizes are in GiB per chip. The recipes:",
+        "Written by `make plan-table` from `plan_rows.json`. [Does it fit?](../plan.md) says what",
+        f"the columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
         "",
         *_recipes(rows),
         "",
-        "Some seconds and MFU have a `?` behind them. There the compiled program",
-        f"has over {DISAGREEMENT:.0%} more or fewer products than were counted before.",
-        "Either chips repeat work, or the length of a loop was not read.",
+        f"`?` behind seconds and MFU: the compiled program has over {DISAGREEMENT:.0%} more or",
+        "fewer products than were counted. Chips repeat work, or a loop's length was not read.",
         "",
         "## The smallest slice that fits",
         "",
-        "Of the slices that were tried, the table has the smallest that fits.",
-        "Stale rows are left out.",
+        "Of those that were tried and are not stale.",
         "",
         "| model | recipe | index | chips | smallest slice | peak | of | least s/step "
         "| next smaller |",
@@ -339,10 +336,7 @@ def page(rows: dict[str, Any]) -> str:
         lines.append("| " + " | ".join((*given, *cells)) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     if stale:
-        lines += [
-            "",
-            "A stale row has another recipe or other versions, or its program was read otherwise.",
-        ]
+        lines += ["", "Stale: another recipe, other versions, or programs were read otherwise."]
     return "\n".join(lines) + "\n"
 
 

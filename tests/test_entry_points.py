@@ -203,6 +203,7 @@ print(sorted(names() - known))
         "retrieve",
         "ask",
         "train_retriever",
+        "train_classifier",
         "convert",
         "import_index",
         "remove_leaks",

@@ -27,7 +27,7 @@ from atlas_jax.core.paths import check_name, kind_of, read_text, text_problem
 from atlas_jax.core.terminal import expand_home
 
 # The only scopes the program opens: one configurable, two settings (reader/OptimizerConfig...).
-SCOPES = ("reader", "retriever")
+SCOPES = ("reader", "retriever", "encoder")
 
 _BINDING_NAME = re.compile(r"(?:\w+/)*[A-Za-z_]\w*(?:\.\w+)*")
 # A value that gin cannot parse is used as a string if it looks like a path, a name or a schedule.

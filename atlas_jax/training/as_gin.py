@@ -31,8 +31,10 @@ def _lines(value: Any) -> Iterator[str]:
         elif field.name == "optimizers":
             for part, config in inner.items():
                 yield from _bindings(config, f"{part}/")
-        elif field.name == "optimizer":
-            yield from _bindings(inner, "retriever/")
+        elif field.name in ("optimizer", "delta"):
+            yield from _bindings(inner, f"{getattr(value, 'SCOPE', 'retriever')}/")
+        elif field.name == "encoder":
+            yield from (f"EncoderModelConfig.{name} = {one!r}" for name, one in inner.items())
         elif dataclasses.is_dataclass(inner):
             nested = [getattr(inner, one.name) for one in dataclasses.fields(inner)]
             if nested and all(map(dataclasses.is_dataclass, nested)):

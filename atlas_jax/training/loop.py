@@ -16,10 +16,15 @@ from atlas_jax.core.config import write_config
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.compiled_once import CompiledOnce
-from atlas_jax.training.config import CHECKPOINTS, CONFIG_FILE, CheckpointConfig
+from atlas_jax.training.config import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    CheckpointConfig,
+    ProfileConfig,
+)
 from atlas_jax.training.metrics import RunLog, read_metrics
 from atlas_jax.training.provenance import check_learnt, check_resumed
-from atlas_jax.training.speed import TRACES, ProfileConfig, Speed, StepClock, Tracer
+from atlas_jax.training.speed import TRACES, Speed, StepClock, Tracer
 
 _EVAL = "eval"
 

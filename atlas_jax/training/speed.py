@@ -272,6 +272,22 @@ def contrastive_flops(
     return queries + (2.0 if slow else 6.0) * keys
 
 
+def encoder_flops(params: Params, moving: Params, tokens: int, uses: Uses = once) -> float:
+    """Model FLOPs of a training step of an encoder with heads, over all devices.
+
+    As in `step_flops`. Heads that see a state of each row alone are counted as if they saw none.
+
+    Args:
+      params: {"encoder": ..., heads}, arrays or their shapes.
+      moving: what of them trains.
+      tokens: of all rows, padding included.
+      uses: as in `step_flops`, of paths below the encoder.
+    """
+    whole = _kernels(params["encoder"], uses=uses)
+    own = _kernels(moving.get("encoder", {}), uses=uses)
+    return 2.0 * (2 * whole + own) * tokens
+
+
 def _kernels(tree: Any, *parts: str, uses: Uses = once) -> int:
     """Parameters in matrices of a tree, all or those whose path has one of these parts.
 

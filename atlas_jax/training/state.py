@@ -174,7 +174,7 @@ def state_shardings(
     trainable_specs, _ = split_trainable(specs, trains)
     everywhere = partitioning.replicated(mesh)
     opt_state = {
-        part: _moment_shardings(
+        part: moment_shardings(
             jax.eval_shape(optimizers[part].init, trainable_shapes[part]),
             trainable_shapes[part],
             trainable_specs[part],
@@ -187,7 +187,7 @@ def state_shardings(
     )
 
 
-def _moment_shardings(
+def moment_shardings(
     opt_shapes: Any, shapes: Params, specs: Params, everywhere: NamedSharding
 ) -> Any:
     """Give each optimiser leaf the spec of the parameter whose path its own path ends with.

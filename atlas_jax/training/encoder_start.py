@@ -1,0 +1,188 @@
+"""What a run of an encoder on a task begins with, and what it leaves."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from flax.core import meta
+
+from atlas_jax.core import trees
+from atlas_jax.core.deltas import DeltaConfig, new_delta, trained, with_delta
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import as_path
+from atlas_jax.core.types import Params
+from atlas_jax.encoders.model import EncoderModelConfig
+from atlas_jax.models.encoder_folder import (
+    PART,
+    Encoder,
+    boxed_shapes,
+    load_encoder,
+    save_encoder,
+    with_heads,
+)
+from atlas_jax.models.folder import base_of, read_about
+from atlas_jax.models.folder_config import read_folder_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """An encoder as a run begins with it.
+
+    Attributes:
+      encoder: with the heads that the run needs, without new adapters or LoRA.
+      delta: the adapters or LoRA beside it; kind 'none' for none.
+      boxed: shapes of all parameters with their logical axes, adapters included.
+      known: paths that the folder has.
+    """
+
+    encoder: Encoder
+    delta: DeltaConfig
+    boxed: Params
+    known: frozenset[str]
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the folder has the adapters or LoRA already."""
+        return bool(trained(self.encoder.params))
+
+    @property
+    def shapes(self) -> Params:
+        """Shapes of all parameters."""
+        unboxed: Params = meta.unbox(self.boxed)
+        return unboxed
+
+    def small(self, key: jax.Array) -> Params:
+        """New adapters or LoRA; an empty tree without any. Can be traced."""
+        return fresh_delta(self.encoder.config, self.delta, key)
+
+    def params(self, seed: int) -> Params:
+        """The parameters of step 0, on the host."""
+        own = self.encoder.params
+        if self.has_delta or self.delta.kind == "none":
+            return own
+        small = jax.jit(self.small)(jax.random.key(seed))
+        return with_delta(own, jax.tree.map(np.asarray, small))
+
+
+def fresh_delta(config: EncoderModelConfig, delta: DeltaConfig, key: jax.Array) -> Params:
+    """Adapters or LoRA for an encoder, drawn by `key`; an empty tree for kind 'none'."""
+    if delta.kind == "none":
+        return {}
+    small: Params = meta.unbox(new_delta(boxed_shapes(config), delta, key))
+    return small
+
+
+def open_start(
+    folder: str,
+    base: str,
+    fields: Mapping[str, Any],
+    told: DeltaConfig,
+    head: str,
+    classes: int,
+    task: str,
+    seed: int,
+    trains: bool,
+) -> Start:
+    """Read an encoder for a task.
+
+    Args:
+      folder, base: as in `load_encoder`.
+      fields: of `EncoderModelConfig`, in place of the folder's.
+      told: adapters or LoRA that the run adds.
+      head: 'mlm', which has to be there; 'sentence', which is drawn for a run that trains it; or
+        ''. A
+        classifier of the same task is kept. Of one of another task the pooler is kept.
+      classes: of the task.
+      task: its name.
+      seed: of what is drawn.
+      trains: whether the run trains.
+
+    Raises:
+      UserError: as `load_encoder`; or a classifier that does not fit the task; or other adapters
+        than the folder's.
+    """
+    wanted = (head,) if head and (head == "mlm" or not trains) else ()
+    encoder = load_encoder(folder, wanted, base, **fields)
+    known = frozenset(traverse_util.flatten_dict(encoder.params, sep="/"))
+    if head == "sentence":
+        encoder, kept = _classifier(encoder, folder, classes, task, seed, trains)
+        known = known if kept else frozenset(p for p in known if not p.startswith("sentence/cl"))
+    delta = _delta_of(encoder, folder, told)
+    boxed = boxed_shapes(encoder.config)
+    if delta.kind != "none":
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        small = jax.eval_shape(lambda key: new_delta(boxed, delta, key), key)
+        boxed = with_delta(boxed, small)
+        encoder = dataclasses.replace(encoder, deltas={PART: dataclasses.asdict(delta)})
+    return Start(encoder, delta, boxed, known)
+
+
+def _classifier(
+    encoder: Encoder, folder: str, classes: int, task: str, seed: int, trains: bool
+) -> tuple[Encoder, bool]:
+    """The encoder with a classifier for the task, and whether it is the folder's own."""
+    saved = read_about(folder).get("task")
+    has = "sentence" in encoder.config.heads
+    if not trains and (encoder.config.num_classes != classes or saved not in (None, task)):
+        raise UserError(
+            f"model folder {folder}: its classifier is one of {encoder.config.num_classes} "
+            f"classes{f' for {saved}' if saved else ''}, but {task} has {classes}; train one "
+            "(ClassifierTrainConfig.total_steps)"
+        )
+    if not trains or (has and saved == task and encoder.config.num_classes == classes):
+        return encoder, True
+    pooler = encoder.params["sentence"]["pooler"] if has else None
+    bare = {name: value for name, value in encoder.params.items() if name != "sentence"}
+    drawn = with_heads(dataclasses.replace(encoder, params=bare), ("sentence",), seed, classes)
+    if pooler is not None:
+        head = {**drawn.params["sentence"], "pooler": pooler}
+        drawn = dataclasses.replace(drawn, params={**drawn.params, "sentence": head})
+    return drawn, False
+
+
+def _delta_of(encoder: Encoder, folder: str, told: DeltaConfig) -> DeltaConfig:
+    """The adapters or LoRA that the folder has, or else those that were told."""
+    if not encoder.deltas:
+        return told
+    saved = DeltaConfig(**encoder.deltas[PART])
+    if told.kind != "none" and told != saved:
+        raise UserError(
+            f"encoder/DeltaConfig is {told}, but the encoder of {folder} has {saved}; leave the "
+            "bindings out to go on with it"
+        )
+    return saved
+
+
+def export_encoder(
+    directory: Path,
+    start: Start,
+    params: Params,
+    patterns: Sequence[str],
+    folder: str,
+    base: str,
+    about: Mapping[str, Any],
+) -> None:
+    """Write the trained encoder: what trained, and what the folder lacked, on top of the folder.
+
+    An encoder that trained as a whole, and one that began as a retriever, is written whole.
+    """
+    moving, frozen = trees.split(params, patterns)
+    encoder = dataclasses.replace(start.encoder, params=params, base=None)
+    if frozen.get(PART) and PART in read_folder_config(as_path(folder)).models:
+        below, beyond = base_of(folder, PART, base)
+        flat = traverse_util.flatten_dict(params, sep="/")
+        moved = set(traverse_util.flatten_dict(moving, sep="/"))
+        own = {p: x for p, x in flat.items() if p in moved or p in beyond or p not in start.known}
+        encoder = dataclasses.replace(
+            encoder, params=traverse_util.unflatten_dict(own, sep="/"), base=below
+        )
+    save_encoder(directory, encoder, about=about)
+
+
+def count(tree: Params) -> int:
+    """Numbers in a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,202 @@
+"""Class logits of texts by an encoder: from the words at a prompt's mask, or from a head."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, Int
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.types import Array, Params
+from atlas_jax.encoders.model import EncoderModel
+from atlas_jax.tasks.base import Record
+from atlas_jax.tasks.classification import ClassificationTask
+from atlas_jax.tasks.templates import LabelTokens, encode_prompts, mask_text
+
+NO_LABEL = -1
+# (parameters, rows, key for dropout or None) -> logits [b, c].
+LogitsFn = Callable[[Params, "Texts", "jax.Array | None"], jax.Array]
+
+
+@flax.struct.dataclass
+class Texts:
+    """Texts of a task, as an encoder reads them.
+
+    Attributes:
+      tokens_bl: int32 [b, l], padded with 0.
+      types_bl: int32 [b, l], 1 for the second text of a pair under a head; else 0.
+      mask_at_b: int32 [b], the place of a prompt's mask; 0 under a head.
+      labels_b: int32 [b], `NO_LABEL` where it is not known.
+    """
+
+    tokens_bl: Array
+    types_bl: Array
+    mask_at_b: Array
+    labels_b: Array
+
+    def rows(self, index: Any) -> "Texts":
+        """Some of the rows, on the host."""
+        return jax.tree.map(lambda x: x[index], self)
+
+
+def prompt_texts(
+    task: ClassificationTask, records: Sequence[Record], tokenizer: Tokenizer, length: int
+) -> Texts:
+    """Records in the task's template.
+
+    Raises:
+      UserError: what has to stay whole of a prompt does not fit; names the line.
+    """
+    mask, template = mask_text(tokenizer), task.template
+    prompts = [template.filled(record.fields, mask) for record in records]
+    tokens_bl, mask_at_b = encode_prompts(tokenizer, prompts, length, [r.place for r in records])
+    return Texts(tokens_bl, np.zeros_like(tokens_bl), mask_at_b, _labels(task, records))
+
+
+def head_texts(
+    task: ClassificationTask, records: Sequence[Record], tokenizer: Tokenizer, length: int
+) -> Texts:
+    """Records without a template: `[CLS] text [SEP]`, or `[CLS] a [SEP] b [SEP]` for two texts.
+
+    Of two texts the longer one loses tokens at its end first. RoBERTa's own pairs have two
+    separators; here there is one.
+    """
+    sides = [
+        tokenizer.encode_batch([str(record.fields[name]) for record in records], False)
+        for name in task.asks
+    ]
+    tokens_bl = np.zeros((len(records), length), np.int32)
+    types_bl = np.zeros_like(tokens_bl)
+    head = [] if tokenizer.cls_id is None else [tokenizer.cls_id]
+    room = length - len(head) - len(sides)
+    if room < len(sides):
+        raise UserError(
+            f"{length} tokens are too few for the {len(sides)} texts of {task.name} and their ends"
+        )
+    for row, texts in enumerate(zip(*sides, strict=True)):
+        ids, types = list(head), [0] * len(head)
+        for number, text in enumerate(_longest_first(texts, room)):
+            ids += [*text, tokenizer.eos_id]
+            types += [number] * (len(text) + 1)
+        tokens_bl[row, : len(ids)], types_bl[row, : len(ids)] = ids, types
+    zeros_b = np.zeros(len(records), np.int32)
+    return Texts(tokens_bl, types_bl, zeros_b, _labels(task, records))
+
+
+def _longest_first(texts: Sequence[list[int]], room: int) -> list[list[int]]:
+    kept = [list(text) for text in texts]
+    while sum(map(len, kept)) > room:
+        max(kept, key=len).pop()
+    return kept
+
+
+def _labels(task: ClassificationTask, records: Sequence[Record]) -> np.ndarray:
+    places = {label: number for number, label in enumerate(task.labels)}
+    return np.array([places.get(r.fields.get(task.label), NO_LABEL) for r in records], np.int32)
+
+
+def label_logits(logits_bv: Float[Array, "b v"], words: LabelTokens) -> Float[Array, "b c"]:
+    """Logits over the vocabulary [b, v] -> of the labels [b, c]: the mean over a label's words."""
+    return jnp.einsum("bcw,cw->bc", logits_bv[:, words.ids_cw], jnp.asarray(words.weights_cw))
+
+
+def prompt_logits(model: EncoderModel, words: LabelTokens) -> LogitsFn:
+    """Class logits by the words at the mask; the MLM head sees that one state of a row alone."""
+
+    def logits(params: Params, texts: Texts, key: jax.Array | None) -> jax.Array:
+        states_bld = _states(model, params, texts.tokens_bl, None, key)
+        at_b11 = jnp.asarray(texts.mask_at_b)[:, None, None]
+        states_bd = jnp.take_along_axis(states_bld, at_b11, axis=1)[:, 0]
+        found: Any = model.apply({"params": params}, states_bd, method="token_logits")
+        return label_logits(found, words)
+
+    return logits
+
+
+def head_logits(model: EncoderModel) -> LogitsFn:
+    """Class logits by the sentence head."""
+    typed = model.config.type_vocab_size > 1
+
+    def logits(params: Params, texts: Texts, key: jax.Array | None) -> jax.Array:
+        types_bl = texts.types_bl if typed else None
+        states_bld = _states(model, params, texts.tokens_bl, types_bl, key)
+        rngs = {} if key is None else {"dropout": jax.random.fold_in(key, 1)}
+        found: Any = model.apply(
+            {"params": params}, states_bld, key is None, method="sentence_logits", rngs=rngs
+        )
+        return jnp.asarray(found)
+
+    return logits
+
+
+def _states(
+    model: EncoderModel, params: Params, tokens_bl: Any, types_bl: Any, key: jax.Array | None
+) -> jax.Array:
+    rngs = {} if key is None else {"dropout": key}
+    states: Any = model.apply(
+        {"params": params}, tokens_bl, key is None, types_bl=types_bl, method="states", rngs=rngs
+    )
+    return jnp.asarray(states)
+
+
+def mean_states(model: EncoderModel, params: Params, texts: Texts) -> Float[Array, "b d"]:
+    """The mean of a text's states, without its padding: the features of a linear probe."""
+    types_bl = texts.types_bl if model.config.type_vocab_size > 1 else None
+    states_bld = _states(model, params, texts.tokens_bl, types_bl, None).astype(jnp.float32)
+    real_bl = (texts.tokens_bl != 0).astype(jnp.float32)
+    total_bd = jnp.einsum("bld,bl->bd", states_bld, real_bl)
+    return total_bd / jnp.maximum(real_bl.sum(axis=1, keepdims=True), 1.0)
+
+
+def class_loss(logits_bc: Float[Array, "b c"], labels_b: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Cross-entropy over the classes alone, of each row."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits_bc, labels_b)
+
+
+def classify_loss(logits_fn: LogitsFn) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The loss of a training step, as `encoder_state.make_step` takes it."""
+
+    def loss(params: Params, key: jax.Array, texts: Texts) -> tuple[Array, dict[str, Array]]:
+        logits_bc = logits_fn(params, texts, key)
+        value = class_loss(logits_bc, jnp.asarray(texts.labels_b)).mean()
+        right = (logits_bc.argmax(axis=1) == texts.labels_b).astype(jnp.float32)
+        return value, {"accuracy": right.mean()}
+
+    return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """How an encoder is asked: the records' texts, and their class logits."""
+
+    texts: Callable[[Sequence[Record]], Texts]
+    logits: LogitsFn
+
+
+def asked_by(
+    task: ClassificationTask, model: EncoderModel, tokenizer: Tokenizer, prompted: bool, length: int
+) -> Asked:
+    """A task asked of an encoder, by its prompt or by its sentence head.
+
+    Raises:
+      UserError: a label word that is no token of its own, or texts longer than the encoder reads.
+    """
+    if length > model.config.max_length:
+        raise UserError(
+            f"texts of {length} tokens: the encoder reads at most {model.config.max_length}"
+        )
+    make = prompt_texts if prompted else head_texts
+
+    def texts(records: Sequence[Record]) -> Texts:
+        return make(task, records, tokenizer, length)
+
+    if not prompted:
+        return Asked(texts, head_logits(model))
+    words = task.verbaliser.tokens(task.template, tokenizer)
+    return Asked(texts, prompt_logits(model, words))
