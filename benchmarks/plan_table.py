@@ -301,17 +301,20 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# What fits where",
         "",
-        "Written by `make plan-table` from `plan_rows.json`. [Does it fit?](../plan.md) says what",
-        f"the columns mean. Train step, {PASSAGES:,} passages; GiB per chip.",
+        "`make plan-table` writes this page from `plan_rows.json`. [Does it fit?](../plan.md) says",
+        f"what the columns mean. All rows are of a train step with {PASSAGES:,} passages.",
+        "Sizes are in GiB per chip. The recipes:",
         "",
         *_recipes(rows),
         "",
-        f"`?` behind seconds and MFU: the compiled program has over {DISAGREEMENT:.0%} more or",
-        "fewer products than were counted. Chips repeat work, or a loop's length was not read.",
+        "Some seconds and MFU have a `?` behind them. There the compiled program",
+        f"has over {DISAGREEMENT:.0%} more or fewer products than were counted before.",
+        "Either chips repeat work, or the length of a loop was not read.",
         "",
         "## The smallest slice that fits",
         "",
-        "Of those that were tried and are not stale.",
+        "Of the slices that were tried, the table has the smallest that fits.",
+        "Stale rows are left out.",
         "",
         "| model | recipe | index | chips | smallest slice | peak | of | least s/step "
         "| next smaller |",
@@ -336,7 +339,10 @@ def page(rows: dict[str, Any]) -> str:
         lines.append("| " + " | ".join((*given, *cells)) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     if stale:
-        lines += ["", "Stale: another recipe, other versions, or programs were read otherwise."]
+        lines += [
+            "",
+            "A stale row has another recipe or other versions, or its program was read otherwise.",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -131,8 +131,8 @@ def _edition_claims() -> tuple[Claim, ...]:
             other = EDITIONS[1 - EDITIONS.index(answers)]
             claims.append(
                 Claim(
-                    "The index decides: a model gives an edition's answers more often over that "
-                    "edition's index than over the other's, whatever it was trained with",
+                    "The index decides: whichever edition a model was trained with, it gives an "
+                    "edition's answers more often over that edition's index than over the other",
                     f"trained {trained} · index {answers} · answers {answers}",
                     f"trained {trained} · index {other} · answers {answers}",
                 )
@@ -153,9 +153,11 @@ GROUPS: tuple[Group, ...] = (
             Row("SQuAD · retrieval", lambda b, seed: b.squad(seed), SQUAD),
         ),
         (
-            Claim("With few examples a reader with passages answers far more than one without",
+            Claim("With few examples, a reader with passages answers far more questions than one "
+                  "without",
                   "Factbook · retrieval", "Factbook · closed book"),
-            Claim("The same, on another corpus", "SQuAD · retrieval", "SQuAD · closed book"),
+            Claim("On another corpus, too, a reader with passages answers far more questions",
+                  "SQuAD · retrieval", "SQuAD · closed book"),
         ),
     ),
     Group(
@@ -165,14 +167,15 @@ GROUPS: tuple[Group, ...] = (
         QA,
         (Row("none", _questions), *map(_pretext, PRETEXTS)),
         (
-            *(Claim("Joint pretraining of reader and retriever is what makes few examples enough",
+            *(Claim("Few examples are enough because reader and retriever were pretrained jointly",
                     task, "none") for task in PRETEXTS),
             *(Claim("Of the three pretext tasks of the paper, masked language modelling is best",
                     "mlm", task) for task in ("lm", "section")),
         ),
-        "The nano model has been pretrained jointly already, on cloze queries; `none` adds "
-        "nothing. Batches of eight, targets of at most 48 tokens, both towers trained, the index "
-        "refreshed once on the way and at the end. The lesson comes after it.",
+        "The nano model has been pretrained jointly before, on cloze queries; the row `none` adds "
+        "no steps. The other rows have batches of eight and targets of at most 48 tokens. Both "
+        "towers are trained, and the index is refreshed once on the way and once at the end. The "
+        "lesson comes after these steps.",
     ),
     Group(
         "losses",
@@ -200,12 +203,13 @@ GROUPS: tuple[Group, ...] = (
         QA,
         tuple(map(_depth, DEPTHS)),
         (
-            Claim("More passages, better answers", "k = 5", "k = 1"),
-            Claim("More passages, better answers", "k = 20", "k = 1"),
-            Claim("It goes on where training stopped", "k = 20", "k = 5"),
+            Claim("More passages give better answers", "k = 5", "k = 1"),
+            Claim("More passages give better answers", "k = 20", "k = 1"),
+            Claim("More passages than in training give still better answers", "k = 20", "k = 5"),
         ),
-        "One training for all rows; the paper trains with the number that it reads. The lesson "
-        "before it shows the reader one stretch of one passage at a time.",
+        "All rows share one training. The paper trains with the number of passages that it "
+        "reads. The lesson before the training shows the reader one stretch of one passage at a "
+        "time.",
     ),
     Group(
         "editions",
@@ -214,8 +218,9 @@ GROUPS: tuple[Group, ...] = (
         ("exact_match",),
         _edition_rows(),
         _edition_claims(),
-        "Questions about facts whose answer the two editions give differently: the share answered "
-        "as either has it. The lesson is of the edition that is trained with, too.",
+        "The questions are about facts whose answers differ between the two editions. A row has "
+        "the share of questions that get the answer of the edition it names last. The lesson has "
+        "the same edition as the training.",
     ),
     Group(
         "leaks",
@@ -240,13 +245,14 @@ GROUPS: tuple[Group, ...] = (
             ),
         ),
         (
-            Claim("Retrieval does not live on leaked questions: removing them costs little",
+            Claim("Retrieval does not depend on leaked questions: removing them costs little",
                   "Factbook · none with 4 words of a question", "Factbook · all passages", "alike"),
-            Claim("The same, on another corpus",
+            Claim("On another corpus, too, removing leaked questions costs little",
                   "SQuAD · none with 8 words of a question", "SQuAD · all passages", "alike"),
         ),
-        "The paper does this to MMLU. Removed is what has so many words in a row of one of the "
-        "questions that are asked; no question about the Factbook has eight.",
+        "The paper does this to MMLU. A passage is removed if it has so many words in a row in "
+        "common with one of the questions that are asked. No question about the Factbook has "
+        "eight.",
     ),
     Group(
         "claims",
@@ -260,13 +266,13 @@ GROUPS: tuple[Group, ...] = (
             Row("64 claims · retrieval", lambda b, seed: b.claims(seed, 64), FACTBOOK),
         ),
         (
-            Claim("More examples, better verdicts: 64 beat 15",
+            Claim("More examples give better verdicts: 64 are better than 15",
                   "64 claims · retrieval", "15 claims · retrieval"),
-            Claim("Verdicts rest on the passages found",
+            Claim("Verdicts depend on the passages found",
                   "64 claims · retrieval", "64 claims · closed book"),
         ),
-        "Claims about the Factbook; what is not said shows in their wording, so true and false "
-        "alone tell of reading.",
+        "The claims are about the Factbook. The wording of a claim gives away that something is "
+        "not said. So only the true and the false claims show whether the model reads.",
     ),
     Group(
         "choice",
@@ -286,7 +292,8 @@ GROUPS: tuple[Group, ...] = (
             Claim("Retrieval helps to choose",
                   "retrieval · all orders", "closed book · all orders"),
         ),
-        "The paper does this to MMLU. Orders: the four rotations, in training and evaluation.",
+        "The paper does this to MMLU. The orders are the four rotations of the options, in "
+        "training and evaluation.",
     ),
 )  # fmt: skip
 

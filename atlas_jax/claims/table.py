@@ -21,22 +21,24 @@ from atlas_jax.demo.report import HEADINGS
 HEAD = """\
 # The paper's claims at nano scale
 
-Written by `make claims` from [claims.json](claims.json). Each row starts from the nano model of
-a few million parameters and learns from the same few examples; the paper's models have up to 11
-billion. What such a model shows is marked by a rule, and so is what it does not show.
+`make claims` writes this page from [claims.json](claims.json). Each row starts from the nano model,
+which has a few million parameters, and learns from the same few examples. The paper's models have
+up to 11 billion parameters. A rule says which of the paper's claims such a small model shows, and
+which it does not.
 
     make claims                               # what pip brings: the Factbook of 2026
     make claims ARGS="--data path/to/data"    # and all other rows
     make claims ARGS="--only losses --seeds 1 --questions 200 --minutes 30"
 
-Rows that are done are not run again: `work/claims/runs/` has a folder for each run, named by the
-content of its configuration, checkpoint and data; claims.json says which folders a row has.
-`config.gin` in it runs it again:
+Rows that are done are not run again. `work/claims/runs/` has a folder for each run, named by the
+content of its configuration, checkpoint and data. claims.json says which folders belong to a row.
+The `config.gin` in a folder runs it again:
 
     atlas-jax train --gin_file=work/claims/runs/KEY/config.gin \\
       --gin.TrainConfig.model_dir=work/again
 
-`--data DIR`, plain or with names ending in `.gz` (lines as in [Data formats](../data_formats.md)):
+`--data DIR` names a folder with these files. They are plain, or have names ending in `.gz`. Their
+lines are as in [Data formats](../data_formats.md).
 
 | rows | files below DIR |
 |---|---|
@@ -45,18 +47,20 @@ content of its configuration, checkpoint and data; claims.json says which folder
 | choice | `factbook/passages_2026.jsonl`, `factbook/choice_{train,test}.jsonl` |
 | SQuAD | `squad_open/{passages,train,test}.jsonl` |
 
-Questions of `temporal` and `choice` say their `relation` and `entity`, so that a draw covers all
-relations; those of SQuAD's `train` the `bm25_rank` of their passage (1 = first), so that 64 are
-drawn that make sense without it.
+The questions of `temporal` and `choice` say their `relation` and `entity`, so that a draw covers
+all relations. The questions of SQuAD's `train` say the `bm25_rank` of their passage (1 = first).
+With it 64 questions are drawn that make sense without their passage.
 
-Where 64 questions are asked about the Factbook's countries, they have taught the reader before
-(`runs/demo_read.gin` for 180 steps instead of 720): without, it copies and does not know which
-value a question means. The lesson needs labels, so the rows of SQuAD, claims and choice go without.
-The retriever learns from the reader alone, in 60 steps with five passages; answers are read from
-the first one, but in the rows of `k`.
+In the rows with 64 questions about the Factbook's countries, these questions first teach the reader
+in a lesson (`runs/demo_read.gin` for 180 steps instead of 720). Without it the reader copies, but
+does not know which value a question means. The lesson needs labels, so the rows of SQuAD, claims
+and choice have no lesson.
 
-Each seed draws other training examples, in another order; all are asked the same questions.
-Scores are percent: mean ± standard deviation over the seeds.
+The retriever learns from the reader alone, in 60 steps with five passages. The answers are read
+from the first passage, except in the rows of `k`.
+
+Each seed draws other training examples, in another order. All seeds are asked the same questions.
+Scores are in percent: mean ± standard deviation over the seeds.
 """
 
 
@@ -101,7 +105,7 @@ def _summary(groups: Sequence[Group], results: Results) -> list[str]:
     lines = [f"**Verdicts.** Of {len(verdicts)} comparisons: {', '.join(told)}."]
     failing = [one for one in verdicts if one[2] in (NOT_SHOWN, OPPOSITE)]
     if failing:
-        lines += ["", "The paper's effect does not appear at this scale here:", ""]
+        lines += ["", "In these comparisons the paper's effect does not appear at this scale:", ""]
         lines += [f"* {g.name}: {c.text} (`{c.row}` against `{c.against}`: {v})"
                   for g, c, v in failing]  # fmt: skip
     return lines
@@ -132,7 +136,7 @@ def _cell(summary: Summary | None) -> str:
 
 
 def _claims(group: Group, results: Results) -> Iterator[str]:
-    yield "| the paper | row | is to be | difference | counts above | verdict |"
+    yield "| the paper's claim | row | expected to be | difference | counts above | verdict |"
     yield "|---|---|---|---|---|---|"
     for claim in group.claims:
         found = judged(group, claim, results)

@@ -16,11 +16,15 @@ SHOWN, NOT_SHOWN, OPPOSITE, ONE_SEED, NOT_RUN = (
     "not run",
 )
 RULE = """\
-A difference of two means counts when it is greater than the pooled spread of the two rows
-(the root of the mean of their variances over the seeds) and than one question of the sample. "More
-than" is *shown* by a difference that counts, *opposite* if it counts the other way, else *not
-shown*. "Like" is *shown* by a difference that does not count between rows that answer more than one
-question rightly, else *not shown*. Less than two seeds have no spread and give no verdict."""
+A difference of two means counts if it is greater than the pooled spread of the two rows,
+and also greater than one question of the sample. The pooled spread is the root of the mean of their
+variances over the seeds.
+
+* "More than" is *shown* by a difference that counts, and *opposite* if it counts the other way.
+  Otherwise it is *not shown*.
+* "Like" is *shown* if the difference does not count and at least one row answers more than one
+  question correctly. Otherwise it is *not shown*.
+* With fewer than two seeds there is no spread, and no verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
