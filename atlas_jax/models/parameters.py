@@ -1,7 +1,8 @@
 """Both models as one value, and their parameters: shapes, shardings, first values."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -38,6 +39,12 @@ class Models:
 
 def abstract_params(models: Models) -> Params:
     """Shapes of all parameters, boxed with their logical axes; nothing is allocated."""
+    return jax.tree.map(lambda leaf: leaf, _traced(models))  # the caller may change its dicts
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(models: Models) -> Params:
+    """`abstract_params`, traced once: a run asks for them half a dozen times."""
     return jax.eval_shape(lambda: _init_boxed(models, jax.random.key(0)))
 
 
@@ -58,6 +65,16 @@ def init_params(
     Raises:
       UserError: they are larger than this machine's memory.
     """
+    shapes = meta.unbox(abstract_params(models))
+    check_fits({part: shapes[part] for part in parts}, "the parameters")
+    return _init(models, mesh, tuple(rules), tuple(parts), one_tower)(jax.random.key(seed))
+
+
+@functools.lru_cache(maxsize=16)
+def _init(
+    models: Models, mesh: Mesh, rules: tuple[Rule, ...], parts: tuple[str, ...], one_tower: bool
+) -> Callable[[jax.Array], Params]:
+    """The compiled `init_params`, by key."""
     drawn = models
     if one_tower:
         tied = dataclasses.replace(models.retriever.config, tied=True)
@@ -69,12 +86,8 @@ def init_params(
             params["retriever"] = untie(params["retriever"])
         return {part: params[part] for part in parts}
 
-    boxed = abstract_params(models)
-    shapes = meta.unbox(boxed)
-    check_fits({part: shapes[part] for part in parts}, "the parameters")
-    shardings = partitioning.param_shardings(boxed, mesh, rules)
-    wanted = {part: shardings[part] for part in parts}
-    return jax.jit(init, out_shardings=wanted)(jax.random.key(seed))
+    shardings = partitioning.param_shardings(abstract_params(models), mesh, rules)
+    return jax.jit(init, out_shardings={part: shardings[part] for part in parts})
 
 
 def init_deltas(models: Models, seed: int, mesh: Mesh, rules: Sequence[Rule]) -> Params:

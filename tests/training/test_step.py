@@ -35,6 +35,9 @@ LOSSES = ("adist", "emdr2", "pdist", "loop")
 DISTILLATION = {loss: DistillationConfig(loss, 0.5, 0.5) for loss in LOSSES}
 
 
+SINGLE = MeshConfig(1, 1, 1)
+
+
 class Run:
     """One compiled step on one mesh, with everything it needs."""
 
@@ -59,12 +62,17 @@ class Run:
         self.config = StepConfig(k=4, reader_length=14, retriever_training=training, **step)
         trains = train_state.what_trains(self.config, self.models)
         args = (self.optimizers, trains, self.mesh, rules)
+        self.shardings = train_state.state_shardings(self.models, *args)
+        # Drawn on one device, then spread: a program that draws takes as long to compile as a
+        # step, and each mesh would need one of its own.
+        one = partitioning.make_mesh(SINGLE, jax.devices()[:1])
+        with partitioning.activate(one, STANDARD_RULES):
+            drawn = jax.device_get(init_params(self.models, 0, one, STANDARD_RULES))
         with self.active():
-            params = init_params(self.models, 0, self.mesh, rules)
+            params = jax.device_put(drawn, self.shardings.params)
             self.state = train_state.make_state(
                 self.models, params, self.optimizers, trains, 0, self.mesh, rules
             )
-        self.shardings = train_state.state_shardings(self.models, *args)
         self.retrieve = make_device_retrieve(self.config.searched, self.mesh)
         self.step = self.compile(self.retrieve, loss)
 
@@ -87,9 +95,6 @@ class Run:
 
 def assert_close(a: Any, b: Any, rtol: float = 2e-4, atol: float = 2e-5) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
-SINGLE = MeshConfig(1, 1, 1)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
