@@ -19,6 +19,7 @@ COMMANDS = {
     "ask": ("ask", "type a question; see answer, passages and scores"),
     "serve": ("serve", "answer over HTTP, with the explorer in a browser"),
     "train_retriever": ("train_retriever", "pretrain the retriever, fine-tune it on labels"),
+    "pretrain_encoder": ("pretrain_encoder", "pretrain an encoder on text: MLM, NSP, SOP, ELECTRA"),
     "train_classifier": (
         "train_classifier",
         "teach an encoder to classify texts",

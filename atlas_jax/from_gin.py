@@ -27,6 +27,7 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.encoders.masking import MaskingConfig
 from atlas_jax.encoders.model import EncoderModelConfig
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.scann_search import ScannConfig
@@ -60,6 +61,7 @@ from atlas_jax.training.config import (
     StepConfig,
     TrainConfig,
 )
+from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.run import RetrieverRun, TrainRun, retrieves
 
 Config = TypeVar("Config")
@@ -69,9 +71,9 @@ Result = TypeVar("Result")
 # take their arguments from gin.
 CONFIGURABLES = (
     CheckpointConfig, ClassifierTrainConfig, CompilerConfig, ContrastiveConfig, CorpusConfig,
-    DataConfig, DeltaConfig, DistillationConfig, EncoderModelConfig, EvalConfig,
-    GenerationConfig, LeakConfig, MeshConfig, ModelConfig, OptimizerConfig, PartitionRules,
-    ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig,
+    DataConfig, DeltaConfig, DistillationConfig, EncoderModelConfig, EncoderTrainConfig, EvalConfig,
+    GenerationConfig, LeakConfig, MaskingConfig, MeshConfig, ModelConfig, OptimizerConfig,
+    PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig,
     RetrieverTrainConfig, RowsConfig, ScannConfig, ServeConfig, StalenessConfig, StepConfig,
     StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
@@ -232,6 +234,16 @@ def retriever_run() -> RetrieverRun:
     )
 
 
+def pretrain_run() -> PretrainRun:
+    """The settings of `pretrain_encoder`."""
+    return PretrainRun(
+        **_of_encoder(),
+        train=told(EncoderTrainConfig),
+        masking=told(MaskingConfig),
+        optimizer=_optimizer(PretrainRun.optimizer),
+    )
+
+
 def classifier_run() -> ClassifierRun:
     """The settings of `train_classifier`."""
     config = told(ClassifierTrainConfig)
@@ -253,9 +265,16 @@ def _encoder_run(name: str) -> dict[str, Any]:
     require(isinstance(found, ClassificationTask), "ClassifierTrainConfig.task", name,
             f"a classification task: {', '.join(known)}")  # fmt: skip
     return {
+        **_of_encoder(),
         "task": found,
-        "encoder": fields_told(EncoderModelConfig),
         "delta": told(DeltaConfig, EncoderRun.SCOPE),
+    }
+
+
+def _of_encoder() -> dict[str, Any]:
+    """Fields of every run that trains an encoder."""
+    return {
+        "encoder": fields_told(EncoderModelConfig),
         "devices": devices(),
         "checkpoints": told(CheckpointConfig),
         "profile": told(ProfileConfig),
@@ -344,6 +363,7 @@ def plan_run(passages: int) -> Run:
 # Their step or batch is none of the programs that are planned.
 _UNPLANNED = {
     RetrieverTrainConfig: "train_retriever",
+    EncoderTrainConfig: "pretrain_encoder",
     ClassifierTrainConfig: "train_classifier",
     RetrieveConfig: "retrieve",
 }

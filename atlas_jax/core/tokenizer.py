@@ -36,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 _TOLD: set[str] = set()  # hashes of the tokenizers whose mending has been told
 _MARKED = re.compile(rf"{DELIBERATE}?({SENTINEL.pattern})|{DELIBERATE}(<[^<>\s]+>|\[[^\[\]\s]+\])?")
 
+_BEGINS = ("\u2581", "\u0120")  # before the first piece of a word: sentencepiece, byte-level
 _PROBES = ("", "a b", "\u00e9\u4e2d. ")
 
 Side = Literal["left", "right"]
@@ -215,6 +216,28 @@ class Tokenizer:
                 "answering need a tokenizer with T5's sentinels"
             )
         return token
+
+    def word_starts(self) -> np.ndarray:
+        """For each id, bool [vocab_size]: whether its piece begins a word.
+
+        WordPiece marks the pieces that go on (`##ing`), sentencepiece and byte-level vocabularies
+        those that begin.
+
+        Raises:
+          UserError: the vocabulary marks neither.
+        """
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        goes_on = any(piece.startswith("##") and len(piece) > 2 for piece in vocabulary)
+        marks = next((m for m in _BEGINS if any(p.startswith(m) for p in vocabulary)), "")
+        if not goes_on and not marks:
+            raise UserError(
+                f"{self._source}: its pieces do not say where a word begins, so only single "
+                "tokens can be masked (MaskingConfig.kind = 'token')"
+            )
+        starts = np.ones(self.vocab_size, bool)
+        for piece, token in vocabulary.items():
+            starts[token] = piece.startswith(marks) if marks else not piece.startswith("##")
+        return starts
 
     def pad_to(
         self, rows: Sequence[Sequence[int]], length: int, truncate: Side = "right"

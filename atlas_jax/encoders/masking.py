@@ -25,6 +25,7 @@ KINDS = ("token", "whole_word", "ngram", "span")
 # spans are geometric, cut at 10 words and renormalised.
 _LONGEST = {"whole_word": 1, "ngram": 3, "span": 10}
 _SPAN_P = 0.2
+_SPARE = 8  # tries beyond two for each prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +114,9 @@ def mask_tokens(
     free_bl = (tokens_bl != 0) & ~special_bl
     share_b = config.rate * jnp.sum(tokens_bl != 0, axis=1).astype(jnp.float32)
     share_b = jnp.ceil(share_b) if config.kind == "span" else jnp.round(share_b)
-    budget_b = jnp.clip(share_b.astype(jnp.int32), 1, config.width(tokens_bl.shape[1]))
-    run_bl = _runs(config.kind, free_bl, starts_bl, budget_b, choose_key)
+    width = config.width(tokens_bl.shape[1])
+    budget_b = jnp.clip(share_b.astype(jnp.int32), 1, width)
+    run_bl = _runs(config.kind, free_bl, starts_bl, budget_b, width, choose_key)
     chosen_bl = run_bl >= 0
     luck_bl = jax.random.uniform(put_key, tokens_bl.shape)
     if config.kind == "span":  # drawn once for the whole run
@@ -123,7 +125,7 @@ def mask_tokens(
     put_bl = jnp.where(luck_bl < config.mask_rate + config.random_rate, any_bl, tokens_bl)
     put_bl = jnp.where(luck_bl < config.mask_rate, mask_id, put_bl).astype(tokens_bl.dtype)
     # Chosen positions first, each in its order; the rest of the row is filled with position 0.
-    order_bl = jnp.argsort(~chosen_bl, axis=1, stable=True)[:, : config.width(tokens_bl.shape[1])]
+    order_bl = jnp.argsort(~chosen_bl, axis=1, stable=True)[:, :width]
     weights_bp = jnp.take_along_axis(chosen_bl, order_bl, axis=1)
     return Masked(
         tokens_bl=jnp.where(chosen_bl, put_bl, tokens_bl),
@@ -135,30 +137,40 @@ def mask_tokens(
 
 
 def _runs(
-    kind: str, free_bl: jax.Array, starts_bl: jax.Array, budget_b: jax.Array, key: jax.Array
+    kind: str,
+    free_bl: jax.Array,
+    starts_bl: jax.Array,
+    budget_b: jax.Array,
+    width: int,
+    key: jax.Array,
 ) -> jax.Array:
-    """The number of the run that each token was chosen in, -1 where it was not."""
+    """The number of the run that each token was chosen in, -1 where it was not.
+
+    Each place is tried in turn. Tries are more than twice the greatest budget, so that hardly a
+    row keeps some of its budget; a loop that ends by the rows would make devices wait for others.
+    """
     order_key, size_key = jax.random.split(key)
+    # A word ends where another begins, and at whatever may not be chosen.
+    begins_bl = free_bl & (starts_bl | ~jnp.pad(free_bl[:, :-1], ((0, 0), (1, 0))))
+    # A span may be hit anywhere in its first word, words and n-grams at their beginning.
+    places_bl = begins_bl if kind in ("whole_word", "ngram") else free_bl
     noise_bl = jax.random.uniform(order_key, free_bl.shape)
-    first_bl = jnp.argsort(jnp.where(free_bl, noise_bl, 2.0), axis=1)  # places in a random order
+    first_bl = jnp.argsort(jnp.where(places_bl, noise_bl, 2.0), axis=1)  # in a random order
     if kind == "token":
         rank_bl = jnp.argsort(first_bl, axis=1)
         return jnp.where(free_bl & (rank_bl < budget_b[:, None]), rank_bl, -1).astype(jnp.int32)
-    # A word ends where another begins, and at whatever may not be chosen.
-    begins_bl = free_bl & (starts_bl | ~jnp.pad(free_bl[:, :-1], ((0, 0), (1, 0))))
     at_1l = jnp.arange(free_bl.shape[1])[None]
     start_bl = jax.lax.cummax(jnp.where(begins_bl, at_1l, 0), axis=1)
     ends_blw = _ends(begins_bl, free_bl, _LONGEST[kind])
     words_bl = _sizes(kind, size_key, free_bl.shape)
     take = _take_span if kind == "span" else _take_words
 
-    def body(state: _Runs) -> _Runs:
-        place_b1 = jax.lax.dynamic_slice_in_dim(first_bl, state.tries, 1, axis=1)
-        words_b1 = jax.lax.dynamic_slice_in_dim(words_bl, state.tries, 1, axis=1)
+    def attempt(number: jax.Array, state: _Runs) -> _Runs:
+        place_b1 = jax.lax.dynamic_slice_in_dim(first_bl, number, 1, axis=1)
+        words_b1 = jax.lax.dynamic_slice_in_dim(words_bl, number, 1, axis=1)
         at = functools.partial(jnp.take_along_axis, indices=place_b1, axis=1)
         ends_bw = jnp.take_along_axis(ends_blw, place_b1[:, :, None], axis=1)[:, 0]
-        # A span may be hit anywhere in its first word, words and n-grams at their beginning.
-        hit_b1 = at(free_bl if kind == "span" else begins_bl) & (at(state.run_bl) < 0)
+        hit_b1 = at(places_bl) & (at(state.run_bl) < 0)
         left_b1 = (budget_b - state.used_b)[:, None]
         first_b1 = at(start_bl)
         end_b1 = take(first_b1, ends_bw, words_b1, left_b1, state.run_bl, at_1l)
@@ -166,18 +178,14 @@ def _runs(
         new_bl = new_bl & (state.run_bl < 0)
         count_b = jnp.sum(new_bl, axis=1)
         return _Runs(
-            tries=state.tries + 1,
             run_bl=jnp.where(new_bl, state.number_b[:, None], state.run_bl),
             used_b=state.used_b + count_b,
             number_b=state.number_b + (count_b > 0).astype(jnp.int32),
         )
 
-    def unfinished(state: _Runs) -> jax.Array:
-        return (state.tries < free_bl.shape[1]) & jnp.any(state.used_b < budget_b)
-
     none_b = jnp.zeros_like(budget_b)
-    begun = _Runs(jnp.int32(0), jnp.full(free_bl.shape, -1, jnp.int32), none_b, none_b)
-    done = jax.lax.while_loop(unfinished, body, begun)
+    begun = _Runs(jnp.full(free_bl.shape, -1, jnp.int32), none_b, none_b)
+    done = jax.lax.fori_loop(0, min(free_bl.shape[1], 2 * width + _SPARE), attempt, begun)
     # The last span is cut at the budget, piece by piece; words and n-grams never go beyond it.
     last_bl = done.run_bl == (done.number_b - 1)[:, None]
     kept_b1 = (jnp.sum(last_bl, axis=1) - jnp.maximum(done.used_b - budget_b, 0))[:, None]
@@ -185,9 +193,8 @@ def _runs(
 
 
 class _Runs(NamedTuple):
-    """Places tried so far, the runs found, their tokens and their number."""
+    """The runs found so far, the number of their tokens, and their own number."""
 
-    tries: jax.Array
     run_bl: jax.Array
     used_b: jax.Array
     number_b: jax.Array

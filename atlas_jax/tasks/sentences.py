@@ -256,6 +256,13 @@ class SentencesTask:
         return Hidden(passage_id, asked.first, asked.last)
 
 
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, by its punctuation and the capitals after it; none for no text."""
+    ends = [found.end() for found in _END.finditer(text)]
+    parts = (text[a:b].strip() for a, b in zip([0, *ends], [*ends, len(text)], strict=True))
+    return [part for part in parts if part]
+
+
 def _sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     """Beginning and end of the sentence around a part of the text."""
     first, last = 0, len(text)

@@ -49,6 +49,8 @@ class Loop:
       export: writes what the run leaves, when all steps are made.
       evaluate: (state, step) -> scores, logged under `eval/`; None = none.
       eval_every: steps between evaluations; there is one at the end in any case.
+      watch: called with the step and the values of each line of training metrics; raises a
+        UserError where they show that the run has failed.
     """
 
     directory: Path
@@ -67,6 +69,7 @@ class Loop:
     export: Callable[[Any], None] | None = None
     evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
     eval_every: int = 0
+    watch: Callable[[int, Mapping[str, float]], None] | None = None
 
 
 def run_loop(loop: Loop) -> Any:
@@ -127,6 +130,8 @@ def _steps(
             if speed is None:
                 speed = loop.speed(state, *batch) if loop.speed else Speed(0.0, {}, loop.profile)
             log.write(step, "train", values | speed.of(clock.lap()))
+            if loop.watch is not None:
+                loop.watch(step, values)
         stopping = preemption.reached(step) and not last
         if last or stopping or _due(every, step):
             notes = {"data": loop.batches.get_state(), "settings": dict(loop.settings)}

@@ -1,0 +1,124 @@
+"""What an encoder is pretrained for, as losses: masked tokens, sentence pairs, replaced tokens.
+
+Sources: google-research/bert and albert (run_pretraining.py), electra (run_pretraining.py,
+arXiv 2003.10555).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, Integer
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.types import Array
+from atlas_jax.encoders.bert import BertConfig
+from atlas_jax.encoders.model import EncoderModelConfig
+
+# Objective -> the head that it needs.
+OBJECTIVES = {"mlm": "mlm", "nsp": "sentence", "sop": "sentence", "electra": "discriminator"}
+PAIRS = ("nsp", "sop")
+_NO_GENERATOR = ("roberta",)
+
+
+def token_loss(
+    logits_bpv: Float[Array, "b p v"], labels_bp: Integer[Array, "b p"],
+    weights_bp: Float[Array, "b p"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:  # fmt: skip
+    """Cross-entropy and accuracy, each a mean over the predictions that count.
+
+    Args:
+      logits_bpv: of the masked places.
+      labels_bp: tokens that were there.
+      weights_bp: 1 for a prediction, 0 for what only fills the row.
+    """
+    log_bpv = jax.nn.log_softmax(logits_bpv, axis=-1)
+    own_bp = jnp.take_along_axis(log_bpv, labels_bp[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    right_bp = (jnp.argmax(logits_bpv, axis=-1) == labels_bp).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weights_bp), 1.0)
+    return -jnp.sum(own_bp * weights_bp) / count, jnp.sum(right_bp * weights_bp) / count
+
+
+def sentence_loss(
+    logits_bc: Float[Array, "b c"], labels_b: Int[Array, " b"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy and accuracy of the sentence head, each a mean over the rows."""
+    ones_b = jnp.ones((1, labels_b.shape[0]), jnp.float32)
+    return token_loss(logits_bc[None], labels_b[None], ones_b)
+
+
+def replaced_loss(
+    logits_bl: Float[Array, "b l"], replaced_bl: Bool[Array, "b l"], real_bl: Bool[Array, "b l"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """ELECTRA's binary cross-entropy and its accuracy, each a mean over all real tokens."""
+    positive_bl, real = replaced_bl.astype(jnp.float32), real_bl.astype(jnp.float32)
+    loss_bl = jax.nn.softplus(logits_bl) - positive_bl * logits_bl
+    right_bl = ((logits_bl > 0) == replaced_bl).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(real), 1.0)
+    return jnp.sum(loss_bl * real) / count, jnp.sum(right_bl * real) / count
+
+
+def sampled(key: jax.Array, logits_bpv: Float[Array, "b p v"]) -> Int[Array, "b p"]:
+    """One token of each place's softmax (by Gumbel noise); no gradient goes through it."""
+    sample_bp = jax.random.categorical(key, jax.lax.stop_gradient(logits_bpv), axis=-1)
+    return sample_bp.astype(jnp.int32)
+
+
+def with_tokens(
+    tokens_bl: Integer[Array, "b l"], positions_bp: Int[Array, "b p"],
+    weights_bp: Float[Array, "b p"], new_bp: Integer[Array, "b p"],
+) -> Integer[Array, "b l"]:  # fmt: skip
+    """The rows with other tokens at the positions whose weight is not 0."""
+    length = tokens_bl.shape[1]
+    at_bp = jnp.where(weights_bp > 0, positions_bp, length)  # beyond the row: dropped
+    rows_b1 = jnp.arange(tokens_bl.shape[0])[:, None]
+    return tokens_bl.at[rows_b1, at_bp].set(new_bp.astype(tokens_bl.dtype), mode="drop")
+
+
+def generator_config(config: EncoderModelConfig, share: float) -> EncoderModelConfig:
+    """ELECTRA's generator for a discriminator: narrower, equally deep, with an MLM head.
+
+    Its embedding tables and their norm are the discriminator's, so they have the same width.
+
+    Args:
+      config: of the discriminator.
+      share: of its width, its heads and the width of its feed-forward block.
+
+    Raises:
+      UserError: this kind of encoder cannot share its tables with a narrower one.
+    """
+    if config.encoder in _NO_GENERATOR:
+        raise UserError(
+            f"EncoderModelConfig.encoder = {config.encoder!r} has no narrower twin that could "
+            "share its tables, which the objective 'electra' needs; use 'electra', 'bert' or "
+            "'albert'"
+        )
+    tower = config.tower
+    assert isinstance(tower, BertConfig)
+    heads = max(1, round(config.num_heads * share))
+    width = max(1, round(config.hidden_dim * share / heads)) * heads
+    return dataclasses.replace(
+        config,
+        encoder="albert" if config.encoder == "albert" else "electra",
+        encoder_options={**config.encoder_options, "factor_dim": tower.table_dim},
+        hidden_dim=width,
+        num_heads=heads,
+        mlp_dim=max(1, round(config.mlp_dim * share)),
+        heads=("mlm",),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTables:
+    """What a vocabulary says of each of its ids.
+
+    Attributes:
+      starts_v: True where a piece begins a word.
+      special_v: True for tokens that no text contains.
+      mask_id: the mask token.
+    """
+
+    starts_v: np.ndarray
+    special_v: np.ndarray
+    mask_id: int

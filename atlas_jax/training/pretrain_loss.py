@@ -1,0 +1,143 @@
+"""The loss of an encoder's pretraining: one function of parameters, key and rows."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.core.types import PAD_ID, Array, Params
+from atlas_jax.encoders.masking import Masked, MaskingConfig, mask_tokens
+from atlas_jax.encoders.model import EncoderModel, EncoderModelConfig
+from atlas_jax.encoders.objectives import (
+    TokenTables,
+    generator_config,
+    replaced_loss,
+    sampled,
+    sentence_loss,
+    token_loss,
+    with_tokens,
+)
+from atlas_jax.training.encoder_state import Metrics
+from atlas_jax.training.encoder_texts import EncoderBatch
+
+GENERATOR = "generator"
+_SHARED = "embeddings"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingLoss:
+    """Callable: (parameters, key, rows) -> (loss, metrics).
+
+    Parameters are those of the encoder and its heads. With 'electra' they also have
+    `generator/encoder` and `generator/mlm`. The generator reads the encoder's own embedding tables
+    and their norm, as released, so they learn from both.
+
+    Attributes:
+      config: of the encoder.
+      masking: which tokens are predicted, and what is read in their place.
+      tables: of the vocabulary.
+      pairs: 'nsp', 'sop' or ''; with one of them the sentence head learns.
+      electra: the encoder says which tokens were replaced; the generator predicts masked ones.
+      generator_share, replaced_weight: as in `EncoderTrainConfig`.
+      deterministic: leave dropout out.
+    """
+
+    config: EncoderModelConfig
+    masking: MaskingConfig
+    tables: TokenTables
+    pairs: str = ""
+    electra: bool = False
+    generator_share: float = 0.25
+    replaced_weight: float = 50.0
+    deterministic: bool = False
+
+    def __call__(
+        self, params: Params, key: jax.Array, batch: EncoderBatch
+    ) -> tuple[Array, Metrics]:
+        """The loss of a batch: MLM + sentences + 50 x replaced tokens, as far as they are asked."""
+        mask_key, sample_key, dropout_key, other_key = jax.random.split(key, 4)
+        masked = self._masked(batch.tokens_bl, mask_key)
+        model: Any = EncoderModel(self.config)
+        if not self.electra:
+            states_bld = self._states(model, params, masked.tokens_bl, batch, dropout_key)
+            loss, metrics, _ = self._tokens(model, params, states_bld, masked)
+        else:
+            loss, metrics, states_bld = self._replaced(
+                model, params, masked, batch, sample_key, dropout_key, other_key
+            )
+        if self.pairs:
+            logits_bc = model.apply(
+                {"params": params}, states_bld, self.deterministic, method="sentence_logits",
+                rngs={"dropout": jax.random.fold_in(dropout_key, 1)},
+            )  # fmt: skip
+            own, accuracy = sentence_loss(logits_bc, batch.labels_b)
+            loss = loss + own
+            metrics |= {f"{self.pairs}_loss": own, f"{self.pairs}_accuracy": accuracy}
+        return loss, metrics
+
+    def _masked(self, tokens_bl: jax.Array, key: jax.Array) -> Masked:
+        starts_v, special_v = jnp.asarray(self.tables.starts_v), jnp.asarray(self.tables.special_v)
+        return mask_tokens(
+            self.masking, tokens_bl, starts_v[tokens_bl], special_v[tokens_bl], key,
+            self.tables.mask_id, len(self.tables.starts_v),
+        )  # fmt: skip
+
+    def _states(
+        self, model: Any, params: Params, tokens_bl: jax.Array, batch: EncoderBatch,
+        key: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        types = {"types_bl": batch.types_bl} if self.pairs else {}
+        states_bld: jax.Array = model.apply(
+            {"params": params}, tokens_bl, self.deterministic, method="states",
+            rngs={"dropout": key}, **types,
+        )  # fmt: skip
+        return states_bld
+
+    def _tokens(
+        self, model: Any, params: Params, states_bld: jax.Array, masked: Masked
+    ) -> tuple[Array, Metrics, jax.Array]:
+        """The MLM's loss, its metrics, and its logits [b, p, v]."""
+        chosen_bpd = jnp.take_along_axis(states_bld, masked.positions_bp[..., None], axis=1)
+        logits_bpv = model.apply({"params": params}, chosen_bpd, method="token_logits")
+        loss, accuracy = token_loss(logits_bpv, masked.labels_bp, masked.weights_bp)
+        return loss, {"mlm_loss": loss, "mlm_accuracy": accuracy}, logits_bpv
+
+    def _replaced(
+        self, model: Any, params: Params, masked: Masked, batch: EncoderBatch,
+        sample_key: jax.Array, dropout_key: jax.Array, other_key: jax.Array,
+    ) -> tuple[Array, Metrics, jax.Array]:  # fmt: skip
+        """ELECTRA's loss, its metrics, and the discriminator's states."""
+        generator: Any = EncoderModel(generator_config(self.config, self.generator_share))
+        small = generator_params(params)
+        states_bld = self._states(generator, small, masked.tokens_bl, batch, other_key)
+        loss, metrics, logits_bpv = self._tokens(generator, small, states_bld, masked)
+        new_bp = sampled(sample_key, logits_bpv)
+        tokens_bl = with_tokens(batch.tokens_bl, masked.positions_bp, masked.weights_bp, new_bp)
+        replaced_bl = tokens_bl != batch.tokens_bl  # a sample that hits the original is real
+        states_bld = self._states(model, params, tokens_bl, batch, dropout_key)
+        logits_bl = model.apply({"params": params}, states_bld, method="replaced_logits")
+        own, accuracy = replaced_loss(logits_bl, replaced_bl, batch.tokens_bl != PAD_ID)
+        metrics |= {"replaced_loss": own, "replaced_accuracy": accuracy}
+        return loss + self.replaced_weight * own, metrics, states_bld
+
+
+def generator_params(params: Params) -> Params:
+    """The whole generator: its own parameters and the embeddings that it shares."""
+    own = params[GENERATOR]
+    tables = params["encoder"][_SHARED]
+    return {**own, "encoder": {**own["encoder"], _SHARED: tables}}
+
+
+def own_of_generator(params: Params) -> Params:
+    """What a whole generator has for itself: the inverse of `generator_params`."""
+    encoder = {name: value for name, value in params["encoder"].items() if name != _SHARED}
+    return {**params, "encoder": encoder}
+
+
+def tables_of(starts_v: np.ndarray, special_ids: tuple[int, ...], mask_id: int) -> TokenTables:
+    """The tables of a vocabulary whose special tokens have these ids."""
+    special_v = np.zeros(len(starts_v), bool)
+    special_v[list(special_ids)] = True
+    return TokenTables(starts_v, special_v, mask_id)
