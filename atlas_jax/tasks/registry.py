@@ -8,6 +8,7 @@ from atlas_jax.tasks.base import BaseTask, Task
 from atlas_jax.tasks.boolq import BoolQTask
 from atlas_jax.tasks.classification import CLASSIFICATION
 from atlas_jax.tasks.cloze import ClozeTask
+from atlas_jax.tasks.denoise import BartTask, MassTask
 from atlas_jax.tasks.fever import FeverTask
 from atlas_jax.tasks.kilt import KILTTask
 from atlas_jax.tasks.lm import LMTask
@@ -33,6 +34,8 @@ _KNOWN: tuple[Any, ...] = (
     MLMTask,
     LMTask,
     SectionTask,
+    BartTask,
+    MassTask,
     ClozeTask,
     SentencesTask,
     *CLASSIFICATION,

@@ -45,7 +45,7 @@ def write_tasks(folder: Path) -> None:
         write_lines(folder / f"{name}.jsonl", [p for p in passages if p.get("section")])
 
 
-PASSAGES = ("mlm", "lm", "section")
+PASSAGES = ("mlm", "lm", "section", "bart", "mass")
 # Bindings, and the scores that the evaluation has to bring.
 TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "fever": (
@@ -74,6 +74,8 @@ TASKS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "base": (("BaseTask.prompt_format=so", "DataConfig.prompt_length=4"), {"exact_match", "f1"}),
     "mlm": (("MLMTask.min_words=5",), {"exact_match", "f1"}),
     "cloze": (("ClozeTask.filter_self=True", "ClozeTask.noise=0.2"), {"exact_match", "f1"}),
+    "bart": (("BartTask.min_words=5",), {"rouge1", "rougeL"}),
+    "mass": (("MassTask.min_words=5",), {"rouge1", "rougeL"}),
     "lm": (("LMTask.min_words=5",), {"rouge1", "rouge2", "rougeL"}),
     "section": (
         ("SectionTask.min_words=5", "SectionTask.filter=section", "DataConfig.max_excluded=2"),
