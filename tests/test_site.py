@@ -51,6 +51,12 @@ def test_nothing_of_a_docstring_is_taken_for_html_or_for_a_column(hook) -> None:
     assert module._cell("a <b> | `<c>` *d*") == r"a &lt;b> &#124; `<c>` \*d\*"
 
 
+def test_the_http_api_has_every_route_and_field(hook) -> None:
+    page = hook("http_api").page()
+    assert "## POST /v1/answers\n" in page and "[AnswersReply](#answersreply)" in page
+    assert "| `k` | integer ≥ 0 ≤ 1048576 | `0` | Passages for each question" in page
+
+
 def test_every_command_shows_its_help(hook) -> None:
     page = hook("commands").page()
     for name in cli.COMMANDS:

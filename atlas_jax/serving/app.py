@@ -22,7 +22,7 @@ from atlas_jax.serving.events import Events, answer_to
 from atlas_jax.serving.examples import Examples
 from atlas_jax.serving.guard import Guard, allowed_names
 from atlas_jax.serving.openapi import description
-from atlas_jax.serving.problems import Refused, problem_response
+from atlas_jax.serving.problems import CLIENT_LEFT, Refused, problem_response
 from atlas_jax.serving.queue import Ticket
 from atlas_jax.serving.replies import answer_reply, found_reply, json_response, stored_reply
 from atlas_jax.serving.requests import asked_of, read_request
@@ -66,6 +66,7 @@ def make_app(service: Service, key: str, name: str) -> ASGIApp:
         exception_handlers={Exception: _told, HTTPException: _told_by_routing},
         lifespan=routes.lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would repeat what the header Host says
     config = service.config
     names = allowed_names(config.host, config.names)
     return Guard(app, service.metrics, key, names, _is_public)
@@ -216,7 +217,7 @@ class _Routes:
             if everything.done():
                 return everything.result()
             self._service.metrics.left.inc(len(tickets))
-            raise Refused(499, "the client left")
+            raise Refused(CLIENT_LEFT, "the client left")
         finally:
             leaves.cancel()
             everything.cancel()

@@ -12,7 +12,7 @@ from atlas_jax.serving.schemas import ExamplesReply
 
 T = TypeVar("T")
 
-_QUESTIONS, _PASSAGES = 12, 6
+_QUESTIONS, _PASSAGES = 8, 6
 
 
 class Examples:

@@ -11,6 +11,8 @@ from atlas_jax.serving.queue import Closed, DeadlinePassed, QueueFull
 from atlas_jax.serving.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+CLIENT_LEFT = 499  # nobody gets it; logs and figures tell it apart from a fault
+_TITLES = {CLIENT_LEFT: "Client Left"}
 
 
 class Refused(Exception):
@@ -41,7 +43,7 @@ def problem_of(error: BaseException, request_id: str) -> tuple[Refused, Problem]
     told = refused(error)
     return told, Problem(
         type="about:blank",
-        title=http.HTTPStatus(told.status).phrase,
+        title=_TITLES.get(told.status) or http.HTTPStatus(told.status).phrase,
         status=told.status,
         detail=str(told),
         request_id=request_id,

@@ -18,6 +18,7 @@ from atlas_jax.serving.config import API_KEY, ServeConfig
 from atlas_jax.serving.logs import event, start_logging
 from atlas_jax.serving.protocol import TimedProtocol
 from atlas_jax.serving.service import Service
+from atlas_jax.training.config import FINAL
 
 _LEAST_KEY = 16  # characters
 
@@ -44,8 +45,7 @@ class Server:
         check_typed(told)
         key = api_key(config)
         self.service = Service(config, load or (lambda: Atlas(told)), self.stop)
-        name = Path(told.models.config.reader).name or "atlas"
-        app = make_app(self.service, key, name)
+        app = make_app(self.service, key, _name(told.models.config.reader))
         self._socket = _listen(config.host, config.port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         protocol = type("Protocol", (TimedProtocol,), {"head_seconds": config.body_seconds})
@@ -122,6 +122,12 @@ def api_key(config: ServeConfig) -> str:
     if key and len(key) < _LEAST_KEY:
         raise UserError(f"{where}: an API key has {_LEAST_KEY} characters or more")
     return key
+
+
+def _name(folder: str) -> str:
+    """What a model is called: its folder, or that of the run whose last model it is."""
+    path = Path(folder)
+    return (path.parent.name if path.name == FINAL else path.name) or "atlas"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from pathlib import Path
 import commands
 import configurables
 import gin_files
+import http_api
 import packages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -33,6 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "configurables.md": configurables.page(configurables.configurables()),
         "commands.md": commands.page(),
         "gin_files.md": gin_files.page(),
+        "http_api.md": http_api.page(),
         "packages/index.md": packages.overview(),
         **{f"packages/{name}.md": packages.page(name) for name in packages.names()},
     }

@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "generation": GenerationConfig(max_length=4),
 }
 CONFIG = ServeConfig(
-    port=0, ks=(2, 4), batch_rows=(1,), max_choices=2, max_excluded=4, max_replaced=2,
+    port=0, ks=(4,), batch_rows=(1,), max_choices=2, max_excluded=4, max_replaced=2,
     max_questions=4, queue=40, max_characters=200, max_text=1000, max_body=8192,
     deadline_seconds=20.0, body_seconds=1.0,
 )  # fmt: skip

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
+from atlas_jax.answering.asked import Asked
 from atlas_jax.answering.atlas import Atlas
 from atlas_jax.core.errors import UserError
 from atlas_jax.serving.config import ServeConfig
+from atlas_jax.serving.engine import Engine
 from atlas_jax.serving.run import Server, api_key
 from tests.serving.served import ask, send, serving
 
@@ -20,13 +22,19 @@ QUESTIONS = ["What is the capital of Arvo?", "What is the capital of Bera?"]
 
 def test_answers_equal_those_of_ask_to_the_bit(atlas: Atlas, server: Server) -> None:
     ids = [one.id for one in atlas.retrieve(QUESTIONS[0], k=3)]
-    for fields in (
-        {"k": 2},
+    several: tuple[dict, ...] = (
+        {"k": 4},
         {"k": 4, "explain": True},
         {"k": 4, "exclude": ids[:1]},
-        {"k": 2, "replace": {ids[1]: "The capital of Arvo is Nowhere."}, "explain": True},
+        # Two edits, for which the server's programs are made: the shape is the same.
+        {
+            "k": 4,
+            "replace": {ids[1]: "The capital of Arvo is Nowhere.", ids[0]: "A large city."},
+            "explain": True,
+        },
         {"k": 4, "choices": ["Lindel", "Tomund"]},
-    ):
+    )
+    for fields in several:
         expected, found = atlas.ask(QUESTIONS[0], **fields), ask(server, QUESTIONS[0], **fields)[0]
         assert found["answer"] == expected.text
         assert found["log_probability"] == expected.log_probability
@@ -36,6 +44,9 @@ def test_answers_equal_those_of_ask_to_the_bit(atlas: Atlas, server: Server) -> 
 
 
 def test_a_k_between_two_programs_is_read_by_the_larger(atlas: Atlas, server: Server) -> None:
+    engine = Engine(atlas, ServeConfig(ks=(8, 2, 99)))
+    assert engine.ks == [2, 8, 16]  # there are 16 passages
+    assert [engine.kind(Asked("x", k=k)).k for k in (0, 1, 2, 3, 9)] == [8, 2, 2, 8, 16]
     expected, found = atlas.ask(QUESTIONS[0], k=3, explain=True), ask(server, QUESTIONS[0], k=3,
                                                                       explain=True)[0]  # fmt: skip
     assert [one["id"] for one in found["passages"]] == [one.id for one in expected.passages]
@@ -95,7 +106,7 @@ def test_operators_find_what_they_expect(server: Server) -> None:
     figures = send(server, "/metrics").body.decode()
     assert "atlas_jax_ready 1.0" in figures and "atlas_jax_questions_total" in figures
     model = send(server, "/v1/models").json["data"][0]
-    assert (model["compiled_ks"], model["index"]["passages"]) == ([2, 4], 16)
+    assert (model["compiled_ks"], model["index"]["passages"]) == ([4], 16)
     first = send(server, "/v1/examples").json["passages"][0]
     assert send(server, f"/v1/passages/{first['id']}").json == first
     described = send(server, "/openapi.json").json
@@ -128,7 +139,7 @@ def test_a_fault_is_told_in_the_words_of_the_commands(server: Server, fields, wo
 
 
 def test_a_full_queue_refuses_at_once_and_keeps_what_it_took(atlas: Atlas) -> None:
-    with serving(atlas, ks=(2,), explain=False, max_choices=0, max_replaced=0, queue=6) as server:
+    with serving(atlas, explain=False, max_choices=0, max_replaced=0, queue=6) as server:
         answer, held = server.service.engine.answer, threading.Event()
 
         def slowly(*args):
@@ -159,7 +170,7 @@ def test_a_full_queue_refuses_at_once_and_keeps_what_it_took(atlas: Atlas) -> No
 def test_a_client_that_leaves_frees_its_place_and_a_late_question_is_given_up(
     atlas: Atlas,
 ) -> None:
-    settings = {"ks": (2,), "explain": False, "max_choices": 0, "max_replaced": 0}
+    settings = {"explain": False, "max_choices": 0, "max_replaced": 0}
     with serving(atlas, **settings, deadline_seconds=1.0) as server:
         answer, held = server.service.engine.answer, threading.Event()
         server.service.engine.answer = lambda *a: (held.wait(10), answer(*a))[1]  # type: ignore
@@ -181,6 +192,8 @@ def test_a_client_that_leaves_frees_its_place_and_a_late_question_is_given_up(
         held.set()
         clients[0].close()
         clients[2].close()
+        figures = send(server, "/metrics").body.decode()
+        assert 'status="499"' in figures and 'status="500"' not in figures
 
 
 def test_a_key_is_needed_where_others_can_come(
@@ -192,8 +205,7 @@ def test_a_key_is_needed_where_others_can_come(
     with pytest.raises(UserError, match="16 characters or more"):
         api_key(ServeConfig(api_key_file=str(tmp_path / "key")))
     monkeypatch.setenv("ATLAS_JAX_API_KEY", "a key of 24 characters..")
-    settings = {"ks": (2,), "batch_rows": (1,), "explain": False, "max_choices": 0,
-                "max_replaced": 0}  # fmt: skip
+    settings = {"explain": False, "max_choices": 0, "max_replaced": 0}
     with serving(atlas, **settings) as server:
         path, body = "/v1/answers", {"questions": QUESTIONS[0]}
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic abc"}):

@@ -101,6 +101,7 @@ async function run() {
     if (current === result) {
       current = before;
       before = null;
+      if (current) settings = structuredClone(current.settings); // what failed is undone
     }
     await failed(error);
   }
@@ -108,9 +109,7 @@ async function run() {
 }
 
 async function failed(error) {
-  if (error.status === 401) {
-    if (await keyGiven()) return run();
-  }
+  if (error.status === 401 && (await keyGiven())) return run();
   told(error.message);
   return undefined;
 }

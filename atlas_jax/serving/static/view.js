@@ -14,26 +14,28 @@ export function make(tag, attributes = {}, ...children) {
 
 const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
-// The places of the answer in a text; if it is nowhere, those of its longer words.
+// Finds the answer in a text; if it is nowhere, its longer words. Gives the pattern, and whether it
+// is of the whole answer.
 function pattern(answer, text) {
   const clean = (answer || "").trim();
-  if (!clean) return null;
+  if (!clean) return [null, false];
   const whole = escaped(clean).replace(/\s+/g, "\\s+");
   for (const source of [`(?<![\\p{L}\\p{N}])${whole}(?![\\p{L}\\p{N}])`, whole]) {
     const found = new RegExp(source, "giu");
-    if (found.test(text)) return new RegExp(source, "giu");
+    if (found.test(text)) return [new RegExp(source, "giu"), true];
   }
   const words = clean.split(/[^\p{L}\p{N}]+/u).filter((word) => word.length > 3);
-  if (!words.length) return null;
-  return new RegExp(`(?<![\\p{L}\\p{N}])(?:${words.map(escaped).join("|")})(?![\\p{L}\\p{N}])`, "giu");
+  if (!words.length) return [null, false];
+  const either = words.map(escaped).join("|");
+  return [new RegExp(`(?<![\\p{L}\\p{N}])(?:${either})(?![\\p{L}\\p{N}])`, "giu"), false];
 }
 
 function marked(text, answer) {
-  const found = pattern(answer, text);
+  const [found, whole] = pattern(answer, text);
   const parts = [];
   let at = 0;
   for (const match of found ? text.matchAll(found) : []) {
-    parts.push(text.slice(at, match.index), make("mark", {}, match[0]));
+    parts.push(text.slice(at, match.index), make("mark", { class: whole ? null : "part" }, match[0]));
     at = match.index + match[0].length;
   }
   return [...parts, text.slice(at)];
@@ -62,25 +64,33 @@ function bars(passage, largest) {
       const kind = signed ? (value < 0 ? "bar both against" : "bar both for") : `bar ${name}`;
       const fill = make("span", { class: "fill" });
       fill.style.setProperty("--share", share.toFixed(4));
-      const sign = signed && value > 0 ? "+" : "";
+      const shown = value.toFixed(digits).replace(/^-(0\.0+)$/, "$1");
+      const sign = signed && Number(shown) > 0 ? "+" : "";
       return make(
         "div",
         { title: help },
         make("dt", {}, word),
         make("dd", {}, make("span", { class: kind, "aria-hidden": "true" }, fill),
-          make("span", { class: "figure" }, `${sign}${value.toFixed(digits)}`)),
+          make("span", { class: "figure" }, `${sign}${shown}`)),
       );
     }),
   );
 }
+
+// A long text scrolls, and can then be reached with the keyboard.
+const LONG = (text) => (text.length > 900
+  ? { class: "text long", tabindex: "0", role: "group", "aria-label": "Text of the passage" }
+  : { class: "text" });
 
 function heading(passage) {
   return [passage.title, passage.section].filter(Boolean).join(" · ") || passage.id;
 }
 
 function editor(passage, actions, id) {
-  const area = make("textarea", { id, rows: 6, dir: "auto", maxlength: actions.maxText });
+  const rows = Math.max(3, Math.min(14, Math.ceil(passage.text.length / 60)));
+  const area = make("textarea", { id, rows, dir: "auto", maxlength: actions.maxText });
   area.value = passage.text;
+  area.setSelectionRange(0, 0);
   const cancel = () => actions.edit(null);
   area.addEventListener("keydown", (event) => {
     if (event.key === "Escape") cancel();
@@ -124,7 +134,7 @@ function card(passage, rank, result, largest, actions, ranks) {
       moved(rank, before),
     ),
     editing ? editor(passage, actions, id)
-      : make("p", { class: "text", dir: "auto" }, ...marked(passage.text, result.answer)),
+      : make("p", { ...LONG(passage.text), dir: "auto" }, ...marked(passage.text, result.answer)),
     bars(passage, largest),
     actions && !editing ? make("div", { class: "actions" },
       actions.canExclude ? make("button", { type: "button", class: "quiet small", "data-do": "cross",
