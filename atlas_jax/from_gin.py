@@ -63,6 +63,7 @@ from atlas_jax.training.config import (
 )
 from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.run import RetrieverRun, TrainRun, retrieves
+from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -74,8 +75,8 @@ CONFIGURABLES = (
     DataConfig, DeltaConfig, DistillationConfig, EncoderModelConfig, EncoderTrainConfig, EvalConfig,
     GenerationConfig, LeakConfig, MaskingConfig, MeshConfig, ModelConfig, OptimizerConfig,
     PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig,
-    RetrieverTrainConfig, RowsConfig, ScannConfig, ServeConfig, StalenessConfig, StepConfig,
-    StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
+    RetrieverTrainConfig, RowsConfig, ScannConfig, SelfTrainConfig, ServeConfig, StalenessConfig,
+    StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)
@@ -248,13 +249,32 @@ def classifier_run() -> ClassifierRun:
     """The settings of `train_classifier`."""
     config = told(ClassifierTrainConfig)
     return ClassifierRun(
-        **_encoder_run(config.task),
+        **_encoder_run(config.task, "ClassifierTrainConfig"),
         train=config,
         optimizer=_optimizer(ClassifierRun.optimizer),
     )
 
 
-def _encoder_run(name: str) -> dict[str, Any]:
+def self_training_run() -> SelfTrainingRun:
+    """The settings of `self_train`.
+
+    Raises:
+      UserError: a rate or a length is bound that the run has of its own.
+    """
+    config = told(SelfTrainConfig)
+    with gin.config_scope(EncoderRun.SCOPE):
+        bound = fields_told(OptimizerConfig)
+    for name, instead in (("learning_rate", "student_learning_rate"), ("total_steps", "kd_steps")):
+        require(name not in bound, f"encoder/OptimizerConfig.{name}", bound.get(name),
+                f"no value; bind SelfTrainConfig.{instead} and the like")  # fmt: skip
+    return SelfTrainingRun(
+        **_encoder_run(config.task, "SelfTrainConfig"),
+        train=config,
+        optimizer=_optimizer(SelfTrainingRun.optimizer),
+    )
+
+
+def _encoder_run(name: str, config: str) -> dict[str, Any]:
     """Fields of an `EncoderRun`, of a task.
 
     Raises:
@@ -262,7 +282,7 @@ def _encoder_run(name: str) -> dict[str, Any]:
     """
     known = [made.name for made in CLASSIFICATION]
     found = task(name)
-    require(isinstance(found, ClassificationTask), "ClassifierTrainConfig.task", name,
+    require(isinstance(found, ClassificationTask), f"{config}.task", name,
             f"a classification task: {', '.join(known)}")  # fmt: skip
     return {
         **_of_encoder(),
@@ -365,6 +385,7 @@ _UNPLANNED = {
     RetrieverTrainConfig: "train_retriever",
     EncoderTrainConfig: "pretrain_encoder",
     ClassifierTrainConfig: "train_classifier",
+    SelfTrainConfig: "self_train",
     RetrieveConfig: "retrieve",
 }
 

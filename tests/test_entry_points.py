@@ -204,6 +204,7 @@ print(sorted(names() - known))
         "ask",
         "train_retriever",
         "train_classifier",
+        "self_train",
         "convert",
         "import_index",
         "remove_leaks",

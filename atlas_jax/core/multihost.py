@@ -52,8 +52,8 @@ def refuse_flags(command: str, arguments: Sequence[str]) -> None:
     if given:
         raise UserError(
             f"{given}: {command} works in one process, with the devices of its own host; train, "
-            "train_retriever, pretrain_encoder, train_classifier, build_index, retrieve, evaluate "
-            "and doctor run on several"
+            "train_retriever, pretrain_encoder, train_classifier, self_train, build_index, "
+            "retrieve, evaluate and doctor run on several"
         )
 
 

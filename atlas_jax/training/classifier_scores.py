@@ -16,6 +16,7 @@ from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.types import Params
 from atlas_jax.tasks.base import Record
 from atlas_jax.tasks.classification import ClassificationTask
+from atlas_jax.training.config import PREDICTIONS
 from atlas_jax.training.prompted import NO_LABEL, LogitsFn, Texts, class_loss
 
 _PROBE_STEPS = 200
@@ -73,6 +74,20 @@ def scores_of(
         if of_label_n.any():
             scores[f"accuracy_{str(label).lower()}"] = float(right_n[of_label_n].mean())
     return scores
+
+
+def score_file(
+    directory: Path,
+    task: ClassificationTask,
+    classifier: Classifier,
+    logits_nc: np.ndarray,
+    step: int,
+) -> dict[str, float]:
+    """Write the predictions of a run's evaluation file, and score them."""
+    if multihost.is_first():
+        path = directory / PREDICTIONS / f"step_{step:07d}.jsonl"
+        write_predictions(path, task, classifier.records, logits_nc)
+    return scores_of(task, np.asarray(classifier.texts.labels_b), logits_nc.argmax(axis=1))
 
 
 def write_predictions(

@@ -25,12 +25,11 @@ from atlas_jax.training.classifier_scores import (
     fit_probe,
     majority_logits,
     probe_logits,
-    scores_of,
-    write_predictions,
+    score_file,
 )
 from atlas_jax.training.compiled_once import CompiledOnce
-from atlas_jax.training.config import CONFIG_FILE, FINAL, PREDICTIONS
-from atlas_jax.training.encoder_start import Start, count, export_encoder, open_start
+from atlas_jax.training.config import CONFIG_FILE, FINAL
+from atlas_jax.training.encoder_start import Start, about_task, export_encoder, open_start
 from atlas_jax.training.encoder_state import (
     EncoderState,
     abstract,
@@ -196,13 +195,8 @@ def _probed(run: _Run, classifier: Classifier, params: Any, labels_n: np.ndarray
 
 
 def _scored(run: _Run, logits_nc: np.ndarray, step: int) -> Scores:
-    """Write the predictions of the evaluation file, and score them."""
-    classifier, task = run.classifier, run.told.task
-    assert classifier is not None
-    if multihost.is_first():
-        path = run.directory / PREDICTIONS / f"step_{step:07d}.jsonl"
-        write_predictions(path, task, classifier.records, logits_nc)
-    return scores_of(task, np.asarray(classifier.texts.labels_b), logits_nc.argmax(axis=1))
+    assert run.classifier is not None
+    return score_file(run.directory, run.told.task, run.classifier, logits_nc, step)
 
 
 def _batches(texts: Texts, batch_size: int, seed: int) -> Any:
@@ -228,16 +222,10 @@ def _speed(run: _Run, patterns: tuple[str, ...], state: EncoderState, texts: Tex
 def _export(run: _Run, patterns: tuple[str, ...], state: EncoderState) -> None:
     told, config = run.told, run.told.train
     params = multihost.to_host(state.params)
-    moving, _ = trees.split(params, patterns)
     about = {
-        "task": told.task.name,
-        "method": config.method,
-        "template": told.task.query_format,
-        "words": {str(label): list(w) for label, w in told.task.verbaliser.words.items()},
+        **about_task(told.task, config.method, params, patterns),
         "steps": int(state.step),
         "skipped": int(state.skipped),
-        "trained": count(moving),
-        "parameters": count(params),
     }
     directory = run.directory / FINAL
     export_encoder(

@@ -26,6 +26,7 @@ from atlas_jax.models.encoder_folder import (
 )
 from atlas_jax.models.folder import base_of, read_about
 from atlas_jax.models.folder_config import read_folder_config
+from atlas_jax.tasks.classification import ClassificationTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +184,21 @@ def export_encoder(
     save_encoder(directory, encoder, about=about)
 
 
-def count(tree: Params) -> int:
+def about_task(
+    task: ClassificationTask, method: str, params: Params, patterns: Sequence[str]
+) -> dict[str, Any]:
+    """What a trained folder says of its task, for people and for `open_start`."""
+    moving, _ = trees.split(params, patterns)
+    return {
+        "task": task.name,
+        "method": method,
+        "template": task.query_format,
+        "words": {str(label): list(words) for label, words in task.verbaliser.words.items()},
+        "trained": _count(moving),
+        "parameters": _count(params),
+    }
+
+
+def _count(tree: Params) -> int:
     """Numbers in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

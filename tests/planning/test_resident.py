@@ -102,10 +102,11 @@ def test_an_evaluation_that_does_not_search_on_the_chips_holds_models_alone(bind
 @pytest.mark.parametrize(
     ("run", "command"),
     [("contriever_pretrain", "train_retriever"), ("retriever_finetune", "train_retriever"),
-     ("classify", "train_classifier"), ("retrieve", "retrieve")],
+     ("classify", "train_classifier"), ("list_30shot", "self_train"), ("retrieve", "retrieve")],
 )  # fmt: skip
 def test_commands_without_a_plan_are_named(run: str, command: str) -> None:
-    load_gin([f"runs/{run}.gin"], TINY, unread=UNREAD | {"EVAL_FILE": "x", "OUTPUT": "x"})
+    files = dict.fromkeys(("EVAL_FILE", "OUTPUT", "ENCODER", "UNLABELLED_FILE"), "x")
+    load_gin([f"runs/{run}.gin"], TINY, unread=UNREAD | files)
     with pytest.raises(UserError, match=f"run of `{command}`, which has no plan"):
         from_gin.plan_run(5000)
 

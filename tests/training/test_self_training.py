@@ -1,0 +1,115 @@
+"""`self_train` from files to a folder: resume inside a round, what is left out, what is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from atlas_jax import self_train as entry
+from atlas_jax.core.deltas import DeltaConfig
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.models.encoder_folder import load_encoder
+from atlas_jax.models.folder import read_about
+from atlas_jax.training import self_training
+from atlas_jax.training.config import CheckpointConfig
+from atlas_jax.training.metrics import read_metrics
+from atlas_jax.training.self_training import self_train
+from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
+from tests.training.classified import TASK, save_tiny, write_texts
+from tests.training.runs import read_lines
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, retriever_tokenizer_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("self_training")
+    save_tiny(folder / "encoder", retriever_tokenizer_file)
+    write_texts(folder / "train.jsonl", 8)
+    write_texts(folder / "dev.jsonl", 16, seed=5)
+    few, dev = read_lines(folder / "train.jsonl"), read_lines(folder / "dev.jsonl")
+    write_texts(folder / "many.jsonl", 40, seed=7)
+    known = [{"text": row["text"].upper()} for row in (*few[:3], *dev[:2])]
+    write_jsonl(folder / "many.jsonl", [*read_lines(folder / "many.jsonl"), *known])
+    return folder
+
+
+def told(work: Path, name: str, every: int = 0, **fields: Any) -> SelfTrainingRun:
+    config = SelfTrainConfig(
+        **{
+            "model_dir": str(work / name), "encoder": str(work / "encoder"),
+            "file": str(work / "train.jsonl"), "unlabelled_file": str(work / "many.jsonl"),
+            "eval_file": str(work / "dev.jsonl"), "teacher_steps": 3, "rounds": 2, "kd_steps": 2,
+            "meta_steps": 2, "tune_steps": 1, "length": 12, "eval_batch_size": 16,
+            "batch_size": 8, "meta_batch_size": 8,
+            "teacher_learning_rate": 1e-2, "student_learning_rate": 1e-2, "log_every": 1, **fields,
+        }
+    )  # fmt: skip
+    delta = DeltaConfig(kind="adapter", rank=2)
+    saved = CheckpointConfig(every=every, keep=20)
+    return SelfTrainingRun(task=TASK, train=config, delta=delta, checkpoints=saved)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_run_killed_inside_a_round_repeats_itself_bit_for_bit(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = self_train(told(work, "whole", every=1))
+    assert "many.jsonl: 5 known lines are left out" in capsys.readouterr().err
+    rows = [row for row in read_metrics(work / "whole") if "train/phase" in row]
+    assert [row["train/phase"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 3, 1, 1, 1, 2, 3]
+    assert rows[-1]["train/round"] == 1
+    assert read_metrics(work / "whole")[-1]["eval/accuracy"] == scores["accuracy"]
+    about = read_about(work / "whole" / "final")
+    assert (about["steps"], about["method"]) == (13, "prompt")
+
+    place, seen = self_training._placed, []
+
+    def killing(run: Any, rows: Any) -> Any:
+        seen.append(rows)
+        if len(seen) == 10:  # in the second round
+            raise _Killed
+        return place(run, rows)
+
+    monkeypatch.setattr(self_training, "_placed", killing)
+    with pytest.raises(_Killed):
+        self_train(told(work, "killed", every=2))
+    monkeypatch.setattr(self_training, "_placed", place)
+    assert self_train(told(work, "killed", every=2)) == scores
+    one, other, base = (
+        load_encoder(work / name) for name in ("whole/final", "killed/final", "encoder")
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    flat = traverse_util.flatten_dict(one.params["encoder"], sep="/")
+    for path, leaf in traverse_util.flatten_dict(base.params["encoder"], sep="/").items():
+        np.testing.assert_array_equal(flat[path], leaf)  # the backbone is frozen
+
+
+def test_bad_input_is_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = read_lines(work / "train.jsonl")
+    write_jsonl(work / "none.jsonl", [{"text": f" {row['text']} "} for row in every])
+    with pytest.raises(UserError, match=r"none.jsonl: every line is one of .*train.jsonl or"):
+        self_train(told(work, "bad", unlabelled_file=str(work / "none.jsonl")))
+    with pytest.raises(UserError, match=r"SelfTrainConfig.unlabelled_file = ''"):
+        told(work, "bad", unlabelled_file="")
+    with pytest.raises(UserError, match="SelfTrainConfig.kd_steps = 0: expected a round"):
+        told(work, "bad", kd_steps=0, meta_steps=0, tune_steps=0)
+    flags = [f"--gin.{name}={work / 'x'}" for name in ("MODEL_DIR", "ENCODER", "TRAIN_FILE",
+                                                       "UNLABELLED_FILE")]  # fmt: skip
+    rate = "--gin.encoder/OptimizerConfig.learning_rate=1e-3"
+    assert entry.main(["--gin_file=runs/list_30shot.gin", *flags, rate]) == 2
+    assert "bind SelfTrainConfig.student_learning_rate" in capsys.readouterr().err
+
+
+def test_a_python_run_is_written_as_a_gin_file_that_repeats_it(work: Path) -> None:
+    text = self_training.as_gin(dataclasses.replace(told(work, "x"), text=""))
+    assert "SelfTrainConfig.rounds = 2\n" in text
+    assert "encoder/DeltaConfig.kind = 'adapter'\n" in text
+    assert "encoder/OptimizerConfig.weight_decay = 0.0\n" in text
