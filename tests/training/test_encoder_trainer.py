@@ -124,6 +124,26 @@ def test_electra_trains_two_and_its_generator_shares_the_tables(texts: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objectives", [("mlm", "nsp"), ("electra",)])
+def test_one_device_computes_what_eight_do(
+    texts: Path, objectives: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eight, found = jax.devices(), []
+    for devices in (eight, eight[:1]):
+        monkeypatch.setattr(jax, "devices", lambda *_, chosen=devices: chosen)
+        name = f"{objectives[0]}_on_{len(devices)}"
+        told = run(texts, name, MaskingConfig("ngram"), objectives=objectives, generator_share=0.5)
+        state = pretrain_encoder(dataclasses.replace(told, encoder={**SIZES, "dropout_rate": 0.1}))
+        assert len(state.params["encoder"]["embeddings"]["layer_norm"]["bias"].devices()) == len(
+            devices
+        )
+        found.append(read_metrics(texts / name)[-1])
+    for name, value in found[0].items():
+        if name.startswith("train/") and "second" not in name:
+            assert found[1][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.slow
 def test_the_command_goes_on_from_a_folder(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
