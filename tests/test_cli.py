@@ -89,6 +89,14 @@ def test_every_module_works_without_torch_tensorflow_and_transformers():
     assert done.returncode == 0, done.stderr
 
 
+def test_asking_waits_for_no_package_that_only_training_or_serving_needs():
+    code = "import sys, atlas_jax.ask; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert {"optax", "orbax", "starlette", "uvicorn", "matplotlib"}.isdisjoint(done.stdout.split())
+
+
 # What `convert --verify` compares with, and nothing else ever calls.
 ALLOWED = ROOT / "atlas_jax" / "interop" / "torch_side.py"
 

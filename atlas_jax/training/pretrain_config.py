@@ -10,8 +10,7 @@ from atlas_jax.core.errors import one_of, require
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.encoders.masking import MaskingConfig
 from atlas_jax.encoders.objectives import OBJECTIVES, PAIRS
-from atlas_jax.training.config import CheckpointConfig, ProfileConfig
-from atlas_jax.training.optimizers import OptimizerConfig
+from atlas_jax.training.config import CheckpointConfig, OptimizerConfig, ProfileConfig
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.encoders.masking import MaskingConfig
 from atlas_jax.interop.vocabularies import find_tokenizer
 from atlas_jax.models.encoder_folder import load_encoder
-from atlas_jax.training.config import CheckpointConfig
+from atlas_jax.training.config import CheckpointConfig, OptimizerConfig
 from atlas_jax.training.encoder_trainer import FINAL_GENERATOR, pretrain_encoder
 from atlas_jax.training.metrics import read_metrics
-from atlas_jax.training.optimizers import OptimizerConfig
 from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.pretrain_watch import CollapseWatch, lowest_loss
 from tests.interop.small import wordpiece_file
