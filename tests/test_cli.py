@@ -83,6 +83,20 @@ for name in {names!r}:
 """
 
 
+def test_garbage_is_collected_again_once_a_command_is_imported():
+    code = """
+import gc, sys
+from atlas_jax import cli
+sys.argv = ["atlas-jax", "doctor", "--help"]
+try:
+    cli.console_script()
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+assert gc.isenabled() and gc.get_freeze_count() > 10_000, gc.get_freeze_count()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_every_module_works_without_torch_tensorflow_and_transformers():
     code = WITHOUT_THEM.format(names=all_modules())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

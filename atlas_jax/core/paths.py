@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
-import fsspec
 from etils import epath
 
 from atlas_jax.core.errors import UserError, one_line
@@ -50,6 +49,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     check_name(text)
     if not is_remote(text):
         return Path(text)
+    import fsspec  # only here: most runs name no bucket, and it takes a hundredth of a start
+
     try:
         fsspec.get_filesystem_class("gcs" if text.startswith("gs://") else text.split(":")[0])
     except (ImportError, ValueError) as error:
