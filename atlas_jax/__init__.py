@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from atlas_jax.answering.atlas import Atlas
     from atlas_jax.answering.results import Answer, Evaluated, Passage
     from atlas_jax.core.errors import UserError
-    from atlas_jax.face import Trained, build_index, load, train
+    from atlas_jax.face import (
+        Trained,
+        build_index,
+        change_index,
+        compact_index,
+        index_versions,
+        load,
+        train,
+    )
     from atlas_jax.training.run import TrainRun
 
 __version__ = "0.1.0"
@@ -31,6 +39,9 @@ __all__ = [
     "Trained",
     "UserError",
     "build_index",
+    "change_index",
+    "compact_index",
+    "index_versions",
     "load",
     "train",
 ]
@@ -45,6 +56,9 @@ _HOMES = {
     "Trained": "face",
     "UserError": "core.errors",
     "build_index": "face",
+    "change_index": "face",
+    "compact_index": "face",
+    "index_versions": "face",
     "load": "face",
     "train": "face",
 }

@@ -23,6 +23,7 @@ from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.results import Answer
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
+from atlas_jax.corpus.config import AS_OF_FLAG, add_as_of_flag
 
 # The fields of `answering.Evidence`, and the columns they become.
 _EVIDENCE = {"attention": "attention", "alone": "alone", "left_out": "left out"}
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--explain", action="store_true", help="say what each passage did for the answer"
     )
-    return launch(_run, parser, argv)
+    add_as_of_flag(parser)
+    return launch(_run, parser, argv, text_flags=AS_OF_FLAG)
 
 
 def _run(flags: argparse.Namespace) -> None:

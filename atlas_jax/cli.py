@@ -32,7 +32,7 @@ COMMANDS = {
     "remove_leaks": ("remove_leaks", "take passages that leak evaluation questions out"),
     "convert": ("convert", "checkpoints of Hugging Face, T5X and Meta's Atlas, in and out"),
     "import_index": ("import_index", "passages and saved indices of Meta's Atlas"),
-    "index": ("index_command", "look into a saved index, without its model"),
+    "index": ("index_command", "look into a saved index, and change it version by version"),
     "mini": ("mini", "put the mini pair together: MiniLM, and a reader upon it"),
     "doctor": ("doctor", "whether the hosts of a run fit together"),
     "demo": ("demo.run", "index, learn from 64 questions, evaluate, swap the index"),

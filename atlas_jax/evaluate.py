@@ -17,6 +17,7 @@ from atlas_jax import from_gin
 from atlas_jax.answering.inference import evaluate
 from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
+from atlas_jax.corpus.config import AS_OF_FLAG, add_as_of_flag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return launch(_run, parser, argv, on_devices=True)
+    add_as_of_flag(parser)
+    return launch(_run, parser, argv, on_devices=True, text_flags=AS_OF_FLAG)
 
 
 def _run(flags: argparse.Namespace) -> None:

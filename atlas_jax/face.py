@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from atlas_jax.answering import inference
 from atlas_jax.answering.atlas import Atlas
@@ -14,7 +16,10 @@ from atlas_jax.answering.run import AnswerRun, IndexRun
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.parts import PARTS
+from atlas_jax.corpus.change import compact
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
+from atlas_jax.index.changes import Batch, Passage, change
+from atlas_jax.index.inspection import describe_versions
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelSpec
 from atlas_jax.models.folder import partial_parts
@@ -36,6 +41,7 @@ def load(
     passages: AnyPath = "",
     store: AnyPath = "",
     index: AnyPath = "",
+    as_of: str | int = "",
     task: str | Task = "qa",
     read: ReadConfig | Fields | None = None,
     data: DataConfig | Fields | None = None,
@@ -56,6 +62,7 @@ def load(
         is removed when the program ends.
       store: folder of prepared passages; if it does not exist it is made from ``passages``.
       index: folder of their embeddings, made by `build_index`; without it they are embedded now.
+      as_of: version of the store, or a time in ISO 8601, that is searched; "" = the newest.
       task: the kind of questions. A name is asked in the wording that the models were trained
         with, an object of a task's class in its own.
       read: `ReadConfig`: number of passages read for each question, and how much of each.
@@ -82,7 +89,10 @@ def load(
     texts = defaults.store(fields_of(formats, StoreConfig, "formats"))
     kept = _temporary() if passages and not store else None
     config = CorpusConfig(
-        passages=os.fspath(passages), store=kept or os.fspath(store), index=os.fspath(index)
+        passages=os.fspath(passages),
+        store=kept or os.fspath(store),
+        index=os.fspath(index),
+        as_of=str(as_of),
     )
     told = AnswerRun(
         models=spec,
@@ -131,6 +141,77 @@ def build_index(
     return inference.build_index(
         IndexRun(models=spec, corpus=CorpusSpec(config, texts), devices=devices)
     )[0]
+
+
+def change_index(
+    model: AnyPath = "",
+    *,
+    store: AnyPath,
+    index: AnyPath = "",
+    add: Sequence[Passage] = (),
+    replace: Sequence[Passage] = (),
+    delete: Sequence[str] = (),
+    devices: Devices = Devices(),
+) -> int:
+    """Add, replace and delete passages of a store and its index, together as one version.
+
+    Only the new passages are tokenised and embedded. Earlier versions can still be read, see
+    ``as_of`` of `load`. `Atlas.change_passages` does the same to passages that are being searched.
+
+    Args:
+      model: folder with both models; not needed where passages are only deleted.
+      store, index: folders; without an index no embeddings are kept.
+      add: passages `{id, title?, section?, text}` with new ids.
+      replace: passages whose ids the store has.
+      delete: ids that the store has.
+      devices: the mesh.
+
+    Returns:
+      The number of the new version.
+
+    Raises:
+      UserError: an id, passage or folder at fault, or another process that changes the store.
+        Nothing is changed then.
+    """
+    batch = Batch(add, replace, delete)
+    if not (add or replace):
+        return change(store, batch, {}).version["version"]
+    if not os.fspath(model):
+        raise UserError("change_index: new passages need the model that embeds them")
+    config = CorpusConfig(store=os.fspath(store), index=os.fspath(index))
+    spec = ModelSpec.of_folder(model)
+    return inference.change_index(
+        IndexRun(models=spec, corpus=CorpusSpec(config), devices=devices), batch
+    )
+
+
+def compact_index(*, store: AnyPath, index: AnyPath = "", keep: int = 1) -> int:
+    """Join the segments of a store and its index, and give up all but the newest versions.
+
+    Args:
+      store, index: folders; name the index, or its old embeddings stay and new ones are missing.
+      keep: versions that can still be read, the compacted one among them.
+
+    Returns:
+      The number of the compacted version.
+
+    Raises:
+      UserError: a folder at fault, or another process that changes the store.
+    """
+    return compact(store, index, keep).version["version"]
+
+
+def index_versions(store: AnyPath) -> list[dict[str, Any]]:
+    """The versions of a store that can be read, oldest first.
+
+    Each has ``version``, ``time`` (UTC), ``count`` of passages, ``segments``, ``dead`` rows and
+    the ``change`` that made it.
+
+    Raises:
+      UserError: there is no store, or it is damaged.
+    """
+    versions: list[dict[str, Any]] = describe_versions(store)["versions"]
+    return versions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,46 +1,120 @@
-"""Entry point `python -m atlas_jax.index_command`: look into a saved index.
+"""Entry point `python -m atlas_jax.index_command`: look into a saved index, and change it.
 
-    atlas-jax index show work/index
     atlas-jax index show work/index --store=work/store
+    atlas-jax index show work/store
+    atlas-jax index add new.jsonl --model=work/run/final --store=work/store --index=work/index
+    atlas-jax index replace changed.jsonl --model=... --store=... --index=...
+    atlas-jax index delete ID ID --store=work/store
+    atlas-jax index compact --store=work/store --index=work/index --keep=1
 
-No model is needed. Each subcommand is a function of its own with its own flags.
+Each change makes one version, see docs/living_index.md. A model is needed only where there are new
+passages. Each subcommand is a function of its own with its own flags.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import nearest
-from atlas_jax.index.inspection import describe, lines_of
+from atlas_jax.index.inspection import (
+    describe,
+    describe_versions,
+    lines_of,
+    lines_of_versions,
+)
+from atlas_jax.index.store_files import read_corpus
 
 USAGE_ERROR = 2
 
 
 def show(argv: Sequence[str]) -> int:
-    """Say what an index holds; 0 when done, 2 on bad input."""
+    """Say what an index or a store holds; 0 when done, 2 on bad input."""
     parser = argparse.ArgumentParser(
         prog="atlas-jax index show",
-        description="What a saved index holds, and which store and passage encoder made it.",
+        description="What a saved index holds, and which store and passage encoder made it; or "
+        "which versions a passage store has.",
     )
-    parser.add_argument("index", help="folder of the index")
+    parser.add_argument("index", help="folder of the index, or of a store")
     parser.add_argument("--store", default="", help="folder of a passage store: is it of this one?")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     return launch(_show, parser, argv)
 
 
 def _show(flags: argparse.Namespace) -> None:
-    found = describe(flags.index, flags.store)
-    if flags.json:
-        print(json.dumps(found, indent=2))
+    if (Path(flags.index) / "manifest.json").exists():
+        found = describe_versions(flags.index)
+        lines = lines_of_versions(found)
     else:
-        print("\n".join(lines_of(found)))
+        found = describe(flags.index, flags.store)
+        lines = lines_of(found)
+    print(json.dumps(found, indent=2) if flags.json else "\n".join(lines))
+
+
+def change(what: str, argv: Sequence[str]) -> int:
+    """Add, replace or delete passages; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog=f"atlas-jax index {what}", description=f"{SUBCOMMANDS[what][1]}, as one version."
+    )
+    if what == "delete":
+        parser.add_argument("ids", nargs="+", help="ids of passages")
+    else:
+        parser.add_argument("passages", help="file of passages, as for build_index")
+        parser.add_argument("--model", required=True, help="folder of the model that embeds them")
+        parser.add_argument("--index", default="", help="folder of the index; '' = keep none")
+    parser.add_argument("--store", required=True, help="folder of the passage store")
+    return launch(functools.partial(_change, what), parser, argv)
+
+
+def _change(what: str, flags: argparse.Namespace) -> None:
+    from atlas_jax import face  # what only looks needs no model
+
+    if what == "delete":
+        version = face.change_index(store=flags.store, delete=flags.ids)
+    else:
+        records = [record for _, record in read_corpus(flags.passages, progress=False)]
+        folders = {"store": flags.store, "index": flags.index}
+        if what == "add":
+            version = face.change_index(flags.model, add=records, **folders)
+        else:
+            version = face.change_index(flags.model, replace=records, **folders)
+    _tell(flags.store, version)
+
+
+def compact(argv: Sequence[str]) -> int:
+    """Join segments and give up old versions; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax index compact", description=f"{SUBCOMMANDS['compact'][1]}."
+    )
+    parser.add_argument("--store", required=True, help="folder of the passage store")
+    parser.add_argument("--index", default="", help="folder of its index, which is joined, too")
+    parser.add_argument("--keep", type=int, default=1, help="versions that can still be read")
+    return launch(_compact, parser, argv)
+
+
+def _compact(flags: argparse.Namespace) -> None:
+    from atlas_jax.corpus.change import compact as join
+
+    found = join(flags.store, flags.index, flags.keep)
+    _tell(flags.store, found.version["version"])
+
+
+def _tell(store: str, version: int) -> None:
+    found = describe_versions(store)
+    found["versions"] = [one for one in found["versions"] if one["version"] == version]
+    print("\n".join(lines_of_versions(found)))
 
 
 # Subcommand -> (function of its arguments, what it does).
 SUBCOMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "show": (show, "what a saved index holds, and what made it"),
+    "show": (show, "what a saved index holds, and what made it; the versions of a store"),
+    "add": (functools.partial(change, "add"), "add passages with new ids"),
+    "replace": (functools.partial(change, "replace"), "give passages a new text"),
+    "delete": (functools.partial(change, "delete"), "delete passages by their ids"),
+    "compact": (compact, "join the segments of a store, and give up old versions"),
 }
 
 
@@ -48,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; its exit code, or 2 when there is none of that name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name}  {text}" for name, (_, text) in SUBCOMMANDS.items()]
+        width = max(map(len, SUBCOMMANDS))
+        lines = [f"  {name:<{width}}  {text}" for name, (_, text) in SUBCOMMANDS.items()]
         print("\n".join(["usage: atlas-jax index SUBCOMMAND [flags]", "", *lines]))
         return 0 if arguments else USAGE_ERROR
     if arguments[0] not in SUBCOMMANDS:

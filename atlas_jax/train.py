@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from atlas_jax import from_gin
 from atlas_jax.core.config import launch
+from atlas_jax.corpus.config import AS_OF_FLAG, add_as_of_flag
 from atlas_jax.training.config import FINAL
 from atlas_jax.training.speed import PROFILE_FLAG, add_profile_flag
 from atlas_jax.training.trainer import train
@@ -28,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_profile_flag(parser)
-    return launch(_run, parser, argv, on_devices=True, tuple_flags=PROFILE_FLAG)
+    add_as_of_flag(parser)
+    return launch(
+        _run, parser, argv, on_devices=True, tuple_flags=PROFILE_FLAG, text_flags=AS_OF_FLAG
+    )
 
 
 def _run(flags: argparse.Namespace) -> None:

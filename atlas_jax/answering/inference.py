@@ -16,12 +16,15 @@ from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_file, check_output_folder
+from atlas_jax.corpus.change import SegmentEmbedder
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.corpus import check_store, load_corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
+from atlas_jax.index.changes import Batch
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import load_index
+from atlas_jax.index.segment_indices import folder_of
 from atlas_jax.models.assembly import (
     load_retriever,
     load_tokenizers,
@@ -52,15 +55,32 @@ def build_index(told: IndexRun) -> tuple[int, bool]:
         store = open_store(told.corpus, load_tokenizers(told.models.config))
         check_store(store, retriever)
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
-        if multihost.of_first(_is_there(config, store, embedder.hash(params))):
-            return store.count, False
-        embedder.to_directory(params, store, config.index)
-        return store.count, True
+        made_by, built = embedder.hash(params), False
+        for name, segment in zip(store.version["segments"], store.segments, strict=True):
+            place = folder_of(config.index, segment, name)
+            if not multihost.of_first(_is_there(place, config, segment, made_by)):
+                embedder.to_directory(params, segment, place)
+                built = True
+        return store.count, built
 
 
-def _is_there(config: CorpusConfig, store: PassageStore, encoder_hash: str) -> bool:
+def change_index(told: IndexRun, batch: Batch) -> int:
+    """Make the next version of the store and index of CorpusConfig; returns its number.
+
+    Raises:
+      UserError: a setting, id or passage is at fault; nothing is changed then.
+    """
+    with use_devices(told.devices) as (mesh, rules):
+        retriever, params, _ = load_retriever(told.models)
+        params = multihost.place(params, partitioning.replicated(mesh))
+        tokenizers = load_tokenizers(told.models.config)
+        embedder = SegmentEmbedder(retriever, params, tokenizers, told.corpus.config, mesh, rules)
+        return embedder.change(batch)[0].version["version"]
+
+
+def _is_there(place: Path, config: CorpusConfig, segment: PassageStore, encoder_hash: str) -> bool:
     try:
-        found = load_index(config.index, store, encoder_hash)
+        found = load_index(place, segment, encoder_hash)
     except UserError:
         return False
     return dtype_of(found.embeddings_ne) == config.dtype

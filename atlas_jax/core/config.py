@@ -118,6 +118,7 @@ def launch(
     on_devices: bool = False,
     unread: Mapping[str, Any] | None = None,
     tuple_flags: Mapping[str, str] | None = None,
+    text_flags: Mapping[str, str] | None = None,
 ) -> int:
     """Parse flags and gin, call `main` with the flags, return the exit code.
 
@@ -137,6 +138,7 @@ def launch(
       tuple_flags: flags of the parser that are short for binding a field to a tuple:
         {"profile_steps": "ProfileConfig.steps"} reads `--profile_steps=10,12` as
         `--gin.ProfileConfig.steps='(10, 12)'`.
+      text_flags: the same for a field that is a text.
     """
     enlarge_stacks()
     parser.allow_abbrev = False
@@ -151,7 +153,8 @@ def launch(
         for argument in arguments:
             if problem := text_problem(argument):
                 raise UserError(f"{ascii(argument)} holds {problem}")
-        flags = _read_flags(parser, expand_arguments(arguments), unread, tuple_flags or {})
+        short = tuple_flags or {}, text_flags or {}
+        flags = _read_flags(parser, expand_arguments(arguments), unread, *short)
         if on_devices:
             multihost.start(flags)
         return main(flags) or 0
@@ -164,6 +167,7 @@ def _read_flags(
     arguments: Sequence[str],
     unread: Mapping[str, Any] | None,
     tuple_flags: Mapping[str, str],
+    text_flags: Mapping[str, str],
 ) -> argparse.Namespace:
     """Parse the flags and pass gin its part."""
     bindings = [argument for argument in arguments if argument.startswith("--gin.")]
@@ -173,6 +177,9 @@ def _read_flags(
     for flag, field in tuple_flags.items():
         if getattr(flags, flag) is not None:
             bindings.append(f"--gin.{field}=({getattr(flags, flag)})")
+    for flag, field in text_flags.items():
+        if getattr(flags, flag) is not None:
+            bindings.append(f"--gin.{field}={getattr(flags, flag)!r}")
     extra = [path for path in flags.gin_search_paths.split(",") if path]
     load_gin(flags.gin_file, [b.removeprefix("--gin.") for b in bindings], extra, unread)
     return flags

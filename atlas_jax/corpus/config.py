@@ -1,5 +1,6 @@
 """Which passages are searched, and how."""
 
+import argparse
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,6 +17,16 @@ from atlas_jax.models.config import DTYPES
 SEARCHERS = ("exact", "scann")
 INDEX_DTYPES = (*DTYPES, "int8")
 PASSAGE_SOURCES = ("index", "file", "none")
+AS_OF_FLAG = {"as_of": "CorpusConfig.as_of"}
+
+
+def add_as_of_flag(parser: argparse.ArgumentParser) -> None:
+    """Let `--as_of=VERSION` bind CorpusConfig.as_of, see `AS_OF_FLAG`."""
+    parser.add_argument(
+        "--as_of",
+        metavar="VERSION",
+        help="search the passages as of this version or time (CorpusConfig.as_of)",
+    )
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ class CorpusConfig:
     embed_batch_size: passages per call of the passage tower.
     dtype: type of new embeddings: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md). A
         saved index keeps its own type.
+    as_of: version of the store that is searched: its number, or a time in ISO 8601 (UTC unless it
+        says otherwise); "" = the newest. See docs/living_index.md.
     reader_states: folder for the states that a reader's `apart_layers` compute from the passages;
         it is made when it is missing. "" = these layers run again for every question. Takes
         2 x tokens x width bytes a passage, on the disk and on the devices.
@@ -45,6 +58,7 @@ class CorpusConfig:
     embed_batch_size: bounds.BatchSize = 256
     dtype: str = "float32"
     reader_states: str = ""
+    as_of: str | int = ""
 
     def __post_init__(self) -> None:
         bounds.check(self)

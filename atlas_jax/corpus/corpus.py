@@ -24,32 +24,35 @@ from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.int8 import INT8, dtype_of
+from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import embeddings_layout, to_device
 from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.index.search import Searcher
+from atlas_jax.index.segment_indices import load_embeddings
+from atlas_jax.index.versions import versions_of
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
 
-def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
-    """Open the store, or build it from the passages.
+def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
+    """Open the store as of the version that is told, or build it from the passages.
 
     If both are bound and the store exists, it must hold exactly these passages, formatted as
-    StoreConfig says.
+    StoreConfig says. A store that was changed since is not compared with them any more.
 
     Raises:
-      UserError: neither store nor passages are bound, or the store was made for other
-        tokenizers or from other passages.
+      UserError: neither store nor passages are bound, the store was made for other
+        tokenizers or from other passages, or it has no such version.
     """
     config = spec.config
     if not config.store:
         raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
-    if config.passages:
+    if config.passages and not versions_of(config.store):
         with multihost.first_goes_first("passage store"):
-            return PassageStore.build(
+            PassageStore.build(
                 config.passages,
                 config.store,
                 tokenizers.reader,
@@ -57,12 +60,13 @@ def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> PassageStore:
                 spec.formats,
                 spec.rows,
             )
-    if not (Path(config.store) / "manifest.json").exists():
+    elif not (Path(config.store) / "manifest.json").exists():
         raise UserError(
             f"CorpusConfig.store = {config.store!r} holds no passage store yet: bind "
             "CorpusConfig.passages to a jsonl corpus to build it"
         )
-    return PassageStore.open(config.store, tokenizers.reader, tokenizers.retriever)
+    towers = tokenizers.reader, tokenizers.retriever
+    return LivingStore.as_of(config.store, str(config.as_of), *towers)
 
 
 def check_store(store: PassageStore, retriever: DualEncoder, reader: T5 | None = None) -> None:
@@ -197,7 +201,7 @@ class Corpus:
         """
         if self._config.index:
             found = self._embedder.hash(params)
-            saved = load_index(self._config.index, self.store, found)
+            saved = load_embeddings(self._config.index, self.store, found)
             self._place(saved.embeddings_ne, 0, found)
         elif self._versions is None:
             self._place(
@@ -214,7 +218,7 @@ class Corpus:
         """
         given = version == 0 and self._config.index
         folder = self._config.index if given else self._folder(version)
-        saved = load_index(folder, self.store, made_by)
+        saved = load_embeddings(folder, self.store, made_by)
         self._place(saved.embeddings_ne, version, made_by)
 
     def refresh(self, params: Params, folder: Path | None = None) -> None:
@@ -256,6 +260,8 @@ class Corpus:
     def notes(self) -> dict[str, Any]:
         """Notes for a checkpoint, with which the present embeddings are found again."""
         notes: dict[str, Any] = {"version": self.version, "encoder_hash": self.encoder_hash}
+        if isinstance(self.store, LivingStore) and self.store.version["version"]:
+            notes["store_version"] = self.store.version["version"]
         if self.own_embeddings is not None:
             notes["rolling"] = {
                 "next_row": self.next_row,
@@ -280,6 +286,7 @@ class Corpus:
           UserError: the embeddings no longer exist, belong to other passages, or were refreshed
             in slices, which a host searcher cannot search.
         """
+        self._check_version(notes.get("store_version", 0))
         rolling = notes.get("rolling")
         if rolling is None:
             self.load_version(notes["version"], notes["encoder_hash"])
@@ -300,6 +307,15 @@ class Corpus:
         self.version, self.encoder_hash, self.next_row = notes["version"], "", rolling["next_row"]
         self.dtype = rolling["dtype"]
         self.index = self._to_device(read(layout), self.version)
+
+    def _check_version(self, noted: int) -> None:
+        """Refuse another version of the store than the one that a checkpoint searched."""
+        found = self.store.version["version"] if isinstance(self.store, LivingStore) else 0
+        if found != noted:
+            raise UserError(
+                f"the checkpoint searched version {noted} of {self.store.directory}, which now is "
+                f"at version {found}; bind CorpusConfig.as_of = '{noted}' to go on with it"
+            )
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that no checkpoint needs and this run does not use."""

@@ -18,11 +18,11 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
-from atlas_jax.index.int8 import abstract_rows
+from atlas_jax.index.int8 import abstract_rows, stored_as
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import rows_sharding
 from atlas_jax.index.rolling import refresh_rows
-from atlas_jax.index.saved import Unfinished, resumable_index
+from atlas_jax.index.saved import Unfinished, resumable_index, save_index
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.towers import passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -78,8 +78,19 @@ class Embedder:
         """Embed a store into an array [n, e], or `Int8Rows`."""
         shapes = abstract_rows(store.count, self.width, self._config.dtype)
         out_ne = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        return self.fill(params, store, out_ne)
+
+    def fill(self, params: Params, store: PassageStore, out_ne: Any) -> Any:
+        """Embed a store into an array [n, e] that is there already; returns it."""
         self._fill(params, store, Unfinished(out_ne, 0, lambda rows: None))
         return out_ne
+
+    def save(
+        self, directory: str | Path, floats_ne: Any, store: PassageStore, made_by: str, dtype: str
+    ) -> None:
+        """Save embeddings that were made before, in the type of an index."""
+        rows = floats_ne if dtype == "float32" else stored_as(floats_ne, dtype)
+        save_index(directory, rows, store, made_by)
 
     def to_directory(
         self,

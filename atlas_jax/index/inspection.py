@@ -1,14 +1,17 @@
 """Describe a saved index from its own files."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from atlas_jax.index.int8 import as_floats
+from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import check_store, open_index
+from atlas_jax.index.versions import first_version, versions_of
 
 _CHUNK_NUMBERS = 1 << 22  # read at a time
 
@@ -42,8 +45,9 @@ def describe(
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(opened.embeddings_ne)),
     }
     if store:
-        made = PassageStore.open(store)
-        check_store(directory, opened.manifest, made)
+        made = LivingStore.as_of(store)
+        ours = (one for one in made.segments if one.retriever_hash == opened.manifest["store_hash"])
+        check_store(directory, opened.manifest, next(ours, made))
         found["store"] = str(made.directory)
     return found | _lengths(opened.embeddings_ne)
 
@@ -65,6 +69,33 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         rows = ", ".join(map(str, found["not_finite"]))
         lines.append(f"{broken:,} rows are not finite: {rows}{', ...' if broken > 10 else ''}")
     return lines
+
+
+def describe_versions(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The versions of a passage store as JSON values, oldest first; see `versions.Version`.
+
+    Raises:
+      UserError: there is no store, or it is damaged.
+    """
+    folder = Path(directory)
+    versions = versions_of(folder)
+    if not versions or not versions[-1]["oldest"]:
+        versions = [first_version(PassageStore.open(folder).count), *versions]
+    return {"store": str(directory), "versions": [dict(one) for one in versions]}
+
+
+def lines_of_versions(found: dict[str, Any]) -> list[str]:
+    """The result of `describe_versions` as lines of text."""
+    lines = []
+    for one in found["versions"]:
+        changed = [f"{number:,} {what}" for what, number in one["change"].items() if number]
+        what = ", ".join(changed) or ("compacted" if one["version"] else "as built")
+        segments = f"{len(one['segments'])} segment{'s' * (len(one['segments']) > 1)}"
+        when = f", {one['time'][:19]}Z" if one["time"] else ""
+        lines.append(
+            f"version {one['version']}{when}: {one['count']:,} passages, {segments}; {what}"
+        )
+    return [found["store"], *lines]
 
 
 def _lengths(embeddings_ne: Any) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""A passage store as of one of its versions; the newest may be changed further, see `changes.py`.
+
+Rows count living passages, so nothing that reads a store needs to know of segments or of deleted
+rows. A store that was never changed is read through memory maps as it is. Of any other one the
+tokens of the living rows are copied into memory when they are first asked for.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.parts import PARTS
+from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.passages import Manifest, PassageStore
+from atlas_jax.index.store_files import Record, StoreConfig
+from atlas_jax.index.versions import (
+    FIRST,
+    SEGMENTS,
+    Version,
+    dead_rows,
+    find_version,
+    first_version,
+)
+
+
+class LivingStore(PassageStore):
+    """A store as of a version, open for reading; see `PassageStore`.
+
+    Attributes:
+      version: what it consists of.
+      segments: an open store each.
+      places_n: int64, for each row the row of the segments, counted one after the other.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        version: Version,
+        segments: list[PassageStore],
+        places_n: np.ndarray,
+    ) -> None:
+        self.directory, self.version = directory, version
+        self.segments, self.places_n = segments, places_n
+        self.starts = np.cumsum([0, *(one.count for one in segments)])
+        self._set_rows()
+
+    @classmethod
+    def as_of(
+        cls,
+        directory: str | os.PathLike[str],
+        as_of: str = "",
+        reader_tokenizer: Tokenizer | None = None,
+        retriever_tokenizer: Tokenizer | None = None,
+    ) -> "LivingStore":
+        """Open a store as of a version or a time, see `versions.find_version`.
+
+        Raises:
+          UserError: as `PassageStore.open`; there is no such version, or it is damaged.
+        """
+        folder = Path(directory)
+        version = find_version(folder, as_of)
+        names = version["segments"] if version else [FIRST]
+        segments = [
+            PassageStore.open(segment_folder(folder, name), reader_tokenizer, retriever_tokenizer)
+            for name in names
+        ]
+        version = version or first_version(segments[0].count)
+        total, dead = sum(one.count for one in segments), dead_rows(folder, version)
+        if len(dead) and not 0 <= dead[0] <= dead[-1] < total or total - len(dead) < 1:
+            raise UserError(f"{folder}: version {version['version']} is damaged: its dead rows")
+        return cls(folder, version, segments, np.delete(np.arange(total, dtype=np.int64), dead))
+
+    def become(self, other: "LivingStore", places_n: np.ndarray) -> None:
+        """Turn into a later version of the same store, with its rows in this order.
+
+        Nobody may read meanwhile.
+        """
+        self.version, self.segments, self.starts = other.version, other.segments, other.starts
+        self.places_n = places_n
+        self._set_rows()
+
+    def _set_rows(self) -> None:
+        self.count = len(self.places_n)
+        total, first = int(self.starts[-1]), self.segments[0]
+        self.is_plain = len(self.segments) == 1 and self.count == total
+        self._by_place: tuple[np.ndarray, np.ndarray] | None = None
+        self._tokens_of: dict[str, np.ndarray] = {}
+        notes = {tower: {**first._notes(tower), "max_id": self._greatest(tower)} for tower in PARTS}
+        hashes = {name: self._hash(name) for name in ("content_hash", "retriever_hash")}
+        made = {**first.manifest, **hashes, **notes, "count": self.count}
+        self.manifest = cast(Manifest, made)
+        self.config: StoreConfig = first.config
+        self.content_hash, self.retriever_hash = hashes["content_hash"], hashes["retriever_hash"]
+
+    def _greatest(self, tower: str) -> int:
+        return max(one._notes(tower)["max_id"] for one in self.segments)
+
+    def _hash(self, name: str) -> str:
+        """Of a whole segment its own hash; else of the segments and the rows that are living."""
+        if self.is_plain:
+            return str(getattr(self.segments[0], name))
+        living = hashlib.sha256(np.sort(self.places_n).tobytes()).hexdigest()
+        parts = [*(getattr(one, name) for one in self.segments), living]
+        return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+
+    @property
+    def reader_tokens_nl(self) -> np.ndarray:  # type: ignore[override]
+        """Reader tokens of the living rows."""
+        return self._tokens_for("reader")
+
+    @property
+    def retriever_tokens_nm(self) -> np.ndarray:  # type: ignore[override]
+        """Retriever tokens of the living rows."""
+        return self._tokens_for("retriever")
+
+    def _tokens_for(self, tower: str) -> np.ndarray:
+        name = "reader_tokens_nl" if tower == "reader" else "retriever_tokens_nm"
+        if self.is_plain and (self.places_n[1:] > self.places_n[:-1]).all():
+            return cast(np.ndarray, getattr(self.segments[0], name))
+        if tower not in self._tokens_of:
+            arrays = [getattr(one, name) for one in self.segments]
+            self._tokens_of[tower] = self.living(arrays)
+        return self._tokens_of[tower]
+
+    def living(self, arrays: list[Any]) -> np.ndarray:
+        """The living rows of one array [n, ...] of each segment, as one new array."""
+        out = np.empty((self.count, *arrays[0].shape[1:]), arrays[0].dtype)
+        for start, array in zip(self.starts[:-1], arrays, strict=True):
+            at = np.flatnonzero((self.places_n >= start) & (self.places_n < start + len(array)))
+            out[at] = array[self.places_n[at] - start]
+        return out
+
+    def passage(self, row: int) -> Record:
+        """See `PassageStore.passage`."""
+        if not 0 <= row < self.count:
+            raise IndexError(f"row {row} of a store of {self.count} passages")
+        place = int(self.places_n[row])
+        number = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.segments[number].passage(place - int(self.starts[number]))
+
+    def find(self, passage_id: str) -> int | None:
+        """See `PassageStore.find`."""
+        for number in reversed(range(len(self.segments))):
+            row = self.segments[number].find(passage_id)
+            if row is not None:
+                found = self._row_at(int(self.starts[number]) + row)
+                if found is not None:
+                    return found
+        return None
+
+    def _row_at(self, place: int) -> int | None:
+        """The row of a place, None if it is deleted."""
+        if self._by_place is None:
+            order = np.argsort(self.places_n, kind="stable")
+            self._by_place = order, self.places_n[order]
+        order, sorted_n = self._by_place
+        at = int(np.searchsorted(sorted_n, place))
+        return int(order[at]) if at < self.count and sorted_n[at] == place else None
+
+
+def segment_folder(directory: Path, name: str) -> Path:
+    """Where a segment of a store lies."""
+    return directory / SEGMENTS / name if name else directory

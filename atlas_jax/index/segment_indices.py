@@ -1,0 +1,101 @@
+"""The embeddings of a store that has versions: those of each segment, made once.
+
+In an index's folder the embeddings of the store's first segment lie as ever. Those of a later one
+are an index of their own, in embeddings-of-segments/NAME.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from atlas_jax.core.errors import UserError
+from atlas_jax.index.int8 import dtype_of
+from atlas_jax.index.living import LivingStore
+from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.saved import REBUILD, SavedIndex, load_index, open_index, save_index
+from atlas_jax.index.versions import FIRST, versions_of
+
+_SEGMENTS = "embeddings-of-segments"
+
+
+def load_embeddings(
+    directory: str | os.PathLike[str], store: PassageStore, encoder_hash: str
+) -> SavedIndex:
+    """The embeddings of a store as of its version, in the order of its rows; see `load_index`.
+
+    They are memory-mapped where they lie in one index, else copied into memory.
+
+    Raises:
+      UserError: as `load_index`, of a segment; or segments are of different types.
+    """
+    if not isinstance(store, LivingStore):
+        return load_index(directory, store, encoder_hash)
+    names = store.version["segments"]
+    if store.is_plain or _is_of(directory, store):
+        name = FIRST if _is_of(directory, store) else names[0]
+        return load_index(folder_of(directory, store, name), store, encoder_hash)
+    loaded = [
+        load_index(folder_of(directory, segment, name), segment, encoder_hash)
+        for name, segment in zip(names, store.segments, strict=True)
+    ]
+    kinds = [dtype_of(one.embeddings_ne) for one in loaded]
+    if len(set(kinds)) > 1:
+        raise UserError(f"{directory}: its segments are of the types {kinds}; {REBUILD}")
+    arrays = [one.embeddings_ne for one in loaded]
+    joined = jax.tree.map(lambda *leaves: store.living(list(leaves)), *arrays)
+    return SavedIndex(joined, loaded[0].version, encoder_hash)
+
+
+def folder_of(directory: str | os.PathLike[str], segment: PassageStore, name: str) -> Path:
+    """Where an index has the embeddings of a segment, or is to have them."""
+    is_first = name == FIRST or _is_of(directory, segment)
+    return Path(directory) if is_first else Path(directory) / _SEGMENTS / name
+
+
+def save_compacted(
+    directory: str | os.PathLike[str], name: str, store: LivingStore, encoder_hash: str
+) -> None:
+    """Copy the embeddings of the living rows, for the segment that `compact` writes."""
+    found = load_embeddings(directory, store, encoder_hash)
+    segment = PassageStore.open(store.directory / "segments" / name)
+    folder = Path(directory) / _SEGMENTS / name
+    save_index(folder, found.embeddings_ne, segment, encoder_hash, found.version)
+
+
+def index_dtype(directory: str | os.PathLike[str], store: LivingStore) -> str:
+    """The type of an index's embeddings."""
+    found = folder_of(directory, store.segments[0], store.version["segments"][0])
+    return str(open_index(found).manifest["dtype"])
+
+
+def encoder_of(directory: str | os.PathLike[str], store: LivingStore) -> str:
+    """The hash of the passage encoder that made an index."""
+    found = folder_of(directory, store.segments[0], store.version["segments"][0])
+    return str(open_index(found).manifest["encoder_hash"])
+
+
+def remove_unnamed(directory: str | os.PathLike[str], store: LivingStore) -> None:
+    """Remove the embeddings of segments that no version of the store names."""
+    kept = versions_of(store.directory)
+    named = {name for one in kept for name in one["segments"]}
+    folder = Path(directory) / _SEGMENTS
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name not in named:
+                shutil.rmtree(path, ignore_errors=True)
+    if kept and kept[-1]["oldest"] and FIRST not in named and not _is_of(directory, store):
+        for path in Path(directory).glob("embeddings-*.npy"):
+            path.unlink(missing_ok=True)
+        (Path(directory) / "index.json").unlink(missing_ok=True)
+
+
+def _is_of(directory: str | os.PathLike[str], store: PassageStore) -> bool:
+    """Whether the index in the folder itself is of this store or segment."""
+    try:
+        found: Any = open_index(directory)
+    except UserError:
+        return False
+    return bool(found.manifest["store_hash"] == store.retriever_hash)

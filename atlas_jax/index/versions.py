@@ -1,0 +1,214 @@
+"""The versions of a passage store: which segments it has, and which of their rows are dead.
+
+A store is made once and stays as it is: its files are the first segment, version 0. Each batch of
+changes makes one version more. Beside the first segment's files a store then has
+
+    segments/NAME/              a passage store: the passages that one batch brought
+    versions/000001.json        `Version`: what version 1 consists of
+    versions/000001.dead.npy    int64, ascending: rows of its segments that are deleted
+
+Nothing of it is ever changed. A version exists as soon as its json file does, which is written
+last, flushed and renamed. A kill before leaves files that no version names; the next change
+removes them.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+import numpy as np
+from msgspec import Meta
+
+from atlas_jax.core import bounds, strict_json
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.locks import locked
+from atlas_jax.core.whole import whole_file
+
+FIRST = ""  # name of the first segment, which lies in the store's own folder
+VERSIONS, SEGMENTS = "versions", "segments"
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+class Change(TypedDict):
+    """How many passages a version added, replaced and deleted."""
+
+    added: bounds.Count
+    replaced: bounds.Count
+    deleted: bounds.Count
+
+
+class Version(TypedDict):
+    """The content of versions/NNNNNN.json.
+
+    ``time`` is in UTC. ``count`` is of living passages. Versions before ``oldest`` are given up.
+    """
+
+    format: int
+    version: bounds.Count
+    time: str
+    segments: list[Annotated[str, Meta(pattern=r"^([0-9]{6}-[0-9a-f]{8})?$")]]
+    dead: bounds.Count
+    count: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
+    change: Change
+    oldest: bounds.Count
+
+
+def versions_of(directory: str | os.PathLike[str]) -> list[Version]:
+    """The versions of a store that can be read, oldest first; [] where nothing was ever changed.
+
+    Version 0 is not among them unless it was compacted away: it has no file of its own.
+
+    Raises:
+      UserError: a version's file is damaged.
+    """
+    folder = Path(directory) / VERSIONS
+    numbers = sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdecimal())
+    found = [_read(folder / f"{number:06d}.json") for number in numbers]
+    oldest = found[-1]["oldest"] if found else 0
+    return [one for one in found if one["version"] >= oldest]
+
+
+def first_version(count: int) -> Version:
+    """Version 0: the first segment as it was built."""
+    change = Change(added=0, replaced=0, deleted=0)
+    return Version(
+        format=_FORMAT, version=0, time="", segments=[FIRST], dead=0, count=count, change=change,
+        oldest=0,
+    )  # fmt: skip
+
+
+def find_version(directory: str | os.PathLike[str], as_of: str) -> Version | None:
+    """The version that was the newest as of a version's number or a time.
+
+    Args:
+      as_of: a number, a time in ISO 8601 (UTC unless it says otherwise), or "" for the newest.
+
+    Returns:
+      None for version 0, the store as it was built.
+
+    Raises:
+      UserError: there is no such version, or it was compacted away.
+    """
+    found = versions_of(directory)
+    oldest = found[-1]["oldest"] if found else 0
+    if not as_of:
+        return found[-1] if found else None
+    if as_of.isdecimal():
+        wanted = int(as_of)
+        newest = found[-1]["version"] if found else 0
+        if wanted > newest or wanted < oldest:
+            raise UserError(
+                f"as_of = {as_of!r}: {directory} has the versions {oldest} to {newest}; "
+                "`atlas-jax index show` lists them"
+            )
+        return next((one for one in found if one["version"] == wanted), None)
+    until = parse_time(as_of)
+    before = [one for one in found if datetime.datetime.fromisoformat(one["time"]) <= until]
+    if not before and oldest:
+        raise UserError(
+            f"as_of = {as_of!r}: the oldest version of {directory} that was kept is {oldest}, of "
+            f"{found[0]['time']}"
+        )
+    return before[-1] if before else None
+
+
+def parse_time(text: str) -> datetime.datetime:
+    """A time in ISO 8601, in UTC unless it says otherwise.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(
+            f"as_of = {text!r}: expected a version's number, such as 3, or a time, such as "
+            "2026-01-31T12:00"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+
+
+def dead_rows(directory: Path, version: Version) -> np.ndarray:
+    """Rows of a version's segments, one after the other, that are deleted: int64, ascending.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    if not version["dead"]:
+        return np.zeros(0, np.int64)
+    path = _dead_file(directory, version["version"])
+    try:
+        dead = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if dead.shape != (version["dead"],) or dead.dtype != np.int64 or (np.diff(dead) <= 0).any():
+        raise UserError(f"{path}: expected {version['dead']} ascending int64 rows")
+    return dead
+
+
+@contextlib.contextmanager
+def changing(directory: Path) -> Iterator[None]:
+    """Keep other writers of a store away; what a killed one left behind is removed first.
+
+    Raises:
+      UserError: another process changes the store.
+    """
+    (directory / VERSIONS).mkdir(exist_ok=True)
+    with locked(directory / VERSIONS / ".lock", str(directory)):
+        collect(directory)
+        yield
+
+
+def commit(directory: Path, version: Version, dead: np.ndarray) -> None:
+    """Make a version, whole and flushed to the disk, whose segments are there already."""
+    number = version["version"]
+    if len(dead):
+        with whole_file(_dead_file(directory, number)) as file:
+            np.save(file, dead)
+    with whole_file(directory / VERSIONS / f"{number:06d}.json") as file:
+        file.write((json.dumps(version, indent=2) + "\n").encode("utf-8"))
+    flush_folder(directory / VERSIONS)
+
+
+def collect(directory: Path) -> None:
+    """Remove what no version names: given up, or left behind by a kill."""
+    kept = versions_of(directory)
+    numbers = {f"{one['version']:06d}" for one in kept}
+    for path in (directory / VERSIONS).iterdir():
+        if path.name != ".lock" and path.name.split(".")[0] not in numbers:
+            path.unlink(missing_ok=True)
+    named = {name for one in kept for name in one["segments"]}
+    if (directory / SEGMENTS).is_dir():
+        for path in (directory / SEGMENTS).iterdir():
+            if path.name not in named:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if kept and kept[-1]["oldest"] and FIRST not in named:
+        for path in (*directory.glob("*.npy"), directory / "passages.jsonl"):
+            path.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's files and names to the disk, so that they survive a power cut, too."""
+    for path in (*(one for one in folder.iterdir() if one.is_file()), folder, folder.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _dead_file(directory: Path, number: int) -> Path:
+    return directory / VERSIONS / f"{number:06d}.dead.npy"
+
+
+def _read(path: Path) -> Version:
+    found: Version = strict_json.read(path, Version)
+    if found["format"] != _FORMAT:
+        raise UserError(f"{path}: version format {found['format']}, this program reads {_FORMAT}")
+    return found
