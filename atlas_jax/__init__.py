@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         build_index,
         change_index,
         compact_index,
-        index_versions,
         load,
         train,
     )
@@ -41,7 +40,6 @@ __all__ = [
     "build_index",
     "change_index",
     "compact_index",
-    "index_versions",
     "load",
     "train",
 ]
@@ -58,7 +56,6 @@ _HOMES = {
     "build_index": "face",
     "change_index": "face",
     "compact_index": "face",
-    "index_versions": "face",
     "load": "face",
     "train": "face",
 }

@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from atlas_jax.answering import inference
 from atlas_jax.answering.atlas import Atlas
@@ -19,7 +18,6 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.change import compact
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
 from atlas_jax.index.changes import Batch, Passage, change
-from atlas_jax.index.inspection import describe_versions
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelSpec
 from atlas_jax.models.folder import partial_parts
@@ -199,19 +197,6 @@ def compact_index(*, store: AnyPath, index: AnyPath = "", keep: int = 1) -> int:
       UserError: a folder at fault, or another process that changes the store.
     """
     return compact(store, index, keep).version["version"]
-
-
-def index_versions(store: AnyPath) -> list[dict[str, Any]]:
-    """The versions of a store that can be read, oldest first.
-
-    Each has ``version``, ``time`` (UTC), ``count`` of passages, ``segments``, ``dead`` rows and
-    the ``change`` that made it.
-
-    Raises:
-      UserError: there is no store, or it is damaged.
-    """
-    versions: list[dict[str, Any]] = describe_versions(store)["versions"]
-    return versions
 
 
 @dataclasses.dataclass(frozen=True)

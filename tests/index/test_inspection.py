@@ -80,7 +80,7 @@ def test_the_command_shows_it(stores, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["show", "INDEX", "--store=OTHER"], "was made from other passages"),
-        (["show", "OTHER"], "other is no index"),
+        (["show", "OTHER.jsonl"], "other.jsonl is no index"),
         (["shwo"], "no subcommand shwo; did you mean show?"),
     ],
 )
