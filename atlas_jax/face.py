@@ -40,6 +40,7 @@ def load(
     store: AnyPath = "",
     index: AnyPath = "",
     as_of: str | int = "",
+    capacity: int = 0,
     task: str | Task = "qa",
     read: ReadConfig | Fields | None = None,
     data: DataConfig | Fields | None = None,
@@ -61,6 +62,8 @@ def load(
       store: folder of prepared passages; if it does not exist it is made from ``passages``.
       index: folder of their embeddings, made by `build_index`; without it they are embedded now.
       as_of: version of the store, or a time in ISO 8601, that is searched; "" = the newest.
+      capacity: passages to have room for on the devices, see `Atlas.change_passages`; 0 = as many
+        as there are, rounded up.
       task: the kind of questions. A name is asked in the wording that the models were trained
         with, an object of a task's class in its own.
       read: `ReadConfig`: number of passages read for each question, and how much of each.
@@ -91,6 +94,7 @@ def load(
         store=kept or os.fspath(store),
         index=os.fspath(index),
         as_of=str(as_of),
+        capacity=capacity,
     )
     told = AnswerRun(
         models=spec,

@@ -1,5 +1,6 @@
 """A loaded Atlas to ask, search and score with, for notebooks and commands."""
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -19,8 +20,12 @@ from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.core.parts import PARTS
+from atlas_jax.core.turns import Turns
+from atlas_jax.corpus.change import SegmentEmbedder
 from atlas_jax.corpus.corpus import Corpus, load_corpus
 from atlas_jax.corpus.reader_states import PassageReader
+from atlas_jax.index.changes import Batch
+from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import Assembled, assemble, expectations, export_model
 from atlas_jax.models.folder import base_of, partial_parts
@@ -47,6 +52,9 @@ class Atlas:
         """
         self._told = told
         self._lock = threading.Lock()
+        self._turns = Turns()
+        self._changing = threading.Lock()
+        self._segments: SegmentEmbedder | None = None
         self._variants: dict[str, Assembled] = {}  # by name; "" = as loaded
         self._bases: dict[str, Base] = {}
         self._expects = expectations(told.models.config)
@@ -104,6 +112,75 @@ class Atlas:
                     )
                 self._bases[part] = base_of(own, part, base)[0]
             self._variants[name] = variant(self._made, self._bases, os.fspath(folder))
+
+    def change_passages(
+        self,
+        *,
+        add: Sequence[Mapping[str, Any]] = (),
+        replace: Sequence[Mapping[str, Any]] = (),
+        delete: Sequence[str] = (),
+    ) -> int:
+        """Change the passages that are searched, on the disk and on the devices, in one batch.
+
+        One batch is one version of the store, see docs/living_index.md. When this returns the
+        version is safe on the disk, and the next question sees it. A question sees all of a batch
+        or nothing of it. Up to ``CorpusConfig.capacity`` nothing is compiled anew. Batches that are
+        being answered are waited for; embedding happens before.
+
+        Args:
+          add: passages ``{id, title?, section?, text}`` with new ids.
+          replace: passages whose ids the corpus has.
+          delete: ids that the corpus has.
+
+        Returns:
+          The number of the version.
+
+        Raises:
+          UserError: an id or a passage is at fault; the store was changed elsewhere; there is no
+            corpus, or it has a searcher that cannot be changed. Nothing is changed then.
+        """
+        corpus = self._corpus
+        if corpus is None:
+            raise UserError("there is no corpus to change: load passages, a store or an index")
+        corpus.check_hot()
+        with self._changing:
+            made = self._made
+            if self._segments is None:
+                towers = made.models.retriever, made.params["retriever"], made.tokenizers
+                config = self._told.corpus.config
+                self._segments = SegmentEmbedder(*towers, config, made.mesh, made.rules)
+            with self._active():
+                store, fresh = self._segments.change(
+                    Batch(add, replace, delete), in_memory=True, after=self.passages_version
+                )
+                with self._turns.writing():
+                    corpus.swap(store, fresh)
+            return self.passages_version
+
+    def add_passages(self, passages: Sequence[Mapping[str, Any]]) -> int:
+        """Add passages with new ids as one version; see `change_passages`."""
+        return self.change_passages(add=passages)
+
+    def replace_passages(self, passages: Sequence[Mapping[str, Any]]) -> int:
+        """Give passages another text as one version; see `change_passages`."""
+        return self.change_passages(replace=passages)
+
+    def delete_passages(self, ids: Sequence[str]) -> int:
+        """Delete passages as one version; see `change_passages`."""
+        return self.change_passages(delete=ids)
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """While the block runs, `store` and `passages_version` stay as they are.
+
+        Methods of this object that search may not be called in it.
+        """
+        return self._turns.reading()
+
+    @property
+    def passages_version(self) -> int:
+        """Version of the store that is searched; 0 = as it was built."""
+        store = self.store
+        return store.version["version"] if isinstance(store, LivingStore) else 0
 
     @property
     def deltas(self) -> list[str]:
@@ -167,9 +244,10 @@ class Atlas:
             raise UserError("explain: a closed book has no passages whose part could be told")
         texts = [questions] if isinstance(questions, str) else list(questions)
         asked = [Asked(text, 0, exclude, replace, choices) for text in texts]
-        examples = examples_of(self._told, asked, self.store)
         k = k or self._told.read.k
-        found = self._found(examples, k, explain, reads=True, made=self._variant(delta))
+        with self._turns.reading():
+            examples = examples_of(self._told, asked, self.store)
+            found = self._found(examples, k, explain, reads=True, made=self._variant(delta))
         answers = [answer_of(text, one) for text, one in zip(texts, found, strict=True)]
         return answers[0] if isinstance(questions, str) else answers
 
@@ -192,8 +270,8 @@ class Atlas:
         Raises:
           UserError: as `ask`.
         """
-        examples = examples_of(self._told, asked, self.store)
-        with self._active():
+        with self._turns.reading(), self._active():
+            examples = examples_of(self._told, asked, self.store)
             program, first = self._programs.of(shape, self._made), self._count(len(examples))
             found: list[Found] = []
             for number, found in enumerate(program.stages(self._made.params, examples, first)):
@@ -241,8 +319,10 @@ class Atlas:
             raise UserError("there is no corpus to search: load passages, a store or an index")
         texts = [questions] if isinstance(questions, str) else list(questions)
         asked = [Asked(text, 0, exclude, replace) for text in texts]
-        examples, made = examples_of(self._told, asked, self.store), self._variant(delta)
-        found = self._found(examples, k, explain=False, reads=False, made=made)
+        made = self._variant(delta)
+        with self._turns.reading():
+            examples = examples_of(self._told, asked, self.store)
+            found = self._found(examples, k, explain=False, reads=False, made=made)
         passages = [list(passages_of(one)) for one in found]
         return passages[0] if isinstance(questions, str) else passages
 
@@ -265,7 +345,7 @@ class Atlas:
             odd = sorted(set(fields) - (known - {"task", "predictions"}))
             raise UserError(f"evaluate: no setting is called {odd[0]}; see EvalConfig")
         config = dataclasses.replace(self._told.evaluation, **fields)
-        with self._active():
+        with self._turns.reading(), self._active():
             made = self._variant(delta)
             found, scores = self._evaluation(config, made).run(made.params)
         return Evaluated(scores, found)
@@ -308,7 +388,8 @@ class Atlas:
         for rows in self._shapes():
             examples = examples_of(self._told, [Asked("warm up")] * rows, self.store)
             wanted, made = k or self._told.read.k, self._variant(delta)
-            self._found(examples, wanted, explain, reads=True, made=made, counted=False)
+            with self._turns.reading():
+                self._found(examples, wanted, explain, reads=True, made=made, counted=False)
 
     def _variant(self, delta: str) -> Assembled:
         if delta not in self._variants:

@@ -57,11 +57,14 @@ class SegmentEmbedder:
         few = segment.count <= self.config.embed_batch_size // 2
         return self._few if few else self._many
 
-    def change(self, batch: Batch, in_memory: bool = False) -> tuple[LivingStore, Any]:
+    def change(
+        self, batch: Batch, in_memory: bool = False, after: int | None = None
+    ) -> tuple[LivingStore, Any]:
         """Make the next version of the store of `CorpusConfig`, and of its index if it has one.
 
         Args:
           in_memory: also return the embeddings of the new segment.
+          after: see `changes.change`.
 
         Returns:
           The store as of the new version; float32 embeddings [r, e] of its new segment, or None.
@@ -92,7 +95,7 @@ class SegmentEmbedder:
                     embedder.to_directory(self._params, segment, place, 0, dtype)
 
         tokenizers = {"reader": self.tokenizers.reader, "retriever": self.tokenizers.retriever}
-        store = changes.change(config.store, batch, tokenizers, embed)
+        store = changes.change(config.store, batch, tokenizers, embed, after)
         if config.index:
             remove_unnamed(config.index, store)
         return store, made[0] if made else None

@@ -45,6 +45,8 @@ class CorpusConfig:
         saved index keeps its own type.
     as_of: version of the store that is searched: its number, or a time in ISO 8601 (UTC unless it
         says otherwise); "" = the newest. See docs/living_index.md.
+    capacity: rows that the devices have room for, 0 = as many as there are passages. Below it
+        passages are added to a loaded index without compiling anything.
     reader_states: folder for the states that a reader's `apart_layers` compute from the passages;
         it is made when it is missing. "" = these layers run again for every question. Takes
         2 x tokens x width bytes a passage, on the disk and on the devices.
@@ -59,6 +61,7 @@ class CorpusConfig:
     dtype: str = "float32"
     reader_states: str = ""
     as_of: str | int = ""
+    capacity: Annotated[int, Meta(ge=0, le=bounds.LARGEST)] = 0
 
     def __post_init__(self) -> None:
         bounds.check(self)

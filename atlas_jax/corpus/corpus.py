@@ -6,6 +6,7 @@ then the checkpoint holds them itself. So a resumed run searches exactly what th
 """
 
 import shutil
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
 from atlas_jax.index.exact import gather_rows
-from atlas_jax.index.int8 import INT8, dtype_of
+from atlas_jax.index.hot import GROWTH, HotRows, moved, moves
+from atlas_jax.index.int8 import INT8, dtype_of, stored_as
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import embeddings_layout, to_device
@@ -35,6 +37,8 @@ from atlas_jax.index.versions import versions_of
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
+
+_NEARLY = 0.9  # of the capacity
 
 
 def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
@@ -189,6 +193,7 @@ class Corpus:
         self._retriever_tokens, self._versions = retriever_tokens, versions
         self.apart_nf: np.ndarray | None = None
         self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
+        self._hot = HotRows(mesh)
         self._gather = jax.jit(
             lambda embeddings_ne, rows_r: gather_rows((embeddings_ne,), rows_r[None], mesh)[0][0]
         )
@@ -301,9 +306,8 @@ class Corpus:
                 f"the checkpoint's index is of other passages than CorpusConfig.store = "
                 f"{str(self.store.directory)!r} holds"
             )
-        layout = embeddings_layout(
-            self.store.count, self._embedder.width, rolling["dtype"], self._mesh
-        )
+        rows = max(self.store.count, self._config.capacity)
+        layout = embeddings_layout(rows, self._embedder.width, rolling["dtype"], self._mesh)
         self.version, self.encoder_hash, self.next_row = notes["version"], "", rolling["next_row"]
         self.dtype = rolling["dtype"]
         self.index = self._to_device(read(layout), self.version)
@@ -316,6 +320,67 @@ class Corpus:
                 f"the checkpoint searched version {noted} of {self.store.directory}, which now is "
                 f"at version {found}; bind CorpusConfig.as_of = '{noted}' to go on with it"
             )
+
+    def check_hot(self) -> None:
+        """Refuse what cannot be changed while it is loaded.
+
+        Raises:
+          UserError: says what can.
+        """
+        if self.on_host:
+            raise UserError(
+                "CorpusConfig.searcher = 'scann' cannot change its index; use 'exact', or "
+                "`atlas-jax index` and load it again"
+            )
+        if self.apart_nf is not None:
+            raise UserError(
+                "the reader keeps states of the passages, which cannot be changed while they are "
+                "loaded; use `atlas-jax index` and load it again"
+            )
+
+    def room_for(self, store: LivingStore, rows: int) -> bool:
+        """Whether a later version of the store fits; tells when it is nearly full, or too full."""
+        assert self.index is not None
+        capacity = self._hot.capacity(self.index)
+        if rows > capacity:
+            print(
+                f"{store.directory}: {rows:,} passages, more than the {capacity:,} rows on the "
+                f"devices; they grow by a factor of {GROWTH}, and programs are compiled anew",
+                file=sys.stderr,
+            )
+        elif rows > _NEARLY * capacity >= self.store.count:
+            print(
+                f"{store.directory}: {rows:,} of {capacity:,} rows on the devices are in use; see "
+                "CorpusConfig.capacity",
+                file=sys.stderr,
+            )
+        return rows <= capacity
+
+    def swap(self, store: LivingStore, fresh_re: np.ndarray | None) -> None:
+        """Search the next version of the store instead; nobody may search meanwhile.
+
+        Args:
+          store: the next version.
+          fresh_re: float32 embeddings of its new segment, None if it has none.
+        """
+        assert self.index is not None and isinstance(self.store, LivingStore)
+        old = self.store
+        gone = np.flatnonzero(~np.isin(old.places_n, store.places_n))
+        fresh = 0 if fresh_re is None else len(fresh_re)
+        plan = moves(old.count, gone, fresh)
+        if not self.room_for(store, plan.count):
+            self.index = self._hot.grown(self.index, plan.count)
+        segment = store.segments[-1]
+        width, at = self._embedder.width, slice(0, fresh)
+        rows_re = np.zeros((0, width), np.float32) if fresh_re is None else fresh_re
+        new = (
+            stored_as(rows_re, self.dtype),
+            np.asarray(segment.reader_tokens_nl[at]),
+            np.asarray(segment.retriever_tokens_nm[at]) if self._retriever_tokens else None,
+        )
+        self.index = self._hot.write(self.index, plan, new)
+        places_r = store.starts[-2] + np.arange(fresh, dtype=np.int64)
+        old.become(store, moved(old.places_n, places_r, plan))
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that no checkpoint needs and this run does not use."""
@@ -352,5 +417,11 @@ class Corpus:
 
     def _to_device(self, embeddings_ne: Any, version: int) -> DeviceIndex:
         return to_device(
-            embeddings_ne, self.store, self._mesh, version, self._retriever_tokens, self.apart_nf
+            embeddings_ne,
+            self.store,
+            self._mesh,
+            version,
+            self._retriever_tokens,
+            self.apart_nf,
+            self._config.capacity,
         )

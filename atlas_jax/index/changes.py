@@ -78,6 +78,7 @@ def change(
     batch: Batch,
     tokenizers: Mapping[str, Tokenizer],
     embed: EmbedSegment = lambda name, segment: None,
+    after: int | None = None,
 ) -> LivingStore:
     """Make the next version of a store.
 
@@ -86,6 +87,7 @@ def change(
       tokenizers: of "reader" and "retriever"; only the new passages are tokenised. Not needed
         where passages are only deleted.
       embed: called before the version exists with the new segment, if there is one.
+      after: the version that is to be changed; None = the newest.
 
     Returns:
       The store as of the new version.
@@ -102,6 +104,11 @@ def change(
     try:
         with changing(folder):
             now = LivingStore.as_of(folder)
+            if after not in (None, now.version["version"]):
+                raise UserError(
+                    f"{folder} is at version {now.version['version']}, but version {after} is "
+                    "loaded here; load the newest one to change it"
+                )
             gone = _rows(now, added, replaced, batch.delete)
             dead = np.sort(np.concatenate([_dead(now), now.places_n[gone]]))
             names, number = list(now.version["segments"]), now.version["version"] + 1

@@ -32,13 +32,13 @@ def embeddings_layout(count: int, width: int, dtype: str, mesh: Mesh) -> Any:
     """Shape, type and sharding of the embeddings of ``count`` passages on the devices of a mesh."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows_sharding(mesh)),
-        abstract_rows(_padded(count, index_parts(mesh)), width, dtype),
+        abstract_rows(padded_rows(count, index_parts(mesh)), width, dtype),
     )
 
 
 def tokens_layout(count: int, width: int, dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """Shape, type, sharding and layout of the tokens of ``count`` passages on a mesh's devices."""
-    shape = (_padded(count, index_parts(mesh)), width)
+    shape = (padded_rows(count, index_parts(mesh)), width)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=Format(ROW_BY_ROW, rows_sharding(mesh)))
 
 
@@ -58,6 +58,7 @@ def to_device(
     version: int = 0,
     retriever_tokens: bool = True,
     apart_nf: np.ndarray | None = None,
+    capacity: int = 0,
 ) -> DeviceIndex:
     """Spread embeddings and tokens over the devices of a mesh; each slice has all of them.
 
@@ -74,6 +75,7 @@ def to_device(
       retriever_tokens: whether to place the tokens for the retriever. Only programs that embed
         passages anew read them.
       apart_nf: the reader's states of the passages, one row each, see ``DeviceIndex``.
+      capacity: rows to have room for, if these are more than there are passages.
 
     Raises:
       ValueError: the numbers of embeddings and passages differ.
@@ -88,7 +90,7 @@ def to_device(
     if mesh is not None:
         every, whole = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         shards = index_parts(mesh)
-    padded = _padded(store.count, shards)
+    padded = padded_rows(max(store.count, capacity), shards)
 
     def spread(array_nx: np.ndarray, tower: str = "") -> jax.Array:
         def shard(at: tuple[slice, ...] | None) -> np.ndarray:
@@ -118,7 +120,8 @@ def to_device(
     )
 
 
-def _padded(count: int, shards: int) -> int:
+def padded_rows(count: int, shards: int) -> int:
+    """Rows of an index of so many passages on so many devices."""
     block = shards * MAX_BLOCK
     return -(-count // block) * block
 

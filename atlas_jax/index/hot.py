@@ -1,0 +1,151 @@
+"""Change rows of an index on the devices, in place and without compiling anything anew.
+
+The rows of a device index are its living passages, then room. So that it stays so, the place of a
+deleted passage is taken by a new one, or by the last one. ``DeviceIndex.count`` then says how many
+rows live; every search already leaves out what lies beyond. So no search can find a deleted row,
+and none has to look at a mask of all rows.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from atlas_jax.core import multihost
+from atlas_jax.core.partitioning import index_parts
+from atlas_jax.core.types import NO_ROW, DeviceIndex
+from atlas_jax.index.exact import gather_rows
+from atlas_jax.index.placement import padded_rows
+from atlas_jax.index.rolling import replace_rows
+
+GROWTH = 1.5  # of the capacity, when it is full
+_BLOCK = 64  # rows written by one call of the compiled program
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What is written where, so that the living rows stay together.
+
+    Attributes:
+      rows_w: int32 rows to write.
+      kept_w: row whose passage goes there, or -1 for a new one.
+      fresh_w: number of the new passage that goes there; 0 where an old one does.
+      count: living rows afterwards.
+    """
+
+    rows_w: np.ndarray
+    kept_w: np.ndarray
+    fresh_w: np.ndarray
+    count: int
+
+
+def moves(count: int, gone: np.ndarray, fresh: int) -> Moves:
+    """Plan a change of an index of ``count`` rows: some go, ``fresh`` passages come."""
+    after = count - len(gone) + fresh
+    holes = np.sort(gone)
+    free = np.concatenate([holes[holes < after], np.arange(count, after)])
+    tail = np.setdiff1d(np.arange(after, count), holes)  # living rows beyond the end
+    assert len(free) == fresh + len(tail)
+    return Moves(
+        rows_w=free.astype(np.int32),
+        kept_w=np.concatenate([np.full(fresh, NO_ROW), tail]).astype(np.int32),
+        fresh_w=np.concatenate([np.arange(fresh), np.zeros(len(tail))]).astype(np.int32),
+        count=after,
+    )
+
+
+def moved(places_n: np.ndarray, fresh_r: np.ndarray, plan: Moves) -> np.ndarray:
+    """What `moves` makes of an array of one entry a row, given the entries of new passages."""
+    out = np.concatenate([places_n, np.zeros(max(0, plan.count - len(places_n)), places_n.dtype)])
+    is_new = plan.kept_w == NO_ROW
+    out[plan.rows_w[is_new]] = fresh_r[plan.fresh_w[is_new]]
+    out[plan.rows_w[~is_new]] = places_n[plan.kept_w[~is_new]]
+    return out[: plan.count]
+
+
+class HotRows:
+    """Writes rows of a device index; its program is compiled once for a capacity."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._write: Callable[..., Any] | None = None
+
+    def capacity(self, index: DeviceIndex) -> int:
+        """Rows that the index has room for."""
+        return int(index.reader_tokens_nl.shape[0])
+
+    def grown(self, index: DeviceIndex, count: int) -> DeviceIndex:
+        """A copy with room for ``GROWTH`` times as many rows as are needed."""
+        rows = padded_rows(int(count * GROWTH), index_parts(self._mesh))
+
+        def enlarge(array: jax.Array) -> jax.Array:
+            host = np.asarray(array)
+            wide = np.zeros((rows, *host.shape[1:]), host.dtype)
+            wide[: len(host)] = host
+            placed: jax.Array = jax.device_put(wide, array.format)  # type: ignore[attr-defined]
+            return placed
+
+        return _with(index, jax.tree.map(enlarge, _arrays(index)))
+
+    def write(self, index: DeviceIndex, plan: Moves, fresh: Any) -> DeviceIndex:
+        """Apply a plan; the arrays of ``index`` are donated.
+
+        Args:
+          fresh: embeddings, reader tokens and retriever tokens (or None) of the new passages, in
+            the types of the index.
+        """
+        arrays = _arrays(index)
+        if self._write is None:
+            self._write = jax.jit(
+                functools.partial(_written, mesh=self._mesh),
+                donate_argnums=0,
+                out_shardings=jax.tree.map(lambda array: array.format, arrays),
+            )
+        for start in range(0, len(plan.rows_w), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            rows_w, kept_w = plan.rows_w[part], plan.kept_w[part]
+            filled = _BLOCK - len(rows_w)
+            # Rows beyond the capacity are written nowhere.
+            rows_w = np.pad(rows_w, (0, filled), constant_values=self.capacity(index))
+            kept_w = np.pad(kept_w, (0, filled), constant_values=NO_ROW)
+            at = np.pad(plan.fresh_w[part], (0, filled))
+            values = jax.tree.map(lambda old, new, at=at: _taken(old, new, at), arrays, fresh)
+            arrays = self._write(arrays, rows_w, kept_w, values)
+        count = multihost.place(np.int32(plan.count), index.count.sharding)
+        return cast(DeviceIndex, _with(index, arrays).replace(count=count))  # type: ignore[attr-defined]
+
+
+def _taken(old: jax.Array, new: np.ndarray, at: np.ndarray) -> np.ndarray:
+    if not len(new):
+        return np.zeros((len(at), *old.shape[1:]), old.dtype)
+    return np.asarray(new[at], old.dtype)
+
+
+def _written(arrays: Any, rows_w: jax.Array, kept_w: jax.Array, values: Any, mesh: Mesh) -> Any:
+    def write(old: jax.Array, new: jax.Array) -> Any:
+        table = old if old.ndim == 2 else old[:, None]
+        (kept_1wx,) = gather_rows((table,), kept_w[None], mesh)
+        kept = kept_1wx[0].reshape(new.shape).astype(old.dtype)
+        is_kept = (kept_w != NO_ROW).reshape(-1, *(1,) * (new.ndim - 1))
+        return replace_rows(old, rows_w, jnp.where(is_kept, kept, new), mesh)
+
+    return jax.tree.map(write, arrays, values)
+
+
+def _arrays(index: DeviceIndex) -> Any:
+    return index.embeddings_ne, index.reader_tokens_nl, index.retriever_tokens_nm
+
+
+def _with(index: DeviceIndex, arrays: Any) -> DeviceIndex:
+    embeddings_ne, reader_tokens_nl, retriever_tokens_nm = arrays
+    changed = index.replace(  # type: ignore[attr-defined]
+        embeddings_ne=embeddings_ne,
+        reader_tokens_nl=reader_tokens_nl,
+        retriever_tokens_nm=retriever_tokens_nm,
+    )
+    return cast(DeviceIndex, changed)
