@@ -264,7 +264,7 @@ def self_training_run() -> SelfTrainingRun:
     config = told(SelfTrainConfig)
     with gin.config_scope(EncoderRun.SCOPE):
         bound = fields_told(OptimizerConfig)
-    for name, instead in (("learning_rate", "student_learning_rate"), ("total_steps", "kd_steps")):
+    for name, instead in SelfTrainingRun.DECIDED.items():
         require(name not in bound, f"encoder/OptimizerConfig.{name}", bound.get(name),
                 f"no value; bind SelfTrainConfig.{instead} and the like")  # fmt: skip
     return SelfTrainingRun(

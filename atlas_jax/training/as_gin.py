@@ -1,7 +1,7 @@
 """Write a run that was made from configs as a gin file that repeats it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from atlas_jax.models.config import ModelSpec
@@ -32,7 +32,8 @@ def _lines(value: Any) -> Iterator[str]:
             for part, config in inner.items():
                 yield from _bindings(config, f"{part}/")
         elif field.name in ("optimizer", "delta"):
-            yield from _bindings(inner, f"{getattr(value, 'SCOPE', 'retriever')}/")
+            without = getattr(value, "DECIDED", ()) if field.name == "optimizer" else ()
+            yield from _bindings(inner, f"{getattr(value, 'SCOPE', 'retriever')}/", without)
         elif field.name == "encoder":
             yield from (f"EncoderModelConfig.{name} = {one!r}" for name, one in inner.items())
         elif dataclasses.is_dataclass(inner):
@@ -43,9 +44,11 @@ def _lines(value: Any) -> Iterator[str]:
                 yield from _bindings(inner)
 
 
-def _bindings(config: Any, scope: str = "") -> Iterator[str]:
+def _bindings(config: Any, scope: str = "", without: Collection[str] = ()) -> Iterator[str]:
     name, module = type(config).__name__, type(config).__module__
     if not module.startswith("atlas_jax."):
         yield f"import {module}"
     for field in dataclasses.fields(config):
+        if field.name in without:
+            continue
         yield f"{scope}{name}.{field.name} = {getattr(config, field.name)!r}"

@@ -1,7 +1,8 @@
 """The settings of `self_train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import require
@@ -78,6 +79,11 @@ class SelfTrainingRun(EncoderRun):
     Attributes:
       optimizer: of teacher and student; its rate and length are those of `train`.
     """
+
+    # Fields of the optimiser that `train` decides; a gin file may not bind them.
+    DECIDED: ClassVar[Mapping[str, str]] = {
+        "learning_rate": "student_learning_rate", "total_steps": "kd_steps",
+    }  # fmt: skip
 
     train: SelfTrainConfig
     optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from atlas_jax import from_gin
 from atlas_jax import self_train as entry
+from atlas_jax.core.config import load_gin, write_config
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.models.encoder_folder import load_encoder
 from atlas_jax.models.folder import read_about
 from atlas_jax.training import self_training
-from atlas_jax.training.config import CheckpointConfig
+from atlas_jax.training.config import CheckpointConfig, OptimizerConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.self_training import self_train
 from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
@@ -109,7 +111,14 @@ def test_bad_input_is_named(work: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_python_run_is_written_as_a_gin_file_that_repeats_it(work: Path) -> None:
-    text = self_training.as_gin(dataclasses.replace(told(work, "x"), text=""))
-    assert "SelfTrainConfig.rounds = 2\n" in text
-    assert "encoder/DeltaConfig.kind = 'adapter'\n" in text
-    assert "encoder/OptimizerConfig.weight_decay = 0.0\n" in text
+    run = told(work, "x", encoder_base="base")
+    run = dataclasses.replace(run, optimizer=OptimizerConfig(b2=0.98, learning_rate=0.5))
+    text = self_training.as_gin(run)
+    assert "OptimizerConfig.learning_rate" not in text  # the command refuses it
+    write_config(work / "python.gin", text)
+    load_gin([str(work / "python.gin")])
+    again = from_gin.self_training_run()
+    assert (again.train, again.task, again.delta) == (run.train, run.task, run.delta)
+    assert again.checkpoints == run.checkpoints
+    own = {name: getattr(SelfTrainingRun.optimizer, name) for name in SelfTrainingRun.DECIDED}
+    assert again.optimizer == dataclasses.replace(run.optimizer, **own)
