@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -62,6 +63,7 @@ class Engine:
             (kind, rows): self._shape(kind, rows)
             for kind, rows in itertools.product(self._kinds(), self.batch_rows)
         }
+        self._seconds: dict[tuple[Kind, int], float] = {}  # of each shape, once compiled
 
     def kind(
         self, asked: Asked, reads: bool = True, explains: bool = False, decoding: Decoding = ""
@@ -129,8 +131,23 @@ class Engine:
         limited = [dataclasses.replace(one, k=self.k_of(one)) for one in asked]
         return self.atlas.ask_in(self._shapes[kind, rows], limited, on_found), rows
 
+    def best_batch(self, kind: Kind, waiting: int) -> int:
+        """How many of the questions that wait to answer together.
+
+        As many as give about the least time for a question, by the time that each shape took when
+        it was warm. A shape takes its time whether it is full or not. So of five questions four
+        are answered first where sixteen rows take four times as long as four, and all five where
+        they take as long.
+        """
+        each = {rows: self._seconds[kind, rows] / min(rows, waiting) for rows in self.batch_rows}
+        good = 1.1 * min(each.values())  # a measured time varies by some percent
+        return min(waiting, max(rows for rows in each if each[rows] <= good))
+
     def compile(self) -> Iterator[tuple[int, int]]:
-        """Run every shape once, so that each has its program; yields how many are done, and all."""
+        """Compile every shape and time it; yields how many are done, and all.
+
+        The first run of a shape compiles its program; the faster of two more is its time.
+        """
         for number, ((kind, rows), shape) in enumerate(self._shapes.items(), start=1):
             asked = Asked(
                 "Is everything warm?",
@@ -139,7 +156,13 @@ class Engine:
                 choices=("yes", "no") if kind.chooses else (),
             )
             self.atlas.ask_in(shape, [asked] * rows)
+            self._seconds[kind, rows] = min(self._time(shape, [asked] * rows) for _ in range(2))
             yield number, len(self._shapes)
+
+    def _time(self, shape: Shape, asked: Sequence[Asked]) -> float:
+        start = time.monotonic()
+        self.atlas.ask_in(shape, asked)
+        return time.monotonic() - start
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each part."""

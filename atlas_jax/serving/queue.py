@@ -85,8 +85,11 @@ class Queue:
         for ticket in gone:
             ticket.answered.cancel()
 
-    def take(self, most: int) -> list[Ticket]:
-        """Wait for questions, then take the oldest and those of its kind, up to `most`.
+    def take(self, how_many: Callable[[Any, int], int]) -> list[Ticket]:
+        """Wait for questions, then take the oldest and others of its kind.
+
+        Args:
+          how_many: kind and the number of questions of this kind that wait -> how many to take.
 
         Returns:
           The tickets; none once the queue is closed and empty.
@@ -100,7 +103,8 @@ class Queue:
                     return []
                 self._changed.wait()
             kind = self._waiting[0].kind
-            taken = [one for one in self._waiting if one.kind == kind][:most]
+            alike = [one for one in self._waiting if one.kind == kind]
+            taken = alike[: how_many(kind, len(alike))]
             chosen = set(taken)
             self._waiting = collections.deque(one for one in self._waiting if one not in chosen)
             return taken

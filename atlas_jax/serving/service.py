@@ -148,7 +148,7 @@ class Service:
         self._ready.set()
         seconds = round(time.monotonic() - start, 1)
         event("ready", seconds=seconds, programs=programs, ks=engine.ks, rows=engine.batch_rows)
-        while tickets := self.queue.take(engine.batch_rows[-1]):
+        while tickets := self.queue.take(engine.best_batch):
             taken = [one for one in tickets if one.answered.set_running_or_notify_cancel()]
             if taken:
                 self._answer(engine, taken)

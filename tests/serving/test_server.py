@@ -56,6 +56,22 @@ def test_a_k_between_two_programs_is_read_by_the_larger(atlas: Atlas, server: Se
         assert one["left_out"] == pytest.approx(passage.left_out, abs=1e-3)
 
 
+def test_as_many_are_joined_as_take_the_least_time_each(atlas: Atlas) -> None:
+    engine = Engine(atlas, ServeConfig(ks=(2,)))
+    engine.batch_rows = [1, 4, 16]  # whatever the mesh of the tests has
+    kind = engine.kind(Asked("x", k=2))
+
+    def chosen(*seconds: float) -> list[int]:
+        engine._seconds = {(kind, rows): s for rows, s in zip((1, 4, 16), seconds, strict=True)}
+        return [engine.best_batch(kind, waiting) for waiting in (1, 2, 3, 4, 5, 16, 40)]
+
+    # As a chip does: rows cost nothing. As a small CPU does: each row costs the same.
+    assert chosen(1, 1, 1) == [1, 2, 3, 4, 5, 16, 16]
+    assert chosen(1, 4, 16) == [1, 1, 1, 4, 4, 16, 16]
+    # Sixteen rows fall out of the cache.
+    assert chosen(1, 2, 12) == [1, 2, 3, 4, 4, 4, 4]
+
+
 def test_waiting_questions_are_joined_and_nothing_is_compiled(server: Server) -> None:
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
