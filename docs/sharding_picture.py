@@ -38,9 +38,9 @@ RETRIEVER = RetrieverConfig(
 # Arrays of the step that are no parameters, by the logical axes that the code gives them.
 STEP_ARRAYS = {
     "batch: tokens [b, q]": ((64, 64), ("batch", None)),
-    "encoder states [b*k, l, d]": ((64, 32, 256), ("batch", "length", "embed")),
-    "attention heads [b*k, h, l, kv]": ((64, 8, 32, 32), ("batch", "heads", "length", "kv")),
-    "MLP activations [b*k, l, mlp]": ((64, 32, 512), ("batch", "length", "mlp")),
+    "encoder states [b*k, l, d]": ((64, 32, 256), ("rows", "length", "embed")),
+    "attention heads [b*k, h, l, kv]": ((64, 8, 32, 32), ("rows", "heads", "length", "kv")),
+    "MLP activations [b*k, l, mlp]": ((64, 32, 512), ("rows", "length", "mlp")),
     "logits [b, t, v]": ((64, 16, 512), ("batch", "length", "vocab")),
     "index: embeddings [n, e]": ((1024, 128), ("index", None)),
     "index: passage tokens [n, l]": ((1024, 128), ("index", None)),

@@ -28,7 +28,7 @@ MESH_AXES = ("dcn", *SLICE_AXES)
 
 LOGICAL_AXES = frozenset(
     {
-        "batch", "passages", "length", "target", "embed", "embedding", "heads", "kv",
+        "batch", "rows", "passages", "length", "target", "embed", "embedding", "heads", "kv",
         "joined_kv", "mlp", "vocab", "relpos_buckets", "layers", "index", "unsharded",
         # No model here has these; T5X's standard rules name them.
         "abspos_buckets", "stack", "mlp_activations",
@@ -38,6 +38,7 @@ LOGICAL_AXES = frozenset(
 Rule = tuple[str, str | tuple[str, ...] | None]
 
 STANDARD_RULES: tuple[Rule, ...] = (
+    ("rows", MESH_AXES),  # passages that are encoded, each on its own: `passage_rows`
     ("batch", ("dcn", "data", "fsdp")),
     ("index", SLICE_AXES),  # the queue of contrastive pretraining; a passage index: `index_axes`
     ("vocab", "model"),
@@ -167,6 +168,7 @@ class _Active:
 
 
 _ACTIVE: contextvars.ContextVar[_Active | None] = contextvars.ContextVar("active", default=None)
+_PASSAGE_ROWS: contextvars.ContextVar[bool] = contextvars.ContextVar("passage_rows", default=False)
 
 
 @contextlib.contextmanager
@@ -188,6 +190,32 @@ def active_mesh() -> Mesh | None:
     """The mesh that ``activate`` made current in this thread, if any."""
     active = _ACTIVE.get()
     return active.mesh if active else None
+
+
+@contextlib.contextmanager
+def passage_rows() -> Iterator[None]:
+    """Make ``constrain`` read the axis ``batch`` as ``rows``: passages, each on its own.
+
+    There are k times as many of them as queries. So they divide over the `model` axis too, and a
+    layer then sends its parameters instead of all its activations. Rows that do not divide over
+    the mesh axes of ``rows``, and rules without ``rows``, lie as ``batch`` says.
+    """
+    token = _PASSAGE_ROWS.set(True)
+    try:
+        yield
+    finally:
+        _PASSAGE_ROWS.reset(token)
+
+
+def _as_rows(x: Any, names: tuple[str | None, ...], active: _Active) -> tuple[str | None, ...]:
+    """The axis names with ``rows`` in place of ``batch``, if it divides."""
+    axes = next((_as_tuple(to) for logical, to in active.rules if logical == "rows"), None)
+    if axes is None or "batch" not in names:
+        return names
+    size = x.shape[names.index("batch")]
+    if size % math.prod(active.mesh.shape.get(axis, 1) for axis in axes):
+        return names
+    return tuple("rows" if name == "batch" else name for name in names)
 
 
 def logical_to_spec(
@@ -233,6 +261,8 @@ def constrain(x: Any, *logical_axes: str | None) -> Any:
     if len(logical_axes) != x.ndim:
         raise ValueError(f"{len(logical_axes)} axis names {logical_axes} for shape {x.shape}")
     active = _ACTIVE.get()
+    if active and _PASSAGE_ROWS.get():
+        logical_axes = _as_rows(x, logical_axes, active)
     spec = logical_to_spec(logical_axes, active.rules if active else STANDARD_RULES)
     if active is None or active.mesh.size == 1:
         return x

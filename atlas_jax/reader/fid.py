@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer
 
-from atlas_jax.core.partitioning import constrain
+from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Params
 from atlas_jax.reader.t5 import T5, copyable, pick_logprobs
 
@@ -165,6 +165,17 @@ def encode(
         blocks, which are the last m tokens of each input; m x d numbers in a row. None = these
         layers are run.
     """
+    with passage_rows():
+        return _encode_rows(model, params, tokens_bkl, dropout_key, apart_bkf)
+
+
+def _encode_rows(
+    model: T5,
+    params: Params,
+    tokens_bkl: jax.Array,
+    dropout_key: jax.Array | None,
+    apart_bkf: jax.Array | None,
+) -> jax.Array:
     b, k, length = tokens_bkl.shape
     flat = constrain(tokens_bkl.reshape(b * k, length), "batch", "length")  # passages become rows
     if apart_bkf is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import constrain
+from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.encoders.bert import check_length
 from atlas_jax.encoders.registry import make_encoder
@@ -83,7 +83,8 @@ class DualEncoder(nn.Module):
     ) -> Float[Array, "n e"]:
         """Passage tokens [n, l] (pad 0) -> float32 embeddings [n, e]."""
         tower = self.encoder if self.config.tied else self.passage_encoder
-        return self._embed(tower, tokens_nl, deterministic)
+        with passage_rows():
+            return self._embed(tower, tokens_nl, deterministic)
 
     def __call__(
         self,

@@ -5,13 +5,22 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.layers import Dense
-from atlas_jax.core.partitioning import MeshConfig, PartitionRules
+from atlas_jax.core.partitioning import (
+    STANDARD_RULES,
+    MeshConfig,
+    PartitionRules,
+    Rule,
+    activate,
+    constrain,
+    make_mesh,
+)
 
 
 def test_mesh_takes_the_remaining_devices() -> None:
@@ -102,3 +111,32 @@ def test_param_shardings_follow_the_axes_and_name_a_misfit() -> None:
     assert shardings["params"]["kernel"].spec == PartitionSpec("fsdp", "model")
     with pytest.raises(UserError, match="params/kernel: axis 'mlp' of size 5"):
         partitioning.param_shardings(boxed(5), mesh)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rules", "axes"),
+    [
+        (16, STANDARD_RULES, ("dcn", "data", "fsdp", "model")),
+        (4, STANDARD_RULES, ("dcn", "data", "fsdp")),  # does not divide over 8
+        (16, tuple(rule for rule in STANDARD_RULES if rule[0] != "rows"), ("dcn", "data", "fsdp")),
+    ],
+)
+def test_passages_lie_over_all_devices_if_they_divide(
+    rows: int, rules: tuple[Rule, ...], axes: tuple[str, ...]
+) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    x = np.zeros((rows, 6), np.float32)
+
+    def passages(x: jax.Array) -> jax.Array:
+        with partitioning.passage_rows():
+            return constrain(x, "batch", "mlp")
+
+    def placed(spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, spec)
+
+    with activate(mesh, rules):
+        spread = jax.jit(passages)(x).sharding
+        queries = jax.jit(lambda x: constrain(x, "batch", "mlp"))(x).sharding
+    split = None if "model" in axes else "model"
+    assert spread.is_equivalent_to(placed(PartitionSpec(axes, split)), 2)
+    assert queries.is_equivalent_to(placed(PartitionSpec(("data", "fsdp"), "model")), 2)

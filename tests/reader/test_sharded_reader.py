@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.core.partitioning import (
@@ -51,7 +52,8 @@ def answer(model: T5, params: Any, tokens: Any, _: Any) -> Any:
     return generate(model, params, encoded.reshape(b, k * length, d), mask, settings)
 
 
-SEQUENCE_RULES = (*STANDARD_RULES, ("length", "model"))  # of gin/mesh/sequence.gin
+BATCH_RULES = tuple(rule for rule in STANDARD_RULES if rule[0] != "rows")
+SEQUENCE_RULES = (*BATCH_RULES, ("length", "model"))  # of gin/mesh/sequence.gin
 
 
 @pytest.mark.parametrize("rules", [STANDARD_RULES, SEQUENCE_RULES], ids=["standard", "sequence"])
@@ -74,3 +76,24 @@ def test_mesh_equals_one_device(
     jax.tree.map(  # tokens, being integers, are equal or far apart
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, expected
     )
+
+
+def test_passages_are_encoded_on_all_devices_and_nothing_is_summed_over_them() -> None:
+    model = T5(config())
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS[:1, 0], TARGETS[:1])["params"]
+
+    def program(rules: Sequence[Rule]) -> str:
+        with activate(mesh, rules):
+            placed = param_shardings(boxed, mesh, rules)
+            params = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                meta.unbox(boxed),
+                placed,
+            )
+            run = jax.jit(lambda params, tokens: fid.encode(model, params, tokens))
+            return str(run.lower(params, TOKENS).compile().as_text())
+
+    assert TOKENS.shape[0] * TOKENS.shape[1] % mesh.size == 0
+    assert "all-reduce" in program(BATCH_RULES)  # of each layer's activations, over `model`
+    assert "all-reduce" not in program(STANDARD_RULES)

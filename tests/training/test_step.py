@@ -119,7 +119,8 @@ def test_an_fsdp_mesh_with_adafactor_takes_the_step_of_a_single_device() -> None
 def test_tokens_split_over_the_model_axis_take_the_step_of_a_single_device() -> None:
     load_gin(["mesh/sequence.gin"], [])
     rules = tuple(from_gin.told(PartitionRules).rules)
-    assert rules == (*STANDARD_RULES, ("length", "model"))
+    standard = tuple(rule for rule in STANDARD_RULES if rule[0] != "rows")
+    assert rules == (*standard, ("length", "model"))
     single_state, single = Run(SINGLE, 1)()
     split_state, split = Run(MeshConfig(data=2, fsdp=2, model=2), 8, rules=rules)()
     assert_close(single, split)
