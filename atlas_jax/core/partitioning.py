@@ -198,7 +198,7 @@ def passage_rows() -> Iterator[None]:
 
     There are k times as many of them as queries. So they divide over the `model` axis too, and a
     layer then sends its parameters instead of all its activations. Rows that do not divide over
-    the mesh axes of ``rows``, and rules without ``rows``, lie as ``batch`` says.
+    the mesh axes of ``rows``, rules without ``rows`` and several slices lie as ``batch`` says.
     """
     token = _PASSAGE_ROWS.set(True)
     try:
@@ -210,8 +210,8 @@ def passage_rows() -> Iterator[None]:
 def _as_rows(x: Any, names: tuple[str | None, ...], active: _Active) -> tuple[str | None, ...]:
     """The axis names with ``rows`` in place of ``batch``, if it divides."""
     axes = next((_as_tuple(to) for logical, to in active.rules if logical == "rows"), None)
-    if axes is None or "batch" not in names:
-        return names
+    if axes is None or "batch" not in names or active.mesh.shape.get("dcn", 1) > 1:
+        return names  # over several slices the equality is not tested yet
     size = x.shape[names.index("batch")]
     if size % math.prod(active.mesh.shape.get(axis, 1) for axis in axes):
         return names
