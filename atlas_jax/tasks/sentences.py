@@ -80,7 +80,7 @@ class _Asked:
 
 @dataclasses.dataclass(frozen=True)
 class SentencesTask:
-    """Lines `{id, title?, section?, text}`.
+    """Lines `{id, title?, section?, text, passages?}`.
 
     Attributes:
       max_answer_words: longer stretches are not asked for.
@@ -168,6 +168,7 @@ class SentencesTask:
             target_text=f"<extra_id_0> {literal(answer)}",
             answers=(answer,),
             gold_ids=(record.id,),
+            given_passages=record.passages,
             may_hide=self.hide > 0,
             included_id=record.id,
             hidden=self._hidden(record.id, text, answer, asked, rng),

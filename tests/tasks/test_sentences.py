@@ -139,3 +139,16 @@ def test_equal_generators_give_equal_examples(tmp_path):
 def test_impossible_settings_are_refused(settings, named):
     with pytest.raises(UserError, match=named):
         SentencesTask(**settings)
+
+
+def test_passages_that_the_file_gives_come_with_the_example(tmp_path):
+    path = tmp_path / "passages.jsonl"
+    own = {"id": "p0", "title": "Some title", "text": PROSE}
+    other = {"id": "p1", "title": "Other title", "text": FACTS}
+    write_jsonl(path, [own | {"passages": [own, other]}, other])
+    task = SentencesTask(min_words=4)
+    given, plain = (task.example(record).given_passages for record in task.load(path))
+    assert given is not None and plain is None
+    assert [(p["id"], p["title"], p["text"]) for p in given] == [
+        ("p0", "Some title", PROSE), ("p1", "Other title", FACTS),
+    ]  # fmt: skip
