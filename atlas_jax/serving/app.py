@@ -25,12 +25,16 @@ from atlas_jax.serving.openapi import description
 from atlas_jax.serving.problems import CLIENT_LEFT, Refused, problem_response
 from atlas_jax.serving.queue import Ticket
 from atlas_jax.serving.replies import answer_reply, found_reply, json_response, stored_reply
-from atlas_jax.serving.requests import asked_of, read_request
+from atlas_jax.serving.requests import asked_of, changes_of, read_request
 from atlas_jax.serving.schemas import (
     AnswersReply,
     AnswersRequest,
+    ChangedReply,
+    ExamplesReply,
     ModelReply,
     ModelsReply,
+    PassageReply,
+    PassagesRequest,
     RetrieveReply,
     RetrieveRequest,
     StatusReply,
@@ -48,7 +52,7 @@ def make_app(service: Service, key: str, name: str) -> ASGIApp:
       key: the API key; "" = none is needed.
       name: what the model is called.
     """
-    routes = _Routes(service, name)
+    routes = _Routes(service, name, bool(key))
     app = Starlette(
         routes=[
             Route("/", routes.explorer),
@@ -60,7 +64,9 @@ def make_app(service: Service, key: str, name: str) -> ASGIApp:
             Route("/v1/examples", routes.examples),
             Route("/v1/answers", routes.answers, methods=["POST"]),
             Route("/v1/retrieve", routes.retrieve, methods=["POST"]),
-            Route("/v1/passages/{id:path}", routes.passage),
+            Route("/v1/passages", routes.change, methods=["POST"]),
+            Route("/v1/passages/{id:path}", routes.passage, methods=["GET"]),
+            Route("/v1/passages/{id:path}", routes.delete, methods=["DELETE"]),
             Mount("/static", StaticFiles(directory=_STATIC), name="static"),
         ],
         exception_handlers={Exception: _told, HTTPException: _told_by_routing},
@@ -91,8 +97,8 @@ async def _told_by_routing(request: Request, error: Exception) -> Response:
 class _Routes:
     """What answers each route."""
 
-    def __init__(self, service: Service, name: str) -> None:
-        self._service, self._name = service, name
+    def __init__(self, service: Service, name: str, has_key: bool) -> None:
+        self._service, self._name, self._has_key = service, name, has_key
         self._config: ServeConfig = service.config
         self._examples = Examples(service.config.examples)
 
@@ -158,18 +164,56 @@ class _Routes:
     async def examples(self, request: Request) -> Response:
         """Questions to try, and passages of the corpus."""
         del request
-        store = self._service.engine.atlas.store
-        return json_response(await asyncio.to_thread(self._examples.reply, store))
+        atlas = self._service.engine.atlas
+
+        def look() -> ExamplesReply:
+            with atlas.reading():
+                return self._examples.reply(atlas.store)
+
+        return json_response(await asyncio.to_thread(look))
 
     async def passage(self, request: Request) -> Response:
         """One passage of the corpus."""
         store, wanted = self._service.engine.atlas.store, request.path_params["id"]
         if len(wanted) > self._config.max_characters or store is None or not wanted:
             raise Refused(404, "no passage of the corpus has this id")
-        row = await asyncio.to_thread(store.find, wanted)
-        if row is None:
+
+        def look() -> PassageReply | None:
+            with self._service.engine.atlas.reading():
+                row = store.find(wanted)
+                return None if row is None else stored_reply(store.passage(row))
+
+        found = await asyncio.to_thread(look)
+        if found is None:
             raise Refused(404, f"no passage of the corpus has the id {wanted!r}")
-        return json_response(stored_reply(store.passage(row)))
+        return json_response(found)
+
+    async def change(self, request: Request) -> Response:
+        """Add, replace and delete passages, as one version."""
+        self._check_changes()
+        sent = await read_request(request, PassagesRequest, self._config)
+        return await self._changed(request, changes_of(sent, self._config), sent.delete)
+
+    async def delete(self, request: Request) -> Response:
+        """Delete one passage."""
+        self._check_changes()
+        wanted = request.path_params["id"]
+        await self.passage(request)  # 404 if there is none
+        return await self._changed(request, [], [wanted])
+
+    def _check_changes(self) -> None:
+        if not self._has_key:
+            raise Refused(403, "this server has no API key, and without one changes nothing")
+        if self._service.engine.atlas.store is None:
+            raise Refused(400, "there is no corpus to change: load passages, a store or an index")
+
+    async def _changed(
+        self, request: Request, passages: list[dict[str, str]], delete: list[str]
+    ) -> Response:
+        changed, index = await asyncio.to_thread(self._service.change, passages, delete)
+        request.state.log |= {"passages": len(passages), "deleted": len(delete)}
+        told = request.state.request_id
+        return json_response(ChangedReply(**changed, index=index, request_id=told))
 
     async def answers(self, request: Request) -> Response:
         """Answer questions."""

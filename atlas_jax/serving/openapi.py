@@ -11,6 +11,7 @@ _REFERENCE = "#/components/schemas/{name}"
 _FAULTS = {
     "400": "A field is at fault; `detail` names it.",
     "401": "The API key is missing or wrong.",
+    "403": "This server has no API key, so nothing can be changed.",
     "408": "The body came too slowly.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
@@ -18,12 +19,16 @@ _FAULTS = {
     "503": "The server is not ready, or shutting down.",
     "504": "The answer was not there in time.",
 }
+_ASK_FAULTS = tuple(status for status in _FAULTS if status != "403")
+_CHANGE_FAULTS = ("400", "401", "403", "408", "413", "415", "503")
 # Path -> method, what it does, request, reply, the faults beside 401.
 ROUTES: dict[str, tuple[str, str, Any, Any, tuple[str, ...]]] = {
+    "/v1/passages": ("post", "Add, replace and delete passages, as one version.",
+                     schemas.PassagesRequest, schemas.ChangedReply, _CHANGE_FAULTS),
     "/v1/answers": ("post", "Answer one question or several.", schemas.AnswersRequest,
-                    schemas.AnswersReply, tuple(_FAULTS)),
+                    schemas.AnswersReply, _ASK_FAULTS),
     "/v1/retrieve": ("post", "Find passages for one question or several.",
-                     schemas.RetrieveRequest, schemas.RetrieveReply, tuple(_FAULTS)),
+                     schemas.RetrieveRequest, schemas.RetrieveReply, _ASK_FAULTS),
     "/v1/passages/{id}": ("get", "One passage of the corpus.", None, schemas.PassageReply,
                           ("404", "503")),
     "/v1/models": ("get", "What is served, and its limits.", None, schemas.ModelsReply, ("503",)),
@@ -35,6 +40,10 @@ ROUTES: dict[str, tuple[str, str, Any, Any, tuple[str, ...]]] = {
     "/metrics": ("get", "Figures in Prometheus' text form.", None, None, ()),
 }  # fmt: skip
 
+_DELETE = (
+    "Delete one passage.", None, schemas.ChangedReply, ("400", "401", "403", "404", "503"),
+)  # fmt: skip
+
 
 def description() -> dict[str, Any]:
     """The document that /openapi.json serves (OpenAPI 3.1)."""
@@ -42,6 +51,8 @@ def description() -> dict[str, Any]:
     _, components = msgspec.json.schema_components(
         [*kinds, schemas.Problem], ref_template=_REFERENCE
     )
+    paths = {path: {route[0]: _operation(path, *route[1:])} for path, route in ROUTES.items()}
+    paths["/v1/passages/{id}"]["delete"] = _operation("/v1/passages/{id}", *_DELETE)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -50,7 +61,7 @@ def description() -> dict[str, Any]:
             "description": "Answers with the passages that they were read from.",
         },
         "security": [{}, {"key": []}],
-        "paths": {path: {route[0]: _operation(path, *route[1:])} for path, route in ROUTES.items()},
+        "paths": paths,
         "components": {
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -26,13 +26,16 @@ def answer_reply(done: Done) -> AnswerReply:
         log_probability=_finite(answer.log_probability),
         passages=[passage_reply(one) for one in answer.passages],
         timings=done.timings,
+        index=done.index,
     )
 
 
 def found_reply(done: Done) -> FoundReply:
     """The passages of a question."""
     passages = [passage_reply(one) for one in done.answer.passages]
-    return FoundReply(question=done.answer.question, passages=passages, timings=done.timings)
+    return FoundReply(
+        question=done.answer.question, passages=passages, timings=done.timings, index=done.index
+    )
 
 
 def passage_reply(passage: Passage) -> PassageReply:

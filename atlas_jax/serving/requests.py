@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TypeVar
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from atlas_jax.answering.asked import Asked
@@ -11,9 +12,9 @@ from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.serving.config import ServeConfig
 from atlas_jax.serving.problems import Refused
-from atlas_jax.serving.schemas import AnswersRequest, RetrieveRequest
+from atlas_jax.serving.schemas import AnswersRequest, PassagesRequest, RetrieveRequest
 
-T = TypeVar("T", AnswersRequest, RetrieveRequest)
+T = TypeVar("T", AnswersRequest, RetrieveRequest, PassagesRequest)
 
 
 async def read_request(request: Request, kind: type[T], config: ServeConfig) -> T:
@@ -80,6 +81,20 @@ def asked_of(sent: AnswersRequest | RetrieveRequest, config: ServeConfig) -> lis
         _check_lengths(name, texts, config.max_characters, "max_characters")
     _check_lengths("replace", list(sent.replace.values()), config.max_text, "max_text")
     return [Asked(one, sent.k, sent.exclude, sent.replace, choices) for one in questions]
+
+
+def changes_of(sent: PassagesRequest, config: ServeConfig) -> list[dict[str, str]]:
+    """The passages of a request, as the corpus has them.
+
+    Raises:
+      UserError: a text is too long.
+    """
+    for name in ("id", "title", "section", "text"):
+        most = "max_text" if name == "text" else "max_characters"
+        texts = [getattr(one, name) for one in sent.passages]
+        _check_lengths(f"passages: {name}", texts, getattr(config, most), most)
+    _check_lengths("delete", sent.delete, config.max_characters, "max_characters")
+    return [msgspec.to_builtins(one) for one in sent.passages]
 
 
 def _check_lengths(name: str, texts: Sequence[str], most: int, binding: str) -> None:

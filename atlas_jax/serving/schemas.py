@@ -44,6 +44,25 @@ class RetrieveRequest(_Request, frozen=True, kw_only=True):
     """Questions whose passages are searched but not read."""
 
 
+class GivenPassage(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A passage to be searched from now on."""
+
+    id: str
+    text: str
+    title: str = ""
+    section: str = ""
+
+
+class PassagesRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Changes of the corpus that become visible together, as one version."""
+
+    passages: Annotated[
+        list[GivenPassage],
+        Meta(description="Added, or put in place of those that have their ids."),
+    ] = []
+    delete: Annotated[list[str], Meta(description="Ids of passages that go.")] = []
+
+
 class PassageReply(Struct, kw_only=True, omit_defaults=True):
     """A passage that was found."""
 
@@ -73,6 +92,17 @@ class Timings(Struct, kw_only=True):
     rows: Annotated[int, Meta(description="Rows of the compiled program.")]
 
 
+class IndexReply(Struct, kw_only=True):
+    """The index that served."""
+
+    version: int
+    passages: int
+    hash: str
+    passages_version: Annotated[
+        int, Meta(description="Version of the passages; 0 = as the store was built.")
+    ] = 0
+
+
 class AnswerReply(Struct, kw_only=True):
     """One question's answer."""
 
@@ -81,6 +111,7 @@ class AnswerReply(Struct, kw_only=True):
     log_probability: float | None
     passages: list[PassageReply]
     timings: Timings
+    index: Annotated[IndexReply | None, Meta(description="What was searched for it.")] = None
 
 
 class FoundReply(Struct, kw_only=True):
@@ -89,14 +120,17 @@ class FoundReply(Struct, kw_only=True):
     question: str
     passages: list[PassageReply]
     timings: Timings
+    index: Annotated[IndexReply | None, Meta(description="What was searched for it.")] = None
 
 
-class IndexReply(Struct, kw_only=True):
-    """The index that served."""
+class ChangedReply(Struct, kw_only=True):
+    """What a change did; it is safe on the disk, and the next question sees it."""
 
-    version: int
-    passages: int
-    hash: str
+    added: int
+    replaced: int
+    deleted: int
+    index: IndexReply
+    request_id: str
 
 
 class AnswersReply(Struct, kw_only=True):

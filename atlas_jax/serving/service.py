@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.atlas import Atlas
@@ -24,6 +24,7 @@ class Done:
 
     answer: Answer
     timings: Timings
+    index: IndexReply | None = None
 
 
 class Service:
@@ -52,6 +53,7 @@ class Service:
         self._engine: Engine | None = None
         self._state = "loading the models"
         self._ready = threading.Event()
+        self._changes = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="atlas-jax-answers", daemon=True)
 
     def start(self) -> None:
@@ -97,8 +99,36 @@ class Service:
         """The index that serves; None for a closed book."""
         if self._engine is None or self._engine.atlas.store is None:
             return None
-        store, version = self._engine.atlas.store, self._engine.atlas.index_version
-        return IndexReply(version=version, passages=store.count, hash=store.content_hash[:12])
+        return _index_of(self._engine.atlas)
+
+    def change(
+        self, passages: Sequence[Mapping[str, str]], delete: Sequence[str]
+    ) -> tuple[dict[str, int], IndexReply]:
+        """Add or replace passages, and delete others, as one version.
+
+        Returns:
+          How many were added, replaced and deleted, and the index that now serves.
+
+        Raises:
+          UserError: an id or a passage is at fault; nothing is changed then.
+          Refused: the server is not ready, or changes that came earlier take too long.
+        """
+        atlas, seconds = self.engine.atlas, self.config.deadline_seconds
+        if not self._changes.acquire(timeout=seconds):
+            raise Refused(503, "earlier changes are still being made", {"retry-after": "5"})
+        try:
+            store = atlas.store
+            assert store is not None
+            # Nobody else changes it: only this method does, and another process is refused.
+            known = [store.find(one["id"]) is not None for one in passages]
+            replace = [one for one, is_known in zip(passages, known, strict=True) if is_known]
+            add = [one for one, is_known in zip(passages, known, strict=True) if not is_known]
+            version = atlas.change_passages(add=add, replace=replace, delete=delete)
+            changed = {"added": len(add), "replaced": len(replace), "deleted": len(delete)}
+            event("changed", version=version, **changed)
+            return changed, _index_of(atlas)
+        finally:
+            self._changes.release()
 
     def submit(
         self,
@@ -119,7 +149,8 @@ class Service:
           Refused: the server is not ready.
         """
         engine, deadline = self.engine, time.monotonic() + self.config.deadline_seconds
-        examples_of(engine.atlas.told, asked, engine.atlas.store)  # refuses what is at fault
+        with engine.atlas.reading():
+            examples_of(engine.atlas.told, asked, engine.atlas.store)  # refuses what is at fault
         tickets = [
             Ticket(one, engine.kind(one, reads, explains, decoding), deadline) for one in asked
         ]
@@ -178,10 +209,13 @@ class Service:
 
     def _batch(self, engine: Engine, tickets: Sequence[Ticket], start: float) -> list[Done]:
         kind, found_at = tickets[0].kind, [start]
+        searched: list[IndexReply | None] = [None]
         assert isinstance(kind, Kind)
 
         def on_found(passages: list[tuple[Passage, ...]]) -> None:
             found_at[0] = time.monotonic()
+            # Called while the batch is answered, when nothing can change.
+            searched[0] = _index_of(engine.atlas) if engine.atlas.store else None
             for ticket, found in zip(tickets, passages, strict=True):
                 ticket.on_found(found)
 
@@ -206,6 +240,18 @@ class Service:
                     batch=len(tickets),
                     rows=rows,
                 ),
+                searched[0],
             )
             for ticket, answer in zip(tickets, answers, strict=True)
         ]
+
+
+def _index_of(atlas: Atlas) -> IndexReply:
+    store = atlas.store
+    assert store is not None
+    return IndexReply(
+        version=atlas.index_version,
+        passages=store.count,
+        hash=store.content_hash[:12],
+        passages_version=atlas.passages_version,
+    )
