@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mesh", action="append", default=[], metavar="D,F,M",
         help="data,fsdp,model sizes, repeatable; without it the likeliest ones are tried",
     )  # fmt: skip
-    parser.add_argument("--try_meshes", type=int, default=2, help="how many (default: 2)")
+    parser.add_argument("--try_meshes", type=int, default=3, help="how many (default: 3)")
     parser.add_argument(
         "--programs", default="", help=f"of {','.join(PROGRAMS['train'])} (default: the run's own)"
     )

@@ -8,10 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from atlas_jax.core.partitioning import MeshConfig
-from atlas_jax.planning.estimate import Memory
+from atlas_jax.planning.estimate import Memory, Work
 from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
+from atlas_jax.planning.roofline import Roofline
 from atlas_jax.planning.run import Run
-from atlas_jax.training.chips import GIB
+from atlas_jax.training.chips import GIB, Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,25 @@ def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
     else:
         changes = _TEMPORARIES[case.program](case)
     return [too_big, *changes, "take a larger slice, or chips with more HBM"]
+
+
+# Of the bound with overlap; below it, the second compilation is worth more than what is won.
+_PAYS = 0.02
+_NO_WINDOWS = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+
+
+def windowed(work: Work, roof: Roofline, chip: Chip) -> list[str]:
+    """The flag that forbids windowed products, if the time of their passes shows."""
+    memory = (work.hbm_bytes - work.windowed_bytes) / chip.hbm_bandwidth
+    without = Roofline(roof.seconds | {"memory": memory}, roof.model_flops, roof.peak_flops)
+    if without.step_seconds > (1 - _PAYS) * roof.step_seconds:
+        return []
+    return [
+        f"{work.windowed_bytes / GIB:,.0f} GiB of the HBM traffic are of products that wait for "
+        "their weights, shard by shard, after the first shard. Without them the least time is "
+        f"about {without.step_seconds:.3g} instead of {roof.step_seconds:.3g} s: export "
+        f"LIBTPU_INIT_ARGS={_NO_WINDOWS}, for the plan and the run"
+    ]
 
 
 def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:

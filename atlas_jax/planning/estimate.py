@@ -1,4 +1,4 @@
-"""From a compiled program to numbers per chip: memory by term, work, and a roofline."""
+"""From a compiled program to numbers per chip: memory by term, and work."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from atlas_jax.planning import hlo
+from atlas_jax.planning.roofline import Sent, Wiring
 from atlas_jax.training.chips import Chip
 
 _REFUSED = re.compile(r"total memory required for [\w ]+ \(([\d.]+)([KMGT]?)\)")
@@ -63,6 +64,8 @@ class Work:
       hbm_bytes: read and written.
       collectives: kind -> (runs, bytes that the chip sends).
       compiled_flops: of the products in the compiled program.
+      network: what the chip sends, by mesh axes.
+      windowed_bytes: of `hbm_bytes`, those of windowed products after their first pass.
     """
 
     flops: float
@@ -70,39 +73,13 @@ class Work:
     hbm_bytes: float
     collectives: dict[str, tuple[int, float]]
     compiled_flops: float = 0.0
+    network: tuple[Sent, ...] = ()
+    windowed_bytes: float = 0.0
 
     @property
     def agreement(self) -> float:
         """FLOPs of the compiled program divided by those counted before; about 1."""
         return self.compiled_flops / self.flops if self.flops else 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """The least time of a program, if all resources work at their peak and at the same time.
-
-    Attributes:
-      seconds: resource -> time. `compute`: matrix units; `memory`: HBM; `network`: ICI.
-    """
-
-    seconds: dict[str, float]
-    model_flops: float
-    peak_flops: float
-
-    @property
-    def step_seconds(self) -> float:
-        """Time of the resource that takes longest."""
-        return max(self.seconds.values())
-
-    @property
-    def binding(self) -> str:
-        """The resource that takes longest."""
-        return max(self.seconds, key=lambda name: self.seconds[name])
-
-    @property
-    def mfu(self) -> float:
-        """Model-FLOPs utilisation at this time."""
-        return self.model_flops / (self.peak_flops * self.step_seconds)
 
 
 def shard_bytes(tree: Any) -> int:
@@ -148,7 +125,9 @@ def refused_memory(message: str, terms: dict[str, Any]) -> Memory | None:
     return Memory(resident, peak)
 
 
-def measure(text: str, flops: float, model_flops: float, chips: int, loop_trips: int) -> Work:
+def measure(
+    text: str, flops: float, model_flops: float, wiring: Wiring, loop_trips: int = 1
+) -> Work:
     """Work per chip from optimised HLO and the FLOPs of the whole machine."""
     program = hlo.Program(text, loop_trips)
     runs: dict[str, float] = defaultdict(float)
@@ -157,21 +136,14 @@ def measure(text: str, flops: float, model_flops: float, chips: int, loop_trips:
         runs[one.kind] += one.times
         sent[one.kind] += one.times * one.wire_bytes
     collectives = {kind: (round(runs[kind]), sent[kind]) for kind in sorted(runs)}
-    per_chip = (flops / chips, model_flops / chips)
-    return Work(*per_chip, program.hbm_bytes, collectives, program.product_flops)
-
-
-def roofline(work: Work, chip: Chip) -> Roofline:
-    """The least time of this work on this chip."""
-    sent = sum(size for _, size in work.collectives.values())
-    return Roofline(
-        {
-            "compute": work.flops / chip.bf16_flops,
-            "memory": work.hbm_bytes / chip.hbm_bandwidth,
-            "network": sent / chip.ici_bandwidth,
-        },
-        work.model_flops,
-        chip.bf16_flops,
+    return Work(
+        flops / wiring.devices,
+        model_flops / wiring.devices,
+        program.hbm_bytes,
+        collectives,
+        program.product_flops,
+        wiring.sent(program.collectives),
+        program.windowed_bytes,
     )
 
 

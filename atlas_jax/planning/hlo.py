@@ -11,6 +11,9 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from atlas_jax.planning.hlo_text import Computation, Instruction, parse
 from atlas_jax.planning.products import product_flops
@@ -18,13 +21,16 @@ from atlas_jax.planning.traffic import continues, moved
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
+_WINDOWED = "windowed_dot_general_body"
 _LOOP_PARTS = re.compile(r"(condition|body)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _MESH_AXIS = re.compile(r"'(\w+)'=(\d+)")
-_USED_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")  # a part of an axis has its own size
-_GROUPS_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_USED_AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")  # a part of an axis has its own size
+_GROUPS_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_DEVICE_IDS = re.compile(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)")
+_PAIRS = re.compile(r"\{(\d+),(\d+)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +42,14 @@ class Collective:
       bytes: of the operand on one chip.
       group: chips that take part together.
       times: runs per step.
+      members: numbers of the chips of one group, as the mesh has them in order.
     """
 
     kind: str
     bytes: int
     group: int
     times: float
+    members: tuple[int, ...] = ()
 
     @property
     def wire_bytes(self) -> float:
@@ -64,6 +72,7 @@ class Program:
         self._loop_trips = loop_trips
         self._runs: dict[str, float] = defaultdict(float)
         self._fused: set[str] = set()
+        self._again: dict[str, float] = defaultdict(float)  # passes of windowed products
         self._count(entry, 1.0)
 
     @property
@@ -78,7 +87,8 @@ class Program:
                     if name.startswith("all-reduce-scatter"):  # so the TPU's compiler writes it
                         kind = "reduce-scatter"
                     size = sum(operand.size for operand in body.operands(one))
-                    found.append(Collective(kind, size, _group(one.rest), runs))
+                    members = _members(one.rest)
+                    found.append(Collective(kind, size, len(members), runs, members))
         return found
 
     @property
@@ -108,6 +118,20 @@ class Program:
                     total += runs * product_flops(one.opcode, one.type, left, right, one.rest)
         return total
 
+    @property
+    def windowed_bytes(self) -> float:
+        """Bytes that windowed products read and write after their first pass, per step.
+
+        Instead of gathering a weight, the TPU's compiler may multiply by one shard of it after the
+        other, in a loop whose body it calls `windowed_dot_general_body`. Each pass reads and writes
+        the whole sum, where a plain product would write it once.
+        """
+        total = 0.0
+        for name, runs in self._again.items():
+            body = self.computations[name]
+            total += runs * sum(moved(one, body, self.computations) for one in body)
+        return total
+
     def _count(self, name: str, runs: float, fused: bool = False) -> None:
         self._runs[name] += runs
         if fused:
@@ -118,6 +142,9 @@ class Program:
             times = runs
             if one.opcode == "while":
                 times *= self._trips(one, self.computations[name])
+                body = dict(_LOOP_PARTS.findall(one.rest)).get("body", "")
+                if _WINDOWED in body:
+                    self._again[body] += max(0.0, times - runs)
             inside = fused or one.opcode not in ("while", "conditional", "call", "async-start")
             for called in one.called:
                 if called in self.computations:
@@ -179,13 +206,42 @@ def _constant(name: str, body: Computation) -> int | None:
     return int(number[1]) if number else None
 
 
-def _group(rest: str) -> int:
+def _members(rest: str) -> tuple[int, ...]:
+    """The chips of one group of a collective: of the first that is written."""
     if found := _GROUPS_MESH.search(rest):
-        sizes = dict(_MESH_AXIS.findall(found[1]))
-        used = _USED_AXIS.findall(found[2])
-        return math.prod(int(part or sizes[name]) for name, part in used)
+        return _mesh_members(found)
     if found := _GROUPS_IOTA.search(rest):
-        return int(found[1])
+        count, size = int(found[1]), int(found[2])
+        order = _iota(found[3], found[4])
+        return tuple(order.reshape(count, size)[0].tolist())
     if found := _GROUPS_LIST.search(rest):
-        return len(found[1].split(","))
-    return 2 if "source_target_pairs" in rest else 1
+        return tuple(int(number) for number in found[1].split(","))
+    pairs = ((int(a), int(b)) for a, b in _PAIRS.findall(rest))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (0,))
+
+
+def _mesh_members(found: re.Match[str]) -> tuple[int, ...]:
+    """Of groups along axes, or parts of axes: `'x'` or `'x':(2)4`, 4 chips in each of 2 parts."""
+    sizes = {name: int(size) for name, size in _MESH_AXIS.findall(found[1])}
+    order = np.arange(math.prod(sizes.values()))
+    if listed := _DEVICE_IDS.search(found[0]):
+        given = _iota(listed[1], listed[2])
+        order = given if given.size == order.size else order
+    used = {
+        name: (int(before or 1), int(part or sizes[name]))
+        for name, before, part in _USED_AXIS.findall(found[2])
+    }
+    shape: list[int] = []
+    taken: list[Any] = []
+    for name, size in sizes.items():
+        before, part = used.get(name, (size, 1))
+        shape += [before, part, size // before // part]
+        taken += [0, slice(None), 0]
+    return tuple(order.reshape(shape)[tuple(taken)].ravel().tolist())
+
+
+def _iota(sizes: str, order: str | None) -> Any:
+    """`[2,4]T(1,0)`: the numbers from 0 in this shape, with its axes in this order."""
+    shape = [int(size) for size in sizes.split(",")]
+    counted = np.arange(math.prod(shape)).reshape(shape)
+    return counted.transpose([int(axis) for axis in order.split(",")]) if order else counted

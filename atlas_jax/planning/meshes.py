@@ -22,12 +22,15 @@ def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
     """Meshes over which batch, heads and parameters divide, the most promising first.
 
     Fewer chips per copy of a layer means less communication, so `model` is as small as the batch
-    allows. The state is spread (`fsdp`) only as far as needed to leave room.
+    allows. Copying the state (`data`) and spreading it (`fsdp`) are both tried, where it has room:
+    which is quicker, only the compiled program tells. Then come meshes that spread it as far as
+    needed to leave room for a step.
 
     Raises:
       UserError: no mesh fits; says why the last one did not.
     """
-    n, found, refused = len(devices), [], ""
+    n, refused = len(devices), ""
+    found, roomy = list[tuple[tuple[float, int, int], MeshConfig]](), list[MeshConfig]()
     for model in divisors(n):
         if model > MAX_MODEL:
             continue
@@ -40,11 +43,13 @@ def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
                 continue
             crowded = max(0.0, resident - RESIDENT_SHARE * hbm_bytes)
             found.append(((crowded, model, fsdp), config))
+            if resident <= hbm_bytes:
+                roomy.append(config)
     if not found:
         raise UserError(f"no mesh over {n} chips divides this run: {refused}")
     found.sort(key=lambda entry: entry[0])
     ordered = [config for _, config in found]
-    return _spread_first(ordered)
+    return list(dict.fromkeys([*_data_and_fsdp(roomy), *_spread_first(ordered)]))
 
 
 def divides(run: Run, config: MeshConfig, devices: Any) -> bool:
@@ -54,6 +59,15 @@ def divides(run: Run, config: MeshConfig, devices: Any) -> bool:
     except UserError:
         return False
     return True
+
+
+def _data_and_fsdp(roomy: list[MeshConfig]) -> list[MeshConfig]:
+    """With the smallest `model`: the mesh that copies the state most, and that which does least."""
+    if not roomy:
+        return []
+    model = min(config.model for config in roomy)
+    same = [config for config in roomy if config.model == model]
+    return [min(same, key=lambda config: config.fsdp), max(same, key=lambda config: config.fsdp)]
 
 
 def _spread_first(ordered: list[MeshConfig]) -> list[MeshConfig]:

@@ -1,42 +1,23 @@
 """Compile a run's programs for a slice; measure the memory and the work of each chip."""
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
-from atlas_jax.models.parameters import Models
-from atlas_jax.planning import flops
-from atlas_jax.planning.advice import Case, advise
-from atlas_jax.planning.estimate import (
-    Memory,
-    Roofline,
-    Work,
-    compiled_memory,
-    largest_index,
-    measure,
-    refused_memory,
-    resident_memory,
-    roofline,
-)
+from atlas_jax.planning.advice import Case, advise, windowed
+from atlas_jax.planning.compiled import compile_program, compiler_flops, count_flops
+from atlas_jax.planning.estimate import Memory, Work, largest_index, measure, resident_memory
 from atlas_jax.planning.meshes import candidates
-from atlas_jax.planning.programs import Program, lowered, make_program, refused_batch, resident
+from atlas_jax.planning.programs import make_program, refused_batch, resident
+from atlas_jax.planning.roofline import Roofline, Wiring, roofline
 from atlas_jax.planning.run import Run
-from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.training.chips import Chip, Slice
+from atlas_jax.training.chips import Slice
 
-# The collectives are read from the text of a program. jaxlib cannot read this text if gathers run
-# on SparseCores (v5p, v6e), so they are planned for the TensorCore.
-READABLE = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 INSTALL_HINT = (
     "plan needs libtpu, whose compiler works without any TPU: pip install 'atlas-jax[plan]' "
     "(about 480 MB)"
@@ -55,6 +36,7 @@ class ProgramPlan:
       work, roof: None if the program was not compiled or the compiler refused it.
       largest_index: number of passages that would fit; None for programs without an index, or if
         the arguments alone are too large.
+      hints: what would make it faster.
       compiler_flops, counted_flops: per chip, each loop body once: by the compiler's analysis
         and by our own count, for comparison.
       compile_seconds: on this machine.
@@ -72,6 +54,7 @@ class ProgramPlan:
     compiler_flops: float | None
     counted_flops: float | None
     compile_seconds: float
+    hints: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +75,7 @@ class Plan:
 
     @property
     def recommended(self) -> MeshConfig | None:
-        """Of the meshes that fit, the one with the shortest step."""
+        """Of the meshes that fit, the one with the shortest step, between its two bounds."""
         best = best_of(self.tried)
         return best.mesh if best else None
 
@@ -121,7 +104,7 @@ def make_plan(
     where: Slice,
     devices: Sequence[Any],
     meshes: Sequence[MeshConfig] = (),
-    try_meshes: int = 2,
+    try_meshes: int = 3,
     programs: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -141,10 +124,10 @@ def make_plan(
     first, *rest = run.programs
     possible = [] if meshes else candidates(run, devices, where.chip.hbm_bytes)
     chosen = list(meshes) or possible[:try_meshes]
-    tried = [plan_program(first, run, config, where.chip, devices, report) for config in chosen]
+    tried = [plan_program(first, run, config, where, devices, report) for config in chosen]
     best = best_of(tried) or min(tried, key=lambda p: (not p.memory.is_whole, p.memory.peak))
     others = [
-        plan_program(name, run, best.mesh, where.chip, devices, report)
+        plan_program(name, run, best.mesh, where, devices, report)
         for name in rest
         if name in (programs or rest)
     ]
@@ -152,9 +135,9 @@ def make_plan(
 
 
 def best_of(plans: Sequence[ProgramPlan]) -> ProgramPlan | None:
-    """Of the plans that fit, the one with the shortest step; None if none fits."""
+    """Of the plans that fit, the one with the shortest step between its bounds; else None."""
     fitting = [
-        (plan.roof.step_seconds, i) for i, plan in enumerate(plans) if plan.fits and plan.roof
+        (plan.roof.middle_seconds, i) for i, plan in enumerate(plans) if plan.fits and plan.roof
     ]
     return plans[min(fitting)[1]] if fitting else None
 
@@ -163,12 +146,12 @@ def plan_program(
     name: str,
     run: Run,
     config: MeshConfig,
-    chip: Chip,
+    where: Slice,
     devices: Sequence[Any],
     report: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
     """Lower and compile one program on one mesh and take its figures."""
-    mesh = partitioning.make_mesh(config, devices)
+    mesh, chip = partitioning.make_mesh(config, devices), where.chip
     config = MeshConfig(**{axis: mesh.shape[axis] for axis in SLICE_AXES})
     program, started = make_program(name, run, mesh), time.monotonic()
     beside = resident(program, run, mesh)
@@ -176,14 +159,14 @@ def plan_program(
     compiled, total, once, plain = None, 0.0, None, 0.0
     if memory.peak <= chip.hbm_bytes:
         report(f"{name} on {mesh_name(config)}: compiling")
-        total, once, plain = _count_flops(program, run, mesh)
-        memory, compiled = _compiled(program, run, mesh, devices)
+        total, once, plain = count_flops(program, run, mesh)
+        memory, compiled = compile_program(program, run, mesh, devices)
         memory = memory.beside(beside)
-    seconds, work = time.monotonic() - started, None
-    compiler_flops = None
+    seconds, work, roof = time.monotonic() - started, None, None
     if compiled is not None:
-        work = measure(compiled.as_text(), total, plain, len(devices), program.loop_trips)
-        compiler_flops = _compiler_flops(compiled)
+        wiring = Wiring(mesh, where)
+        work = measure(compiled.as_text(), total, plain, wiring, program.loop_trips)
+        roof = roofline(work.flops, work.model_flops, work.hbm_bytes, work.network, chip)
     fits = compiled is not None and memory.peak <= chip.hbm_bytes
     largest = None
     if memory.is_whole and any(term.startswith("index") for term in program.terms):
@@ -196,58 +179,17 @@ def plan_program(
         fits=fits,
         memory=memory,
         work=work,
-        roof=roofline(work, chip) if work else None,
+        roof=roof,
         largest_index=largest,
         advice=advise(Case(name, run, config, devices), memory, chip.hbm_bytes),
+        hints=windowed(work, roof, chip) if work and roof else [],
         warning=refused_batch(name, run, mesh),
-        compiler_flops=compiler_flops,
+        compiler_flops=None if compiled is None else compiler_flops(compiled),
         counted_flops=None if once is None else once / len(devices),
         compile_seconds=seconds,
     )
 
 
-def _compiled(
-    program: Program, run: Run, mesh: Mesh, devices: Sequence[Any]
-) -> tuple[Memory, Any | None]:
-    """Compile a program; returns its memory, and None in place of a program that has no room."""
-    try:
-        options = READABLE if devices[0].platform == "tpu" else None
-        compiled = lowered(program, run, mesh).compile(compiler_options=options)
-        return compiled_memory(compiled, program.terms), compiled
-    except jax.errors.JaxRuntimeError as error:
-        memory = refused_memory(str(error), program.terms)
-        if memory is None:
-            raise
-        return memory, None
-
-
 def mesh_name(config: MeshConfig) -> str:
     """`data=1 fsdp=64 model=4`."""
     return " ".join(f"{axis}={getattr(config, axis)}" for axis in SLICE_AXES)
-
-
-def _count_flops(program: Program, run: Run, mesh: Mesh) -> tuple[float, float, float]:
-    """FLOPs of the whole machine: all, loop bodies once, and without rematerialisation."""
-    with partitioning.activate(mesh, run.rules):
-        traced = jax.make_jaxpr(program.function)(*program.args)
-    total = flops.matmul_flops(traced, program.loop_trips)
-    once = flops.matmul_flops(traced, scan_once=True)
-    plain = dataclasses.replace(run, models=_without_remat(run.models))
-    if plain.models == run.models:
-        return total, once, total
-    program = make_program(program.name, plain, mesh)
-    with partitioning.activate(mesh, run.rules):
-        traced = jax.make_jaxpr(program.function)(*program.args)
-    return total, once, flops.matmul_flops(traced, program.loop_trips)
-
-
-def _without_remat(models: Models) -> Models:
-    reader = dataclasses.replace(models.reader.config, remat_policy="none")
-    retriever = dataclasses.replace(models.retriever.config, remat_policy="none")
-    return Models(T5(reader), DualEncoder(retriever))
-
-
-def _compiler_flops(compiled: Any) -> float | None:
-    found = compiled.cost_analysis()
-    value = found.get("flops") if found else None
-    return None if value is None or math.isnan(value) else float(value)

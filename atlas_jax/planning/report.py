@@ -1,5 +1,6 @@
 """A plan as a table for the terminal and as JSON."""
 
+import dataclasses
 import importlib.metadata
 import json
 from pathlib import Path
@@ -11,7 +12,9 @@ from rich.table import Table
 from atlas_jax import __version__
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
+from atlas_jax.planning.estimate import Work
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
+from atlas_jax.planning.roofline import Roofline
 from atlas_jax.training.chips import GIB
 
 DISAGREEMENT = 0.1  # between counted and compiled FLOPs; a plan warns above it
@@ -60,6 +63,7 @@ def _program_json(one: ProgramPlan) -> dict[str, Any]:
         "peak_bytes_per_chip": one.memory.peak,
         "largest_index": one.largest_index,
         "advice": one.advice,
+        "hints": one.hints,
         "warning": one.warning,
         "compiler_flops_per_chip_loops_once": one.compiler_flops,
         "counted_flops_per_chip_loops_once": one.counted_flops,
@@ -76,12 +80,23 @@ def _program_json(one: ProgramPlan) -> dict[str, Any]:
                 kind: {"runs": runs, "bytes_sent": sent}
                 for kind, (runs, sent) in one.work.collectives.items()
             },
-            "roofline_seconds": one.roof.seconds,
-            "step_seconds": one.roof.step_seconds,
-            "binding": one.roof.binding,
-            "mfu": one.roof.mfu,
+            "network_per_chip": [dataclasses.asdict(sent) for sent in one.work.network],
+            "windowed_bytes_per_chip": one.work.windowed_bytes,
         }
+        found |= bounds_json(one.roof)
     return found
+
+
+def bounds_json(roof: Roofline) -> dict[str, Any]:
+    """The bounds of a program, as they stand in the JSON."""
+    return {
+        "roofline_seconds": roof.seconds,
+        "step_seconds": roof.step_seconds,
+        "step_seconds_without_overlap": roof.apart_seconds,
+        "binding": roof.binding,
+        "mfu": roof.mfu,
+        "mfu_without_overlap": roof.apart_mfu,
+    }
 
 
 def write_json(plan: Plan, path: str | Path) -> None:
@@ -122,6 +137,8 @@ def show(plan: Plan, console: Console) -> None:
             )
         if one.largest_index:
             console.print(f"{one.program}: an index of {one.largest_index:,} passages would fit")
+        for line in one.hints:
+            console.print(f"{one.program}: {line}")
         for number, line in enumerate(one.advice):
             console.print(("  - " if number else f"{one.program} does not fit: ") + line)
 
@@ -137,10 +154,14 @@ def _of_how_many(plan: Plan) -> str:
 
 def _meshes_table(plan: Plan) -> Table:
     table = Table(
-        f"{plan.programs[0].program} on mesh", "peak GiB", "fits", "least seconds", "bound by"
-    )
+        f"{plan.programs[0].program} on mesh", "peak GiB", "fits", "least seconds",
+        "without overlap", "bound by",
+    )  # fmt: skip
     for one in plan.tried:
-        least = (f"{one.roof.step_seconds:.3f}", one.roof.binding) if one.roof else ("-", "-")
+        least = ["-"] * 3
+        if one.roof:
+            times = (one.roof.step_seconds, one.roof.apart_seconds)
+            least = [*(f"{time:.3f}" for time in times), one.roof.binding]
         table.add_row(mesh_name(one.mesh), _gib(one.memory.peak), _yes(one.fits), *least)
     return table
 
@@ -168,17 +189,32 @@ def _work_table(plan: Plan) -> Table:
     row("HBM traffic, GiB", lambda work, _: _gib(work.hbm_bytes))
     for kind in dict.fromkeys(kind for one in done if one.work for kind in one.work.collectives):
         row(f"{kind}: runs, GiB sent", lambda work, _, kind=kind: _sent(work, kind))
-    for resource in ("compute", "memory", "network"):
-        row(f"{resource}, s", lambda _, roof, name=resource: f"{roof.seconds[name]:.4f}")
+    works = [one.work for one in done if one.work]
+    for sent in dict.fromkeys((sent.axes, sent.links) for work in works for sent in work.network):
+        row(_way(*sent), lambda work, _, sent=sent: _sent_over(work, *sent))
+    for resource in dict.fromkeys(name for one in done if one.roof for name in one.roof.seconds):
+        row(f"{resource}, s", lambda _, roof, name=resource: f"{roof.seconds.get(name, 0):.4f}")
     row("least time, s", lambda _, roof: f"{roof.step_seconds:.4f}")
     row("bound by", lambda _, roof: roof.binding)
     row("MFU at that time", lambda _, roof: f"{roof.mfu:.0%}")
+    row("least time without overlap, s", lambda _, roof: f"{roof.apart_seconds:.4f}")
+    row("MFU at that time", lambda _, roof: f"{roof.apart_mfu:.0%}")
     return table
 
 
-def _sent(work: Any, kind: str) -> str:
+def _sent(work: Work, kind: str) -> str:
     runs, sent = work.collectives.get(kind, (0, 0.0))
     return f"{runs}, {_gib(sent)}" if runs else ""
+
+
+def _way(axes: str, links: int) -> str:
+    way = {0: "between slices", 1: "1 link"}.get(links, f"{links} links")
+    return f"over {axes} ({way}): GiB sent"
+
+
+def _sent_over(work: Work, axes: str, links: int) -> str:
+    size = sum(sent.bytes for sent in work.network if (sent.axes, sent.links) == (axes, links))
+    return _gib(size) if size else ""
 
 
 def _gib(size: float) -> str:

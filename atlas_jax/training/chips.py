@@ -3,8 +3,10 @@
 Peak bfloat16 rate, HBM size and HBM bandwidth are from the pages "TPU v4", "TPU v5e", "TPU v5p" and
 "TPU v6e" of the Cloud TPU documentation (cloud.google.com/tpu/docs). The interconnect's figures are
 from "How to Scale Your Model" (jax-ml.github.io/scaling-book, chapter "TPUs"). They count both
-directions of one axis of the torus, since a ring collective uses both. The HBM that a program may
-use is the limit that libtpu's compiler names when it refuses a program.
+directions of one axis of the torus, since a ring collective uses both. The data-centre network's
+are from the pages "TPU v5e" and "TPU v6e", as a pod's rate divided by its 256 chips, and from that
+book for v4 and v5p (200 Gbit/s for a host of four chips). The HBM that a program may use is the
+limit that libtpu's compiler names when it refuses a program.
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ class Chip:
       bf16_flops: peak, per second.
       hbm_bandwidth: bytes per second.
       ici_bandwidth: bytes per second of one torus axis, both directions.
+      dcn_bandwidth: bytes per second that a chip may send to other slices.
       cores_per_chip: how much each chip adds to the number in a slice name.
       shapes: number of chips in a slice -> the compiler's name of its shape.
       device_kinds: JAX's `Device.device_kind` for this chip.
@@ -36,6 +39,7 @@ class Chip:
     bf16_flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
+    dcn_bandwidth: float
     cores_per_chip: int
     shapes: dict[int, str]
     device_kinds: tuple[str, ...]
@@ -52,12 +56,18 @@ _CUBES = {
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 9e10, 2, _CUBES, ("TPU v4",)),
-        Chip("v5e", int(15.75 * GIB), 197e12, 8.19e11, 9e10, 1, _PLANES, ("TPU v5 lite",)),
-        Chip("v5p", int(95.73 * GIB), 459e12, 2.765e12, 1.8e11, 2, _CUBES, ("TPU v5", "TPU v5p")),
-        Chip("v6e", int(31.24 * GIB), 918e12, 1.64e12, 1.8e11, 1, _PLANES, ("TPU v6 lite",)),
+        Chip("v4", int(30.75 * GIB), 275e12, 1.228e12, 9e10, 6.25e9, 2, _CUBES, ("TPU v4",)),
+        Chip("v5e", int(15.75 * GIB), 197e12, 8.19e11, 9e10, 3.125e9, 1, _PLANES, ("TPU v5 lite",)),
+        Chip(
+            "v5p", int(95.73 * GIB), 459e12, 2.765e12, 1.8e11, 6.25e9, 2, _CUBES,
+            ("TPU v5", "TPU v5p"),
+        ),
+        Chip(
+            "v6e", int(31.24 * GIB), 918e12, 1.64e12, 1.8e11, 1.25e10, 1, _PLANES,
+            ("TPU v6 lite",),
+        ),
     )
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,22 @@ class Slice:
     def topology(self) -> str:
         """The compiler's name of this slice's shape, such as `v5e:16x16`."""
         return f"{self.chip.name}:{self.chip.shapes[self.chips]}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Chips along each axis of the torus, as (16, 16)."""
+        return tuple(int(size) for size in self.chip.shapes[self.chips].split("x"))
+
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Whether each axis of the torus is a ring.
+
+        v4 and v5p are built of cubes of 4 x 4 x 4, whose faces are joined. A v5e or v6e axis is
+        closed only if it has all 16 chips of the pod.
+        """
+        if len(self.shape) == 3:
+            return (all(size % 4 == 0 for size in self.shape),) * 3
+        return tuple(size == 16 for size in self.shape)
 
     @property
     def topology_options(self) -> dict[str, Any]:

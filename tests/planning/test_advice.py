@@ -5,9 +5,11 @@ import pytest
 
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning import advice
-from atlas_jax.planning.advice import Case, advise
-from atlas_jax.planning.estimate import Memory
+from atlas_jax.planning.advice import Case, advise, windowed
+from atlas_jax.planning.estimate import Memory, Work
+from atlas_jax.planning.roofline import roofline
 from atlas_jax.planning.run import PROGRAMS
+from atlas_jax.training.chips import CHIPS
 from tests.planning.small import tiny_run
 
 WHOLE = MeshConfig(8, 1, 1)
@@ -142,3 +144,24 @@ def test_the_state_is_spread_only_over_what_divides_it() -> None:
 def test_an_optimiser_without_moments_is_not_told_to_have_none() -> None:
     assert "adafactor" in changes("train", "parameters", WHOLE, optimiser=90)[1]
     assert "adafactor" not in changes("train", "parameters", WHOLE, optimiser=3)[1]
+
+
+@pytest.mark.parametrize(
+    ("compute", "memory", "windows", "said"),
+    [
+        (2.0, 9.0, 6.0, "about 3 instead of 9 s: export LIBTPU_INIT_ARGS=--xla_jf_spmd"),
+        (2.0, 9.0, 8.0, "about 2 instead of 9 s"),  # then the products take longest
+        (2.0, 9.0, 0.1, ""),
+        (9.0, 8.0, 6.0, ""),  # the traffic lies behind the products
+        (2.0, 9.0, 0.0, ""),
+    ],
+)
+def test_windowed_products_are_forbidden_where_that_pays(
+    compute: float, memory: float, windows: float, said: str
+) -> None:
+    chip = CHIPS["v5e"]
+    flops, moved = compute * chip.bf16_flops, memory * chip.hbm_bandwidth
+    work = Work(flops, flops, moved, {}, windowed_bytes=windows * chip.hbm_bandwidth)
+    found = windowed(work, roofline(flops, flops, moved, [], chip), chip)
+    assert len(found) == bool(said)
+    assert said in "".join(found)

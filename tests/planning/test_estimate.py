@@ -1,18 +1,15 @@
-"""Arithmetic of memory, roofline and the largest index."""
+"""Arithmetic of memory and the largest index."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.planning.estimate import (
     Memory,
-    Work,
     compiled_memory,
     largest_index,
     refused_memory,
-    roofline,
     shard_bytes,
 )
 from atlas_jax.training.chips import CHIPS
@@ -57,16 +54,6 @@ def test_the_compilers_refusal_gives_the_size_of_all_it_needs() -> None:
     assert memory.peak == int(270.5 * 2**30)
     assert memory.terms == {"parameters": 40, "temporaries": memory.peak - 40}
     assert refused_memory("INTERNAL: something else", {}) is None
-
-
-def test_the_slowest_resource_sets_the_time() -> None:
-    chip = CHIPS["v5e"]
-    work = Work(2 * chip.bf16_flops, chip.bf16_flops, 5 * chip.hbm_bandwidth, {})
-    found = roofline(work, chip)
-    assert (found.binding, found.step_seconds) == ("memory", 5.0)
-    assert found.mfu == pytest.approx(1 / 5)
-    sending = Work(1.0, 1.0, 1.0, {"all-reduce": (3, 7 * chip.ici_bandwidth)})
-    assert roofline(sending, chip).binding == "network"
 
 
 def test_the_largest_index_fills_the_chip() -> None:

@@ -82,7 +82,7 @@ def compiled_text(function: Any, *args: Any, **shardings: Any) -> str:
 
 def test_tpu_text_runs_its_loop_six_times_and_leaves_on_chip_memory_out() -> None:
     program = Program(TPU_TEXT)
-    assert program.collectives == [Collective("all-gather", 64 * 128 * 2, 2, 6.0)]
+    assert program.collectives == [Collective("all-gather", 64 * 128 * 2, 2, 6.0, (0, 1))]
     slice_bytes, x_bytes = 64 * 128 * 2, 8 * 128 * 2
     # Slice read and written; gathered into on-chip memory; product reads and writes x's shape.
     assert program.hbm_bytes == 6 * (2 * slice_bytes + slice_bytes + 2 * x_bytes)
@@ -196,6 +196,15 @@ def test_padding_of_a_convolution_counts_as_little_as_for_the_compiler(
     assert Program(compiled.as_text()).product_flops == compiled.cost_analysis()["flops"]
 
 
+def test_passes_of_a_windowed_product_after_the_first_are_told_from_other_traffic() -> None:
+    text = COUNTED_TEXT.replace("START", "0").replace("STEP", "1").replace("DIRECTION", "LT")
+    assert Program(text).windowed_bytes == 0
+    program = Program(text.replace("%body.1", "%wide.windowed_dot_general_body_ag.1.clone"))
+    a_pass = (8 * 64 + 64 * 64 + 8 * 64) * 2
+    assert 23 * a_pass <= program.windowed_bytes < 23 * (a_pass + 40)  # and the counter
+    assert program.windowed_bytes == pytest.approx(program.hbm_bytes * 23 / 24, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [
@@ -210,6 +219,24 @@ def test_every_way_to_write_groups_is_read(groups: str, size: int) -> None:
     text = "ENTRY %main (x: f32[8]) -> f32[8] {\n  %x = f32[8]{0} parameter(0)\n"
     line = f"  ROOT %r = f32[8]{{0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%sum\n}}\n"
     assert Program(text + line).collectives[0].group == size
+
+
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("replica_groups=[4,2]<=[8]", (0, 1)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("replica_groups={{1,3},{0,2}}", (1, 3)),
+        ("replica_groups=mesh['x'=2,'y'=2,'z'=2] {'x','z'}", (0, 1, 4, 5)),
+        ("replica_groups=mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x'}", (0, 1)),
+        ("replica_groups=mesh['x'=8] {'x':(2)2}", (0, 2)),
+        ("source_target_pairs={{0,0},{3,7}}", (3, 7)),
+    ],
+)
+def test_the_members_of_the_first_group_are_told(groups: str, members: tuple[int, ...]) -> None:
+    text = "ENTRY %main (x: f32[8]) -> f32[8] {\n  %x = f32[8]{0} parameter(0)\n"
+    line = f"  ROOT %r = f32[8]{{0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%sum\n}}\n"
+    assert Program(text + line).collectives[0].members == members
 
 
 @pytest.mark.parametrize(

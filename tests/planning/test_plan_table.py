@@ -34,10 +34,11 @@ def plan(
     }  # fmt: skip
     if seconds:
         train |= {"step_seconds": seconds, "binding": "compute", "mfu": 0.5}
+        train |= {"step_seconds_without_overlap": 2 * seconds, "mfu_without_overlap": 0.25}
         train["compiled_to_counted_flops"] = agreement
     return {
-        "programs": [train], "hbm_bytes_per_chip": 16 * GIB, "versions": versions(),
-        "batch_size": 64, "k": 40, "reader_length": 512,
+        "programs": [train], "tried": [train], "hbm_bytes_per_chip": 16 * GIB,
+        "versions": versions(), "batch_size": 64, "k": 40, "reader_length": 512,
     }  # fmt: skip
 
 
@@ -105,7 +106,10 @@ def test_a_second_call_makes_only_what_is_missing_or_stale(
     plan_table.main([])
     assert asked[3:] == [LARGE]
     page = (written / "table.md").read_text()
-    for cell in ("| yes | 8.00 | 16.00 | 3.00 | 0.50 | 1.00 |", "| 5.00 | compute | 50% | 41M |"):
+    for cell in (
+        "| yes | 8.00 | 16.00 | 3.00 | 0.50 | 1.00 |",
+        "| 5.00 to 10.00 | compute | 50% to 25% | 41M |",
+    ):
         assert (
             cell
             in lines_of(
@@ -120,7 +124,7 @@ def test_the_smallest_slice_that_fits_is_told_with_what_does_not() -> None:
         return lines_of(plan_table.page(rows), start)[0].removeprefix(start)
 
     large = {LARGE.name: made(LARGE, 2.5, 8, temporaries=GIB)}
-    how = "v5e-16 (4 microbatches, remat full) | 8.00 | 16.00 | 2.50 | v5e-8: "
+    how = "v5e-16 (4 microbatches, remat full) | 8.00 | 16.00 | 2.50 to 5.00 | v5e-8: "
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_table, "ROW_LIST", (SMALL, LARGE))
         assert smallest(large) == how + "not tried |"
@@ -144,8 +148,8 @@ def test_times_whose_products_were_miscounted_are_marked(
     page = plan_table.page({LARGE.name: made(LARGE, 2.5, 8, agreement, temporaries=GIB)})
     (smallest,) = lines_of(page, "| base | nq_full | bfloat16 | v5e |")
     (whole,) = lines_of(page, "| base | nq_full | v5e-16 | bfloat16")
-    assert f" | 16.00 | 2.50{mark} |" in smallest
-    assert f"| 2.50{mark} | compute | 50%{mark} | 41M |" in whole
+    assert f" | 16.00 | 2.50 to 5.00{mark} |" in smallest
+    assert f"| 2.50 to 5.00{mark} | compute | 50% to 25%{mark} | 41M |" in whole
     assert "has over 10% more or" in page
 
 
@@ -182,6 +186,34 @@ def test_a_row_is_stale_when_what_it_is_made_of_changes(changed: dict[str, Any])
     assert plan_table.is_stale(other, made(LARGE, 1.0))
     assert not plan_table.is_stale(LARGE, made(LARGE, 1.0))
     assert plan_table.is_stale(LARGE, {"plan": plan(1.0)})
+
+
+def test_bounds_are_recomputed_from_the_work_that_a_row_holds() -> None:
+    chip = LARGE.slice.chip
+    train = {
+        "fits": True, "flops_per_chip": 3 * chip.bf16_flops,
+        "model_flops_per_chip": 2 * chip.bf16_flops,
+        "hbm_bytes_moved_per_chip": 2 * chip.hbm_bandwidth, "step_seconds": 99.0,
+        "network_per_chip": [{"axes": "fsdp", "links": 1, "bytes": chip.ici_bandwidth / 2}],
+    }  # fmt: skip
+    found = plan_table.recomputed(LARGE, {"programs": [train], "tried": [{"fits": False}]})
+    assert found["tried"] == [{"fits": False}]
+    (one,) = found["programs"]
+    assert one["roofline_seconds"] == {"compute": 3.0, "memory": 2.0, "network": 1.0}
+    assert (one["step_seconds"], one["step_seconds_without_overlap"]) == (3.0, 4.0)
+    assert (one["mfu"], one["mfu_without_overlap"]) == (pytest.approx(2 / 3), 0.5)
+
+
+def test_the_committed_rows_have_the_bounds_that_their_work_gives() -> None:
+    rows = plan_table._read_rows()
+    compiled = [
+        row for row in plan_table.ROW_LIST if "mfu" in rows[row.name]["plan"]["programs"][0]
+    ]
+    assert len(compiled) > 60
+    for row in compiled:
+        made = rows[row.name]["plan"]
+        assert "network_per_chip" in made["programs"][0], row.name
+        assert plan_table.recomputed(row, made) == made, row.name
 
 
 def test_a_row_is_stale_when_programs_are_read_otherwise(

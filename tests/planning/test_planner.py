@@ -20,15 +20,17 @@ from atlas_jax.core import memory
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
+from atlas_jax.planning import compiled as compiled_programs
 from atlas_jax.planning import planner
 from atlas_jax.planning.advice import Case, advise
-from atlas_jax.planning.estimate import Memory, Roofline, Work, shard_bytes
+from atlas_jax.planning.estimate import Memory, Work, shard_bytes
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import Plan, ProgramPlan, make_plan
 from atlas_jax.planning.programs import make_program
 from atlas_jax.planning.report import as_json, show, write_json
+from atlas_jax.planning.roofline import Roofline
 from atlas_jax.planning.run import LANES, PROGRAMS, Run
-from atlas_jax.training.chips import CHIPS, Chip, Slice, parse_slice
+from atlas_jax.training.chips import CHIPS, Slice, parse_slice
 from tests.planning.small import RECIPE, SLICE, TINY, tiny_run
 
 needs_libtpu = pytest.mark.skipif(
@@ -186,6 +188,21 @@ def test_a_mesh_is_recommended_among_those_that_divide_the_run() -> None:
         candidates(tiny_run("BATCH_SIZE=1"), jax.devices(), SLICE.chip.hbm_bytes)
 
 
+def test_data_parallelism_and_fsdp_are_both_tried_where_they_have_room() -> None:
+    def first(hbm_bytes: int) -> list[MeshConfig]:
+        return candidates(tiny_run(), jax.devices(), hbm_bytes)[:2]
+
+    copied, spread = MeshConfig(8, 1, 1), MeshConfig(1, 8, 1)
+    assert first(SLICE.chip.hbm_bytes) == [copied, spread]
+    kept = [
+        sum(shard_bytes(tree) for tree in make_program("train", tiny_run(), mesh).terms.values())
+        for mesh in map(make_mesh, (copied, spread))
+    ]
+    assert kept[0] > kept[1]
+    assert first(kept[0]) == [copied, spread]  # full, but with room for what stays
+    assert copied not in first(kept[0] - 1) and spread in first(kept[0] - 1)
+
+
 def test_a_run_that_is_too_big_is_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -213,14 +230,14 @@ def test_what_has_no_room_for_its_arguments_is_not_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, mesh = tiny_run(), MeshConfig(8, 1, 1)
-    compiled = planner.plan_program("train", run, mesh, SLICE.chip, jax.devices())
+    compiled = planner.plan_program("train", run, mesh, SLICE, jax.devices())
     resident = sum(
         shard_bytes(tree) for tree in make_program("train", run, make_mesh(mesh)).terms.values()
     )
     assert compiled.fits and resident < compiled.memory.peak
-    monkeypatch.setattr(planner, "lowered", None)  # fails where it is called
+    monkeypatch.setattr(compiled_programs, "lowered", None)  # fails where it is called
     chip = dataclasses.replace(CHIPS["v5e"], hbm_bytes=resident - 1)
-    found = planner.plan_program("train", run, mesh, chip, jax.devices())
+    found = planner.plan_program("train", run, mesh, Slice("v5e-8", chip, 8), jax.devices())
     assert (found.fits, found.work, found.memory.peak) == (False, None, resident)
     assert "needed by its arguments alone" in found.advice[0] and found.largest_index is None
     terms = dict(compiled.memory.terms)
@@ -229,7 +246,7 @@ def test_what_has_no_room_for_its_arguments_is_not_compiled(
     assert found.memory.terms == terms
     chip = dataclasses.replace(chip, hbm_bytes=resident)
     with pytest.raises(TypeError):
-        planner.plan_program("train", run, mesh, chip, jax.devices())
+        planner.plan_program("train", run, mesh, Slice("v5e-8", chip, 8), jax.devices())
 
 
 SLOW, QUICK, TOO_BIG = MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(4, 2, 1)
@@ -253,11 +270,11 @@ def test_of_several_meshes_the_quickest_that_fits_is_recommended(
     recommended: MeshConfig | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def compiled(name: str, run: Run, mesh: MeshConfig, chip: Chip, *_: object) -> ProgramPlan:
+    def compiled(name: str, run: Run, mesh: MeshConfig, where: Slice, *_: object) -> ProgramPlan:
         fits = mesh not in (TOO_BIG, HOPELESS)
-        size = {TOO_BIG: 10, HOPELESS: 2}.get(mesh, 0) * chip.hbm_bytes + 1000
+        size = {TOO_BIG: 10, HOPELESS: 2}.get(mesh, 0) * where.chip.hbm_bytes + 1000
         terms = {} if mesh == HOPELESS else {"temporaries": 1}
-        roof = Roofline({"compute": seconds[mesh], "memory": 0.01}, 1e9, chip.bf16_flops)
+        roof = Roofline({"compute": seconds[mesh], "memory": 0.01}, 1e9, where.chip.bf16_flops)
         nothing = Work(1.0, 1.0, 1.0, {})
         return ProgramPlan(
             name, mesh, fits, Memory(terms, size), nothing, roof, None, [], "", None, 1.0, 0.0
