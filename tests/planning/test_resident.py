@@ -17,6 +17,7 @@ from atlas_jax.planning.planner import Plan, make_plan, plan_program
 from atlas_jax.planning.programs import held, make_program, resident
 from atlas_jax.planning.report import as_json, show
 from atlas_jax.planning.run import Run
+from atlas_jax.training.chips import Slice
 from tests.planning.small import SLICE, TINY, tiny_run
 
 MESH = MeshConfig(2, 2, 2)
@@ -123,16 +124,21 @@ def test_an_index_is_built_with_the_whole_retriever_on_each_chip() -> None:
     assert "embed on mesh" in shown(found)
 
 
+def with_hbm(size: int) -> Slice:
+    """The slice with chips of this much HBM."""
+    return dataclasses.replace(SLICE, chip=dataclasses.replace(SLICE.chip, hbm_bytes=size))
+
+
 def test_a_program_fits_only_with_what_lies_beside_it() -> None:
     run = tiny_run(*REFRESHED)
     given = ("decode", run, MESH)
-    one = plan_program(*given, SLICE.chip, jax.devices())
+    one = plan_program(*given, SLICE, jax.devices())
     beside = sum(one.memory.resident.values())
     assert one.fits and one.memory.terms["resident"] == beside > 0
     assert one.memory.peak == sum(one.memory.terms.values())
-    tight = dataclasses.replace(SLICE.chip, hbm_bytes=one.memory.peak)
+    tight = with_hbm(one.memory.peak)
     assert plan_program(*given, tight, jax.devices()).fits
-    tight = dataclasses.replace(tight, hbm_bytes=one.memory.peak - 1)
+    tight = with_hbm(one.memory.peak - 1)
     found = plan_program(*given, tight, jax.devices())
     assert not found.fits and found.memory.peak == one.memory.peak
     # The index is no argument of it and the largest of what lies there.
@@ -141,7 +147,7 @@ def test_a_program_fits_only_with_what_lies_beside_it() -> None:
     assert "CorpusConfig.dtype = 'bfloat16'" in found.advice[1]
     # Arguments and what lies beside them are too much already: it is not compiled.
     lasting = one.memory.terms["parameters"] + beside
-    none = dataclasses.replace(tight, hbm_bytes=lasting - 1)
+    none = with_hbm(lasting - 1)
     found = plan_program(*given, none, jax.devices())
     assert (found.fits, found.memory.is_whole, found.memory.peak) == (False, False, lasting)
 
