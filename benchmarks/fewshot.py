@@ -1,0 +1,363 @@
+"""The few-shot methods side by side, from one encoder: scores, trained parameters, verdicts.
+
+    python -m benchmarks.fewshot --encoder=work/encoder --data=fewshot [--before=work/minilm]
+
+--data has a folder for each task with train_{10,30}shot_seed{1..5}.jsonl, test.jsonl and
+unlabelled.jsonl, plain or .gz. The seed of the data is the seed of the run, so rows are paired.
+A run that is done is not done again: --out/runs.json keeps it, with the settings that it had.
+Seeds are the outer loop, so a call that --minutes ends leaves whole seeds.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas_jax.claims.verdict import RULE, judge, summarise
+from atlas_jax.core.compiler import CompilerConfig
+from atlas_jax.core.deltas import DeltaConfig
+from atlas_jax.core.errors import UserError
+from atlas_jax.core.jsonl import atomic_text, read_jsonl, write_jsonl
+from atlas_jax.models.folder import read_about
+from atlas_jax.tasks.classification import ClassificationTask, RTETask, SST2Task
+from atlas_jax.training.classifier_config import ClassifierRun, ClassifierTrainConfig
+from atlas_jax.training.classifier_trainer import train_classifier
+from atlas_jax.training.config import FINAL, OptimizerConfig
+from atlas_jax.training.self_training import self_train
+from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
+
+TASKS: dict[str, type[ClassificationTask]] = {"sst2": SST2Task, "rte": RTETask}
+LENGTHS = {"sst2": 64, "rte": 128}
+DELTAS = {
+    "": DeltaConfig(),
+    "adapters": DeltaConfig(kind="adapter", rank=64),
+    "LoRA": DeltaConfig(kind="lora", rank=8),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      method: of `train_classifier`, or 'self-training'.
+      delta: a name of DELTAS.
+      trains: whether it takes steps.
+      weighted: of self-training.
+      before: begin with --before, the encoder as it was before it read the tasks' texts.
+    """
+
+    method: str
+    delta: str = ""
+    trains: bool = True
+    weighted: bool = False
+    before: bool = False
+
+
+ROWS = {
+    "majority": Row("majority", trains=False),
+    "probe": Row("probe", trains=False),
+    "probe, before": Row("probe", trains=False, before=True),
+    "classic, before": Row("head", before=True),
+    "classic": Row("head"),
+    "classic, adapters": Row("head", "adapters"),
+    "prompt, zero-shot": Row("prompt", trains=False),
+    "prompt": Row("prompt"),
+    "prompt, adapters": Row("prompt", "adapters"),
+    "prompt, LoRA": Row("prompt", "LoRA"),
+    "self-training, no weights": Row("self-training", "adapters"),
+    "self-training": Row("self-training", "adapters", weighted=True),
+}
+
+# What the papers say, as (text, row, row, relation).
+CLAIMS = (
+    ("the prompt knows the task", "prompt, zero-shot", "majority", "more"),
+    ("text of the task helps a classifier without a prompt", "classic", "classic, before", "more"),
+    ("a prompt beats a classifier", "prompt", "classic", "more"),
+    ("so it does with adapters", "prompt, adapters", "classic, adapters", "more"),
+    ("adapters equal full tuning", "prompt, adapters", "prompt", "alike"),
+    ("LoRA equals full tuning", "prompt, LoRA", "prompt", "alike"),
+    ("self-training beats its prompt", "self-training", "prompt, adapters", "more"),
+    ("weights help", "self-training", "self-training, no weights", "more"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """The settings that all rows share; `runs.json` is of one of them."""
+
+    encoder: str
+    before: str
+    data: str
+    out: str
+    questions: int
+    length: int
+    steps: int
+    batch_size: int
+    rate: float
+    small_rate: float
+    rounds: int
+    round_steps: tuple[int, int, int]
+
+    def file(self, task: str, name: str) -> str:
+        """A file of a task, plain or .gz."""
+        folder = Path(self.data) / task
+        found = [path for end in ("", ".gz") if (path := folder / f"{name}.jsonl{end}").is_file()]
+        if not found:
+            raise UserError(f"{folder}/{name}.jsonl: no such file, plain or .gz")
+        return str(found[0])
+
+    def test(self, task: str) -> str:
+        """The texts that are asked: all, or a draw that is the same for every row."""
+        path = Path(self.out) / f"{task}_test_{self.questions}.jsonl"
+        if not path.is_file():
+            rows = [row for _, row in read_jsonl(self.file(task, "test"))]
+            chosen = np.random.default_rng(0).permutation(len(rows))[: self.questions or len(rows)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(path, [rows[number] for number in sorted(chosen)])
+        return str(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run: a row of a task with a number of labelled lines and a seed."""
+
+    task: str
+    shots: int
+    seed: int
+    row: str
+
+    @property
+    def key(self) -> str:
+        """Its name in runs.json."""
+        return f"{self.task}/{self.shots}/{self.seed}/{self.row}"
+
+
+def run_case(bench: Bench, case: Case) -> dict[str, float]:
+    """Accuracy from 0 to 1, seconds, and the numbers of trained and of all parameters."""
+    row, task = ROWS[case.row], TASKS[case.task]()
+    folder = Path(bench.out) / "runs" / case.key.replace("/", "_").replace(", ", "_")
+    common: dict[str, Any] = {
+        "model_dir": str(folder),
+        "encoder": bench.before if row.before else bench.encoder,
+        "task": case.task,
+        "file": bench.file(case.task, f"train_{case.shots}shot_seed{case.seed}"),
+        "eval_file": bench.test(case.task),
+        "length": bench.length or LENGTHS[case.task],
+        "seed": case.seed,
+    }
+    began = time.perf_counter()
+    train = _self_training if row.method == "self-training" else _classifier
+    scores = train(bench, row, task, common)
+    found = {"accuracy": scores["accuracy"], "seconds": time.perf_counter() - began}
+    if (folder / FINAL).is_dir():
+        about = read_about(folder / FINAL)
+        found |= {name: float(about[name]) for name in ("trained", "parameters")}
+    return found
+
+
+def _classifier(
+    bench: Bench, row: Row, task: ClassificationTask, common: dict[str, Any]
+) -> dict[str, float]:
+    steps = bench.steps if row.trains else 0
+    config = ClassifierTrainConfig(
+        **common, method=row.method, total_steps=steps, batch_size=bench.batch_size
+    )  # fmt: skip
+    rate = bench.small_rate if row.delta else bench.rate
+    optimizer = OptimizerConfig(learning_rate=rate, total_steps=max(steps, 1), weight_decay=0.0)
+    return train_classifier(
+        ClassifierRun(task=task, train=config, delta=DELTAS[row.delta], optimizer=optimizer)
+    )
+
+
+def _self_training(
+    bench: Bench, row: Row, task: ClassificationTask, common: dict[str, Any]
+) -> dict[str, float]:
+    kd, meta, tune = bench.round_steps
+    config = SelfTrainConfig(
+        **common, unlabelled_file=bench.file(task.name, "unlabelled"),
+        teacher_steps=bench.steps, rounds=bench.rounds, kd_steps=kd, meta_steps=meta,
+        tune_steps=tune, weighted=row.weighted, batch_size=bench.batch_size,
+        meta_batch_size=bench.batch_size, teacher_learning_rate=bench.small_rate,
+        student_learning_rate=bench.small_rate,
+    )  # fmt: skip
+    return self_train(SelfTrainingRun(task=task, train=config, delta=DELTAS[row.delta]))
+
+
+def cases(
+    tasks: Sequence[str], shots: Sequence[int], seeds: int, rows: Sequence[str]
+) -> list[Case]:
+    """All runs, a whole seed after the other."""
+    return [
+        Case(task, few, seed, row)
+        for task in tasks for few in shots for seed in range(1, 1 + seeds) for row in rows
+    ]  # fmt: skip
+
+
+def run_all(bench: Bench, wanted: Sequence[Case], minutes: float) -> dict[str, dict[str, float]]:
+    """Run what is missing, until the time is over.
+
+    Returns:
+      The runs of this and of earlier calls, by key.
+
+    Raises:
+      UserError: runs.json is of other settings, or a setting or a file is at fault.
+    """
+    path, own = Path(bench.out) / "runs.json", json.loads(json.dumps(dataclasses.asdict(bench)))
+    stored = (
+        json.loads(path.read_text("utf-8")) if path.is_file() else {"settings": own, "runs": {}}
+    )
+    if stored["settings"] != own:
+        raise UserError(f"{path} has runs with other settings; take another --out")
+    runs: dict[str, dict[str, float]] = stored["runs"]
+    began = time.monotonic()
+    for case in wanted:
+        if case.key in runs:
+            continue
+        if minutes and time.monotonic() - began > 60 * minutes:
+            print(f"{minutes:g} minutes are over before {case.key}", file=sys.stderr)
+            break
+        runs[case.key] = run_case(bench, case)
+        print(f"{case.key}: {100 * runs[case.key]['accuracy']:.1f}", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_text(path) as file:
+            json.dump(stored, file, indent=1, sort_keys=True)
+    return runs
+
+
+def values(runs: dict[str, dict[str, float]], task: str, shots: int, row: str) -> dict[int, float]:
+    """Seed -> accuracy in percent."""
+    found = {}
+    for key, one in runs.items():
+        in_task, few, seed, name = key.split("/")
+        if (in_task, int(few), name) == (task, shots, row):
+            found[int(seed)] = 100 * one["accuracy"]
+    return dict(sorted(found.items()))
+
+
+def table(runs: dict[str, dict[str, float]], task: str, shots: int) -> Iterator[str]:
+    """Scores of a task: mean and population standard deviation over the seeds."""
+    yield "| row | accuracy | by seed | trained | seconds |"
+    yield "|---|---|---|---|---|"
+    for row in ROWS:
+        own = values(runs, task, shots, row)
+        if not own:
+            yield f"| {row} | not run | | | |"
+            continue
+        ones = [runs[f"{task}/{shots}/{seed}/{row}"] for seed in own]
+        spread = f"{statistics.fmean(own.values()):.1f} ({statistics.pstdev(own.values()):.1f})"
+        seconds = statistics.fmean(one["seconds"] for one in ones)
+        yield (
+            f"| {row} | {spread} | {', '.join(f'{value:.1f}' for value in own.values())} "
+            f"| {_trained(ones[0])} | {seconds:.0f} |"
+        )
+
+
+def _trained(one: dict[str, float]) -> str:
+    if "trained" not in one:
+        return "–"
+    return f"{one['trained']:,.0f} ({100 * one['trained'] / one['parameters']:.1f} %)"
+
+
+def verdicts(
+    runs: dict[str, dict[str, float]], task: str, shots: int, questions: int
+) -> Iterator[str]:
+    """The rule on each claim, over the seeds that both rows have."""
+    yield "| claim | row | expected to be | difference | counts above | verdict |"
+    yield "|---|---|---|---|---|---|"
+    for text, row, against, expects in CLAIMS:
+        one, other = (values(runs, task, shots, name) for name in (row, against))
+        both = sorted(one.keys() & other.keys())
+        found = judge(
+            *(summarise([side[seed] for seed in both]) for side in (one, other)),
+            expects, 100 / questions,
+        )  # fmt: skip
+        difference = "" if found.difference is None else f"{found.difference:+.1f}"
+        threshold = "" if found.threshold is None else f"{found.threshold:.1f}"
+        relation = "more than" if expects == "more" else "like"
+        yield (
+            f"| {text} | {row} | {relation} {against} | {difference} | {threshold} "
+            f"| **{found.verdict}** |"
+        )
+
+
+def page(bench: Bench, runs: dict[str, dict[str, float]], groups: Sequence[tuple[str, int]]) -> str:
+    """The report: settings, and for each task and number of labelled lines scores and verdicts."""
+    lines = ["**Rule.** " + RULE.replace("question", "text"), "", f"**This run.** {_told(bench)}"]
+    for task, shots in groups:
+        asked = sum(1 for _ in read_jsonl(bench.test(task)))
+        lines += ["", f"## {task}, {shots} labelled lines, {asked} test texts", ""]
+        lines += [*table(runs, task, shots), "", *verdicts(runs, task, shots, asked)]
+    return "\n".join(lines) + "\n"
+
+
+def _told(bench: Bench) -> str:
+    kd, meta, tune = bench.round_steps
+    return (
+        f"{bench.steps} steps of {bench.batch_size} texts; rate {bench.rate:g}, of adapters and "
+        f"LoRA {bench.small_rate:g}; self-training: a teacher of {bench.steps} steps, then "
+        f"{bench.rounds} rounds of {kd} + {meta} + {tune}. Accuracy in percent: mean (population "
+        "standard deviation). The rule takes the sample's deviation, over the seeds that both rows "
+        "have."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing and print the report; 0, or 2 on bad input."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--encoder", required=True, help="model folder with an MLM head")
+    parser.add_argument("--before", default="", help="the same encoder before it read the texts")
+    parser.add_argument("--data", required=True, help="folder of the tasks' folders")
+    parser.add_argument("--out", default="work/fewshot", help="folder of the runs")
+    parser.add_argument("--report", default="", help="file to write the report to, beside stdout")
+    parser.add_argument("--tasks", default="sst2,rte")
+    parser.add_argument("--shots", default="30,10")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--rows", default="", help="names of rows with ; between, all by default")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no run after this")
+    parser.add_argument("--questions", type=int, default=0, help="test texts; 0 = all")
+    parser.add_argument("--length", type=int, default=0, help="tokens; 0 = of the task")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=5e-5, help="where the encoder trains")
+    parser.add_argument("--small_rate", type=float, default=1e-3, help="of adapters and LoRA")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--round_steps", default="150,100,100", help="kd,meta,tune")
+    flags = parser.parse_args(argv)
+    try:
+        return _run(flags)
+    except UserError as error:
+        print(f"fewshot: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(flags: argparse.Namespace) -> int:
+    kd, meta, tune = (int(one) for one in flags.round_steps.split(","))
+    names = [field.name for field in dataclasses.fields(Bench) if field.name != "round_steps"]
+    bench = Bench(**{name: getattr(flags, name) for name in names}, round_steps=(kd, meta, tune))
+    rows = flags.rows.split(";") if flags.rows else list(ROWS)
+    rows = [row for row in rows if bench.before or row not in ROWS or not ROWS[row].before]
+    tasks, shots = flags.tasks.split(","), [int(one) for one in flags.shots.split(",")]
+    for given, known in ((rows, ROWS), (tasks, TASKS)):
+        unknown = [one for one in given if one not in known]
+        if unknown:
+            raise UserError(f"{unknown[0]!r} is unknown; there is {', '.join(known)}")
+    CompilerConfig(cache=str((Path(flags.out) / "programs").absolute())).apply()
+    runs = run_all(bench, cases(tasks, shots, flags.seeds, rows), flags.minutes)
+    text = page(bench, runs, [(task, few) for task in tasks for few in shots])
+    print(text)
+    if flags.report:
+        with atomic_text(flags.report) as file:
+            file.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

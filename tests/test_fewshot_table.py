@@ -1,0 +1,74 @@
+"""`benchmarks.fewshot`: runs from an encoder to a table, what is kept, what is compared."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.models.encoder_folder import load_encoder
+from benchmarks import fewshot
+from tests.training.classified import TASK, WORDS, save_tiny, write_texts
+
+
+def run_of(accuracy: float, **more: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "seconds": 1.0, **more}
+
+
+def test_a_table_from_files_keeps_what_is_done(
+    tmp_path: Path, retriever_tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    save_tiny(tmp_path / "encoder", retriever_tokenizer_file)
+    folder = tmp_path / "data" / "sst2"
+    folder.mkdir(parents=True)
+    write_texts(folder / "train_10shot_seed1.jsonl", 10)
+    write_texts(folder / "test.jsonl.gz", 30, seed=3)
+    write_jsonl(folder / "unlabelled.jsonl", [{"text": " ".join(WORDS[i:])} for i in range(6)])
+    call = [
+        f"--encoder={tmp_path / 'encoder'}", f"--data={tmp_path / 'data'}", "--tasks=sst2",
+        f"--out={tmp_path / 'out'}", "--shots=10", "--seeds=1", "--questions=20", "--length=12",
+        "--rows=majority;probe;prompt, LoRA;self-training", "--steps=1", "--rounds=1",
+        "--round_steps=1,1,1", f"--report={tmp_path / 'report.md'}",
+    ]  # fmt: skip
+    monkeypatch.setattr(fewshot, "TASKS", {"sst2": lambda: TASK})
+    assert fewshot.main(call) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert report in capsys.readouterr().out
+    stored = json.loads((tmp_path / "out" / "runs.json").read_text())["runs"]
+    asked = [row["label"] for _, row in read_jsonl(tmp_path / "out" / "sst2_test_20.jsonl")]
+    # The majority of five and five is the first label.
+    assert stored["sst2/10/1/majority"]["accuracy"] == asked.count("negative") / 20
+    assert f"| majority | {5 * asked.count('negative'):.1f} (0.0)" in report
+    loaded = load_encoder(tmp_path / "encoder")
+    head = sum(leaf.size for leaf in jax.tree.leaves(loaded.params["mlm"]))
+    lora = stored["sst2/10/1/prompt, LoRA"]
+    assert lora["trained"] == head + 2 * 2 * 8 * 16  # query and value, A and B, rank 8, width 16
+    assert stored["sst2/10/1/self-training"]["trained"] == head + 2 * 2 * 64 * 16
+    assert f"| {lora['trained']:,.0f} (" in report
+    assert "| prompt | not run |" in report and "**not run**" in report
+
+    def again(bench: fewshot.Bench, case: fewshot.Case) -> dict[str, float]:
+        raise AssertionError(f"{case} is done")
+
+    monkeypatch.setattr(fewshot, "run_case", again)
+    assert fewshot.main(call) == 0
+    assert fewshot.main([*call, "--steps=2"]) == 2
+    assert "has runs with other settings" in capsys.readouterr().err
+    assert fewshot.main([*call, "--rows=probes"]) == 2
+    assert "'probes' is unknown; there is majority" in capsys.readouterr().err
+
+
+def test_a_verdict_compares_the_seeds_that_both_rows_have() -> None:
+    runs = {
+        "sst2/30/1/prompt": run_of(0.80), "sst2/30/2/prompt": run_of(0.82),
+        "sst2/30/1/classic": run_of(0.60), "sst2/30/2/classic": run_of(0.62),
+        "sst2/30/3/classic": run_of(0.99), "sst2/10/1/prompt": run_of(0.1),
+        "rte/30/1/prompt": run_of(0.1),
+    }  # fmt: skip
+    lines = list(fewshot.verdicts(runs, "sst2", 30, 100))
+    (line,) = [line for line in lines if line.startswith("| a prompt beats a classifier")]
+    assert "| +20.0 | 1.4 | **shown** |" in line
+    scores = "\n".join(fewshot.table(runs, "sst2", 30))
+    assert "| prompt | 81.0 (1.0) | 80.0, 82.0 |" in scores
