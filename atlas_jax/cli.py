@@ -26,6 +26,7 @@ COMMANDS = {
         "teach an encoder to classify texts",
     ),
     "self_train": ("self_train", "teach a prompted encoder from unlabelled texts, too (LiST)"),
+    "pet": ("pet", "teach a classifier by prompted models (PET)"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
     "prepare": ("prepare", "turn published data sets into the project's files"),
     "prepare_factbook": ("prepare_factbook", "write the demo's passages and questions"),

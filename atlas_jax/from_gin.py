@@ -5,7 +5,7 @@ functions here turn the bindings into one value for a command; code below never 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import gin
@@ -61,6 +61,7 @@ from atlas_jax.training.config import (
     StepConfig,
     TrainConfig,
 )
+from atlas_jax.training.pet_config import PetConfig, PetRun
 from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.run import RetrieverRun, TrainRun, retrieves
 from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
@@ -74,8 +75,9 @@ CONFIGURABLES = (
     CheckpointConfig, ClassifierTrainConfig, CompilerConfig, ContrastiveConfig, CorpusConfig,
     DataConfig, DeltaConfig, DistillationConfig, EncoderModelConfig, EncoderTrainConfig, EvalConfig,
     GenerationConfig, LeakConfig, MaskingConfig, MeshConfig, ModelConfig, OptimizerConfig,
-    PartitionRules, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig,
-    RetrieverTrainConfig, RowsConfig, ScannConfig, SelfTrainConfig, ServeConfig, StalenessConfig,
+    PartitionRules, PetConfig, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig,
+    RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, SelfTrainConfig, ServeConfig,
+    StalenessConfig,
     StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
@@ -262,16 +264,36 @@ def self_training_run() -> SelfTrainingRun:
       UserError: a rate or a length is bound that the run has of its own.
     """
     config = told(SelfTrainConfig)
-    with gin.config_scope(EncoderRun.SCOPE):
-        bound = fields_told(OptimizerConfig)
-    for name, instead in SelfTrainingRun.DECIDED.items():
-        require(name not in bound, f"encoder/OptimizerConfig.{name}", bound.get(name),
-                f"no value; bind SelfTrainConfig.{instead} and the like")  # fmt: skip
+    _refuse_decided(SelfTrainingRun.DECIDED, "SelfTrainConfig")
     return SelfTrainingRun(
         **_encoder_run(config.task, "SelfTrainConfig"),
         train=config,
         optimizer=_optimizer(SelfTrainingRun.optimizer),
     )
+
+
+def pet_run() -> PetRun:
+    """The settings of `pet`.
+
+    Raises:
+      UserError: a rate or a length is bound that the run has of its own.
+    """
+    config = told(PetConfig)
+    _refuse_decided(PetRun.DECIDED, "PetConfig")
+    return PetRun(
+        **_encoder_run(config.task, "PetConfig"),
+        train=config,
+        optimizer=_optimizer(PetRun.optimizer),
+    )
+
+
+def _refuse_decided(decided: Mapping[str, str], config: str) -> None:
+    """Refuse bindings of the optimiser that a run decides itself."""
+    with gin.config_scope(EncoderRun.SCOPE):
+        bound = fields_told(OptimizerConfig)
+    for name, instead in decided.items():
+        require(name not in bound, f"encoder/OptimizerConfig.{name}", bound.get(name),
+                f"no value; bind {config}.{instead} and the like")  # fmt: skip
 
 
 def _encoder_run(name: str, config: str) -> dict[str, Any]:
@@ -386,6 +408,7 @@ _UNPLANNED = {
     EncoderTrainConfig: "pretrain_encoder",
     ClassifierTrainConfig: "train_classifier",
     SelfTrainConfig: "self_train",
+    PetConfig: "pet",
     RetrieveConfig: "retrieve",
 }
 

@@ -18,7 +18,7 @@ from atlas_jax.training.config import StepConfig, TrainConfig
 ROOT = Path(atlas_jax.__file__).parents[1]
 PAGES = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md"))))
 WITH_GIN = ("train", "evaluate", "build_index", "retrieve", "ask", "train_retriever",
-            "pretrain_encoder", "train_tokenizer", "train_classifier", "self_train",
+            "pretrain_encoder", "train_tokenizer", "train_classifier", "self_train", "pet",
             "remove_leaks",
             "serve")  # fmt: skip
 

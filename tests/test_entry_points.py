@@ -205,6 +205,7 @@ print(sorted(names() - known))
         "train_retriever",
         "train_classifier",
         "self_train",
+        "pet",
         "convert",
         "import_index",
         "remove_leaks",

@@ -25,7 +25,7 @@ from benchmarks.plan_table import ROW_LIST, ROWS
 # Their imports register every configurable a gin file may bind.
 ENTRY_POINTS = (
     "train", "evaluate", "build_index", "retrieve", "ask", "serve", "train_retriever",
-    "pretrain_encoder", "train_tokenizer", "train_classifier", "self_train",
+    "pretrain_encoder", "train_tokenizer", "train_classifier", "self_train", "pet",
     "remove_leaks",
 )  # fmt: skip
 for _name in ENTRY_POINTS:

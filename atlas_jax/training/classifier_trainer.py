@@ -32,6 +32,7 @@ from atlas_jax.training.config import CONFIG_FILE, FINAL
 from atlas_jax.training.encoder_start import Start, about_task, export_encoder, open_start
 from atlas_jax.training.encoder_state import (
     EncoderState,
+    LossFn,
     abstract,
     fresh_state,
     make_step,
@@ -41,7 +42,15 @@ from atlas_jax.training.encoder_state import (
 from atlas_jax.training.loop import Loop, run_loop
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.optimizers import make_optimizer
-from atlas_jax.training.prompted import Asked, Texts, asked_by, classify_loss, mean_states
+from atlas_jax.training.prompted import (
+    Asked,
+    SoftTexts,
+    Texts,
+    asked_by,
+    classify_loss,
+    distil_loss,
+    mean_states,
+)
 from atlas_jax.training.provenance import file_mark
 from atlas_jax.training.speed import Speed, encoder_flops
 
@@ -57,6 +66,7 @@ class _Run:
     Attributes:
       head: name of the head in use; "" for a probe and the majority.
       records, texts: of the training file.
+      loss: of a step, on rows of `texts`.
       classifier: of the evaluation file; None without one.
     """
 
@@ -68,7 +78,8 @@ class _Run:
     head: str
     asked: Asked
     records: Sequence[Record]
-    texts: Texts
+    texts: Texts | SoftTexts
+    loss: LossFn
     classifier: Classifier | None
 
 
@@ -90,10 +101,37 @@ def train_classifier(told: ClassifierRun) -> Scores:
         return _trained(run) if told.train.steps else _untrained(run)
 
 
-def _prepare(told: ClassifierRun, directory: Path, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
+def distil_classifier(
+    told: ClassifierRun, records: Sequence[Record], logits_nc: np.ndarray, temperature: float
+) -> Scores:
+    """As `train_classifier`, from what other models say of texts in place of their labels.
+
+    Args:
+      told: the run; its file is not read, but its bytes are compared when a killed run goes on.
+      records: of the texts.
+      logits_nc: the others' class logits [n, c].
+      temperature: by which both sides' logits are divided; the loss is multiplied by its square.
+    """
+    directory = check_output_folder(told.train.model_dir, f"{_BINDING}.model_dir")
+    with use_devices(told.devices) as (mesh, rules):
+        run = _prepare(told, directory, mesh, rules, records)
+        assert isinstance(run.texts, Texts)
+        soft = SoftTexts(run.texts, np.asarray(logits_nc, np.float32))
+        loss = distil_loss(run.asked.logits, temperature)
+        return _trained(dataclasses.replace(run, texts=soft, loss=loss))
+
+
+def _prepare(
+    told: ClassifierRun,
+    directory: Path,
+    mesh: Mesh,
+    rules: tuple[Rule, ...],
+    records: Sequence[Record] | None = None,
+) -> _Run:
     """Everything that a run needs but its state. Files first: their faults are found at once."""
     config, task = told.train, told.task
-    records = task.load(config.file, rows=told.rows)
+    if records is None:
+        records = task.load(config.file, rows=told.rows)
     evaluated = []
     if config.eval_file:
         evaluated = task.load(config.eval_file, need_targets=False, rows=told.rows)
@@ -110,7 +148,8 @@ def _prepare(told: ClassifierRun, directory: Path, mesh: Mesh, rules: tuple[Rule
         size = config.eval_batch_size
         rows = batch_sharding(f"{_BINDING}.eval_batch_size", size, mesh, rules)
         classifier = Classifier(evaluated, asked.texts(evaluated), size, rows, mesh)
-    return _Run(told, directory, mesh, rules, start, head, asked, records, texts, classifier)
+    loss = classify_loss(asked.logits)
+    return _Run(told, directory, mesh, rules, start, head, asked, records, texts, loss, classifier)
 
 
 def _trained(run: _Run) -> Scores:
@@ -124,7 +163,7 @@ def _trained(run: _Run) -> Scores:
 
     shardings = state_shardings(start.boxed, optimizer, patterns, run.mesh, run.rules)
     rows = batch_sharding(f"{_BINDING}.batch_size", config.batch_size, run.mesh, run.rules)
-    step = make_step(classify_loss(run.asked.logits), optimizer, patterns)
+    step = make_step(run.loss, optimizer, patterns)
     everywhere = partitioning.replicated(run.mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
     scores: Scores = {}
@@ -186,6 +225,7 @@ def _untrained(run: _Run) -> Scores:
 def _probed(run: _Run, classifier: Classifier, params: Any, labels_n: np.ndarray) -> np.ndarray:
     """Class logits of the evaluation file by a probe that is fitted to the training file."""
     features = functools.partial(mean_states, run.start.encoder.model)
+    assert isinstance(run.texts, Texts)
     taught = dataclasses.replace(classifier, records=[None] * len(labels_n), texts=run.texts)  # type: ignore[list-item]
     weights = fit_probe(
         taught.each(features)(params), labels_n, len(run.told.task.labels),
@@ -199,18 +239,18 @@ def _scored(run: _Run, logits_nc: np.ndarray, step: int) -> Scores:
     return score_file(run.directory, run.told.task, run.classifier, logits_nc, step)
 
 
-def _batches(texts: Texts, batch_size: int, seed: int) -> Any:
+def _batches(texts: Texts | SoftTexts, batch_size: int, seed: int) -> Any:
     """Endless rows of the texts, shuffled anew each epoch; the iterator has a state."""
     rows = grain.MapDataset.range(len(texts.labels_b)).seed(seed).shuffle().repeat()
     return iter(rows.batch(batch_size, drop_remainder=True, batch_fn=np.stack).to_iter_dataset())
 
 
-def _placed(texts: Texts, rows: NamedSharding, index: np.ndarray) -> tuple[Texts]:
+def _placed(texts: Texts | SoftTexts, rows: NamedSharding, index: np.ndarray) -> tuple[Any]:
     mine = multihost.local_rows(rows, len(index))
     return (multihost.place_rows(texts.rows(index[mine]), rows, len(index)),)
 
 
-def _speed(run: _Run, patterns: tuple[str, ...], state: EncoderState, texts: Texts) -> Speed:
+def _speed(run: _Run, patterns: tuple[str, ...], state: EncoderState, texts: Any) -> Speed:
     moving, _ = trees.split(state.params, patterns)
     tokens = int(texts.tokens_bl.size)
     uses: Callable[[str], int] = run.start.encoder.config.tower.uses

@@ -45,6 +45,33 @@ class Texts:
         return jax.tree.map(lambda x: x[index], self)
 
 
+@flax.struct.dataclass
+class SoftTexts:
+    """Texts, and what other models say of them.
+
+    Attributes:
+      texts: of the task.
+      logits_bc: the others' class logits [b, c].
+    """
+
+    texts: Texts
+    logits_bc: Array
+
+    @property
+    def tokens_bl(self) -> Array:
+        """As in `Texts`."""
+        return self.texts.tokens_bl
+
+    @property
+    def labels_b(self) -> Array:
+        """As in `Texts`; most are not known."""
+        return self.texts.labels_b
+
+    def rows(self, index: Any) -> "SoftTexts":
+        """Some of the rows, on the host."""
+        return jax.tree.map(lambda x: x[index], self)
+
+
 def prompt_texts(
     task: ClassificationTask, records: Sequence[Record], tokenizer: Tokenizer, length: int
 ) -> Texts:
@@ -167,6 +194,27 @@ def classify_loss(logits_fn: LogitsFn) -> Callable[..., tuple[Array, dict[str, A
         value = class_loss(logits_bc, jnp.asarray(texts.labels_b)).mean()
         right = (logits_bc.argmax(axis=1) == texts.labels_b).astype(jnp.float32)
         return value, {"accuracy": right.mean()}
+
+    return loss
+
+
+def distil_loss(
+    logits_fn: LogitsFn, temperature: float
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """T^2 KL(softmax(z / T) || softmax(student / T)), the mean over the rows, as PET has it.
+
+    The metric `agreement` is the share of rows for which both sides choose the same label.
+    """
+
+    def loss(params: Params, key: jax.Array, soft: SoftTexts) -> tuple[Array, dict[str, Array]]:
+        own_bc = logits_fn(params, soft.texts, key)
+        others_bc = jnp.asarray(soft.logits_bc)
+        log_bc, target_bc = (
+            jax.nn.log_softmax(x / temperature, axis=1) for x in (own_bc, others_bc)
+        )
+        apart_b = jnp.sum(jnp.exp(target_bc) * (target_bc - log_bc), axis=1)
+        agree_b = (own_bc.argmax(axis=1) == others_bc.argmax(axis=1)).astype(jnp.float32)
+        return temperature**2 * apart_b.mean(), {"agreement": agree_b.mean()}
 
     return loss
 

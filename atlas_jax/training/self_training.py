@@ -5,7 +5,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -104,7 +104,7 @@ def _prepare(told: SelfTrainingRun, directory: Path, mesh: Mesh, rules: tuple[Ru
     if config.eval_file:
         evaluated = task.load(config.eval_file, need_targets=False, rows=told.rows)
     if config.leave_out_known:
-        unlabelled = _without(unlabelled, [*labelled, *evaluated], task.asks, config)
+        unlabelled = without_known(unlabelled, [*labelled, *evaluated], task.asks, config)
     start = open_start(
         config.encoder, config.encoder_base, told.encoder, told.delta, _HEAD, len(task.labels),
         task.name, config.seed, trains=True,
@@ -134,10 +134,32 @@ def _prepare(told: SelfTrainingRun, directory: Path, mesh: Mesh, rules: tuple[Ru
     )
 
 
-def _without(
-    records: Sequence[Record], known: Sequence[Record], asks: Sequence[str], config: SelfTrainConfig
+class Files(Protocol):
+    """The files that a config names."""
+
+    @property
+    def file(self) -> str:
+        """Labelled lines."""
+
+    @property
+    def unlabelled_file(self) -> str:
+        """Lines without labels."""
+
+    @property
+    def eval_file(self) -> str:
+        """Lines to score; '' = none."""
+
+
+def without_known(
+    records: Sequence[Record], known: Sequence[Record], asks: Sequence[str], config: Files
 ) -> list[Record]:
     """The records whose text is that of no known one.
+
+    Args:
+      records: of `config.unlabelled_file`.
+      known: of its other files.
+      asks: names of a record's texts.
+      config: names the files, for messages.
 
     Raises:
       UserError: none is left.
