@@ -1,6 +1,7 @@
 """Runs that are killed again and again, at random moments, and what they lose.
 
-`python -m pytest -s tests/training/test_kill_often.py` prints the figures of docs/tpu.md.
+`ATLAS_KILLS=50 python -m pytest -s tests/training/test_kill_often.py` prints the figures of
+docs/tpu.md.
 """
 
 import json
@@ -20,11 +21,12 @@ from tests.training.runs import write_run
 from tests.training.test_resume import timeless
 
 ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("ATLAS_KILLS", "20"))
 DEVICES = {"closed_book": 1, "rolling": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("series", "kills"), [("closed_book", 50), ("rolling", 10)])
+@pytest.mark.parametrize(("series", "kills"), [("closed_book", KILLS), ("rolling", 10)])
 def test_no_kill_loses_a_checkpoint_or_more_than_the_steps_since(
     tmp_path: Path,
     reader_tokenizer_file: Path,
