@@ -1,4 +1,14 @@
-"""Passages changed over HTTP: one version a batch, seen by the next question."""
+"""Passages changed over HTTP: one version a batch, seen by the next question, kept after a kill."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -6,8 +16,23 @@ import atlas_jax
 from atlas_jax.index.living import LivingStore
 from tests.serving.served import SETTINGS, ask, load_atlas, send, serving
 
+ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-test"
 NEW = {"id": "fresh", "title": "Arvo", "section": "", "text": "The capital of Arvo is Nova."}
+# Serves a store on a port of its own choice, until it is killed.
+CHILD = """
+import sys
+import atlas_jax
+from tests.serving.served import CONFIG, SETTINGS
+from atlas_jax.serving.run import Server
+import dataclasses
+model, store = sys.argv[1:]
+atlas = atlas_jax.load(model, store=store, **SETTINGS)
+config = dataclasses.replace(CONFIG, max_choices=0, max_replaced=0, explain=False)
+server = Server(config, atlas.told, lambda: atlas)
+print(server.address[1], flush=True)
+server.run()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +79,65 @@ def test_a_server_without_a_key_changes_nothing(server):
     assert refused.status == 403 and "no API key" in refused.json["detail"]
     assert send(server, "/v1/passages/p0", method="DELETE").status == 403
     assert ask(server, "What?")[0]["index"]["passages_version"] == 0
+
+
+@pytest.mark.slow
+def test_a_kill_during_changes_loses_nothing_that_was_acknowledged(work):
+    store = work / "store_killed"
+    atlas_jax.load(work / "model", passages=work / "passages.jsonl", store=store, **SETTINGS)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(work / "model"), str(store)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "ATLAS_JAX_API_KEY": KEY},
+    )
+    acknowledged: list[str] = []
+    try:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        until = time.monotonic() + 240
+        while not _ready(port):
+            assert child.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        poster = threading.Thread(target=_post_until_it_fails, args=(port, acknowledged))
+        poster.start()
+        while len(acknowledged) < 4:
+            assert poster.is_alive()
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        poster.join(30)
+    finally:
+        child.kill()
+        child.communicate()
+    found = LivingStore.as_of(store)
+    assert all(found.find(one) is not None for one in acknowledged)
+    assert found.version["version"] in (len(acknowledged), len(acknowledged) + 1)
+    assert atlas_jax.change_index(store=store, delete=acknowledged[:1]) > len(acknowledged)
+
+
+def _ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _post_until_it_fails(port: int, acknowledged: list[str]) -> None:
+    head = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    for number in range(1000):
+        body = json.dumps({"passages": [{**NEW, "id": f"k{number}"}]})
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            connection.request("POST", "/v1/passages", body, head)
+            if connection.getresponse().status != 200:
+                return
+        except (OSError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()
+        acknowledged.append(f"k{number}")
