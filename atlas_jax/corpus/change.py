@@ -74,20 +74,19 @@ class SegmentEmbedder:
         """
         config, made = self.config, []
 
-        def embed(name: str, segment: PassageStore) -> None:
+        def embed(name: str, segment: PassageStore, now: LivingStore) -> None:
             embedder = self.of(segment)
             if in_memory or not config.index:
                 plain = np.empty((segment.count, embedder.width), np.float32)
                 made.append(embedder.fill(self._params, segment, plain))
             if config.index:
-                found = LivingStore.as_of(config.store)
                 by = embedder.hash(self._params)
-                if encoder_of(config.index, found) != by:
+                if encoder_of(config.index, now) != by:
                     raise UserError(
                         f"{config.index} was made by another passage encoder than this model's; "
                         "change it with the model that made it, or build it anew"
                     )
-                dtype = index_dtype(config.index, found)
+                dtype = index_dtype(config.index, now)
                 place = folder_of(config.index, segment, name)
                 if made:
                     embedder.save(place, made[0], segment, by, dtype)

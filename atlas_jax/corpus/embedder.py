@@ -135,6 +135,7 @@ class Embedder:
             tokens_nm,
             size,
             made.embeddings_ne,
+            progress=store.count > size,  # nobody waits for a single batch
             first=first,
             stored=made.stored,
             at_a_time=programs_at_a_time(),

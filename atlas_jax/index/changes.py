@@ -38,7 +38,7 @@ from atlas_jax.index.versions import (
 
 _ROWS = 65536  # copied at a time
 Passage = Mapping[str, Any]
-EmbedSegment = Callable[[str, PassageStore], None]  # its name, and the segment
+EmbedSegment = Callable[[str, PassageStore, LivingStore], None]  # its name, it, the store before
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def change(
     directory: str | os.PathLike[str],
     batch: Batch,
     tokenizers: Mapping[str, Tokenizer],
-    embed: EmbedSegment = lambda name, segment: None,
+    embed: EmbedSegment = lambda name, segment, now: None,
     after: int | None = None,
 ) -> LivingStore:
     """Make the next version of a store.
@@ -86,7 +86,8 @@ def change(
       directory: of the store.
       tokenizers: of "reader" and "retriever"; only the new passages are tokenised. Not needed
         where passages are only deleted.
-      embed: called before the version exists with the new segment, if there is one.
+      embed: called before the version exists, with the new segment if there is one, and with the
+        store as it is before the change.
       after: the version that is to be changed; None = the newest.
 
     Returns:
@@ -99,11 +100,11 @@ def change(
     """
     folder = Path(directory)
     made_with = {f"{tower}_tokenizer": one for tower, one in tokenizers.items()}
-    LivingStore.as_of(folder, "", **made_with)  # refuses what is no store of these tokenizers
+    opened = LivingStore.as_of(folder, "", **made_with).segments  # refuses other tokenizers
     added, replaced = batch.records()
     try:
         with changing(folder):
-            now = LivingStore.as_of(folder)
+            now = LivingStore.as_of(folder, opened=opened)
             if after not in (None, now.version["version"]):
                 raise UserError(
                     f"{folder} is at version {now.version['version']}, but version {after} is "
@@ -118,10 +119,11 @@ def change(
             if added or replaced:
                 names.append(name := _new_name(number))
                 segment = _write_segment(folder, name, [*added, *replaced], now, tokenizers)
-                embed(name, segment)
+                embed(name, segment, now)
+                opened = [*now.segments, segment]
             told = Change(added=len(added), replaced=len(replaced), deleted=len(batch.delete))
             commit(folder, _version(now.version, names, dead, count, told), dead)
-            return LivingStore.as_of(folder)
+            return LivingStore.as_of(folder, opened=opened)
     except OSError as error:
         raise unwritten(directory, error) from error
 

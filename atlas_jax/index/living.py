@@ -8,6 +8,7 @@ tokens of the living rows are copied into memory when they are first asked for.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,8 +57,12 @@ class LivingStore(PassageStore):
         as_of: str = "",
         reader_tokenizer: Tokenizer | None = None,
         retriever_tokenizer: Tokenizer | None = None,
+        opened: Sequence[PassageStore] = (),
     ) -> "LivingStore":
         """Open a store as of a version or a time, see `versions.find_version`.
+
+        Args:
+          opened: segments of this store that are open already; a segment never changes.
 
         Raises:
           UserError: as `PassageStore.open`; there is no such version, or it is damaged.
@@ -65,10 +70,10 @@ class LivingStore(PassageStore):
         folder = Path(directory)
         version = find_version(folder, as_of)
         names = version["segments"] if version else [FIRST]
-        segments = [
-            PassageStore.open(segment_folder(folder, name), reader_tokenizer, retriever_tokenizer)
-            for name in names
-        ]
+        known = {one.directory: one for one in opened}
+        towers = reader_tokenizer, retriever_tokenizer
+        places = [segment_folder(folder, name) for name in names]
+        segments = [known.get(place) or PassageStore.open(place, *towers) for place in places]
         version = version or first_version(segments[0].count)
         total, dead = sum(one.count for one in segments), dead_rows(folder, version)
         if len(dead) and not 0 <= dead[0] <= dead[-1] < total or total - len(dead) < 1:

@@ -59,7 +59,7 @@ def embedded(store):
 
 
 def saver(index, dtype="float32"):
-    def save(name, segment):
+    def save(name, segment, now=None):
         rows = embedded(segment)
         place = folder_of(index, segment, name)
         save_index(place, rows if dtype == "float32" else stored_as(rows, dtype), segment, "e")
@@ -194,7 +194,7 @@ def test_a_batch_at_fault_changes_nothing(tmp_path, towers, batch, message):
 def test_a_segment_that_cannot_be_embedded_leaves_no_version(tmp_path, towers):
     directory = built(tmp_path, FIRST, towers)
 
-    def fail(name, segment):
+    def fail(name, segment, now):
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
