@@ -99,7 +99,7 @@ def change(
         unchanged.
     """
     folder = Path(directory)
-    made_with = {f"{tower}_tokenizer": one for tower, one in tokenizers.items()}
+    made_with: Any = {f"{tower}_tokenizer": one for tower, one in tokenizers.items()}
     opened = LivingStore.as_of(folder, "", **made_with).segments  # refuses other tokenizers
     added, replaced = batch.records()
     try:
