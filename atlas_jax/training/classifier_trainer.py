@@ -83,11 +83,16 @@ class _Run:
     classifier: Classifier | None
 
 
-def train_classifier(told: ClassifierRun) -> Scores:
+def train_classifier(told: ClassifierRun, records: Sequence[Record] | None = None) -> Scores:
     """Train an encoder on a classification task, and score it; a killed run goes on.
 
     `model_dir/final` is written where there were steps: what trained, on top of the encoder that
     the run began with, or a whole encoder where all of it trained.
+
+    Args:
+      told: the run.
+      records: labelled lines in place of those of its file, whose bytes are still compared when a
+        killed run goes on.
 
     Returns:
       The scores of the evaluation file, empty without one.
@@ -97,7 +102,7 @@ def train_classifier(told: ClassifierRun) -> Scores:
     """
     directory = check_output_folder(told.train.model_dir, f"{_BINDING}.model_dir")
     with use_devices(told.devices) as (mesh, rules):
-        run = _prepare(told, directory, mesh, rules)
+        run = _prepare(told, directory, mesh, rules, records)
         return _trained(run) if told.train.steps else _untrained(run)
 
 

@@ -1,4 +1,4 @@
-"""PET (arXiv 2001.07676): a prompted member for each pattern, and a classifier of what they say.
+"""PET and iPET (arXiv 2001.07676): prompted members, and a classifier of what they say.
 
 Sources: pet (modeling.py, wrapper.py, cli.py).
 """
@@ -25,6 +25,7 @@ from atlas_jax.training.classifier_scores import Classifier, scores_of, write_pr
 from atlas_jax.training.classifier_trainer import distil_classifier, train_classifier
 from atlas_jax.training.config import CONFIG_FILE, FINAL
 from atlas_jax.training.encoder_start import open_start
+from atlas_jax.training.ipet import new_lines, weighted_mean
 from atlas_jax.training.pet_config import PetConfig, PetRun
 from atlas_jax.training.prompted import asked_by
 from atlas_jax.training.self_training import without_known
@@ -42,11 +43,15 @@ class Member:
       name: of its folder below `members/`.
       task: with the pattern as its template.
       seed: of its run.
+      weight: what it counts.
+      before: accuracy of its pattern on the labelled lines before training.
     """
 
     name: str
     task: ClassificationTask
     seed: int
+    weight: float = 1.0
+    before: float = 0.0
 
 
 def pet(told: PetRun) -> Scores:
@@ -67,20 +72,22 @@ def pet(told: PetRun) -> Scores:
     labelled, unlabelled = _records(told)
     if multihost.is_first():
         write_config(directory / CONFIG_FILE, told.text or as_gin(told))
-    logits, weights, lines = [], [], []
-    for member in members_of(told):
-        scores = train_classifier(_member_run(told, member))
-        folder = str(_folder(config, member) / FINAL)
-        with use_devices(told.devices) as (mesh, rules):
-            before = _accuracy(told, member.task, labelled, mesh, rules)
-            logits.append(_logits(told, folder, "", member.task, unlabelled, mesh, rules))
-        weights.append(before if config.weighted else 1.0)
-        about = {"member": member.name, "pattern": member.task.query_format, "seed": member.seed}
-        lines.append({**about, "accuracy_before": before, **scores})
+    members = _weighted(told, labelled)
+    weights = [member.weight for member in members]
+    sets: list[list[Record]] = [[] for _ in members]
+    logits: list[np.ndarray] = []
+    lines: list[dict[str, Any]] = []
+    for generation in range(config.generations):
+        if generation:
+            sets = new_lines(config, told.task, (labelled, unlabelled), logits, weights, generation)
+        logits = []
+        for member, new in zip(members, sets, strict=True):
+            scores, said_nc = _member(told, member, [*labelled, *new], unlabelled, generation)
+            logits.append(said_nc)
+            lines.append(_line(member, generation, len(labelled) + len(new), scores))
     logits_nc = weighted_mean(logits, weights)
     if multihost.is_first():
-        counted = zip(lines, weights, strict=True)
-        write_jsonl(directory / MEMBERS_FILE, [{**one, "weight": w} for one, w in counted])
+        write_jsonl(directory / MEMBERS_FILE, lines)
         write_predictions(directory / LABELLED, told.task, unlabelled, logits_nc)
     return distil_classifier(_student_run(told), unlabelled, logits_nc, config.temperature)
 
@@ -94,11 +101,42 @@ def members_of(told: PetRun) -> Iterator[Member]:
             yield Member(f"pattern{number}_seed{j}", task, config.seed + j)
 
 
-def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """The members' logits [n, c], averaged by what each counts; all alike where none counts."""
-    total = sum(weights)
-    shares = [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
-    return sum(np.asarray(x, np.float64) * w for x, w in zip(logits, shares, strict=True))  # type: ignore[return-value]
+def _weighted(told: PetRun, labelled: Sequence[Record]) -> list[Member]:
+    """The members, with what each counts."""
+    found: dict[str, float] = {}
+    members = list(members_of(told))
+    with use_devices(told.devices) as (mesh, rules):
+        for member in members:
+            pattern = member.task.query_format
+            if pattern not in found:
+                found[pattern] = _accuracy(told, member.task, labelled, mesh, rules)
+    before = [found[member.task.query_format] for member in members]
+    weights = before if told.train.weighted else [1.0] * len(before)
+    return [
+        dataclasses.replace(member, weight=weight, before=accuracy)
+        for member, weight, accuracy in zip(members, weights, before, strict=True)
+    ]
+
+
+def _member(
+    told: PetRun, member: Member, lines: Sequence[Record], unlabelled: Sequence[Record],
+    generation: int,
+) -> tuple[Scores, np.ndarray]:  # fmt: skip
+    """A member trained on these lines: its scores, and its logits [n, c] of the unlabelled ones."""
+    run = _member_run(told, member, generation)
+    scores = train_classifier(run, lines)
+    folder = str(Path(run.train.model_dir) / FINAL)
+    with use_devices(told.devices) as (mesh, rules):
+        return scores, _logits(told, folder, "", member.task, unlabelled, mesh, rules)
+
+
+def _line(member: Member, generation: int, count: int, scores: Scores) -> dict[str, Any]:
+    """What members.jsonl says of a member."""
+    return {
+        "member": member.name, "generation": generation, "pattern": member.task.query_format,
+        "seed": member.seed, "lines": count, "weight": member.weight,
+        "accuracy_before": member.before, **scores,
+    }  # fmt: skip
 
 
 def _records(told: PetRun) -> tuple[list[Record], list[Record]]:
@@ -117,14 +155,11 @@ def _records(told: PetRun) -> tuple[list[Record], list[Record]]:
     return labelled, unlabelled
 
 
-def _folder(config: PetConfig, member: Member) -> Path:
-    return Path(config.model_dir) / MEMBERS / member.name
-
-
-def _member_run(told: PetRun, member: Member) -> ClassifierRun:
+def _member_run(told: PetRun, member: Member, generation: int) -> ClassifierRun:
     config = told.train
+    name = f"{member.name}_generation{generation}" if generation else member.name
     train = ClassifierTrainConfig(
-        model_dir=str(_folder(config, member)), file=config.file, method="prompt",
+        model_dir=str(Path(config.model_dir) / MEMBERS / name), file=config.file, method="prompt",
         total_steps=config.steps, batch_size=config.batch_size, train=config.train,
         seed=member.seed, **_common(config),
     )  # fmt: skip

@@ -27,6 +27,11 @@ class PetConfig:
     weighted: members count by their pattern's accuracy on the labelled lines before training;
         False = all alike.
     temperature: of the distillation.
+    generations: 1 = PET; more = iPET, whose members learn anew, from more lines each time, which
+        some of the other members have labelled.
+    generation_factor: how many times more lines each generation has.
+    generation_share: share of the other members, drawn for each, that label its lines; at least
+        one does.
     distil_steps, distil_batch_size: of the classifier, on unlabelled lines.
     length, train, seed, log_every, eval_batch_size: as in ClassifierTrainConfig; `train` is of the
         members. Member j of a pattern has the seed `seed + j`.
@@ -50,6 +55,9 @@ class PetConfig:
     learning_rate: bounds.NotNegative = 1e-5
     weighted: bool = True
     temperature: bounds.Positive = 2.0
+    generations: bounds.AtLeast1 = 1
+    generation_factor: bounds.Positive = 5.0
+    generation_share: bounds.Share = 0.25
     distil_steps: bounds.AtLeast1 = 5000
     distil_batch_size: bounds.BatchSize = 16
     length: bounds.Length = 256
@@ -70,6 +78,11 @@ class PetConfig:
         object.__setattr__(self, "patterns", tuple(self.patterns))
         twice = len(set(self.patterns)) < len(self.patterns)
         require(not twice, f"{name}.patterns", self.patterns, "each template once")
+        members = max(len(self.patterns), 1) * self.seeds
+        require(self.generations == 1 or members > 1, f"{name}.generations", self.generations,
+                "1 where there is one member, which has no others to learn from")  # fmt: skip
+        require(self.generation_factor > 1, f"{name}.generation_factor", self.generation_factor,
+                "more than 1")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.classifier_config import ClassifierRun, ClassifierTrainConfig
 from atlas_jax.training.classifier_trainer import train_classifier
 from atlas_jax.training.config import OptimizerConfig
+from atlas_jax.training.ipet import new_lines, weighted_mean
 from atlas_jax.training.metrics import read_metrics
-from atlas_jax.training.pet import members_of, pet, weighted_mean
+from atlas_jax.training.pet import members_of, pet
 from atlas_jax.training.pet_config import PetConfig, PetRun
 from atlas_jax.training.prompted import SoftTexts, Texts, distil_loss
 from tests.training.classified import TASK, save_tiny, write_texts
@@ -137,11 +138,47 @@ def test_a_python_run_is_written_as_a_gin_file_that_repeats_it(work: Path) -> No
     assert again.optimizer == dataclasses.replace(run.optimizer, **own)
 
 
+def test_new_lines_keep_the_balance_and_come_from_the_others(work: Path) -> None:
+    config = told(work, "x", seeds=2, generations=2, generation_factor=2.0).train
+    labelled = TASK.load(work / "train.jsonl")[:12]
+    labelled = [one for one in labelled if one.fields["label"] == "positive"] + labelled[1:7:2]
+    unlabelled = TASK.load(work / "many.jsonl")
+    # Members 0 to 2 say what is right, member 3 the opposite; of three others one is asked.
+    right = np.array([[0.0, 4.0] if r.fields["label"] == "positive" else [4.0, 0.0]
+                      for r in unlabelled])  # fmt: skip
+    sets = new_lines(config, TASK, (labelled, unlabelled), [right] * 3 + [-right], [1.0] * 4, 1)
+    counts = [[r.fields["label"] for r in new].count("positive") for new in sets]
+    assert [len(new) for new in sets] == [9] * 4 and counts == [6] * 4  # 6 and 3, as labelled
+    truth = {r.id: r.fields["label"] for r in unlabelled}
+    share = [np.mean([truth[r.id] == r.fields["label"] for r in new]) for new in sets]
+    assert set(share) <= {0.0, 1.0} and share[3] == 1.0  # nobody learns from itself
+    many = new_lines(config, TASK, (labelled, unlabelled), [right] * 4, [1.0] * 4, 9)
+    assert len(many[0]) == len(unlabelled)  # no more than there are, and none twice
+    sure = np.where(np.arange(len(right))[:, None] < 20, right * 3, right * 0.01)
+    drawn = new_lines(config, TASK, (labelled, unlabelled), [sure] * 4, [1.0] * 4, 2)
+    first = {r.id for r in unlabelled[:20]}
+    assert np.mean([r.id in first for new in drawn for r in new]) > 20 / len(right)
+
+
+@pytest.mark.slow
+def test_a_second_generation_learns_more_lines(work: Path) -> None:
+    write_jsonl(work / "few.jsonl", read_lines(work / "train.jsonl")[:8])
+    pet(told(work, "ipet", file=str(work / "few.jsonl"), generations=2, steps=2, distil_steps=1,
+             batch_size=8))  # fmt: skip
+    members = read_lines(work / "ipet" / "members.jsonl")
+    assert [one["generation"] for one in members] == [0, 0, 1, 1]
+    assert [one["lines"] for one in members[:2]] == [8, 8]
+    assert all(8 < one["lines"] <= 40 for one in members[2:])
+    assert (work / "ipet" / "members" / "pattern1_seed0_generation1" / "final").is_dir()
+
+
 def test_bad_input_is_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"PetConfig.patterns = '\{text\} is"):
         told(work, "bad", patterns=PATTERNS[0])
     with pytest.raises(UserError, match="PetConfig.patterns = .*: expected each template once"):
         told(work, "bad", patterns=PATTERNS[:1] * 2)
+    with pytest.raises(UserError, match="PetConfig.generations = 2: expected 1 where there is one"):
+        told(work, "bad", patterns=(), generations=2)
     with pytest.raises(UserError, match=r"SST2Task.query_format = '\{text\}': 0 times \{mask\}"):
         pet(told(work, "bad", patterns=("{text}",)))
     write_jsonl(work / "none.jsonl", read_lines(work / "train.jsonl"))
