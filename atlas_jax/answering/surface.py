@@ -6,7 +6,7 @@ was copied from a passage can be spelt as it is there.
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 _PIECES = re.compile(r"\w+|[^\w\s]")
 _IN_NUMBER = re.compile(r"(?<=\d) ?([.,:]) ?(?=\d)")
@@ -15,7 +15,9 @@ _IN_NUMBER = re.compile(r"(?<=\d) ?([.,:]) ?(?=\d)")
 def as_written(answer: str, texts: Iterable[str]) -> str:
     """The first part of the texts with the answer's letters, digits and signs.
 
-    Case, accents and blanks do not count. The part begins and ends with whole words.
+    Case, accents and blanks do not count. The part begins and ends with whole words and numbers.
+    Where there is no such part, an answer that stops within a word is written to the word's end,
+    and a part of a number becomes the whole number: word pieces may be copied incompletely.
 
     Args:
       answer: decoded text.
@@ -27,13 +29,25 @@ def as_written(answer: str, texts: Iterable[str]) -> str:
     pieces = _PIECES.findall(_plain(answer)[0])
     if not pieces:
         return answer
-    pattern = re.compile(r"(?<!\w)" + r"\s*".join(map(re.escape, pieces)) + r"(?!\w)")
-    for text in texts:
-        plain, places = _plain(text)
-        found = pattern.search(plain)
-        if found:
-            return text[places[found.start()] : places[found.end() - 1] + 1]
+    plains = [(text, *_plain(text)) for text in texts]
+    for pattern in _patterns(pieces):
+        for text, plain, places in plains:
+            found = pattern.search(plain)
+            if found:
+                return text[places[found.start()] : places[found.end() - 1] + 1]
     return _IN_NUMBER.sub(r"\1", answer)
+
+
+def _patterns(pieces: Sequence[str]) -> Iterator[re.Pattern[str]]:
+    """What to search for, the stricter pattern first."""
+    before, lead, after, rest = r"(?<!\w)", "", r"(?!\w)", r"\w*"
+    if pieces[0][0].isdigit():
+        before, lead = before + r"(?<!\d[.,])", r"(?:\d+[.,])*"
+    if pieces[-1][-1].isdigit():
+        after, rest = after + r"(?![.,]\d)", r"\w*(?:[.,]\d+)*"
+    middle = r"\s*".join(map(re.escape, pieces))
+    yield re.compile(before + middle + after)
+    yield re.compile(before + lead + middle + rest)
 
 
 def _plain(text: str) -> tuple[str, list[int]]:

@@ -14,10 +14,12 @@ TEXT = "Population: 174,370,536 (2024 est.). Chief: Mahamat Idriss Déby, of N'D
         ("mahamat idriss deby", "Mahamat Idriss Déby"),
         ("n ' djamena", "N'Djamena"),
         ("$ 1. 5 bn", "$1.5 bn"),
-        ("370, 536", "370,536"),
+        ("370, 536", "174,370,536"),  # a part of a number
+        ("174, 370", "174,370,536"),
         ("somewhere else", "somewhere else"),
         ("12, 345 km", "12,345 km"),
-        ("pop", "pop"),  # no whole word
+        ("mahamat idr", "Mahamat Idriss"),  # stopped within a word
+        ("hamat", "hamat"),  # no word begins so
         ("", ""),
     ],
 )
