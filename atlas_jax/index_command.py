@@ -6,6 +6,7 @@
     atlas-jax index replace changed.jsonl --model=... --store=... --index=...
     atlas-jax index delete ID ID --store=work/store
     atlas-jax index compact --store=work/store --index=work/index --keep=1
+    atlas-jax index diff 3 4 --questions=dev.jsonl --model=... --store=... --index=...
 
 Each change makes one version, see docs/living_index.md. A model is needed only where there are new
 passages. Each subcommand is a function of its own with its own flags.
@@ -18,8 +19,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from atlas_jax.core.config import launch
-from atlas_jax.core.errors import nearest
+from atlas_jax.core.errors import UserError, nearest
+from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.paths import check_output_file
 from atlas_jax.index.inspection import (
     describe,
     describe_versions,
@@ -102,6 +107,43 @@ def _compact(flags: argparse.Namespace) -> None:
     _tell(flags.store, found.version["version"])
 
 
+def diff(argv: Sequence[str]) -> int:
+    """Say which answers a change moved, and which not; 0 when done, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="atlas-jax index diff", description=f"{SUBCOMMANDS['diff'][1]}."
+    )
+    parser.add_argument("before", help="version of the store, or a time in ISO 8601")
+    parser.add_argument("after", help="another one")
+    parser.add_argument("--questions", required=True, help="file of questions, as for evaluate")
+    parser.add_argument("--model", required=True, help="folder of the model that answers")
+    parser.add_argument("--store", required=True, help="folder of the passage store")
+    parser.add_argument("--index", default="", help="folder of its index; '' = embed now")
+    parser.add_argument("--task", default="qa", help="kind of the questions")
+    parser.add_argument("--k", type=int, default=0, help="passages that are read; 0 = as usual")
+    parser.add_argument("--output", default="", help="jsonl file for all questions")
+    return launch(_diff, parser, argv)
+
+
+def _diff(flags: argparse.Namespace) -> None:
+    from atlas_jax import face
+    from atlas_jax.answering.difference import differences, table
+
+    if flags.k < 0:
+        raise UserError(f"--k={flags.k}: 1 passage or more, or 0 for as many as usual")
+    if flags.output:
+        check_output_file(flags.output, "--output")
+    answers = []
+    for version in (flags.before, flags.after):
+        read = {"k": flags.k} if flags.k else None
+        folders = {"store": flags.store, "index": flags.index}
+        atlas = face.load(flags.model, as_of=version, task=flags.task, read=read, **folders)
+        answers.append(atlas.evaluate(flags.questions).answers)
+    found = differences(*answers)
+    if flags.output:
+        write_jsonl(flags.output, (one.as_record() for one in found))
+    Console().print(table(found))
+
+
 def _tell(store: str, version: int) -> None:
     found = describe_versions(store)
     found["versions"] = [one for one in found["versions"] if one["version"] == version]
@@ -114,6 +156,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "add": (functools.partial(change, "add"), "add passages with new ids"),
     "replace": (functools.partial(change, "replace"), "give passages a new text"),
     "delete": (functools.partial(change, "delete"), "delete passages by their ids"),
+    "diff": (diff, "which answers a change of the passages moved, and which did not follow"),
     "compact": (compact, "join the segments of a store, and give up old versions"),
 }
 

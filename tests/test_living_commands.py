@@ -45,6 +45,31 @@ def alike(some: Passages, others: Passages) -> bool:
     return some[0] == others[0] and some[1] == pytest.approx(others[1], abs=1e-4)
 
 
+def test_diff_tells_which_answers_followed_a_change(
+    work: Path,  # noqa: F811
+    changed: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, index = changed
+    questions = write_lines(
+        work / "asked.jsonl", [{"question": one, "answers": ["x"]} for one in QUESTIONS]
+    )
+    flags = [
+        f"--questions={questions}", f"--model={work / 'model'}", f"--store={store}",
+        f"--index={index}", "--k=12", f"--output={work / 'diff.jsonl'}",
+    ]  # fmt: skip
+    assert cli.main(["index", "diff", "0", "0", *flags]) == 0
+    assert f"{len(QUESTIONS)} questions: 0 changed, 0 not followed" in capsys.readouterr().out
+    assert cli.main(["index", "diff", "1", "2", *flags]) == 0
+    out, rows = capsys.readouterr().out, read_lines(work / "diff.jsonl")
+    assert [one in row["question"] for one, row in zip(QUESTIONS, rows, strict=True)] == [True] * 2
+    assert any(one["gone"] for one in rows)  # 12 of 17 passages are read, so some of what changed
+    told = [one["verdict"] for one in rows]
+    assert f"{told.count('changed')} changed, {told.count('not followed')} not followed" in out
+    assert cli.main(["index", "diff", "1", "9", *flags]) == 2
+    assert "version" in capsys.readouterr().err
+
+
 def test_changes_give_the_answers_of_an_index_built_anew(
     work: Path,  # noqa: F811
     changed: tuple[Path, Path],
