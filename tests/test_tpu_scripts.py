@@ -96,6 +96,60 @@ def test_every_kind_of_chip_that_a_plan_knows_can_be_asked_for() -> None:
         assert parse_slice(accelerator.removeprefix("--accelerator-type=")).chip is chip
 
 
+def test_several_slices_are_one_request_and_each_command_goes_to_all_of_them() -> None:
+    two = ["--slices", "2"]
+    create, _ = dry_run("create.sh", "--type", "v5e-16", *two)
+    assert {"--node-count=2", "--node-prefix=atlas"} <= set(create)
+    assert not any(word.startswith("--node-id") for word in create)
+    for name, verb in (("setup.sh", "scp"), ("run.sh", "ssh"), ("stop.sh", "ssh")):
+        commands = [c for c in dry_run(name, *two, *NEEDED.get(name, [])) if verb in c]
+        places = [word.partition(":")[0] for c in commands for word in c if "atlas-" in word[:6]]
+        assert places == ["atlas-0", "atlas-1"], name
+        assert all("--worker=all" in command for command in commands)
+    _, look = dry_run("status.sh", *two)
+    assert "atlas-0" in look
+    (log,) = dry_run("logs.sh", *two, "--slice", "1")
+    assert "atlas-1" in log
+    assert create in dry_run("resume.sh", "--type", "v5e-16", *two, "--", "train")
+
+
+@pytest.mark.parametrize("slices", [["--slices", "0"], ["--slices", "many"]])
+def test_a_number_of_slices_that_is_none_is_refused(slices: list[str]) -> None:
+    done = run("stop.sh", "--dry-run", "--name", "atlas", "--zone", "b", *slices)
+    assert (done.returncode, "--slices" in done.stderr) == (2, True)
+    done = run("logs.sh", "--dry-run", "--name", "atlas", "--zone", "b", "--slice", "1")
+    assert (done.returncode, "--slice 1" in done.stderr) == (2, True)
+
+
+# Stands for gcloud: each slice waits for the other, so they only end if both run at once.
+MEET = """#!/usr/bin/env bash
+for word in "$@"; do case "$word" in atlas-*) node="$word" ;; esac; done
+touch "$MEETING/$node"
+for _ in $(seq 100); do
+    [ "$(ls "$MEETING" | wc -l)" = 2 ] && exit "${CODE_OF_1:-0}"
+    sleep 0.1
+done
+exit 9
+"""
+
+
+@pytest.mark.parametrize("code", ["0", "3"])
+def test_the_slices_start_together_and_a_failure_is_told(tmp_path: Path, code: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "meeting").mkdir()
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.write_text(MEET)
+    gcloud.chmod(0o755)
+    environment = {
+        "PATH": f"{gcloud.parent}:{os.environ['PATH']}",
+        "MEETING": str(tmp_path / "meeting"),
+        "CODE_OF_1": code,
+    }
+    command = [str(SCRIPTS / "stop.sh"), "--name", "atlas", "--zone", "b", "--slices", "2"]
+    done = subprocess.run(command, env=environment, timeout=60)
+    assert str(done.returncode) == code
+
+
 def test_run_keeps_the_commands_words_apart_on_the_hosts():
     (command,) = dry_run("run.sh", "--", "train", "--gin.X=a b", "--gin.Y='q'")
     assert "--worker=all" in command

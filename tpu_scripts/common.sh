@@ -5,12 +5,14 @@
 #   --name NAME      TPU_NAME      name of the slice (required)
 #   --zone ZONE      TPU_ZONE      e.g. us-central2-b (required)
 #   --project ID     TPU_PROJECT   Cloud project (default: gcloud's own)
+#   --slices N       TPU_SLICES    slices of one request, called NAME-0, NAME-1 ... (default: 1)
 #   --dry-run        DRY_RUN=1     print every command, run none
 # What follows `--` is what run.sh and resume.sh start.
 
 TPU_NAME="${TPU_NAME:-}"
 TPU_ZONE="${TPU_ZONE:-}"
 TPU_PROJECT="${TPU_PROJECT:-}"
+TPU_SLICES="${TPU_SLICES:-1}"
 DRY_RUN="${DRY_RUN:-}"
 ARGUMENTS=() # used by the scripts that source this file
 
@@ -47,12 +49,13 @@ parse_flags() {
             DRY_RUN=1
             shift
             ;;
-        --name | --zone | --project)
+        --name | --zone | --project | --slices)
             need_value "$@"
             case "$1" in
             --name) TPU_NAME="$2" ;;
             --zone) TPU_ZONE="$2" ;;
             --project) TPU_PROJECT="$2" ;;
+            --slices) TPU_SLICES="$2" ;;
             esac
             shift 2
             ;;
@@ -74,6 +77,7 @@ parse_flags() {
     done
     [[ -n "$TPU_NAME" ]] || die "which slice? --name NAME or TPU_NAME"
     [[ -n "$TPU_ZONE" ]] || die "which zone? --zone ZONE or TPU_ZONE"
+    [[ "$TPU_SLICES" =~ ^[1-9][0-9]*$ ]] || die "--slices $TPU_SLICES: expected 1 or more, as 2"
 }
 
 # quoted WORD...: the words as a shell takes them back, quoted only where needed.
@@ -146,16 +150,48 @@ slice_state() {
 # (atlas_jax/core/preemption.py).
 readonly PREEMPTED=75
 
+# nodes: the names of the slices, a line each; Cloud TPU numbers them if there are several.
+nodes() {
+    local number
+    if [[ "$TPU_SLICES" == 1 ]]; then
+        echo "$TPU_NAME"
+    else
+        for ((number = 0; number < TPU_SLICES; number++)); do echo "$TPU_NAME-$number"; done
+    fi
+}
+
+# on_every_slice COMMAND WORDS...: `COMMAND NODE WORDS...` for all slices at the same time (in a
+# dry run one after the other); fails if one of them does.
+on_every_slice() {
+    local command="$1" node failed=0 started=()
+    shift
+    while read -r node; do
+        if [[ -n "$DRY_RUN" || "$TPU_SLICES" == 1 ]]; then
+            "$command" "$node" "$@" </dev/null || failed=$?
+        else
+            "$command" "$node" "$@" </dev/null &
+            started+=($!)
+        fi
+    done < <(nodes)
+    for node in "${started[@]}"; do wait "$node" || failed=$?; done
+    return "$failed"
+}
+
 # run_state: `running`, the exit code of the last run, or `none`, as the first host has it.
 run_state() {
-    tpus tpu-vm ssh "$TPU_NAME" --worker=0 --command="cd ~/$REMOTE_DIR
+    tpus tpu-vm ssh "$(nodes | head -n 1)" --worker=0 --command="cd ~/$REMOTE_DIR
 if [ -f run.code ]; then cat run.code
 elif [ -f run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then echo running
 else echo none
 fi"
 }
 
-# on_every_host COMMAND: one shell command on all hosts of the slice, at the same time.
+# on_every_host COMMAND: one shell command on all hosts of all slices, at the same time.
 on_every_host() {
-    tpus tpu-vm ssh "$TPU_NAME" --worker=all --command="$1"
+    on_every_slice on_hosts_of "$1"
+}
+
+# on_hosts_of NODE COMMAND
+on_hosts_of() {
+    tpus tpu-vm ssh "$1" --worker=all --command="$2"
 }

@@ -40,7 +40,9 @@ parse_flags "$@"
 [[ -n "$TYPE" ]] || die "which accelerator? --type v4-8"
 accelerator="$(accelerator_of "$TYPE")"
 
-tpus queued-resources create "$TPU_NAME" --node-id="$TPU_NAME" --accelerator-type="$accelerator" \
+nodes=(--node-id="$TPU_NAME")
+if ((TPU_SLICES > 1)); then nodes=(--node-count="$TPU_SLICES" --node-prefix="$TPU_NAME"); fi
+tpus queued-resources create "$TPU_NAME" "${nodes[@]}" --accelerator-type="$accelerator" \
     --runtime-version="${RUNTIME:-$(runtime_of "$accelerator")}" "${SPOT[@]}"
 
 [[ -n "$WAIT" ]] || exit 0

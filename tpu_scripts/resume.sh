@@ -50,7 +50,7 @@ CREATE+=(--type "$TYPE")
 [[ "$FAILURES" =~ ^[1-9][0-9]*$ ]] || die "--failures $FAILURES: expected 1 or more, as 3"
 ((${#ARGUMENTS[@]})) || die "what shall run? write it after --"
 
-export TPU_NAME TPU_ZONE TPU_PROJECT DRY_RUN
+export TPU_NAME TPU_ZONE TPU_PROJECT TPU_SLICES DRY_RUN
 here="$(dirname "${BASH_SOURCE[0]}")"
 
 say() {

@@ -33,7 +33,10 @@ archive="$(mktemp -u "${TMPDIR:-/tmp}/atlas-jax-XXXXXX").tar.gz"
 trap 'rm -f "$archive"' EXIT
 
 run git archive --format=tar.gz --output="$archive" HEAD
-tpus tpu-vm scp "$archive" "$TPU_NAME:atlas-jax.tar.gz" --worker=all
+copy_to() {
+    tpus tpu-vm scp "$archive" "$1:atlas-jax.tar.gz" --worker=all
+}
+on_every_slice copy_to
 # The VM's own Python is older than 3.11: uv brings one.
 on_every_host "set -eu
 mkdir -p ~/$REMOTE_DIR/code && cd ~/$REMOTE_DIR

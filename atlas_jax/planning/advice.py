@@ -21,7 +21,7 @@ class Case:
 
     Attributes:
       program: a name in `run.PROGRAMS`.
-      devices: all devices of the slice; the mesh uses all of them.
+      devices: all devices of all slices; the mesh uses all of them.
     """
 
     program: str
@@ -31,13 +31,18 @@ class Case:
 
     @property
     def chips(self) -> int:
-        """Number of chips in the slice."""
-        return len(self.devices)
+        """Number of chips in one slice."""
+        return len(self.devices) // self.mesh.dcn
 
     @property
     def parts(self) -> int:
         """Number of parts of the mesh that have their own rows of a batch."""
-        return self.mesh.data * self.mesh.fsdp
+        return batch_split(self.mesh)
+
+
+def batch_split(mesh: MeshConfig) -> int:
+    """Number of parts into which a mesh splits a batch."""
+    return mesh.dcn * mesh.data * mesh.fsdp
 
 
 def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
@@ -85,7 +90,7 @@ def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:
     found, model = [], case.mesh.model
     groups = case.chips // model
     for fsdp in reversed([size for size in divisors(groups) if size > case.mesh.fsdp]):
-        wider = MeshConfig(data=groups // fsdp, fsdp=fsdp, model=model)
+        wider = MeshConfig(groups // fsdp, fsdp, model, case.mesh.dcn)
         if divides(case.run, wider, case.devices):
             found.append(
                 f"spread the state further: MeshConfig.fsdp = {fsdp}, data = {groups // fsdp}"
@@ -136,7 +141,7 @@ def _train_advice(case: Case) -> list[str]:
     elif narrower:
         found.append(
             f"{_binding(narrower)}, with StepConfig.accumulate = "
-            f"{batch // (narrower.data * narrower.fsdp)}, splits heads and MLPs further: each "
+            f"{batch // batch_split(narrower)}, splits heads and MLPs further: each "
             "part of the mesh has one query already"
         )
     found += _narrow("ReaderConfig", reader)
@@ -210,7 +215,7 @@ def _smaller_batch(case: Case) -> list[str]:
     if narrower is None:
         return []
     return [
-        f"{_binding(narrower)}, with {binding} = {narrower.data * narrower.fsdp}, splits heads and "
+        f"{_binding(narrower)}, with {binding} = {batch_split(narrower)}, splits heads and "
         "MLPs further: each part of the mesh has one row already"
     ]
 
@@ -220,7 +225,7 @@ def _split_further(case: Case) -> MeshConfig | None:
     for model in divisors(case.chips):
         if case.mesh.model < model <= MAX_MODEL:
             fsdp = math.gcd(case.mesh.fsdp, case.chips // model)
-            found = MeshConfig(data=case.chips // model // fsdp, fsdp=fsdp, model=model)
+            found = MeshConfig(case.chips // model // fsdp, fsdp, model, case.mesh.dcn)
             if divides(case.run, found, case.devices):
                 return found
     return None

@@ -133,8 +133,9 @@ def measure(
     runs: dict[str, float] = defaultdict(float)
     sent: dict[str, float] = defaultdict(float)
     for one in program.collectives:
-        runs[one.kind] += one.times
-        sent[one.kind] += one.times * one.wire_bytes
+        kind = f"{one.kind} between slices" if one.leaves else one.kind
+        runs[kind] += one.times
+        sent[kind] += one.times * one.wire_bytes
     collectives = {kind: (round(runs[kind]), sent[kind]) for kind in sorted(runs)}
     return Work(
         flops / wiring.devices,

@@ -30,6 +30,8 @@ _MESH_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _USED_AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")  # a part of an axis has its own size
 _GROUPS_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _DEVICE_IDS = re.compile(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)")
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x')
 _PAIRS = re.compile(r"\{(\d+),(\d+)\}")
 
 
@@ -43,6 +45,8 @@ class Collective:
       group: chips that take part together.
       times: runs per step.
       members: numbers of the chips of one group, as the mesh has them in order.
+      leaves: whether this is the part of a collective that goes to other slices, which the TPU's
+        compiler splits off; `group` is then the number of slices.
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Collective:
     group: int
     times: float
     members: tuple[int, ...] = ()
+    leaves: bool = False
 
     @property
     def wire_bytes(self) -> float:
@@ -61,6 +66,23 @@ class Collective:
             "collective-permute": 1.0,
         }.get(self.kind, (g - 1) / g)
         return self.bytes * factor
+
+    def over_slices(self, slices: int) -> tuple[float, float]:
+        """Bytes that one chip sends inside its slice and to the other slices, per run.
+
+        A group over several slices goes in two stages, so that each byte leaves its slice once:
+        sums are made inside before they go out, and what comes in is spread inside afterwards.
+        """
+        if slices == 1:
+            return self.wire_bytes, 0.0
+        n = max(1, self.group // slices)
+        inner, outer = (dataclasses.replace(self, group=size) for size in (n, slices))
+        if self.kind == "collective-permute":
+            return 0.0, self.wire_bytes
+        if self.kind == "all-gather":
+            return slices * inner.wire_bytes, outer.wire_bytes
+        share = 1 if self.kind == "all-to-all" else n
+        return inner.wire_bytes, outer.wire_bytes / share
 
 
 class Program:
@@ -82,6 +104,8 @@ class Program:
         for name, runs in self._runs.items():
             body = self.computations[name]
             for one in body:
+                if one.opcode == "send" and (between := _between_slices(one, body, runs)):
+                    found.append(between)
                 kind = one.opcode.removesuffix("-start")
                 if kind in KINDS and not continues(one, body):
                     if name.startswith("all-reduce-scatter"):  # so the TPU's compiler writes it
@@ -204,6 +228,19 @@ def _constant(name: str, body: Computation) -> int | None:
     one = _source(name, body)
     number = re.match(r"(-?\d+)\)", one.rest) if one and one.opcode == "constant" else None
     return int(number[1]) if number else None
+
+
+def _between_slices(one: Instruction, body: Computation, runs: float) -> Collective | None:
+    """What a chip sends to other slices through the host, if this is such a transfer."""
+    found = _TRANSFER.search(one.rest)
+    if found is None:
+        return None
+    kind = found[1].lower().replace("_", "-")
+    listed = _SLICES.search(one.rest)
+    slices = len(listed[1].split(",")) if listed else 2
+    size = body.operands(one)[0].size
+    kind = kind if kind in KINDS else "collective-permute"  # ONE_TO_ONE
+    return Collective(kind, size, slices, runs, leaves=True)
 
 
 def _members(rest: str) -> tuple[int, ...]:

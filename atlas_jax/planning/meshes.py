@@ -18,7 +18,7 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
+def candidates(run: Run, devices: Any, hbm_bytes: int, slices: int = 1) -> list[MeshConfig]:
     """Meshes over which batch, heads and parameters divide, the most promising first.
 
     Fewer chips per copy of a layer means less communication, so `model` is as small as the batch
@@ -29,13 +29,13 @@ def candidates(run: Run, devices: Any, hbm_bytes: int) -> list[MeshConfig]:
     Raises:
       UserError: no mesh fits; says why the last one did not.
     """
-    n, refused = len(devices), ""
+    n, refused = len(devices) // slices, ""
     found, roomy = list[tuple[tuple[float, int, int], MeshConfig]](), list[MeshConfig]()
     for model in divisors(n):
         if model > MAX_MODEL:
             continue
         for fsdp in divisors(n // model):
-            config = MeshConfig(data=n // model // fsdp, fsdp=fsdp, model=model)
+            config = MeshConfig(n // model // fsdp, fsdp, model, slices)
             try:
                 resident = _resident(run, config, devices)
             except UserError as error:

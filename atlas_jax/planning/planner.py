@@ -8,7 +8,7 @@ from typing import Any
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
+from atlas_jax.core.partitioning import MESH_AXES, SLICE_AXES, MeshConfig
 from atlas_jax.planning.advice import Case, advise, windowed
 from atlas_jax.planning.compiled import compile_program, compiler_flops, count_flops
 from atlas_jax.planning.estimate import Memory, Work, largest_index, measure, resident_memory
@@ -65,6 +65,7 @@ class Plan:
       tried: the run's first program (for training, the train step) on all meshes tried.
       programs: all programs on the recommended mesh, if one fits.
       possible: number of meshes over which the run divides; 0 if the meshes were given.
+      slices: of this kind, joined by the data-centre network.
     """
 
     slice: Slice
@@ -72,6 +73,7 @@ class Plan:
     tried: list[ProgramPlan]
     programs: list[ProgramPlan]
     possible: int = 0
+    slices: int = 1
 
     @property
     def recommended(self) -> MeshConfig | None:
@@ -80,8 +82,8 @@ class Plan:
         return best.mesh if best else None
 
 
-def tpu_devices(where: Slice) -> Sequence[Any]:
-    """Devices of a slice that need not exist, for compilation ahead of time.
+def tpu_devices(where: Slice, slices: int = 1) -> Sequence[Any]:
+    """Devices of one or several equal slices that need not exist, to compile ahead of time.
 
     Raises:
       UserError: libtpu is not installed.
@@ -95,7 +97,8 @@ def tpu_devices(where: Slice) -> Sequence[Any]:
         raise UserError(INSTALL_HINT) from None
     from jax.experimental import topologies
 
-    description = topologies.get_topology_desc(where.topology, "tpu", **where.topology_options)
+    options = where.topology_options | ({"num_slices": slices} if slices > 1 else {})
+    description = topologies.get_topology_desc(where.topology, "tpu", **options)
     return description.devices
 
 
@@ -107,22 +110,24 @@ def make_plan(
     try_meshes: int = 3,
     programs: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
+    slices: int = 1,
 ) -> Plan:
     """Compile the run's first program on some meshes, and the others on the best of them.
 
     Args:
       run: the run's settings.
       where: the slice; its chip sets the limits.
-      devices: one for each chip of the slice.
+      devices: one for each chip of all slices.
       meshes: those to try; none: the `try_meshes` most promising ones.
       programs: those to compile after the first one; none: all of the run.
       report: called with a line before and after each compilation.
+      slices: how many of them the data-centre network joins; each mesh has them as `dcn`.
 
     Raises:
       UserError: a mesh does not divide the run.
     """
     first, *rest = run.programs
-    possible = [] if meshes else candidates(run, devices, where.chip.hbm_bytes)
+    possible = [] if meshes else candidates(run, devices, where.chip.hbm_bytes, slices)
     chosen = list(meshes) or possible[:try_meshes]
     tried = [plan_program(first, run, config, where, devices, report) for config in chosen]
     best = best_of(tried) or min(tried, key=lambda p: (not p.memory.is_whole, p.memory.peak))
@@ -131,7 +136,7 @@ def make_plan(
         for name in rest
         if name in (programs or rest)
     ]
-    return Plan(where, run, tried, [best, *others], len(possible))
+    return Plan(where, run, tried, [best, *others], len(possible), slices)
 
 
 def best_of(plans: Sequence[ProgramPlan]) -> ProgramPlan | None:
@@ -152,7 +157,7 @@ def plan_program(
 ) -> ProgramPlan:
     """Lower and compile one program on one mesh and take its figures."""
     mesh, chip = partitioning.make_mesh(config, devices), where.chip
-    config = MeshConfig(**{axis: mesh.shape[axis] for axis in SLICE_AXES})
+    config = MeshConfig(**{axis: mesh.shape[axis] for axis in MESH_AXES})
     program, started = make_program(name, run, mesh), time.monotonic()
     beside = resident(program, run, mesh)
     memory = resident_memory(program.terms).beside(beside)
@@ -171,7 +176,7 @@ def plan_program(
     largest = None
     if memory.is_whole and any(term.startswith("index") for term in program.terms):
         rows = run.batch_of(name)[1]
-        largest = largest_index(memory, chip, len(devices), run.row_bytes, rows)
+        largest = largest_index(memory, chip, where.chips, run.row_bytes, rows)
     report(f"{name} on {mesh_name(config)}: {'fits' if fits else 'does not fit'}, {seconds:.0f} s")
     return ProgramPlan(
         program=name,
@@ -191,5 +196,6 @@ def plan_program(
 
 
 def mesh_name(config: MeshConfig) -> str:
-    """`data=1 fsdp=64 model=4`."""
-    return " ".join(f"{axis}={getattr(config, axis)}" for axis in SLICE_AXES)
+    """`data=1 fsdp=64 model=4`, and `dcn=2` before it if there are two slices."""
+    axes = SLICE_AXES if config.dcn == 1 else MESH_AXES
+    return " ".join(f"{axis}={getattr(config, axis)}" for axis in axes)

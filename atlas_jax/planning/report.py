@@ -28,6 +28,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "slice": plan.slice.name,
         "topology": plan.slice.topology,
         "chips": plan.slice.chips,
+        "slices": plan.slices,
         "hbm_bytes_per_chip": chip.hbm_bytes,
         "passages": run.passages if run.on_devices else 0,
         "index_dtype": run.corpus.dtype,
@@ -116,8 +117,9 @@ def write_json(plan: Plan, path: str | Path) -> None:
 def show(plan: Plan, console: Console) -> None:
     """Print the meshes tried, each program's memory and work, and the advice."""
     chip = plan.slice.chip
+    several = f"{plan.slices} slices of " if plan.slices > 1 else ""
     console.print(
-        f"{plan.slice.name}: {plan.slice.chips} chips ({plan.slice.topology}), "
+        f"{several}{plan.slice.name}: {plan.slice.chips} chips ({plan.slice.topology}), "
         f"{chip.hbm_bytes / GIB:.2f} GiB of HBM each for a program"
     )
     if len(plan.tried) > 1:

@@ -144,9 +144,13 @@ class Wiring:
         """What one chip sends in all these collectives, by mesh axes."""
         found: dict[tuple[str, ...], float] = {}
         for one in collectives:
-            if one.wire_bytes:
-                axes = self.axes(one.members)
-                found[axes] = found.get(axes, 0.0) + one.times * one.wire_bytes
+            axes = (BETWEEN_SLICES,) if one.leaves else self.axes(one.members)
+            inside = tuple(name for name in axes if name != BETWEEN_SLICES)
+            slices = self._sizes[BETWEEN_SLICES] if inside != axes else 1
+            sizes = (0.0, one.wire_bytes) if one.leaves else one.over_slices(slices)
+            for key, size in zip((inside, (BETWEEN_SLICES,)), sizes, strict=True):
+                if size:
+                    found[key] = found.get(key, 0.0) + one.times * size
         return tuple(
             Sent(",".join(axes), self.links(axes), size) for axes, size in sorted(found.items())
         )

@@ -221,6 +221,35 @@ def test_every_way_to_write_groups_is_read(groups: str, size: int) -> None:
     assert Program(text + line).collectives[0].group == size
 
 
+# As the TPU's compiler sends to other slices: a part of a collective, through the host.
+SEND = """ENTRY %main (x: f32[2,8,128]) -> f32[2,8,128] {
+  %x = f32[2,8,128]{2,1,0} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[2,8,128]{2,1,0}, u32[], token[]) send(%x, %after), channel_id=6, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target=TARGET,_xla_megascale_transfer_type="KIND"}
+  %done = token[] send-done(%send), channel_id=6, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="KIND"}
+  ROOT %out = f32[2,8,128]{2,1,0} add(%x, %x)
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "found", "slices", "sent"),
+    [
+        ("ALL_REDUCE", '"{1,2}x{0:7}"', "all-reduce", 2, 1.0),
+        ("ALL_REDUCE", '"{1,2,3,4}x{0:7}"', "all-reduce", 4, 1.5),
+        ("ALL_GATHER", '"{1,2,3}x{0:7}"', "all-gather", 3, 2.0),
+        ("ONE_TO_ONE", "{{200000->100007},{200007->100005}}", "collective-permute", 2, 1.0),
+    ],
+)
+def test_what_a_chip_sends_to_other_slices_is_read(
+    kind: str, target: str, found: str, slices: int, sent: float
+) -> None:
+    program = Program(SEND.replace("KIND", kind).replace("TARGET", target))
+    size = 2 * 8 * 128 * 4
+    assert program.collectives == [Collective(found, size, slices, 1.0, leaves=True)]
+    assert program.collectives[0].wire_bytes == sent * size
+
+
 @pytest.mark.parametrize(
     ("groups", "members"),
     [

@@ -205,6 +205,36 @@ def test_data_parallelism_and_fsdp_are_both_tried_where_they_have_room() -> None
     assert copied not in first(kept[0] - 1) and spread in first(kept[0] - 1)
 
 
+def test_of_two_slices_only_gradients_leave_one() -> None:
+    where, shape = Slice("v5e-4", CHIPS["v5e"], 4), MeshConfig(2, 2, 1, dcn=2)
+    found = make_plan(
+        tiny_run("RETRIEVER_TRAINING='joint'"), where, jax.devices(), [shape],
+        programs=["search"], slices=2,
+    )  # fmt: skip
+    train, search = found.programs
+    assert train.mesh == shape == found.recommended
+    assert train.memory.terms["index embeddings"] == 5 * 1024 // 4 * 16 * 4  # a copy on each slice
+    assert train.work and train.roof and search.work and search.roof
+    sent = {one.axes: one.bytes for one in train.work.network}
+    # A float32 gradient of each parameter: half of it is sent, and comes back summed.
+    gradients = train.memory.terms["parameters"]
+    assert sent["dcn"] == pytest.approx(gradients, rel=0.5)
+    assert train.roof.seconds["slices"] == sent["dcn"] / where.chip.dcn_bandwidth
+    assert "slices" not in search.roof.seconds or search.roof.seconds["slices"] < 1e-5
+    assert as_json(found)["slices"] == 2
+    assert as_json(found)["recommended_mesh"] == "dcn=2 data=2 fsdp=2 model=1"
+    console = Console(record=True, width=200)
+    show(found, console)
+    text = console.export_text()
+    assert "2 slices of v5e-4" in text and "over dcn (between slices): GiB sent" in text
+
+
+def test_meshes_of_several_slices_have_them_all() -> None:
+    found = candidates(tiny_run(), jax.devices(), SLICE.chip.hbm_bytes, slices=2)
+    assert found[:2] == [MeshConfig(4, 1, 1, 2), MeshConfig(1, 4, 1, 2)]
+    assert all(config.dcn == 2 for config in found)
+
+
 def test_a_run_that_is_too_big_is_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -326,7 +356,7 @@ def test_without_libtpu_the_command_says_how_to_get_it(
             ["--topology=v5e-8", "--passages=9", "--programs=fly"],
             "no program of this run (train) is called fly",
         ),
-        (["--topology=v5e-8", "--passages=9", "--gin.MeshConfig.dcn=2"], "a plan is for one slice"),
+        (["--topology=v5e-8", "--passages=9", "--gin.MeshConfig.dcn=-1"], "the number of slices"),
     ],
 )
 def test_slips_are_named(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,6 +394,21 @@ def test_the_tpu_compiler_does_not_copy_the_tokens_of_the_index(tmp_path: Path) 
     memory = search["bytes_per_chip"]
     # 0.54 of them; 1.04 where both are copied, one after the other.
     assert memory["temporaries"] < 0.75 * memory["index tokens"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_tpu_compiler_tells_what_leaves_a_slice(tmp_path: Path) -> None:
+    both = ["--gin.MeshConfig.dcn=2", "--gin.BATCH_SIZE=16", "--gin.EvalConfig.batch_size=16"]
+    flags = ["--topology=v5e-8", "--passages=5000", "--programs=search", *both]
+    train, search = tpu_programs(tmp_path, flags)
+    assert train["mesh"] == "dcn=2 data=2 fsdp=2 model=2"
+    assert "all-reduce between slices" in train["collectives_per_chip"]
+    (out,) = (sent for sent in train["network_per_chip"] if sent["axes"] == "dcn")
+    assert out["links"] == 0 and out["bytes"] > 0
+    # Each slice searches for itself; what was found is then given to all.
+    leaves = {kind for kind in search["collectives_per_chip"] if "between slices" in kind}
+    assert leaves == {"all-gather between slices"}
 
 
 def tpu_programs(folder: Path, flags: Sequence[str]) -> list[dict[str, Any]]:

@@ -130,13 +130,34 @@ def test_the_slowest_resource_sets_the_time() -> None:
     assert found.mfu == pytest.approx(1 / 5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "inside", "between"),
+    [
+        ("all-reduce", 150.0, 25.0),
+        ("all-gather", 600.0, 100.0),
+        ("reduce-scatter", 75.0, 12.5),
+        ("all-to-all", 75.0, 50.0),
+        ("collective-permute", 0.0, 100.0),
+    ],
+)
+def test_a_group_over_two_slices_sends_each_byte_out_once(
+    kind: str, inside: float, between: float
+) -> None:
+    one = Collective(kind, 100, 8, 1.0)
+    assert one.over_slices(2) == (inside, between)
+    assert one.over_slices(1) == (one.wire_bytes, 0.0)
+
+
 def test_what_leaves_the_slice_goes_at_the_speed_of_the_other_network() -> None:
     devices = np.array(jax.devices()).reshape(2, 4, 1, 1)
     mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     found = Wiring(mesh, parse_slice("v5e-4")).sent(
         [Collective("all-reduce", 100, 8, 1.0, tuple(range(8)))]
     )
-    assert found == (Sent("dcn,data", 0, 175.0),)
+    inside, between = 2 * 100 * 3 / 4, 2 * 100 / 4 / 2  # summed on four chips, then sent
+    assert found == (Sent("data", 2, inside), Sent("dcn", 0, between))
+    out = Collective("all-reduce", 100, 2, 3.0, leaves=True)  # split off by the compiler
+    assert Wiring(mesh, parse_slice("v5e-4")).sent([out]) == (Sent("dcn", 0, 300.0),)
     chip = CHIPS["v5e"]
     slow = roofline(1.0, 1.0, 1.0, [Sent("dcn", 0, 2 * chip.dcn_bandwidth)], chip)
     assert (slow.binding, slow.seconds["slices"], slow.seconds["network"]) == ("slices", 2.0, 0)
