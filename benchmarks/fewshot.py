@@ -30,11 +30,26 @@ from atlas_jax.tasks.classification import ClassificationTask, RTETask, SST2Task
 from atlas_jax.training.classifier_config import ClassifierRun, ClassifierTrainConfig
 from atlas_jax.training.classifier_trainer import train_classifier
 from atlas_jax.training.config import FINAL, OptimizerConfig
+from atlas_jax.training.pet import pet
+from atlas_jax.training.pet_config import PetConfig, PetRun
 from atlas_jax.training.self_training import self_train
 from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
 
 TASKS: dict[str, type[ClassificationTask]] = {"sst2": SST2Task, "rte": RTETask}
 LENGTHS = {"sst2": 64, "rte": 128}
+# PET's, where they go with the task's words (pet: pvp.py).
+PATTERNS = {
+    "sst2": (
+        "{text} It was {mask} .",
+        "It was {mask} . {text}",
+        "{text} All in all, it was {mask} .",
+    ),
+    "rte": (
+        "{premise!drop} ? {mask} , {hypothesis!lower}",
+        '" {hypothesis} " ? {mask} . " {premise} "',
+        "{hypothesis!drop} ? {mask} , {premise}",
+    ),
+}
 DELTAS = {
     "": DeltaConfig(),
     "adapters": DeltaConfig(kind="adapter", rank=64),
@@ -47,7 +62,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-      method: of `train_classifier`, or 'self-training'.
+      method: of `train_classifier`, or 'self-training' or 'pet'.
       delta: a name of DELTAS.
       trains: whether it takes steps.
       weighted: of self-training.
@@ -72,6 +87,7 @@ ROWS = {
     "prompt": Row("prompt"),
     "prompt, adapters": Row("prompt", "adapters"),
     "prompt, LoRA": Row("prompt", "LoRA"),
+    "PET": Row("pet"),
     "self-training, no weights": Row("self-training", "adapters"),
     "self-training": Row("self-training", "adapters", weighted=True),
 }
@@ -84,6 +100,7 @@ CLAIMS = (
     ("so it does with adapters", "prompt, adapters", "classic, adapters", "more"),
     ("adapters equal full tuning", "prompt, adapters", "prompt", "alike"),
     ("LoRA equals full tuning", "prompt, LoRA", "prompt", "alike"),
+    ("several prompts beat one", "PET", "prompt", "more"),
     ("self-training beats its prompt", "self-training", "prompt, adapters", "more"),
     ("weights help", "self-training", "self-training, no weights", "more"),
 )
@@ -154,7 +171,7 @@ def run_case(bench: Bench, case: Case) -> dict[str, float]:
         "seed": case.seed,
     }
     began = time.perf_counter()
-    train = _self_training if row.method == "self-training" else _classifier
+    train = {"self-training": _self_training, "pet": _pet}.get(row.method, _classifier)
     scores = train(bench, row, task, common)
     found = {"accuracy": scores["accuracy"], "seconds": time.perf_counter() - began}
     if (folder / FINAL).is_dir():
@@ -189,6 +206,20 @@ def _self_training(
         student_learning_rate=bench.small_rate,
     )  # fmt: skip
     return self_train(SelfTrainingRun(task=task, train=config, delta=DELTAS[row.delta]))
+
+
+def _pet(
+    bench: Bench, row: Row, task: ClassificationTask, common: dict[str, Any]
+) -> dict[str, float]:
+    """A member for each pattern; the classifier has as many steps as self-training's students."""
+    config = PetConfig(
+        **common, unlabelled_file=bench.file(task.name, "unlabelled"),
+        patterns=PATTERNS[task.name], seeds=1, steps=bench.steps, batch_size=bench.batch_size,
+        learning_rate=bench.small_rate if row.delta else bench.rate,
+        distil_steps=max(1, bench.rounds * sum(bench.round_steps)),
+    )  # fmt: skip
+    optimizer = OptimizerConfig(weight_decay=0.0)
+    return pet(PetRun(task=task, train=config, delta=DELTAS[row.delta], optimizer=optimizer))
 
 
 def cases(
@@ -303,7 +334,8 @@ def _told(bench: Bench) -> str:
     return (
         f"{bench.steps} steps of {bench.batch_size} texts; rate {bench.rate:g}, of adapters and "
         f"LoRA {bench.small_rate:g}; self-training: a teacher of {bench.steps} steps, then "
-        f"{bench.rounds} rounds of {kd} + {meta} + {tune}. Accuracy in percent: mean (population "
+        f"{bench.rounds} rounds of {kd} + {meta} + {tune}; PET: one member a pattern, then as many "
+        "steps as all rounds. Accuracy in percent: mean (population "
         "standard deviation). The rule takes the sample's deviation, over the seeds that both rows "
         "have."
     )

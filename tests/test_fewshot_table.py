@@ -8,6 +8,7 @@ import pytest
 
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.models.encoder_folder import load_encoder
+from atlas_jax.training.pet import members_of
 from benchmarks import fewshot
 from tests.training.classified import TASK, WORDS, save_tiny, write_texts
 
@@ -58,6 +59,26 @@ def test_a_table_from_files_keeps_what_is_done(
     assert "has runs with other settings" in capsys.readouterr().err
     assert fewshot.main([*call, "--rows=probes"]) == 2
     assert "'probes' is unknown; there is majority" in capsys.readouterr().err
+
+
+def test_pet_has_a_member_a_pattern_and_the_steps_of_all_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train_30shot_seed2", "test", "unlabelled"):
+        (tmp_path / "rte").mkdir(exist_ok=True)
+        line = {"premise": "a", "hypothesis": "b", "label": "entailment"}
+        write_jsonl(tmp_path / "rte" / f"{name}.jsonl", [line])
+    told = []
+    monkeypatch.setattr(fewshot, "pet", lambda run: told.append(run) or {"accuracy": 0.5})
+    bench = fewshot.Bench("e", "", str(tmp_path), str(tmp_path / "out"), 0, 0, 7, 4, 1e-5, 1e-3, 2,
+                          (5, 3, 1))  # fmt: skip
+    found = fewshot.run_case(bench, fewshot.Case("rte", 30, 2, "PET"))
+    assert found["accuracy"] == 0.5 and "trained" not in found
+    (run,) = told
+    assert (run.train.steps, run.train.distil_steps, run.train.seed) == (7, 18, 2)
+    assert (run.train.length, run.train.learning_rate) == (128, 1e-5)
+    assert len(list(members_of(run))) == len(fewshot.PATTERNS["rte"]) == 3
+    assert all(one.task.template for one in members_of(run))  # parsed, with one mask each
 
 
 def test_a_verdict_compares_the_seeds_that_both_rows_have() -> None:
