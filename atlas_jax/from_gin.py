@@ -68,6 +68,7 @@ from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainin
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
+OnTask = TypeVar("OnTask", ClassifierRun, SelfTrainingRun, PetRun)
 
 # Functions and classes that gin files bind by name. They are not changed: only `told` and `called`
 # take their arguments from gin.
@@ -249,12 +250,7 @@ def pretrain_run() -> PretrainRun:
 
 def classifier_run() -> ClassifierRun:
     """The settings of `train_classifier`."""
-    config = told(ClassifierTrainConfig)
-    return ClassifierRun(
-        **_encoder_run(config.task, "ClassifierTrainConfig"),
-        train=config,
-        optimizer=_optimizer(ClassifierRun.optimizer),
-    )
+    return _on_task(ClassifierRun, ClassifierTrainConfig)
 
 
 def self_training_run() -> SelfTrainingRun:
@@ -263,13 +259,7 @@ def self_training_run() -> SelfTrainingRun:
     Raises:
       UserError: a rate or a length is bound that the run has of its own.
     """
-    config = told(SelfTrainConfig)
-    _refuse_decided(SelfTrainingRun.DECIDED, "SelfTrainConfig")
-    return SelfTrainingRun(
-        **_encoder_run(config.task, "SelfTrainConfig"),
-        train=config,
-        optimizer=_optimizer(SelfTrainingRun.optimizer),
-    )
+    return _on_task(SelfTrainingRun, SelfTrainConfig)
 
 
 def pet_run() -> PetRun:
@@ -278,13 +268,19 @@ def pet_run() -> PetRun:
     Raises:
       UserError: a rate or a length is bound that the run has of its own.
     """
-    config = told(PetConfig)
-    _refuse_decided(PetRun.DECIDED, "PetConfig")
-    return PetRun(
-        **_encoder_run(config.task, "PetConfig"),
-        train=config,
-        optimizer=_optimizer(PetRun.optimizer),
-    )
+    return _on_task(PetRun, PetConfig)
+
+
+def _on_task(run: type[OnTask], train: type[Any]) -> OnTask:
+    """The settings of a run of an encoder on a task.
+
+    Args:
+      run: what to make.
+      train: class of its config, which names the task.
+    """
+    config, name = told(train), train.__name__
+    _refuse_decided(run.DECIDED, name)
+    return run(**_encoder_run(config.task, name), train=config, optimizer=_optimizer(run.optimizer))
 
 
 def _refuse_decided(decided: Mapping[str, str], config: str) -> None:

@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -81,11 +82,8 @@ def _change(what: str, flags: argparse.Namespace) -> None:
         version = face.change_index(store=flags.store, delete=flags.ids)
     else:
         records = [record for _, record in read_corpus(flags.passages, progress=False)]
-        folders = {"store": flags.store, "index": flags.index}
-        if what == "add":
-            version = face.change_index(flags.model, add=records, **folders)
-        else:
-            version = face.change_index(flags.model, replace=records, **folders)
+        changes: dict[str, Any] = {what: records}
+        version = face.change_index(flags.model, store=flags.store, index=flags.index, **changes)
     _tell(flags.store, version)
 
 
@@ -127,18 +125,24 @@ def diff(argv: Sequence[str]) -> int:
 def _diff(flags: argparse.Namespace) -> None:
     from atlas_jax import face
     from atlas_jax.answering.difference import differences, table
+    from atlas_jax.answering.results import Answer
 
     if flags.k < 0:
         raise UserError(f"--k={flags.k}: 1 passage or more, or 0 for as many as usual")
     if flags.output:
         check_output_file(flags.output, "--output")
-    answers = []
-    for version in (flags.before, flags.after):
-        read = {"k": flags.k} if flags.k else None
-        folders = {"store": flags.store, "index": flags.index}
-        atlas = face.load(flags.model, as_of=version, task=flags.task, read=read, **folders)
-        answers.append(atlas.evaluate(flags.questions).answers)
-    found = differences(*answers)
+    read = {"k": flags.k} if flags.k else None
+    told: dict[str, Any] = {
+        "store": flags.store,
+        "index": flags.index,
+        "task": flags.task,
+        "read": read,
+    }
+
+    def answers(version: str) -> list[Answer]:  # one version is in memory at a time
+        return face.load(flags.model, as_of=version, **told).evaluate(flags.questions).answers
+
+    found = differences(answers(flags.before), answers(flags.after))
     if flags.output:
         write_jsonl(flags.output, (one.as_record() for one in found))
     Console().print(table(found))

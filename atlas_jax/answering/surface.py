@@ -4,6 +4,7 @@ BERT's uncased WordPiece can only guess that `174 , 370 , 536` was `174,370,536`
 was copied from a passage can be spelt as it is there.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,9 +30,10 @@ def as_written(answer: str, texts: Iterable[str]) -> str:
     pieces = _PIECES.findall(_plain(answer)[0])
     if not pieces:
         return answer
-    plains = [(text, *_plain(text)) for text in texts]
+    texts = list(texts)
     for pattern in _patterns(pieces):
-        for text, plain, places in plains:
+        for text in texts:
+            plain, places = _plain(text)
             found = pattern.search(plain)
             if found:
                 return text[places[found.start()] : places[found.end() - 1] + 1]
@@ -50,6 +52,7 @@ def _patterns(pieces: Sequence[str]) -> Iterator[re.Pattern[str]]:
     yield re.compile(before + lead + middle + rest)
 
 
+@functools.lru_cache(64)  # a text is searched for two patterns, and often for several answers
 def _plain(text: str) -> tuple[str, list[int]]:
     """The text in small letters without accents, and the place of each letter in the text."""
     letters, places = [], []

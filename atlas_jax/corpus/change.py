@@ -51,6 +51,7 @@ class SegmentEmbedder:
         towers = retriever, tokenizers.retriever
         self._few = Embedder(*towers, few, mesh, rules)
         self._many = Embedder(*towers, config, mesh, rules)
+        self._opened: list[PassageStore] = []  # segments that earlier changes have opened
 
     def of(self, segment: PassageStore) -> Embedder:
         """The one of two shapes that wastes less."""
@@ -94,7 +95,9 @@ class SegmentEmbedder:
                     embedder.to_directory(self._params, segment, place, 0, dtype)
 
         tokenizers = {"reader": self.tokenizers.reader, "retriever": self.tokenizers.retriever}
-        store = changes.change(config.store, batch, tokenizers, embed, after)
+        store = changes.change(config.store, batch, tokenizers, embed, after, self._opened)
+        # The first segment lies in the store's own folder, which may be built anew.
+        self._opened = [one for one in store.segments if one.directory != store.directory]
         if config.index:
             remove_unnamed(config.index, store)
         return store, made[0] if made else None

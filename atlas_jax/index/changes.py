@@ -79,6 +79,7 @@ def change(
     tokenizers: Mapping[str, Tokenizer],
     embed: EmbedSegment = lambda name, segment, now: None,
     after: int | None = None,
+    opened: Sequence[PassageStore] = (),
 ) -> LivingStore:
     """Make the next version of a store.
 
@@ -89,6 +90,7 @@ def change(
       embed: called before the version exists, with the new segment if there is one, and with the
         store as it is before the change.
       after: the version that is to be changed; None = the newest.
+      opened: segments that were opened with these tokenizers before.
 
     Returns:
       The store as of the new version.
@@ -100,7 +102,8 @@ def change(
     """
     folder = Path(directory)
     made_with: Any = {f"{tower}_tokenizer": one for tower, one in tokenizers.items()}
-    opened = LivingStore.as_of(folder, "", **made_with).segments  # refuses other tokenizers
+    # Refuses other tokenizers.
+    opened = LivingStore.as_of(folder, "", **made_with, opened=opened).segments
     added, replaced = batch.records()
     try:
         with changing(folder):
@@ -113,17 +116,19 @@ def change(
             gone = _rows(now, added, replaced, batch.delete)
             dead = np.sort(np.concatenate([_dead(now), now.places_n[gone]]))
             names, number = list(now.version["segments"]), now.version["version"] + 1
+            segments = list(now.segments)
             count = now.count - len(gone) + len(added) + len(replaced)
             if count < 1:
                 raise UserError(f"delete: {folder} would hold no passage; keep one")
             if added or replaced:
                 names.append(name := _new_name(number))
-                segment = _write_segment(folder, name, [*added, *replaced], now, tokenizers)
-                embed(name, segment, now)
-                opened = [*now.segments, segment]
+                new = _write_segment(folder, name, [*added, *replaced], now, tokenizers)
+                embed(name, new, now)
+                segments.append(new)
             told = Change(added=len(added), replaced=len(replaced), deleted=len(batch.delete))
-            commit(folder, _version(now.version, names, dead, count, told), dead)
-            return LivingStore.as_of(folder, opened=opened)
+            version = _version(now.version, names, dead, count, told)
+            commit(folder, version, dead)
+            return LivingStore.of(folder, version, segments, dead)
     except OSError as error:
         raise unwritten(directory, error) from error
 

@@ -75,7 +75,18 @@ class LivingStore(PassageStore):
         places = [segment_folder(folder, name) for name in names]
         segments = [known.get(place) or PassageStore.open(place, *towers) for place in places]
         version = version or first_version(segments[0].count)
-        total, dead = sum(one.count for one in segments), dead_rows(folder, version)
+        return cls.of(folder, version, segments, dead_rows(folder, version))
+
+    @classmethod
+    def of(
+        cls, folder: Path, version: Version, segments: list[PassageStore], dead: np.ndarray
+    ) -> "LivingStore":
+        """The store as of a version whose open segments and dead rows are at hand.
+
+        Raises:
+          UserError: the dead rows are none of these segments.
+        """
+        total = sum(one.count for one in segments)
         if len(dead) and not 0 <= dead[0] <= dead[-1] < total or total - len(dead) < 1:
             raise UserError(f"{folder}: version {version['version']} is damaged: its dead rows")
         return cls(folder, version, segments, np.delete(np.arange(total, dtype=np.int64), dead))

@@ -13,7 +13,7 @@ import jax
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.index.int8 import dtype_of
-from atlas_jax.index.living import LivingStore
+from atlas_jax.index.living import LivingStore, segment_folder
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import REBUILD, SavedIndex, load_index, open_index, save_index
 from atlas_jax.index.versions import FIRST, versions_of
@@ -60,7 +60,7 @@ def save_compacted(
 ) -> None:
     """Copy the embeddings of the living rows, for the segment that `compact` writes."""
     found = load_embeddings(directory, store, encoder_hash)
-    segment = PassageStore.open(store.directory / "segments" / name)
+    segment = PassageStore.open(segment_folder(store.directory, name))
     folder = Path(directory) / _SEGMENTS / name
     save_index(folder, found.embeddings_ne, segment, encoder_hash, found.version)
 

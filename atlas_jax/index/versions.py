@@ -17,7 +17,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -32,7 +32,6 @@ from atlas_jax.core.whole import whole_file
 FIRST = ""  # name of the first segment, which lies in the store's own folder
 VERSIONS, SEGMENTS = "versions", "segments"
 _FORMAT = 1
-_MANIFEST = "manifest.json"
 
 
 class Change(TypedDict):
@@ -173,7 +172,7 @@ def commit(directory: Path, version: Version, dead: np.ndarray) -> None:
             np.save(file, dead)
     with whole_file(directory / VERSIONS / f"{number:06d}.json") as file:
         file.write((json.dumps(version, indent=2) + "\n").encode("utf-8"))
-    flush_folder(directory / VERSIONS)
+    _flush([directory / VERSIONS, directory])  # `whole_file` has flushed the files
 
 
 def collect(directory: Path) -> None:
@@ -195,7 +194,11 @@ def collect(directory: Path) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Flush a folder's files and names to the disk, so that they survive a power cut, too."""
-    for path in (*(one for one in folder.iterdir() if one.is_file()), folder, folder.parent):
+    _flush([*(one for one in folder.iterdir() if one.is_file()), folder, folder.parent])
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -61,11 +61,8 @@ class ClassifierTrainConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range; the error names the binding."""
         name = "ClassifierTrainConfig"
-        bounds.check(self)
-        for own in ("model_dir", "encoder", "file"):
-            require(bool(getattr(self, own)), f"{name}.{own}", "", "a path")
+        check_fields(self, "model_dir", "encoder", "file")
         require(self.method in METHODS, f"{name}.method", self.method, one_of(METHODS))
-        object.__setattr__(self, "train", tuple(self.train))
         require(
             bool(self.eval_file) or self.steps > 0,
             f"{name}.eval_file", self.eval_file, "a file to score, where nothing is trained",
@@ -75,6 +72,18 @@ class ClassifierTrainConfig:
     def steps(self) -> int:
         """The steps that the method takes."""
         return self.total_steps if self.method in ("prompt", "head") else 0
+
+
+def check_fields(config: Any, *paths: str) -> None:
+    """Check bounds and the paths that must be given; make the patterns of `train` a tuple.
+
+    Raises:
+      UserError: names the binding.
+    """
+    bounds.check(config)
+    for own in paths:
+        require(bool(getattr(config, own)), f"{type(config).__name__}.{own}", "", "a path")
+    object.__setattr__(config, "train", tuple(config.train))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,8 @@ class EncoderRun:
     """
 
     SCOPE: ClassVar[str] = "encoder"
+    # Fields of the optimiser that `train` decides, by the field that does; gin may not bind them.
+    DECIDED: ClassVar[Mapping[str, str]] = {}
 
     task: ClassificationTask
     encoder: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import require
-from atlas_jax.training.classifier_config import EncoderRun
+from atlas_jax.training.classifier_config import EncoderRun, check_fields
 from atlas_jax.training.config import OptimizerConfig
 
 
@@ -69,10 +69,7 @@ class PetConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range; the error names the binding."""
         name = "PetConfig"
-        bounds.check(self)
-        for own in ("model_dir", "encoder", "file", "unlabelled_file"):
-            require(bool(getattr(self, own)), f"{name}.{own}", "", "a path")
-        object.__setattr__(self, "train", tuple(self.train))
+        check_fields(self, "model_dir", "encoder", "file", "unlabelled_file")
         one = isinstance(self.patterns, str)  # a single template would be taken for its letters
         require(not one, f"{name}.patterns", self.patterns, "a list of templates")
         object.__setattr__(self, "patterns", tuple(self.patterns))
@@ -94,7 +91,6 @@ class PetRun(EncoderRun):
       optimizer: of members and classifier; its rate and lengths are those of `train`.
     """
 
-    # Fields of the optimiser that `train` decides; a gin file may not bind them.
     DECIDED: ClassVar[Mapping[str, str]] = {
         "learning_rate": "learning_rate",
         "total_steps": "steps",

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import require
-from atlas_jax.training.classifier_config import EncoderRun
+from atlas_jax.training.classifier_config import EncoderRun, check_fields
 from atlas_jax.training.config import OptimizerConfig
 
 
@@ -62,10 +62,7 @@ class SelfTrainConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range; the error names the binding."""
         name = "SelfTrainConfig"
-        bounds.check(self)
-        for own in ("model_dir", "encoder", "file", "unlabelled_file"):
-            require(bool(getattr(self, own)), f"{name}.{own}", "", "a path")
-        object.__setattr__(self, "train", tuple(self.train))
+        check_fields(self, "model_dir", "encoder", "file", "unlabelled_file")
         require(
             self.kd_steps + self.meta_steps + self.tune_steps > 0,
             f"{name}.kd_steps", self.kd_steps, "a round of one step or more",
@@ -80,7 +77,6 @@ class SelfTrainingRun(EncoderRun):
       optimizer: of teacher and student; its rate and length are those of `train`.
     """
 
-    # Fields of the optimiser that `train` decides; a gin file may not bind them.
     DECIDED: ClassVar[Mapping[str, str]] = {
         "learning_rate": "student_learning_rate", "total_steps": "kd_steps",
     }  # fmt: skip
