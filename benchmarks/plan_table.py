@@ -11,7 +11,6 @@ are computed anew from the work that a row holds, without compiling: `recomputed
 
 import argparse
 import ast
-import dataclasses
 import functools
 import hashlib
 import json
@@ -29,202 +28,19 @@ from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.plan import UNREAD
 from atlas_jax.planning.report import DISAGREEMENT, bounds_json, versions
 from atlas_jax.planning.roofline import Sent, roofline
-from atlas_jax.training.chips import GIB, Slice, parse_slice
+from atlas_jax.training.chips import GIB, Slice
+from benchmarks.plan_rows import RECIPES, ROW_LIST, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "docs" / "reports"
 ROWS, TABLE = REPORTS / "plan_rows.json", REPORTS / "plan_table.md"
 PASSAGES = 37_000_000
-# As the page orders them. `Row` takes any recipe of `gin/runs/`; one more has to be named here.
-RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
 # What makes figures of a program. Times are none of them: they are recomputed.
 READING = (
     "planning/compiled", "planning/estimate", "planning/flops", "planning/hlo",
     "planning/hlo_text", "planning/products", "planning/programs", "planning/run",
     "planning/traffic",
 )  # fmt: skip
-# base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
-SCANNED = ("ReaderConfig.scan_layers=True", "RetrieverConfig.scan_layers=True")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One run on one slice.
-
-    Attributes:
-      where: the slice.
-      recipe: of `RECIPES`; it sets batch, k and lengths.
-      mesh: data,fsdp,model; data x fsdp divides the recipe's batch / accumulate.
-      remat: rematerialisation policy of both models; empty: as shipped.
-      accumulate: microbatches per step.
-      index: type of the embeddings.
-      passage_length: tokens of a passage in the index; 0: as shipped.
-      sequence: with the rules of `gin/mesh/sequence.gin`.
-    """
-
-    model: str
-    recipe: str
-    where: str
-    mesh: str
-    remat: str = ""
-    accumulate: int = 1
-    index: str = "bfloat16"
-    passage_length: int = 0
-    sequence: bool = False
-
-    @property
-    def name(self) -> str:
-        """All of it but the mesh, and what is as usual."""
-        more = [self.remat, f"accumulate={self.accumulate}" if self.accumulate > 1 else ""]
-        more.append(self.index if self.index != "bfloat16" else "")
-        more.append(f"passages={self.passage_length}" if self.passage_length else "")
-        more.append("sequence" if self.sequence else "")
-        return "/".join([self.model, self.recipe, self.where, *filter(None, more)])
-
-    @property
-    def files(self) -> list[str]:
-        """The gin files."""
-        rules = ["mesh/sequence.gin"] if self.sequence else []
-        return [f"models/{self.model}.gin", f"runs/{self.recipe}.gin", *rules]
-
-    @property
-    def bindings(self) -> list[str]:
-        """The gin bindings."""
-        remat = [
-            f"{name}.remat_policy={self.remat}" for name in ("ReaderConfig", "RetrieverConfig")
-        ]
-        return [
-            f"CorpusConfig.dtype={self.index}",
-            *SCANNED,
-            *(remat if self.remat else []),
-            *([f"StepConfig.accumulate={self.accumulate}"] if self.accumulate > 1 else []),
-            *([f"PASSAGE_LENGTH={self.passage_length}"] if self.passage_length else []),
-        ]
-
-    @property
-    def slice(self) -> Slice:
-        """The slice, taken apart."""
-        return parse_slice(self.where)
-
-
-# Those wanted most come first. One that fits takes the compiler minutes, one that does not less
-# than one, and seconds where its arguments alone are too large.
-ROW_LIST = (
-    Row("xxl", "nq_full", "v5e-256", "1,64,4"),
-    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, sequence=True),
-    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8),
-    Row("xxl", "nq_full", "v5e-16", "1,4,4", accumulate=16),
-    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16),
-    Row("xxl", "nq_full", "v4-16", "1,4,2", accumulate=16),
-    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16),
-    Row("xxl", "nq_full", "v6e-8", "1,4,2", accumulate=16),
-    Row("xxl", "nq_full", "v5p-8", "1,2,2", accumulate=32, sequence=True),
-    Row("xxl", "nq_full", "v5p-8", "1,4,1", accumulate=16),
-    Row("base", "nq_full", "v5e-16", "1,16,1", "full", 4),
-    Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8),
-    Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4),
-    Row("large", "nq_full", "v5e-8", "1,8,1", "full", 8),
-    Row("xl", "nq_full", "v5e-16", "1,8,2", "full", 8),
-    Row("xl", "nq_full", "v5e-8", "1,8,1", "full", 8),
-    Row("base", "nq_full", "v4-16", "1,8,1", "full", 8),
-    Row("base", "nq_full", "v4-8", "1,4,1", "full", 16),
-    Row("large", "nq_full", "v4-16", "1,8,1", "full", 8),
-    Row("large", "nq_full", "v4-8", "1,4,1", "full", 16),
-    Row("xl", "nq_full", "v4-16", "1,8,1", "full", 8),
-    Row("xl", "nq_full", "v4-8", "1,4,1", "full", 16),
-    Row("base", "nq_full", "v6e-8", "1,8,1", "full", 8),
-    Row("base", "nq_full", "v6e-4", "1,4,1", "full", 16),
-    Row("large", "nq_full", "v6e-8", "1,8,1", "full", 8),
-    Row("large", "nq_full", "v6e-4", "1,4,1", "full", 16),
-    Row("xl", "nq_full", "v6e-8", "1,8,1", "full", 8),
-    Row("xl", "nq_full", "v6e-4", "1,4,1", "full", 16),
-    Row("base", "nq_full", "v5p-8", "1,4,1", "full", 16),
-    Row("large", "nq_full", "v5p-8", "1,4,1", "full", 16),
-    Row("xl", "nq_full", "v5p-8", "1,4,1", "full", 16),
-    Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, index="int8", sequence=True),
-    Row("xxl", "nq_full", "v5e-16", "1,4,4", "", 16, "int8", 256, sequence=True),
-    Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8, "int8"),
-    Row("base", "nq_full", "v4-8", "1,4,1", "full", 16, "int8"),
-    Row("base", "nq_full", "v6e-4", "1,4,1", "full", 16, "int8"),
-    Row("xxl", "nq_full", "v4-16", "1,4,2", "", 16, "int8", 256, sequence=True),
-    Row("xxl", "nq_full", "v6e-8", "1,4,2", "", 16, "int8", 256, sequence=True),
-    Row("xxl", "nq_full", "v4-32", "1,4,4", accumulate=16, index="int8"),
-    Row("xxl", "nq_full", "v6e-16", "1,4,4", accumulate=16, index="int8"),
-    Row("xxl", "nq_full", "v5p-8", "1,2,2", accumulate=32, index="int8", sequence=True),
-    Row("base", "nq_full", "v5e-4", "1,4,1", "full", 16, "int8"),
-    Row("base", "nq_full", "v6e-1", "1,1,1", "full", 64, "int8"),
-    Row("base", "nq_full", "v5p-8", "1,4,1", "full", 16, "int8"),
-    Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4, "int8"),
-    Row("large", "nq_full", "v5e-8", "1,8,1", "full", 8, "int8"),
-    Row("large", "nq_full", "v5e-8", "1,4,2", "full", 16, "int8"),
-    Row("large", "nq_full", "v4-16", "1,8,1", "full", 8, "int8"),
-    Row("large", "nq_full", "v4-8", "1,4,1", "full", 16, "int8"),
-    Row("large", "nq_full", "v4-8", "1,2,2", "full", 32, "int8"),
-    Row("large", "nq_full", "v6e-8", "1,8,1", "full", 8, "int8"),
-    Row("large", "nq_full", "v6e-4", "1,4,1", "full", 16, "int8"),
-    Row("large", "nq_full", "v6e-1", "1,1,1", "full", 64, "int8"),
-    Row("large", "nq_full", "v5p-8", "1,4,1", "full", 16, "int8"),
-    Row("xl", "nq_full", "v5e-16", "1,8,2", "full", 8, "int8"),
-    Row("xl", "nq_full", "v5e-8", "1,8,1", "full", 8, "int8"),
-    Row("xl", "nq_full", "v4-16", "1,8,1", "full", 8, "int8"),
-    Row("xl", "nq_full", "v4-8", "1,4,1", "full", 16, "int8"),
-    Row("xl", "nq_full", "v6e-8", "1,8,1", "full", 8, "int8"),
-    Row("xl", "nq_full", "v6e-4", "1,4,1", "full", 16, "int8"),
-    Row("xl", "nq_full", "v5p-8", "1,4,1", "full", 16, "int8"),
-    Row("base", "nq_64shot", "v5e-8", "1,8,1", "full", 8),
-    Row("base", "nq_64shot", "v5e-4", "1,4,1", "full", 16),
-    Row("large", "nq_64shot", "v5e-8", "1,4,2", "full", 16),
-    Row("large", "nq_64shot", "v5e-16", "1,16,1", "full", 4),
-    Row("xl", "nq_64shot", "v5e-16", "1,8,2", "full", 8),
-    Row("xl", "nq_64shot", "v5e-8", "1,4,2", "full", 16),
-    Row("xxl", "nq_64shot", "v5e-32", "1,8,4", accumulate=8, sequence=True),
-    Row("xxl", "nq_64shot", "v5e-16", "1,4,4", accumulate=16, sequence=True),
-    Row("base", "nq_64shot", "v4-8", "1,4,1", "full", 16),
-    Row("large", "nq_64shot", "v4-8", "1,4,1", "full", 16),
-    Row("xl", "nq_64shot", "v4-16", "1,8,1", "full", 8),
-    Row("xl", "nq_64shot", "v4-8", "1,2,2", "full", 32),
-    Row("xxl", "nq_64shot", "v4-32", "1,4,4", accumulate=16),
-    Row("xxl", "nq_64shot", "v4-16", "1,4,2", accumulate=16, sequence=True),
-    Row("base", "nq_64shot", "v6e-4", "1,4,1", "full", 16),
-    Row("base", "nq_64shot", "v6e-1", "1,1,1", "full", 64),
-    Row("large", "nq_64shot", "v6e-4", "1,4,1", "full", 16),
-    Row("large", "nq_64shot", "v6e-1", "1,1,1", "full", 64),
-    Row("xl", "nq_64shot", "v6e-8", "1,8,1", "full", 8),
-    Row("xl", "nq_64shot", "v6e-4", "1,2,2", "full", 32),
-    Row("xxl", "nq_64shot", "v6e-16", "1,4,4", accumulate=16),
-    Row("xxl", "nq_64shot", "v6e-8", "1,4,2", accumulate=16, sequence=True),
-    Row("base", "nq_64shot", "v5p-8", "1,4,1", "full", 16),
-    Row("large", "nq_64shot", "v5p-8", "1,4,1", "full", 16),
-    Row("xl", "nq_64shot", "v5p-8", "1,4,1", "full", 16),
-    Row("xxl", "nq_64shot", "v5p-8", "1,2,2", accumulate=32, sequence=True),
-    Row("large", "nq_64shot", "v5e-4", "1,2,2", "full", 32),
-    Row("base", "nq_64shot", "v5e-8", "1,8,1", "full", 8, "int8"),
-    Row("base", "nq_64shot", "v5e-4", "1,4,1", "full", 16, "int8"),
-    Row("base", "nq_64shot", "v4-8", "1,4,1", "full", 16, "int8"),
-    Row("base", "nq_64shot", "v6e-4", "1,4,1", "full", 16, "int8"),
-    Row("base", "nq_64shot", "v6e-1", "1,1,1", "full", 64, "int8"),
-    Row("base", "nq_64shot", "v5p-8", "1,4,1", "full", 16, "int8"),
-    Row("large", "nq_64shot", "v5e-8", "1,8,1", "full", 8, "int8"),
-    Row("large", "nq_64shot", "v5e-4", "1,2,2", "full", 32, "int8"),
-    Row("large", "nq_64shot", "v4-8", "1,4,1", "full", 16, "int8"),
-    Row("large", "nq_64shot", "v6e-4", "1,4,1", "full", 16, "int8"),
-    Row("large", "nq_64shot", "v6e-1", "1,1,1", "full", 64, "int8"),
-    Row("large", "nq_64shot", "v5p-8", "1,4,1", "full", 16, "int8"),
-    Row("xl", "nq_64shot", "v5e-8", "1,4,2", "full", 16, "int8"),
-    Row("xl", "nq_64shot", "v4-8", "1,2,2", "full", 32, "int8"),
-    Row("xl", "nq_64shot", "v6e-4", "1,2,2", "full", 32, "int8"),
-    Row("xl", "nq_64shot", "v5e-16", "1,8,2", "full", 8, "int8"),
-    Row("xl", "nq_64shot", "v4-16", "1,8,1", "full", 8, "int8"),
-    Row("xl", "nq_64shot", "v6e-8", "1,8,1", "full", 8, "int8"),
-    Row("xl", "nq_64shot", "v5p-8", "1,4,1", "full", 16, "int8"),
-    Row("xxl", "nq_64shot", "v5e-16", "1,4,4", accumulate=16, index="int8", sequence=True),
-    Row("xxl", "nq_64shot", "v4-16", "1,4,2", accumulate=16, index="int8", sequence=True),
-    Row("xxl", "nq_64shot", "v6e-8", "1,4,2", accumulate=16, index="int8", sequence=True),
-    Row("xxl", "nq_64shot", "v5e-32", "1,8,4", accumulate=8, index="int8", sequence=True),
-    Row("xxl", "nq_64shot", "v4-32", "1,4,4", accumulate=16, index="int8"),
-    Row("xxl", "nq_64shot", "v6e-16", "1,4,4", accumulate=16, index="int8"),
-    Row("xxl", "nq_64shot", "v5p-8", "1,2,2", accumulate=32, index="int8", sequence=True),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -142,9 +142,9 @@ def test_the_step_sends_gradients_and_counts_its_scans(plan: Plan) -> None:
 def test_the_compiled_programs_have_the_products_that_were_counted(plan: Plan) -> None:
     for one in plan.programs:
         assert one.work is not None
-        # With passages on all devices, the gradients of a run this small repeat a few products.
-        repeated = 0.05 if one.program == "train" else 0.01
-        assert one.work.agreement == pytest.approx(1, abs=repeated), one.program
+        # With passages on all devices, the compiled gradients repeat a few products.
+        expected = 1.038 if one.program == "train" else 1
+        assert one.work.agreement == pytest.approx(expected, abs=0.01), one.program
 
     def shown(plan: Plan) -> str:
         console = Console(record=True, width=200)
