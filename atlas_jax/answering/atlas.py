@@ -182,6 +182,26 @@ class Atlas:
         store = self.store
         return store.version["version"] if isinstance(store, LivingStore) else 0
 
+    def earlier(self, as_of: str) -> Corpus:
+        """The passages as of a version or a time, for `ask_in`; nothing is compiled for them.
+
+        They lie in memory beside those of today until the result is dropped. To ask nothing but
+        an earlier version, use ``as_of`` of `atlas_jax.load`.
+
+        Raises:
+          UserError: there is no corpus or no such version, its embeddings are not saved, or it
+            has more passages than there is room for.
+        """
+        if self._corpus is None:
+            raise UserError("as_of: a closed book has no versions; load passages with a store")
+        with self._active():
+            return self._corpus.earlier(as_of)
+
+    @property
+    def keeps_earlier(self) -> bool:
+        """Whether `earlier` can load a version of the passages."""
+        return self._corpus is not None and self._corpus.keeps_earlier
+
     @property
     def deltas(self) -> list[str]:
         """Names of what was added."""
@@ -256,6 +276,7 @@ class Atlas:
         shape: Shape,
         asked: Sequence[Asked],
         on_found: Callable[[list[tuple[Passage, ...]]], None] = lambda _: None,
+        corpus: Corpus | None = None,
     ) -> list[Answer]:
         """Answer up to `shape.rows` questions in one compiled shape, as a server does.
 
@@ -263,6 +284,7 @@ class Atlas:
           shape: the program; it is compiled if it was not used before.
           asked: questions that fit it.
           on_found: called with each question's passages as soon as they are found.
+          corpus: an `earlier` one that is searched instead; None = the newest.
 
         Returns:
           The answers; without text and likelihood if the shape does not read.
@@ -271,8 +293,9 @@ class Atlas:
           UserError: as `ask`.
         """
         with self._turns.reading(), self._active():
-            examples = examples_of(self._told, asked, self.store)
+            examples = examples_of(self._told, asked, corpus.store if corpus else self.store)
             program, first = self._programs.of(shape, self._made), self._count(len(examples))
+            program = program.over(corpus) if corpus else program
             found: list[Found] = []
             for number, found in enumerate(program.stages(self._made.params, examples, first)):
                 if number == 0:

@@ -1,5 +1,6 @@
 """From examples to token batches of one static shape."""
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
@@ -111,6 +112,12 @@ class Batcher:
         self._choices = choices
         self._length_penalty = length_penalty
         self._limits, self._edited_width = limits, edited
+
+    def over(self, store: PassageStore) -> "Batcher":
+        """The same batches for another version of the store."""
+        other = copy.copy(self)
+        other._store = store
+        return other
 
     def __call__(self, examples: Sequence[Example], rows: int | None = None) -> Batch:
         """Make a batch of the examples.

@@ -18,8 +18,9 @@ from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
+from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.retrieval import at_most, rerank, with_edited
-from atlas_jax.corpus.sources import Source
+from atlas_jax.corpus.sources import DeviceSource, Source
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.towers import embed_query
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -155,6 +156,16 @@ class Evaluator:
                 found += self._read(*waiting)
                 bar.update(len(waiting[0]))
         return found
+
+    def over(self, corpus: Corpus) -> "Evaluator":
+        """The same compiled programs over another corpus, whose index has the same shape."""
+        assert isinstance(self.source, DeviceSource)
+        return dataclasses.replace(
+            self,
+            batcher=self.batcher.over(corpus.store),
+            source=self.source.over(corpus),
+            store=corpus.store,
+        )
 
     def stages(
         self, params: Params, examples: Sequence[Example], first: int = 0

@@ -5,6 +5,7 @@ was searched. After a slice has been refreshed the embeddings are no longer thos
 then the checkpoint holds them itself. So a resumed run searches exactly what the killed run did.
 """
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -33,7 +34,7 @@ from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.index.search import Searcher
 from atlas_jax.index.segment_indices import load_embeddings
-from atlas_jax.index.versions import versions_of
+from atlas_jax.index.versions import numbers_of
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -54,7 +55,7 @@ def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
     config = spec.config
     if not config.store:
         raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
-    if config.passages and not versions_of(config.store):
+    if config.passages and not numbers_of(config.store):
         with multihost.first_goes_first("passage store"):
             PassageStore.build(
                 config.passages,
@@ -189,7 +190,7 @@ class Corpus:
         self.index: DeviceIndex | None = None
         self.searcher: Searcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
-        self._scann = spec.scann
+        self._spec = spec
         self._retriever_tokens, self._versions = retriever_tokens, versions
         self.apart_nf: np.ndarray | None = None
         self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
@@ -382,6 +383,52 @@ class Corpus:
         places_r = store.starts[-2] + np.arange(fresh, dtype=np.int64)
         old.become(store, moved(old.places_n, places_r, plan))
 
+    @property
+    def keeps_earlier(self) -> bool:
+        """Whether `earlier` can load a version."""
+        return bool(self._config.index) and not self.on_host and self.apart_nf is None
+
+    def earlier(self, as_of: str) -> "Corpus":
+        """This corpus as of a version or a time, with an index of the same shape beside this one's.
+
+        Programs that were compiled for this corpus serve that one, too.
+
+        Args:
+          as_of: see `versions.find_version`.
+
+        Raises:
+          UserError: there is no such version, its embeddings are not saved, or it has no room.
+        """
+        config = self._config
+        if self.on_host or self.apart_nf is not None:
+            raise UserError(
+                "as_of: an earlier version can be searched beside the newest one only where the "
+                "devices search and the reader keeps no states of the passages; load it by itself"
+            )
+        if not config.index:
+            raise UserError(
+                "as_of: the embeddings of earlier versions are not saved; build an index with "
+                "`atlas-jax build_index`, and bind CorpusConfig.index to it"
+            )
+        assert self.index is not None and isinstance(self.store, LivingStore)
+        rows, open_segments = self._hot.capacity(self.index), self.store.segments
+        store = LivingStore.as_of(config.store, as_of, opened=open_segments)
+        if store.count > rows:
+            raise UserError(
+                f"as_of: version {store.version['version']} has {store.count:,} passages, but "
+                f"there is room for {rows:,}; bind CorpusConfig.capacity = {store.count} or more"
+            )
+        saved = load_embeddings(config.index, store, self.encoder_hash)
+        spec = dataclasses.replace(self._spec, config=dataclasses.replace(config, capacity=rows))
+        made = Corpus(store, self._embedder, spec, self._mesh, self._retriever_tokens)
+        made._place(saved.embeddings_ne, self.version, self.encoder_hash)
+        if made.dtype != self.dtype:
+            raise UserError(
+                f"as_of: the saved embeddings of version {store.version['version']} are in "
+                f"{made.dtype}, those that are searched in {self.dtype}"
+            )
+        return made
+
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that no checkpoint needs and this run does not use."""
         if self._versions is None or not self._versions.is_dir() or not multihost.is_first():
@@ -408,7 +455,7 @@ class Corpus:
                     "CorpusConfig.searcher = 'scann' would compress once more; build it with "
                     "CorpusConfig.dtype = 'bfloat16', or use 'exact'"
                 )
-            self.searcher = ScannSearcher(embeddings_ne, self._scann)
+            self.searcher = ScannSearcher(embeddings_ne, self._spec.scann)
             # Without versions they lie in memory, where the searcher has a copy of its own.
             self._host_ne = embeddings_ne if self._versions is not None else None
             return
@@ -416,7 +463,7 @@ class Corpus:
         self.index = self._to_device(embeddings_ne, version)
 
     def _to_device(self, embeddings_ne: Any, version: int) -> DeviceIndex:
-        return to_device(
+        placed = to_device(
             embeddings_ne,
             self.store,
             self._mesh,
@@ -425,3 +472,6 @@ class Corpus:
             self.apart_nf,
             self._config.capacity,
         )
+        if isinstance(self.store, LivingStore):
+            self.store.forget_copies()
+        return placed

@@ -5,6 +5,7 @@ For each batch the host calls `Source.of_batch`. The compiled step passes its re
 search, host search, given passages and closed book.
 """
 
+import copy
 from typing import Any, Protocol
 
 import jax
@@ -43,6 +44,12 @@ class DeviceSource:
         """Search for k passages."""
         self._corpus = corpus
         self._retrieve = make_device_retrieve(k, mesh, corpus.recall_target)
+
+    def over(self, corpus: Corpus) -> "DeviceSource":
+        """The same search in another corpus, whose index has the same shape."""
+        other = copy.copy(self)
+        other._corpus = corpus
+        return other
 
     def of_batch(self, params: Params, batch: Batch) -> DeviceIndex:
         """The index, whatever the batch."""

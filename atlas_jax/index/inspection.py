@@ -11,7 +11,7 @@ from atlas_jax.index.int8 import as_floats
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import check_store, open_index
-from atlas_jax.index.versions import first_version, versions_of
+from atlas_jax.index.versions import Version, first_version, numbers_of, read_version, versions_of
 
 _CHUNK_NUMBERS = 1 << 22  # read at a time
 
@@ -82,6 +82,31 @@ def describe_versions(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if not versions or not versions[-1]["oldest"]:
         versions = [first_version(PassageStore.open(folder).count), *versions]
     return {"store": str(directory), "versions": [dict(one) for one in versions]}
+
+
+def recent_versions(
+    directory: str | os.PathLike[str], before: int, most: int
+) -> tuple[list[Version], int]:
+    """The newest versions of a store, newest first; only their own files are read.
+
+    Args:
+      before: only versions below this number; 0 = all.
+      most: how many.
+
+    Returns:
+      The versions, and the number of the oldest one that was kept.
+
+    Raises:
+      UserError: the store is damaged.
+    """
+    numbers = numbers_of(directory)
+    kept = numbers if numbers and read_version(directory, numbers[-1])["oldest"] else [0, *numbers]
+    chosen = [one for one in reversed(kept) if not before or one < before][:most]
+    found = [
+        read_version(directory, one) if one else first_version(PassageStore.open(directory).count)
+        for one in chosen
+    ]
+    return found, kept[0]
 
 
 def lines_of_versions(found: dict[str, Any]) -> list[str]:

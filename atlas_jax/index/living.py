@@ -143,6 +143,10 @@ class LivingStore(PassageStore):
             self._tokens_of[tower] = self.living(arrays)
         return self._tokens_of[tower]
 
+    def forget_copies(self) -> None:
+        """Free the copies of tokens in memory; they are made again when they are asked for."""
+        self._tokens_of.clear()
+
     def living(self, arrays: list[Any]) -> np.ndarray:
         """The living rows of one array [n, ...] of each segment, as one new array."""
         out = np.empty((self.count, *arrays[0].shape[1:]), arrays[0].dtype)

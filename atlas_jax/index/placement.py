@@ -48,7 +48,12 @@ def in_layout(array_nx: jax.Array, layout: Layout) -> jax.Array:
     if present.layout.major_to_minor == layout.major_to_minor:
         return array_nx
     wanted = Format(layout, array_nx.sharding)
-    return jax.jit(lambda array: array, out_shardings=wanted)(array_nx)
+    return jax.jit(_same, out_shardings=wanted)(array_nx)
+
+
+def _same(array: jax.Array) -> jax.Array:
+    """A named function, so that the copy is compiled once for a shape."""
+    return array
 
 
 def to_device(

@@ -16,7 +16,7 @@ from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.living import LivingStore, segment_folder
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import REBUILD, SavedIndex, load_index, open_index, save_index
-from atlas_jax.index.versions import FIRST, versions_of
+from atlas_jax.index.versions import FIRST, first_is_given_up, unnamed
 
 _SEGMENTS = "embeddings-of-segments"
 
@@ -79,14 +79,10 @@ def encoder_of(directory: str | os.PathLike[str], store: LivingStore) -> str:
 
 def remove_unnamed(directory: str | os.PathLike[str], store: LivingStore) -> None:
     """Remove the embeddings of segments that no version of the store names."""
-    kept = versions_of(store.directory)
-    named = {name for one in kept for name in one["segments"]}
     folder = Path(directory) / _SEGMENTS
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name not in named:
-                shutil.rmtree(path, ignore_errors=True)
-    if kept and kept[-1]["oldest"] and FIRST not in named and not _is_of(directory, store):
+    for path in unnamed(store.directory, folder.iterdir() if folder.is_dir() else ()):
+        shutil.rmtree(path, ignore_errors=True)
+    if first_is_given_up(store.directory) and not _is_of(directory, store):
         for path in Path(directory).glob("embeddings-*.npy"):
             path.unlink(missing_ok=True)
         (Path(directory) / "index.json").unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from atlas_jax.core.whole import whole_file
 FIRST = ""  # name of the first segment, which lies in the store's own folder
 VERSIONS, SEGMENTS = "versions", "segments"
 _FORMAT = 1
+_DIGITS = 18  # of a version's number, at most
 
 
 class Change(TypedDict):
@@ -66,11 +67,19 @@ def versions_of(directory: str | os.PathLike[str]) -> list[Version]:
     Raises:
       UserError: a version's file is damaged.
     """
-    folder = Path(directory) / VERSIONS
-    numbers = sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdecimal())
-    found = [_read(folder / f"{number:06d}.json") for number in numbers]
-    oldest = found[-1]["oldest"] if found else 0
-    return [one for one in found if one["version"] >= oldest]
+    return [read_version(directory, number) for number in numbers_of(directory)]
+
+
+def numbers_of(directory: str | os.PathLike[str]) -> list[int]:
+    """The numbers of `versions_of`; only the newest version's file is read.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    names = (path.stem for path in (Path(directory) / VERSIONS).glob("[0-9]*.json"))
+    numbers = sorted(int(name) for name in names if name.isdecimal())
+    oldest = read_version(directory, numbers[-1])["oldest"] if numbers else 0
+    return [number for number in numbers if number >= oldest]
 
 
 def first_version(count: int) -> Version:
@@ -94,27 +103,30 @@ def find_version(directory: str | os.PathLike[str], as_of: str) -> Version | Non
     Raises:
       UserError: there is no such version, or it was compacted away.
     """
-    found = versions_of(directory)
-    oldest = found[-1]["oldest"] if found else 0
+    numbers = numbers_of(directory)
+    newest = read_version(directory, numbers[-1]) if numbers else None
+    oldest = newest["oldest"] if newest else 0
     if not as_of:
-        return found[-1] if found else None
-    if as_of.isdecimal():
+        return newest
+    if as_of.isdecimal() and len(as_of) <= _DIGITS:
         wanted = int(as_of)
-        newest = found[-1]["version"] if found else 0
-        if wanted > newest or wanted < oldest:
+        if wanted not in numbers and (wanted or oldest):
             raise UserError(
-                f"as_of = {as_of!r}: {directory} has the versions {oldest} to {newest}; "
-                "`atlas-jax index show` lists them"
+                f"as_of = {as_of!r}: {directory} has the versions {oldest} to "
+                f"{newest['version'] if newest else 0}; `atlas-jax index show` lists them"
             )
-        return next((one for one in found if one["version"] == wanted), None)
+        return read_version(directory, wanted) if wanted in numbers else None
     until = parse_time(as_of)
-    before = [one for one in found if datetime.datetime.fromisoformat(one["time"]) <= until]
-    if not before and oldest:
+    for number in reversed(numbers):
+        found = read_version(directory, number)
+        if datetime.datetime.fromisoformat(found["time"]) <= until:
+            return found
+    if oldest:
         raise UserError(
             f"as_of = {as_of!r}: the oldest version of {directory} that was kept is {oldest}, of "
-            f"{found[0]['time']}"
+            f"{read_version(directory, numbers[0])['time']}"
         )
-    return before[-1] if before else None
+    return None
 
 
 def parse_time(text: str) -> datetime.datetime:
@@ -176,20 +188,42 @@ def commit(directory: Path, version: Version, dead: np.ndarray) -> None:
 
 
 def collect(directory: Path) -> None:
-    """Remove what no version names: given up, or left behind by a kill."""
-    kept = versions_of(directory)
-    numbers = {f"{one['version']:06d}" for one in kept}
+    """Remove what no version names: given up, or left behind by a kill.
+
+    Only the newest version is read, unless there is something that it does not name.
+    """
+    kept = numbers_of(directory)
+    numbers = {f"{number:06d}" for number in kept}
     for path in (directory / VERSIONS).iterdir():
         if path.name != ".lock" and path.name.split(".")[0] not in numbers:
             path.unlink(missing_ok=True)
-    named = {name for one in kept for name in one["segments"]}
-    if (directory / SEGMENTS).is_dir():
-        for path in (directory / SEGMENTS).iterdir():
-            if path.name not in named:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if kept and kept[-1]["oldest"] and FIRST not in named:
+    folder = directory / SEGMENTS
+    for path in unnamed(directory, folder.iterdir() if folder.is_dir() else ()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if first_is_given_up(directory):
         for path in (*directory.glob("*.npy"), directory / "passages.jsonl"):
             path.unlink(missing_ok=True)
+
+
+def unnamed(directory: str | os.PathLike[str], paths: Iterable[Path]) -> list[Path]:
+    """Those of these paths whose name is no segment of a version."""
+    numbers = numbers_of(directory)
+    rest = list(paths)
+    for number in reversed(numbers):
+        if not rest:
+            break
+        named = read_version(directory, number)["segments"]
+        rest = [path for path in rest if path.name not in named]
+    return rest
+
+
+def first_is_given_up(directory: str | os.PathLike[str]) -> bool:
+    """Whether the store's first segment is part of no version any more."""
+    numbers = numbers_of(directory)
+    if not numbers or not read_version(directory, numbers[-1])["oldest"]:
+        return False
+    # Once a version is without it, so are all later ones.
+    return FIRST not in read_version(directory, numbers[0])["segments"]
 
 
 def flush_folder(folder: Path) -> None:
@@ -210,7 +244,13 @@ def _dead_file(directory: Path, number: int) -> Path:
     return directory / VERSIONS / f"{number:06d}.dead.npy"
 
 
-def _read(path: Path) -> Version:
+def read_version(directory: str | os.PathLike[str], number: int) -> Version:
+    """One version's file.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    path = Path(directory) / VERSIONS / f"{number:06d}.json"
     found: Version = strict_json.read(path, Version)
     if found["format"] != _FORMAT:
         raise UserError(f"{path}: version format {found['format']}, this program reads {_FORMAT}")

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from atlas_jax.answering.results import Passage
+from atlas_jax.index.living import LivingStore
 from atlas_jax.serving import metrics
 from atlas_jax.serving.config import ServeConfig
 from atlas_jax.serving.events import Events, answer_to
@@ -24,7 +25,13 @@ from atlas_jax.serving.guard import Guard, allowed_names
 from atlas_jax.serving.openapi import description
 from atlas_jax.serving.problems import CLIENT_LEFT, Refused, problem_response
 from atlas_jax.serving.queue import Ticket
-from atlas_jax.serving.replies import answer_reply, found_reply, json_response, stored_reply
+from atlas_jax.serving.replies import (
+    answer_reply,
+    found_reply,
+    json_response,
+    stored_reply,
+    versions_reply,
+)
 from atlas_jax.serving.requests import asked_of, changes_of, read_request
 from atlas_jax.serving.schemas import (
     AnswersReply,
@@ -42,6 +49,7 @@ from atlas_jax.serving.schemas import (
 from atlas_jax.serving.service import Done, Service
 
 _STATIC = str(files("atlas_jax.serving") / "static")
+_DIGITS = 18  # of a version's number, at most
 _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
 
 
@@ -62,6 +70,7 @@ def make_app(service: Service, key: str, name: str) -> ASGIApp:
             Route("/openapi.json", routes.openapi),
             Route("/v1/models", routes.models),
             Route("/v1/examples", routes.examples),
+            Route("/v1/versions", routes.versions),
             Route("/v1/answers", routes.answers, methods=["POST"]),
             Route("/v1/retrieve", routes.retrieve, methods=["POST"]),
             Route("/v1/passages", routes.change, methods=["POST"]),
@@ -188,6 +197,19 @@ class _Routes:
             raise Refused(404, f"no passage of the corpus has the id {wanted!r}")
         return json_response(found)
 
+    async def versions(self, request: Request) -> Response:
+        """The versions of the passages, the newest first, and what each changed."""
+        store = self._service.engine.atlas.store
+        if not isinstance(store, LivingStore):
+            raise Refused(400, "a closed book has no versions: load passages, a store or an index")
+        before = request.query_params.get("before", "")
+        if before and not (before.isdecimal() and len(before) < _DIGITS):
+            raise Refused(400, f"before = {before[:_DIGITS]!r}: expected the number of a version")
+        earlier = self._service.serves_earlier
+        return json_response(
+            await asyncio.to_thread(versions_reply, store, int(before or 0), earlier)
+        )
+
     async def change(self, request: Request) -> Response:
         """Add, replace and delete passages, as one version."""
         self._check_changes()
@@ -220,12 +242,12 @@ class _Routes:
         sent = await read_request(request, AnswersRequest, self._config)
         if sent.stream:
             return await self._streamed(request, sent)
-        settings = (True, sent.explain, sent.decoding)
+        settings = (True, sent.explain, sent.decoding, str(sent.as_of))
         done = await self._all(request, sent, lambda asked: self._service.submit(asked, *settings))
         return json_response(
             AnswersReply(
                 answers=[answer_reply(one) for one in done],
-                index=self._service.index(),
+                index=done[0].index,
                 request_id=request.state.request_id,
             )
         )
@@ -236,12 +258,14 @@ class _Routes:
         if self._service.engine.atlas.store is None:
             raise Refused(400, "there is no corpus to search: load passages, a store or an index")
         done = await self._all(
-            request, sent, lambda asked: self._service.submit(asked, False, False, "")
+            request,
+            sent,
+            lambda asked: self._service.submit(asked, False, False, "", str(sent.as_of)),
         )
         return json_response(
             RetrieveReply(
                 results=[found_reply(one) for one in done],
-                index=self._service.index(),
+                index=done[0].index,
                 request_id=request.state.request_id,
             )
         )
@@ -289,7 +313,8 @@ class _Routes:
                 loop.call_soon_threadsafe(events.found, number, texts[number], passages)
 
         def submit(asked: Any) -> list[Ticket]:
-            return self._service.submit(asked, True, sent.explain, sent.decoding, on_found)
+            settings = (True, sent.explain, sent.decoding, str(sent.as_of))
+            return self._service.submit(asked, *settings, on_found)
 
         tickets = await self._submitted(request, sent, submit)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

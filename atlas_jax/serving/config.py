@@ -31,6 +31,8 @@ class ServeConfig:
     max_choices: answers that a question may choose from; 0 = none may.
     max_excluded: passages that a question may exclude.
     max_replaced: passages that a question may replace the text of; 0 = none may.
+    earlier: earlier versions of the passages that lie in memory at a time, beside the newest, for
+        questions with `as_of`; 0 = nobody may ask for one.
     decoding: methods of GenerationConfig that a client may ask for besides the configured one.
     queue: questions that may wait; more are refused at once, with status 429.
     max_questions: questions in one request.
@@ -55,6 +57,7 @@ class ServeConfig:
     max_choices: bounds.AtLeast0 = 0
     max_excluded: bounds.AtLeast0 = 20
     max_replaced: bounds.AtLeast0 = 4
+    earlier: bounds.AtLeast0 = 2
     decoding: tuple[Literal["greedy", "beam", "sample"], ...] = ()
     queue: bounds.AtLeast1 = 64
     max_questions: bounds.AtLeast1 = 32

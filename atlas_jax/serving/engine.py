@@ -13,6 +13,7 @@ from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.programs import Shape
 from atlas_jax.answering.results import Answer, Passage
 from atlas_jax.core.errors import UserError
+from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.serving.config import ServeConfig
 from atlas_jax.serving.schemas import Decoding
 from atlas_jax.tasks.base import AsksChoices
@@ -117,9 +118,16 @@ class Engine:
         return asked.k or min(self.atlas.told.read.k, self.deepest)
 
     def answer(
-        self, kind: Kind, asked: Sequence[Asked], on_found: OnFound = lambda _: None
+        self,
+        kind: Kind,
+        asked: Sequence[Asked],
+        on_found: OnFound = lambda _: None,
+        corpus: Corpus | None = None,
     ) -> tuple[list[Answer], int]:
         """Answer questions of one kind, up to the largest of `batch_rows`.
+
+        Args:
+          corpus: see `Atlas.ask_in`.
 
         Returns:
           The answers, and the rows of the program that gave them.
@@ -129,7 +137,7 @@ class Engine:
         """
         rows = next(one for one in self.batch_rows if one >= len(asked))
         limited = [dataclasses.replace(one, k=self.k_of(one)) for one in asked]
-        return self.atlas.ask_in(self._shapes[kind, rows], limited, on_found), rows
+        return self.atlas.ask_in(self._shapes[kind, rows], limited, on_found, corpus), rows
 
     def best_batch(self, kind: Kind, waiting: int) -> int:
         """How many of the questions that wait to answer together.

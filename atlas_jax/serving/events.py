@@ -67,7 +67,7 @@ class Events:
     async def _answered(self, number: int, ticket: Ticket) -> None:
         try:
             reply = answer_reply(await answer_to(self._service, ticket))
-            event = AnswerEvent(index=number, answer=reply, served_by=self._service.index())
+            event = AnswerEvent(index=number, answer=reply, served_by=reply.index)
             self._events.put_nowait(("answer", event))
         except Exception as error:
             refusal, problem = problem_of(error, self._request_id)

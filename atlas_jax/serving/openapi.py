@@ -31,6 +31,8 @@ ROUTES: dict[str, tuple[str, str, Any, Any, tuple[str, ...]]] = {
                      schemas.RetrieveRequest, schemas.RetrieveReply, _ASK_FAULTS),
     "/v1/passages/{id}": ("get", "One passage of the corpus.", None, schemas.PassageReply,
                           ("404", "503")),
+    "/v1/versions": ("get", "The versions of the passages, the newest 100 before `before`.", None,
+                     schemas.VersionsReply, ("400", "503")),
     "/v1/models": ("get", "What is served, and its limits.", None, schemas.ModelsReply, ("503",)),
     "/v1/examples": ("get", "Questions to try, and some passages.", None, schemas.ExamplesReply,
                      ("503",)),
@@ -83,6 +85,8 @@ def _operation(
         made["parameters"] = [
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
         ]
+    if path == "/v1/versions":
+        made["parameters"] = [{"name": "before", "in": "query", "schema": {"type": "integer"}}]
     words = {**_FAULTS, "404": "There is none of this id."}
     for status in faults:
         kind, media = schemas.Problem, "application/problem+json"

@@ -33,8 +33,10 @@ class Ticket:
 
     Attributes:
       asked: the question.
-      kind: questions of one kind may be answered together.
+      kind, version: questions that have both in common may be answered together; the version
+        is of the passages, None = the newest.
       deadline: `time.monotonic` after which nobody waits for the answer.
+      corpus: the passages as of this version.
       on_found: called with the passages, in the thread that answers.
       answered: gets the result or the error.
       arrived: `time.monotonic` of its arrival.
@@ -43,6 +45,8 @@ class Ticket:
     asked: Asked
     kind: Hashable
     deadline: float
+    version: int | None = None
+    corpus: Any = None
     on_found: Callable[[Any], None] = lambda _: None
     answered: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
@@ -102,8 +106,11 @@ class Queue:
                 if self._closed:
                     return []
                 self._changed.wait()
-            kind = self._waiting[0].kind
-            alike = [one for one in self._waiting if one.kind == kind]
+            first = self._waiting[0]
+            kind = first.kind
+            alike = [
+                one for one in self._waiting if (one.kind, one.version) == (kind, first.version)
+            ]
             taken = alike[: how_many(kind, len(alike))]
             chosen = set(taken)
             self._waiting = collections.deque(one for one in self._waiting if one not in chosen)

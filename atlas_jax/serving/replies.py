@@ -7,8 +7,18 @@ import msgspec
 from starlette.responses import Response
 
 from atlas_jax.answering.results import Passage
-from atlas_jax.serving.schemas import AnswerReply, FoundReply, PassageReply
+from atlas_jax.index.inspection import recent_versions
+from atlas_jax.index.living import LivingStore
+from atlas_jax.serving.schemas import (
+    AnswerReply,
+    FoundReply,
+    PassageReply,
+    VersionReply,
+    VersionsReply,
+)
 from atlas_jax.serving.service import Done
+
+_VERSIONS = 100  # told at once
 
 
 def json_response(value: msgspec.Struct, status: int = 200) -> Response:
@@ -56,6 +66,27 @@ def stored_reply(passage: Mapping[str, str]) -> PassageReply:
     """A passage as the corpus has it."""
     names = ("id", "title", "section", "text")
     return PassageReply(**{name: passage[name] for name in names})  # type: ignore[arg-type]
+
+
+def versions_reply(store: LivingStore, before: int, earlier: bool) -> VersionsReply:
+    """The newest versions of a store below a number, newest first.
+
+    Args:
+      before: 0 = from the newest.
+      earlier: whether the server was told to search others than the newest.
+    """
+    found, oldest = recent_versions(store.directory, before, _VERSIONS)
+    versions = [
+        VersionReply(
+            version=one["version"],
+            time=one["time"] or None,
+            passages=one["count"],
+            **one["change"],
+        )
+        for one in found
+    ]
+    serving = store.version["version"]
+    return VersionsReply(versions=versions, serving=serving, oldest=oldest, earlier=earlier)
 
 
 def _finite(number: float | None) -> float | None:

@@ -77,6 +77,7 @@ def asked_of(sent: AnswersRequest | RetrieveRequest, config: ServeConfig) -> lis
         ("exclude", sent.exclude),
         ("replace", list(sent.replace)),
         ("choices", choices),
+        ("as_of", [str(sent.as_of)]),
     ):
         _check_lengths(name, texts, config.max_characters, "max_characters")
     _check_lengths("replace", list(sent.replace.values()), config.max_text, "max_text")

@@ -19,6 +19,13 @@ class _Request(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         dict[str, str],
         Meta(description="Texts by id of passages, for this request in place of their own."),
     ] = {}
+    as_of: Annotated[
+        str | int,
+        Meta(
+            description="Version of the passages, or a time in ISO 8601 (UTC unless it says "
+            "otherwise); '' = the newest."
+        ),
+    ] = ""
 
 
 class AnswersRequest(_Request, frozen=True, kw_only=True):
@@ -121,6 +128,26 @@ class FoundReply(Struct, kw_only=True):
     passages: list[PassageReply]
     timings: Timings
     index: Annotated[IndexReply | None, Meta(description="What was searched for it.")] = None
+
+
+class VersionReply(Struct, kw_only=True):
+    """One version of the passages."""
+
+    version: int
+    time: Annotated[str | None, Meta(description="In UTC; null for version 0, as built.")]
+    passages: int
+    added: int
+    replaced: int
+    deleted: int
+
+
+class VersionsReply(Struct, kw_only=True):
+    """Versions of the passages, the newest first."""
+
+    versions: list[VersionReply]
+    serving: Annotated[int, Meta(description="The version that is searched without `as_of`.")]
+    oldest: Annotated[int, Meta(description="The oldest version that was kept.")]
+    earlier: Annotated[bool, Meta(description="Whether `as_of` may name another one.")]
 
 
 class ChangedReply(Struct, kw_only=True):

@@ -1,6 +1,7 @@
 """Loads the models, compiles, and answers what waits, in a thread of its own."""
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,11 @@ from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.results import Answer, Passage
 from atlas_jax.core.errors import UserError
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.index.living import LivingStore
+from atlas_jax.index.versions import find_version
 from atlas_jax.serving.config import ServeConfig
+from atlas_jax.serving.editions import Editions
 from atlas_jax.serving.engine import Engine, Kind
 from atlas_jax.serving.logs import event
 from atlas_jax.serving.metrics import Metrics
@@ -54,6 +59,9 @@ class Service:
         self._state = "loading the models"
         self._ready = threading.Event()
         self._changes = threading.Lock()
+        self._editions = Editions(
+            config.earlier, lambda as_of: self.engine.atlas.earlier(as_of), config.deadline_seconds
+        )
         self._thread = threading.Thread(target=self._run, name="atlas-jax-answers", daemon=True)
 
     def start(self) -> None:
@@ -94,6 +102,11 @@ class Service:
         if self._engine is None or not self.is_ready:
             raise Refused(503, f"not ready: {self.state}", {"retry-after": "2"})
         return self._engine
+
+    @property
+    def serves_earlier(self) -> bool:
+        """Whether a question may be asked as of an earlier version."""
+        return self.config.earlier > 0 and self.engine.atlas.keeps_earlier
 
     def index(self) -> IndexReply | None:
         """The index that serves; None for a closed book."""
@@ -136,33 +149,62 @@ class Service:
         reads: bool,
         explains: bool,
         decoding: Decoding,
+        as_of: str = "",
         on_found: Callable[[int, tuple[Passage, ...]], None] | None = None,
     ) -> list[Ticket]:
         """Put questions into the queue.
 
         Args:
+          as_of: version of the passages, or a time; "" = the newest.
           on_found: called with a question's number and its passages, in the service's thread.
 
         Raises:
-          UserError: a question is at fault.
+          UserError: a question is at fault, or there is no such version.
           QueueFull: there is no room for all of them.
           Refused: the server is not ready.
         """
         engine, deadline = self.engine, time.monotonic() + self.config.deadline_seconds
-        with engine.atlas.reading():
-            examples_of(engine.atlas.told, asked, engine.atlas.store)  # refuses what is at fault
+        kinds = [engine.kind(one, reads, explains, decoding) for one in asked]
+        version, corpus = self._earlier(engine, as_of, len(asked))
         tickets = [
-            Ticket(one, engine.kind(one, reads, explains, decoding), deadline) for one in asked
+            Ticket(one, kind, deadline, version, corpus)
+            for one, kind in zip(asked, kinds, strict=True)
         ]
+        if version is not None:
+            give_back = functools.partial(self._editions.give_back, version)
+            for ticket in tickets:
+                ticket.answered.add_done_callback(lambda _: give_back())
         for number, ticket in enumerate(tickets):
             if on_found is not None:
                 ticket.on_found = lambda passages, number=number: on_found(number, passages)  # type: ignore[misc]
         try:
+            with engine.atlas.reading():
+                store = corpus.store if corpus else engine.atlas.store
+                examples_of(engine.atlas.told, asked, store)  # refuses what is at fault
             self.queue.offer(tickets)
-        except QueueFull:
-            self.metrics.shed.inc(len(tickets))
+        except BaseException as error:
+            if isinstance(error, QueueFull):
+                self.metrics.shed.inc(len(tickets))
+            self.queue.withdraw(tickets)
             raise
         return tickets
+
+    def _earlier(
+        self, engine: Engine, as_of: str, questions: int
+    ) -> tuple[int | None, Corpus | None]:
+        """The version that `as_of` means, and its passages; Nones for the newest."""
+        if not as_of:
+            return None, None
+        if not self.config.earlier:
+            raise UserError(
+                "as_of: this server answers from the newest version alone (ServeConfig.earlier)"
+            )
+        store = engine.atlas.store
+        if store is None:
+            raise UserError("as_of: a closed book has no versions")
+        found = find_version(store.directory, as_of)
+        version = found["version"] if found else 0
+        return version, self._editions.take(version, questions)
 
     def _run(self) -> None:
         try:
@@ -208,18 +250,18 @@ class Service:
         self.queue.answered(len(tickets), time.monotonic() - start)
 
     def _batch(self, engine: Engine, tickets: Sequence[Ticket], start: float) -> list[Done]:
-        kind, found_at = tickets[0].kind, [start]
+        kind, corpus, found_at = tickets[0].kind, tickets[0].corpus, [start]
         searched: list[IndexReply | None] = [None]
         assert isinstance(kind, Kind)
 
         def on_found(passages: list[tuple[Passage, ...]]) -> None:
             found_at[0] = time.monotonic()
             # Called while the batch is answered, when nothing can change.
-            searched[0] = _index_of(engine.atlas) if engine.atlas.store else None
+            searched[0] = _index_of(engine.atlas, corpus) if engine.atlas.store else None
             for ticket, found in zip(tickets, passages, strict=True):
                 ticket.on_found(found)
 
-        answers, rows = engine.answer(kind, [one.asked for one in tickets], on_found)
+        answers, rows = engine.answer(kind, [one.asked for one in tickets], on_found, corpus)
         end = time.monotonic()
         self.metrics.questions.inc(len(tickets))
         self.metrics.batch.observe(len(tickets))
@@ -246,12 +288,12 @@ class Service:
         ]
 
 
-def _index_of(atlas: Atlas) -> IndexReply:
-    store = atlas.store
-    assert store is not None
+def _index_of(atlas: Atlas, corpus: Corpus | None = None) -> IndexReply:
+    store = corpus.store if corpus else atlas.store
+    assert isinstance(store, LivingStore)
     return IndexReply(
         version=atlas.index_version,
         passages=store.count,
         hash=store.content_hash[:12],
-        passages_version=atlas.passages_version,
+        passages_version=store.version["version"],
     )

@@ -46,6 +46,20 @@ def load_atlas(folder: Path, reader_tokenizer: Path, retriever_tokenizer: Path) 
     return atlas_jax.load(folder / "model", passages=folder / "passages.jsonl", **SETTINGS)
 
 
+def kept_store(folder: Path, reader_tokenizer: Path, retriever_tokenizer: Path) -> None:
+    """A small model with a store and an index that is saved."""
+    load_atlas(folder, reader_tokenizer, retriever_tokenizer)
+    told = {"passages": folder / "passages.jsonl", "store": folder / "store"}
+    formats = SETTINGS["formats"]
+    atlas_jax.build_index(folder / "model", **told, index=folder / "index", formats=formats)
+
+
+def load_kept(folder: Path, **more: Any) -> Atlas:
+    """The model of `kept_store`."""
+    told = {"store": folder / "store", "index": folder / "index", **more}
+    return atlas_jax.load(folder / "model", **told, **SETTINGS)
+
+
 @contextlib.contextmanager
 def serving(atlas: Atlas, **settings: Any) -> Iterator[Server]:
     """A server of this model, ready, in a thread."""

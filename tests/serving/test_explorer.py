@@ -1,74 +1,32 @@
 """The explorer in a real browser: ask, cross out, edit, compare, link, error, keyboard, axe."""
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from atlas_jax.serving.run import Server
+from tests.serving.browsing import (
+    DONE,
+    MARKS,
+    NOW,
+    QUESTION,
+    ask,
+    faults,
+    has,
+    ids,
+    opened,
+    url,
+    wait,
+)
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), "")
-pytest.importorskip("playwright", reason="needs the extra [browser]")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium of the distribution's packages"),
-]
-QUESTION = "What is the capital of Arvo?"
-NOW = ".pane:last-child"
-DONE = f"{NOW}[aria-busy=false]"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
+pytestmark = MARKS
 
 
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
-    """The page on a phone, with everything noted that it asked for and complained of."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, base_url=url(server))
-    opened = context.new_page()
-    opened.asked, opened.complaints = [], []
-    opened.on("request", lambda request: opened.asked.append(request.url))
-    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.on(
-        "console",
-        lambda line: opened.complaints.append(line.text) if line.type == "error" else None,
-    )
-    opened.goto("/")
-    opened.wait_for_selector(".sample")
-    yield opened
-    context.close()
-
-
-def url(server: Server) -> str:
-    return f"http://127.0.0.1:{server.address[1]}"
-
-
-def ids(page: Any) -> list[str]:
-    return [one.get_attribute("data-id") for one in page.query_selector_all(f"{NOW} .passage")]
-
-
-def has(page: Any, selector: str, count: int) -> None:
-    from playwright.sync_api import expect
-
-    expect(page.locator(selector)).to_have_count(count, timeout=20_000)
-
-
-def wait(page: Any, condition: str = "") -> None:
-    page.wait_for_selector(f"{DONE} {condition}", timeout=20_000)
-
-
-def ask(page: Any, question: str = QUESTION) -> None:
-    page.fill("#question", question)
-    page.keyboard.press("Enter")
-    wait(page)
+    with opened(browser, server) as page:
+        yield page
 
 
 def test_cross_out_edit_compare_and_a_link_to_all_of_it(page: Any, server: Server) -> None:
@@ -147,7 +105,6 @@ def test_an_error_is_told_and_what_was_there_stays(page: Any, server: Server) ->
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(page: Any, theme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     if theme == "dark":
         page.click("#theme")
     for step in ("welcome", "answer", "edit"):
@@ -158,6 +115,4 @@ def test_axe_finds_nothing(page: Any, theme: str) -> None:
             wait(page, ".crossed")
         if step == "edit":
             page.click(f"{NOW} [data-do=edit] >> nth=0")
-        page.wait_for_timeout(400)  # bars move
-        found = axe.run(page).response["violations"]
-        assert [(one["id"], [n["html"] for n in one["nodes"]]) for one in found] == [], step
+        assert faults(page) == [], step

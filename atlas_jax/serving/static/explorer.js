@@ -1,6 +1,7 @@
 // The page: one question with its settings, the answer to it, and perhaps one kept beside it.
 
 import * as api from "./api.js";
+import * as versions from "./versions.js";
 import { make, pane } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -30,15 +31,27 @@ function link() {
   const fields = new URLSearchParams({ q: settings.question, k: slider.value });
   if (mode() === "search") fields.set("mode", "search");
   if (!$("explain").checked) fields.set("explain", "0");
+  if (versions.chosen()) fields.set("v", versions.chosen());
+  if (isSameButVersion(kept)) fields.set("beside", kept.asOf);
   for (const id of settings.exclude) fields.append("x", id);
   for (const [id, text] of Object.entries(settings.replace)) fields.append("e", `${id}\n${text}`);
   return `${location.pathname}#${fields}`;
 }
 
+// Whether a result is of the question as it is asked now, perhaps of another version.
+function isSameButVersion(result) {
+  if (!result) return false;
+  const asked = ({ question, exclude, replace }) => JSON.stringify([question, exclude, replace]);
+  return result.mode === mode() && result.k === slider.value
+    && asked(result.settings) === asked(settings) && result.asOf !== versions.chosen();
+}
+
+// Sets everything as the link says. Gives the version to ask as of first, to show it beside; null
+// if there is none, undefined if the link holds no question.
 function readLink() {
   const fields = new URLSearchParams(location.hash.slice(1));
   const text = fields.get("q");
-  if (!text) return false;
+  if (!text) return undefined;
   settings = fresh(text);
   settings.exclude = fields.getAll("x");
   for (const pair of fields.getAll("e")) {
@@ -50,13 +63,23 @@ function readLink() {
   if (Number.isInteger(k) && k >= 1) setK(k);
   form.elements.mode.value = fields.get("mode") === "search" ? "search" : "answer";
   $("explain").checked = fields.get("explain") !== "0" && model.explain;
+  versions.choose(fields.get("v") || "");
+  return fields.get("beside");
+}
+
+function followLink() {
+  const beside = readLink();
+  if (beside === undefined) return false;
+  kept = null;
+  if (beside === null) run();
+  else compare(beside, versions.chosen());
   return true;
 }
 
 // ---- asking
 
 async function run() {
-  if (!settings.question.trim()) return;
+  if (!settings.question.trim()) return false;
   if (running) running.abort();
   const mine = new AbortController();
   running = mine;
@@ -66,12 +89,12 @@ async function run() {
   editing = null;
   const result = {
     key: (results += 1), mode: mode(), pending: true, passages: null, answer: "", k: slider.value,
-    settings: structuredClone(settings),
+    settings: structuredClone(settings), asOf: versions.chosen(),
   };
   current = result;
   const body = {
     questions: settings.question, k: Number(slider.value),
-    exclude: settings.exclude, replace: settings.replace,
+    exclude: settings.exclude, replace: settings.replace, as_of: result.asOf,
   };
   told(null);
   say(`${mode() === "search" ? "Searching" : "Asking"}: ${settings.question}`);
@@ -97,21 +120,39 @@ async function run() {
     say(result.mode === "search" ? `${count} found`
       : `Answer: ${result.answer || "none"}. Read from ${count}.`);
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError") return false;
     if (current === result) {
       current = before;
       before = null;
-      if (current) settings = structuredClone(current.settings); // what failed is undone
+      if (current) { // what failed is undone
+        settings = structuredClone(current.settings);
+        versions.choose(current.asOf);
+      }
     }
-    await failed(error);
+    const done = await failed(error);
+    render();
+    return done;
   }
   render();
+  versions.seen(result.index);
+  return true;
+}
+
+// Asks as of two versions and shows both answers side by side.
+async function compare(left, right) {
+  versions.choose(left);
+  const known = current && !current.pending && current.asOf === left
+    && isSameButVersion({ ...current, asOf: null });
+  if (!known && !(await run())) return;
+  kept = current;
+  versions.choose(right);
+  again();
 }
 
 async function failed(error) {
   if (error.status === 401 && (await keyGiven())) return run();
   told(error.message);
-  return undefined;
+  return false;
 }
 
 function keyGiven() {
@@ -182,8 +223,13 @@ const actions = {
 // Asks once more; the focus goes to the answer, since the button that had it is gone.
 function again() {
   run();
-  document.querySelector(".pane:last-child")?.setAttribute("tabindex", "-1");
-  document.querySelector(".pane:last-child")?.focus({ preventScroll: true });
+  focusAnswer();
+}
+
+function focusAnswer() {
+  const pane = document.querySelector(".pane:last-child");
+  pane?.setAttribute("tabindex", "-1");
+  pane?.focus({ preventScroll: true });
 }
 
 // ---- drawing
@@ -193,15 +239,18 @@ function button(words, onclick, id) {
 }
 
 function render() {
-  const focus = document.activeElement?.closest?.(".pane") ? document.activeElement.dataset.do : null;
+  const active = document.activeElement;
+  const focus = active?.closest?.(".pane") ? active.dataset.do : null;
+  const onAnswer = active?.matches?.(".pane");
   const panes = [];
   if (kept) {
     panes.push(pane(kept, null, { title: described(kept, "Kept"), showTitle: true,
-      buttons: [button("Close", () => { kept = null; render(); }, "close-kept")] }));
+      folded: matchMedia("(max-width: 52rem)").matches, // so that the two answers are seen together
+      buttons: [button("Close", () => { keep(null); }, "close-kept")] }));
   }
   if (current) {
     const buttons = current.pending ? [] : [
-      button("Keep to compare", () => { kept = current; say("Kept on the left. Ask again to compare."); render(); }, "keep"),
+      button("Keep to compare", () => { keep(current); say("Kept on the left. Ask again to compare."); }, "keep"),
       button("Copy link", copyLink, "copy"),
     ];
     if (settings.exclude.length || Object.keys(settings.replace).length)
@@ -212,11 +261,20 @@ function render() {
   $("panes").replaceChildren(...panes);
   $("panes").classList.toggle("two", panes.length === 2);
   $("welcome").hidden = Boolean(current) || !model;
+  versions.draw(current);
+  if (onAnswer) focusAnswer();
   if (focus) document.querySelector(`.pane:last-child [data-do=${focus}]`)?.focus();
 }
 
+function keep(result) {
+  kept = result;
+  history.replaceState(null, "", link());
+  render();
+}
+
 function described(result, word) {
-  const parts = [word, `${result.k} passages`];
+  const which = versions.words(result);
+  const parts = [...(which.length ? which : [word]), `${result.k} passages`];
   if (result.settings.exclude.length) parts.push(`${result.settings.exclude.length} crossed out`);
   const edits = Object.keys(result.settings.replace).length;
   if (edits) parts.push(`${edits} edited`);
@@ -266,7 +324,7 @@ function listen() {
       question.select();
     }
   });
-  addEventListener("hashchange", () => { if (readLink()) run(); });
+  addEventListener("hashchange", followLink);
 }
 
 function show(examples) {
@@ -322,8 +380,8 @@ async function begin() {
   describe();
   listen();
   document.documentElement.dataset.ready = "1";
-  if (readLink()) run();
-  else {
+  await versions.begin({ compare, changed: () => { if (current) run(); }, drawn: render, failed });
+  if (!followLink()) {
     render();
     question.focus();
   }

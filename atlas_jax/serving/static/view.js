@@ -194,12 +194,13 @@ function note(result) {
   const total = timings.waited + timings.found + timings.read;
   const words = [`${total.toFixed(0)} ms`];
   if (index) words.push(`${index.passages.toLocaleString("en")} passages searched`);
+  if (result.asOf) words.push(`as of version ${index.passages_version}`);
   return make("p", { class: "dim note" }, words.join(" · "));
 }
 
 // One pane: the answer, its passages, and what can be done with them.
 //   result: what to show.   actions: what the buttons do; null in a pane that is only compared.
-//   options.title, options.before (the answer before this one), options.against (to compare).
+//   options.folded: whether its passages are folded away.   options.title, options.before (the answer before this one), options.against (to compare).
 export function pane(result, actions, options) {
   const passages = result.passages || [];
   const largest = {};
@@ -215,5 +216,7 @@ export function pane(result, actions, options) {
   const foot = make("div", { class: "pane-foot" }, note(result), ...(options.buttons || []));
   return make("section", { class: "pane", "aria-label": options.title, "aria-busy": String(result.pending) },
     options.showTitle ? make("h2", { class: "pane-title" }, options.title) : null,
-    answerCard(result, options.before), foot, changes(result, actions), list);
+    answerCard(result, options.before), foot, changes(result, actions),
+    options.folded ? make("details", { class: "folded" },
+      make("summary", {}, `Its ${passages.length} passages`), list) : list);
 }
