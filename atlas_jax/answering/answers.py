@@ -97,6 +97,7 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
             EOS_ID,
             reader.config.block_start,
         )
+        tokens_bkl = fid.behind_prompt(reader, params["reader"], tokens_bkl)
         apart = passages.apart_bkf
         enc_bkld = fid.encode(
             reader,

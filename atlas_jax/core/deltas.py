@@ -1,26 +1,29 @@
-"""Adapters and LoRA for a given model: which places it has, first values, merging.
+"""Adapters, LoRA, prompts and prefixes for a given model: places, first values, merging.
 
-Sources: LiST (src/model_adaptation.py), adapter-bert (modeling.py), peft (tuners/lora).
+Sources: LiST (src/model_adaptation.py), adapter-bert (modeling.py), peft (tuners/lora),
+prompt-tuning (configs), P-tuning and PrefixTuning (see `soft_prompts`).
 """
 
 import dataclasses
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
-from atlas_jax.core import adapters, bounds
+from atlas_jax.core import adapters, bounds, soft_prompts
 from atlas_jax.core.adapters import ADAPTER, INPUT_ADAPTER, LORA
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.soft_prompts import PREFIX, PREFIX_MLP, PROMPT, PROMPT_NETWORKS
 from atlas_jax.core.trees import joined
 from atlas_jax.core.types import Params
 
-KINDS = ("none", "adapter", "houlsby", "lora")
+KINDS = ("none", "adapter", "houlsby", "lora", "prompt", "prefix")
 
 # Place -> path of the module, and which adapter stands there. The first of the two names is that
 # of an encoder's module, the second that of a T5's.
@@ -38,6 +41,18 @@ _LORA_PLACES = {
     "intermediate": r"(/intermediate|mlp/wi(_\d)?)$",
     "output": r"(/output|mlp/wo)$(?<!attention/output)",
 }
+_PREFIX_PLACES = {
+    "encoder": r"/attention/query$",
+    "decoder": r"/self_attention/query$",
+    "cross": r"/encoder_decoder_attention/query$",
+}
+_PLACES: dict[str, dict[str, Any]] = {
+    "lora": _LORA_PLACES, "prefix": _PREFIX_PLACES, "prompt": {}, "none": {},
+    "adapter": _ADAPTER_PLACES, "houlsby": _ADAPTER_PLACES,
+}  # fmt: skip
+_NETWORKS: dict[str, tuple[str, ...]] = {"prompt": tuple(PROMPT_NETWORKS), "prefix": ("mlp",)}
+_COMMONEST = 5000  # ids of a vocabulary that the rest of a prompt begins as
+_TABLE = re.compile(r"/(word_embeddings|token_embedder)$")
 _DEFAULT_PLACES = {
     "none": (), "adapter": ("attention", "output"), "houlsby": ("attention", "output"),
     "lora": ("query", "value"),
@@ -50,15 +65,26 @@ class DeltaConfig:
 
     Attributes:
       kind: 'none'; 'adapter', LiST's y + (y A) B, linear unless `activation` says otherwise;
-        'houlsby', y + gelu(y A + a) B + b; or 'lora', W x + (alpha / rank) B (A x).
+        'houlsby', y + gelu(y A + a) B + b; 'lora', W x + (alpha / rank) B (A x); 'prompt', vectors
+        in front of the embedded tokens or at the `{soft}` marks of a template; or 'prefix', keys
+        and values in front of those of each attention.
       rank: r of A and B; LiST's is 128, Houlsby's 64, LoRA's 8.
       alpha: of LoRA.
       places: () = attention and output (adapters) or query and value (LoRA). Adapters stand behind
         the output product of 'attention' (in a T5 also of cross-attention), on the activated state
         inside the feed-forward block ('intermediate'), behind its 'output', and behind the
         'embedding' of an encoder. LoRA is added to the product 'query', 'key', 'value',
-        'attention', 'intermediate' or 'output'.
+        'attention', 'intermediate' or 'output'. A prefix stands in the self-attention of an
+        'encoder' or 'decoder' and in a decoder's 'cross'-attention; () = in all that there are.
       activation: of kind 'adapter': '' or 'relu'.
+      length: p, the vectors of a prompt or the keys of a prefix.
+      network: what they are the output of while they train; '' = they train themselves. Of a
+        prompt 'lama' or 'fewshot' (P-tuning's two BiLSTMs) or 'mlp'; of a prefix 'mlp'. What a run
+        saves in the end has the output alone, with `network` ''.
+      width: of the hidden layer of a prefix's network.
+      words: what the first vectors of a prompt without a network begin as: the rows of these
+        words' tokens (the mean of several). The others begin as rows drawn from the first 5,000
+        of the token table, where the commonest tokens are.
 
     Adapters stand before dropout, as LiST's; adapter-bert's stand behind it, which is the same
     without dropout.
@@ -69,6 +95,10 @@ class DeltaConfig:
     alpha: bounds.Positive = 8.0
     places: Sequence[str] = ()
     activation: str = ""
+    length: bounds.Length = 20
+    network: str = ""
+    width: bounds.Width = 512
+    words: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no method has.
@@ -77,22 +107,64 @@ class DeltaConfig:
           UserError: names the binding and what it may be.
         """
         bounds.check(self)
-        object.__setattr__(self, "places", tuple(self.places))  # JSON gives a list
+        for name in ("places", "words"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives a list
         if self.kind not in KINDS:
             raise UserError(f"DeltaConfig.kind = {self.kind!r}: use {', '.join(KINDS)}")
-        known = _LORA_PLACES if self.kind == "lora" else _ADAPTER_PLACES
+        known = _PLACES[self.kind]
         for place in self.places:
             if place not in known:
                 raise UserError(
                     f"DeltaConfig.places: {place!r} is no place of {self.kind!r}; it has "
-                    f"{', '.join(known)}"
+                    f"{', '.join(known) or 'none'}"
                 )
         if self.activation not in ("", "relu"):
             raise UserError(f"DeltaConfig.activation = {self.activation!r}: use '' or 'relu'")
+        networks = ("", *_NETWORKS.get(self.kind, ()))
+        if self.network not in networks:
+            names = ", ".join(map(repr, networks))
+            raise UserError(f"DeltaConfig.network = {self.network!r}: {self.kind!r} has {names}")
+
+    @property
+    def begins_as_rows(self) -> bool:
+        """Whether the vectors begin as rows of the token table, which a drawn delta cannot know."""
+        return self.kind == PROMPT and not self.network
+
+    def rows(
+        self, encode: Callable[..., Sequence[Sequence[int]]], vocab_size: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the token table that a prompt's vectors begin as, see `rows_of`.
+
+        Args:
+          encode: texts and False -> their tokens without special ones.
+          vocab_size: rows of the table.
+          seed: of those that are no word's.
+
+        Returns:
+          Ids int32 [p, w] and weights float32 [p, w].
+
+        Raises:
+          UserError: a word without a token.
+        """
+        rng = np.random.default_rng(seed)
+        commonest = np.arange(min(vocab_size, _COMMONEST))
+        drawn = rng.permutation(np.resize(commonest, max(len(commonest), self.length)))
+        given = [list(ids) for ids in encode(list(self.words), False)] if self.words else []
+        for word, ids in zip(self.words, given, strict=True):
+            if not ids:
+                raise UserError(f"DeltaConfig.words: {word!r} has no token")
+        given = (given + [[int(i)] for i in drawn])[: self.length]
+        ids_pw = np.zeros((self.length, max(map(len, given))), np.int32)
+        weights_pw = np.zeros(ids_pw.shape, np.float32)
+        for row, ids in enumerate(given):
+            ids_pw[row, : len(ids)], weights_pw[row, : len(ids)] = ids, 1 / len(ids)
+        return ids_pw, weights_pw
 
     def sites(self) -> list[tuple[re.Pattern[str], str, str]]:
-        """Place by place: the modules' paths, the name under them, the place's own name."""
-        found = []
+        """Adapters and LoRA by place: the modules' paths, the name under them, the place's own."""
+        found: list[tuple[re.Pattern[str], str, str]] = []
+        if self.kind in _NETWORKS:
+            return found
         for place in self.places or _DEFAULT_PLACES[self.kind]:
             if self.kind == "lora":
                 found.append((re.compile(_LORA_PLACES[place]), LORA, place))
@@ -104,11 +176,20 @@ class DeltaConfig:
         return found
 
 
+def rows_of(table_vd: Any, ids_pw: Any, weights_pw: Any) -> jax.Array:
+    """Weighted sums of rows of a table, [p, d] float32: the mean row of each word."""
+    rows_pwd = jnp.take(jnp.asarray(table_vd), ids_pw, axis=0)
+    return jnp.einsum("pwd,pw->pd", rows_pwd, jnp.asarray(weights_pw))
+
+
 def new_delta(boxed: Params, config: DeltaConfig, key: jax.Array) -> Params:
     """First values of the small parameters for a model's tree, which starts as the model was.
 
     LiST draws A and B with deviation 0.0002 (its constructor's 0.02 is overwritten), Houlsby from a
-    truncated normal of 0.001 with biases 0, LoRA A as PyTorch's linear layers and B = 0.
+    truncated normal of 0.001 with biases 0, LoRA A as PyTorch's linear layers and B = 0. A network
+    of a prompt or prefix begins as PyTorch's layers do, the table in front of it with deviation 1;
+    without one, keys and values have deviation 0.02. A prefix, even of zeros, changes the model:
+    its keys take a share of the attention.
 
     Args:
       boxed: parameters (or their shapes) with their logical axes.
@@ -124,6 +205,10 @@ def new_delta(boxed: Params, config: DeltaConfig, key: jax.Array) -> Params:
     """
     flat = traverse_util.flatten_dict(boxed, sep="/")
     delta: dict[str, Any] = {}
+    if config.kind in _NETWORKS:
+        delta = (
+            _prompt(flat, config, key) if config.kind == PROMPT else _prefixes(flat, config, key)
+        )
     for pattern, name, place in config.sites():
         before = len(delta)
         for path, leaf in flat.items():
@@ -167,6 +252,73 @@ def _leaves(path: str, leaf: Any, config: DeltaConfig, key: jax.Array) -> dict[s
     return found
 
 
+def _prompt(flat: Params, config: DeltaConfig, key: jax.Array) -> dict[str, Any]:
+    """The leaves of a prompt beside a model's token table, by path."""
+    found = {}
+    for path, leaf in flat.items():
+        if path.endswith("/embedding") and _TABLE.search(f"/{path.removesuffix('/embedding')}"):
+            width = meta.unbox(leaf).shape[-1]
+            shapes = soft_prompts.prompt_shapes(config.length, width, config.network)
+            at = f"{path.removesuffix('/embedding')}/{PROMPT}"
+            found.update(_small(at, shapes, leaf, key))
+    return found
+
+
+def _prefixes(flat: Params, config: DeltaConfig, key: jax.Array) -> dict[str, Any]:
+    """The leaves of all prefixes, or of the networks that give them, by path."""
+    found: dict[str, Any] = {}
+    for place in config.places or _PREFIX_PLACES:
+        sites = {
+            path.removesuffix("/query/kernel"): leaf
+            for path, leaf in flat.items()
+            if path.endswith("/kernel")
+            and re.search(_PREFIX_PLACES[place], f"/{path.removesuffix('/kernel')}")
+        }
+        if config.places and not sites:
+            raise UserError(f"DeltaConfig.places: this model has no place {place!r}")
+        for site, leaf in sites.items():
+            width, joined_kv = meta.unbox(leaf).shape[-2:]
+            if not config.network:
+                found.update(_bare_prefix(f"{site}/{PREFIX}", leaf, config, key))
+                continue
+            stack, kind = soft_prompts.stack_of(site), site.rpartition("/")[2]
+            layers = len(soft_prompts.attentions(list(flat), stack, kind))
+            layers *= int(np.prod(meta.unbox(leaf).shape[:-2]))  # of which scanned ones are one
+            shapes = soft_prompts.prefix_network_shapes(
+                config.length, width, config.width, 2 * layers * joined_kv
+            )
+            path = f"{stack}/{PREFIX_MLP}/{kind}".removeprefix("/")  # the tree may be one stack
+            found.update(_small(path, shapes, leaf, key))
+    return found
+
+
+def _bare_prefix(path: str, leaf: Any, config: DeltaConfig, key: jax.Array) -> dict[str, Any]:
+    """Keys and values of one attention, stacked and sharded as its kernels are."""
+    shape = meta.unbox(leaf).shape
+    found: dict[str, Any] = {}
+    for half in ("key", "value"):
+        own = jax.random.fold_in(key, zlib.crc32(f"{path}/{half}".encode()))
+        value = soft_prompts.drawn(own, (*shape[:-2], config.length, shape[-1]), 0.02)
+        if isinstance(leaf, meta.Partitioned):
+            names = (*leaf.names[:-2], "unsharded", leaf.names[-1])
+            found[f"{path}/{half}"] = leaf.replace(value=value, names=names)
+        else:
+            found[f"{path}/{half}"] = value
+    return found
+
+
+def _small(path: str, shapes: soft_prompts.Shapes, leaf: Any, key: jax.Array) -> dict[str, Any]:
+    """Leaves under a path that every device holds whole."""
+    found = {}
+    for name, (shape, spread) in shapes.items():
+        own = jax.random.fold_in(key, zlib.crc32(f"{path}/{name}".encode()))
+        value = soft_prompts.drawn(own, shape, spread)
+        box = isinstance(leaf, meta.Partitioned)
+        names = ("unsharded",) * len(shape)
+        found[f"{path}/{name}"] = leaf.replace(value=value, names=names) if box else value
+    return found
+
+
 def _first(config: DeltaConfig, half: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if config.kind == "houlsby":
         return 1e-3 * jax.random.truncated_normal(key, -2.0, 2.0, shape)
@@ -185,6 +337,16 @@ def trained(params: Params) -> tuple[str, ...]:
         for path in traverse_util.flatten_dict(params, sep="/")
         if set(path.split("/")) & adapters.NAMES and not path.endswith(f"{LORA}/scale")
     )
+
+
+def folded(params: Params, config: DeltaConfig) -> tuple[Params, DeltaConfig]:
+    """Parameters with what the network of a prompt or prefix gives in its place, and their config.
+
+    Both as they were without such a network.
+    """
+    if not config.network:
+        return params, config
+    return soft_prompts.folded(params), dataclasses.replace(config, network="")
 
 
 def with_delta(params: Params, delta: Params) -> Params:

@@ -136,7 +136,7 @@ class Embed(nn.Module):
 
     def __call__(self, ids: Integer[Array, "*rows"]) -> Float[Array, "*rows {self.features}"]:
         """[...] int -> [..., features]."""
-        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
+        return adapters.looked_up(self, self.embedding.astype(self.dtype), ids)
 
     def attend(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows v"]:
         """[..., features] -> [..., num_embeddings], in float32 (logits are)."""

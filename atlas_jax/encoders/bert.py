@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer
 
+from atlas_jax.core import adapters
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
 from atlas_jax.core.partitioning import constrain
@@ -181,15 +182,18 @@ class BertAttention(nn.Module):
             return constrain(y_bhlk, "batch", "heads", "length", "kv")
 
         query_bhlk = heads("query") * (1.0 / math.sqrt(head_dim))
+        key_bhmk = adapters.behind_prefix(self, "key", heads("key"))
+        bias_b1ml = adapters.beside_prefix(self, bias_b1ml)
         logits_bhlm = jnp.einsum(
-            "bhlk,bhmk->bhlm", query_bhlk, heads("key"), preferred_element_type=jnp.float32
+            "bhlk,bhmk->bhlm", query_bhlk, key_bhmk, preferred_element_type=jnp.float32
         )
         weights_bhlm = softmax(logits_bhlm + bias_b1ml).astype(x_bld.dtype)
         # one mask for all query positions, as in T5X: full-size masks are expensive
         weights_bhlm = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             weights_bhlm, deterministic=deterministic
         )
-        mixed_bhlk = jnp.einsum("bhlm,bhmk->bhlk", weights_bhlm, heads("value"))
+        value_bhmk = adapters.behind_prefix(self, "value", heads("value"))
+        mixed_bhlk = jnp.einsum("bhlm,bhmk->bhlk", weights_bhlm, value_bhmk)
         mixed_bld = mixed_bhlk.transpose(0, 2, 1, 3).reshape(b, length, width)
         return dense(cfg, width, ("joined_kv", "embed"), "output")(mixed_bld)
 

@@ -5,6 +5,7 @@ the same way.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from atlas_jax.core import multihost, partitioning
-from atlas_jax.core.deltas import DeltaConfig, split_delta, with_delta
+from atlas_jax.core.deltas import DeltaConfig, folded, split_delta, with_delta
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.parts import PARTS
@@ -35,6 +36,7 @@ from atlas_jax.models.folder import (
     save_model,
 )
 from atlas_jax.models.matching import check_params
+from atlas_jax.models.new_deltas import begun, check_soft, where_deltas_stand
 from atlas_jax.models.parameters import (
     Models,
     RetrieverTraining,
@@ -125,6 +127,7 @@ def open_models(
     if training == "query_side":
         retriever = dataclasses.replace(retriever, tied=False)
     deltas = _deltas_of(spec, training)
+    check_soft(deltas, configs["reader"])
     models = Models(T5(configs["reader"]), DualEncoder(retriever), tuple(deltas.items()))
     return models, tokenizers
 
@@ -261,12 +264,11 @@ def export_model(
         "retriever": ModelPart(retriever_fields, params["retriever"], tokenizers.retriever),
     }
     for name, part in parts.items():
-        deltas = {
-            path: dataclasses.asdict(config)
-            for path, config in models.deltas
-            if path.partition("/")[0] == name
-        }
-        own, base = part.params, None
+        deltas, own, base = {}, part.params, None
+        for path, config in models.deltas:
+            if path.partition("/")[0] == name:
+                own, config = folded(own, config)
+                deltas[path] = dataclasses.asdict(config)
         if partial and name in partial:
             base, kept = base_of(partial[name].folder, name, partial[name].base)
             own = _kept(own, partial[name].params, kept)
@@ -361,31 +363,6 @@ def _deltas_of(spec: ModelSpec, training: RetrieverTraining) -> dict[str, DeltaC
     return {**found, **where_deltas_stand(told, training)}
 
 
-def where_deltas_stand(
-    deltas: Mapping[str, DeltaConfig], training: RetrieverTraining
-) -> dict[str, DeltaConfig]:
-    """New deltas by path: the retriever's stands in the towers that train, and in no other.
-
-    So query-side training leaves the passage tower, and thereby the index, as it is.
-
-    Args:
-      deltas: by part; kind 'none' is left out.
-      training: of the retriever.
-
-    Raises:
-      UserError: one for a retriever that does not train.
-    """
-    deltas = {path: config for path, config in deltas.items() if config.kind != "none"}
-    if "retriever" in deltas and training == "fixed":
-        raise UserError(
-            "retriever/DeltaConfig.kind: the retriever does not train (StepConfig."
-            "retriever_training = 'fixed', or the command only answers), so adapters or LoRA "
-            "beside it would never learn; bind it to 'none'"
-        )
-    moved = {"retriever": "retriever/query_encoder"} if training == "query_side" else {}
-    return {moved.get(path, path): config for path, config in deltas.items()}
-
-
 def _with_deltas(
     models: Models,
     params: Params,
@@ -408,6 +385,9 @@ def _with_deltas(
         if saved:
             check_params(saved, expected, f"{getattr(config, part)} ({part})")
             placed = multihost.place(saved, places)
+        elif part == "reader":
+            tokenizer = functools.partial(_load_tokenizer, config, part)
+            placed = begun(models, params[part], placed, places, tokenizer, seed)
         result[part] = with_delta(params[part], placed)
     return result
 

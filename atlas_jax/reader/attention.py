@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
+from atlas_jax.core import adapters
 from atlas_jax.core.layers import Dense, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
@@ -67,7 +68,10 @@ class Attention(nn.Module):
         biases: tuple[Float[Array, "#n #h #q s"], ...],
         deterministic: bool,
     ) -> tuple[Float[Array, "n q d"], Float[Array, "n h q s"]]:
-        """Attend from x to the source.
+        """Attend from x to the source, and to the attention's prefix in front of it if it has one.
+
+        A prefix is seen from everywhere. Its relative position bias is 0: the method comes from
+        BART, which has none.
 
         Args:
           x_nqd: [n, q, d], attending positions.
@@ -76,21 +80,27 @@ class Attention(nn.Module):
           deterministic: no dropout.
 
         Returns:
-          [n, q, d], and the float32 probabilities before dropout, [n, h, q, s].
+          [n, q, d], and the float32 probabilities of the source before dropout, [n, h, q, s].
         """
+        source = KeyValue(
+            adapters.behind_prefix(self, "key", source.key),
+            adapters.behind_prefix(self, "value", source.value),
+        )
         q_nhqc = self._split_heads(self.query(x_nqd))
         logits_dtype = jnp.float32 if self.config.float32_attention_logits else q_nhqc.dtype
         logits_nhqs = jnp.einsum(
             "nhqc,nhsc->nhqs", q_nhqc, source.key, preferred_element_type=logits_dtype
         ).astype(jnp.float32)
         for bias in biases:
-            logits_nhqs = _add_bias(logits_nhqs, bias)
+            logits_nhqs = _add_bias(logits_nhqs, adapters.beside_prefix(self, bias))
         probs_nhqs = softmax(logits_nhqs)
         dropped = self.dropout(probs_nhqs, deterministic=deterministic)
         y_nhqc = jnp.einsum("nhqs,nhsc->nhqc", dropped.astype(source.value.dtype), source.value)
         n, h, q, c = y_nhqc.shape
+        p = adapters.prefix_length(self)
+        own_nhqs = probs_nhqs[..., p:] if p else probs_nhqs
         y = y_nhqc.transpose(0, 2, 1, 3).reshape(n, q, h * c)  # heads side by side again
-        return self.out(constrain(y, "batch", "length", "joined_kv")), probs_nhqs
+        return self.out(constrain(y, "batch", "length", "joined_kv")), own_nhqs
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         n, length, _ = x.shape

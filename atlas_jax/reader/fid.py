@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core.partitioning import constrain, passage_rows
+from atlas_jax.core.soft_prompts import prompt_length
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Params
 from atlas_jax.reader.t5 import T5, copyable, pick_logprobs
 
@@ -59,6 +60,22 @@ def join_inputs(
     tokens = jnp.where(position < query_length, from_query, from_passage)
     tokens = jnp.where(position < end, tokens, jnp.where(position == end, eos_id, PAD_ID))
     return jnp.where(mask_bk[..., None], tokens, PAD_ID).astype(jnp.int32)
+
+
+def behind_prompt(
+    model: T5, params: Params, tokens_bkl: Int[Array, "b k l"]
+) -> Int[Array, "b k _"]:
+    """Reader inputs behind the ids of the reader's prompt, [b, k, p + l], if it has one.
+
+    These ids follow the vocabulary's. The prompt takes the places 0.. and is read as tokens are, by
+    encoder and cross-attention, so it comes before `encode`. Rows that are all padding stay so.
+    """
+    p = prompt_length(params, "token_embedder")
+    if not p:
+        return tokens_bkl
+    soft_11p = model.config.vocab_size + jnp.arange(p, dtype=jnp.int32)[None, None]
+    real_bk1 = jnp.any(tokens_bkl != PAD_ID, axis=-1, keepdims=True)
+    return jnp.concatenate([jnp.where(real_bk1, soft_11p, PAD_ID), tokens_bkl], axis=-1)
 
 
 def passage_blocks(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Shaped
 
+from atlas_jax.core import adapters
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, RMSNorm
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
@@ -190,7 +191,9 @@ class DecoderLayer(nn.Module):
         b = source.key.shape[0]
         y = y.reshape(b, n // b * t, d)  # variants of one source side by side
         y, probs = self.encoder_decoder_attention(y, source, (mask.bias_n1qs,), deterministic)
-        y = jnp.where(mask.visible_nq1, y, 0).reshape(n, t, d)
+        if not adapters.prefix_length(self.encoder_decoder_attention):  # which can always be read
+            y = jnp.where(mask.visible_nq1, y, 0)
+        y = y.reshape(n, t, d)
         return x_ntd + self.dropout(y, deterministic=deterministic), probs
 
     def _feed_forward(self, x: jax.Array, deterministic: bool) -> jax.Array:

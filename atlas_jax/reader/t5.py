@@ -22,11 +22,11 @@ computed once. Variants differ in their source mask (leave-one-out passes) or in
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Shaped
 
+from atlas_jax.core.adapters import WithPrefixes
 from atlas_jax.core.layers import Embed, matmul
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
@@ -46,7 +46,7 @@ from atlas_jax.reader.stacks import (
 )
 
 
-class T5(nn.Module):
+class T5(WithPrefixes):
     """The whole reader. Call its methods through ``model.apply(..., method='encode')``."""
 
     config: ReaderConfig

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
+from atlas_jax.core.adapters import WithPrefixes
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import PAD_ID, Array, Params
@@ -46,7 +46,7 @@ def normalized(x_be: Float[Array, "b e"]) -> Float[Array, "b e"]:
     return x_be * jax.lax.rsqrt(jnp.maximum(square_b1, 1e-24))
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(WithPrefixes):
     """The retriever. Score of a passage for a query = inner product of their embeddings.
 
     Parameters are {'encoder': ...} when tied, else {'query_encoder': ..., 'passage_encoder': ...}.

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from atlas_jax.core.errors import require
+from atlas_jax.core.errors import UserError, require
 from atlas_jax.core.formats import fill
 from atlas_jax.tasks.labelled import LabelledTask
 from atlas_jax.tasks.templates import READER_MASK, Prompt, Template, Verbaliser
@@ -69,7 +69,16 @@ class ClassificationTask(LabelledTask):
         assert self.template
 
     def query(self, asked: Mapping[str, str]) -> Prompt:
-        """The template, with the reader's mask."""
+        """The template, with the reader's mask.
+
+        Raises:
+          UserError: it has marks of a trained prompt, which stands in front of a reader's input.
+        """
+        if self.template.soft:
+            raise UserError(
+                f"{self.template.binding} = {self.query_format!r}: {{soft}} is for encoders; the "
+                "vectors of a reader's prompt (reader/DeltaConfig) stand in front of its input"
+            )
         return self.template.filled(asked, READER_MASK)
 
     def retriever_query(self, asked: Mapping[str, str]) -> str:

@@ -8,6 +8,9 @@ without its last character if that is punctuation (the originals drop the last c
 whole fits; the rest of the template never does, and so the mask is never cut. In an encoder
 `{mask}` is the mask token, in the reader `<extra_id_0>`.
 
+An encoder with a trained prompt (`DeltaConfig.kind = 'prompt'`) reads its vectors at the marks
+`{soft}` (one vector) and `{soft!3}` (three), in their order.
+
 A verbaliser gives each label one or more words, each of which is one token where the mask stands.
 
 Sources: LM-BFF (src/dataset.py), PET (pet/pvp.py).
@@ -27,7 +30,7 @@ from atlas_jax.core.shortening import Shorten, shortened
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.tokenizer_backend import MASK_NAMES
 
-MASK = "mask"
+MASK, SOFT = "mask", "soft"
 READER_MASK = "<extra_id_0>"
 CHANGES = ("drop", "lower")
 
@@ -44,10 +47,15 @@ def _changed(value: str, change: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
-    """A field in a template, or the mask."""
+    """A field in a template, the mask, or vectors of a trained prompt."""
 
     name: str
     change: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many vectors of a trained prompt it stands for; 0 for a field and the mask."""
+        return int(self.change or 1) if self.name == SOFT else 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ class Template:
         masks = sum(slot.name == MASK for slot in slots)
         if masks != 1:
             raise UserError(f"{where}: {masks} times {{mask}}; a template has it exactly once")
-        if len(slots) == 1:
+        if all(slot.name in (MASK, SOFT) for slot in slots):
             names = " or ".join(f"{{{field}}}" for field in fields)
             raise UserError(f"{where}: it asks nothing of a line; put {names} into it")
         for name in (*MASK_NAMES, *SENTINEL.findall(text)):
@@ -105,12 +113,30 @@ class Template:
                 raise UserError(f"{where}: write {{mask}} in place of {name}")
         return cls(text, binding, tuple(piece for piece in pieces if piece))
 
-    def filled(self, values: Mapping[str, Any], mask: str) -> Prompt:
+    @property
+    def soft(self) -> int:
+        """How many vectors of a trained prompt it has."""
+        return sum(piece.count for piece in self.pieces if isinstance(piece, Slot))
+
+    @property
+    def masked(self) -> int:
+        """How many vectors stand before the mask."""
+        count = 0
+        for piece in self.pieces:
+            if isinstance(piece, Slot):
+                if piece.name == MASK:
+                    break
+                count += piece.count
+        return count
+
+    def filled(self, values: Mapping[str, Any], mask: str, soft: str = "") -> Prompt:
         """The template over a line's fields.
 
         Args:
           values: the fields' texts; special tokens in them are text.
           mask: what stands at the mask, see `mask_text` and `READER_MASK`.
+          soft: what stands at each vector of a trained prompt; '' = the mask, see
+            `encode_prompts`.
         """
         text, cuts = "", []
         for piece in self.pieces:
@@ -118,6 +144,8 @@ class Template:
                 text += deliberate(piece)
             elif piece.name == MASK:
                 text += mask
+            elif piece.name == SOFT:
+                text += " ".join([soft or mask] * piece.count)
             else:
                 value = literal(_changed(str(values[piece.name]).strip(), piece.change))
                 cuts.append(Shorten(len(text), len(text) + len(value), side="right"))
@@ -127,10 +155,12 @@ class Template:
 
 def _slot(inner: str, fields: Sequence[str], where: str) -> Slot:
     name, _, change = inner.partition("!")
-    known = [*fields, MASK]
+    known = [*fields, MASK, SOFT]
+    if name == SOFT and re.fullmatch(r"soft(![1-9]\d{0,3})?", inner):
+        return Slot(name, change)
     if name not in known:
         raise UserError(f"{where}: no field {{{name}}}{nearest(name, known)}")
-    if "!" in inner and (name == MASK or change not in CHANGES):
+    if "!" in inner and (name in (MASK, SOFT) or change not in CHANGES):
         raise UserError(
             f"{where}: {{{inner}}} is no field with a change; there is {{name!drop}} and "
             "{name!lower}"
@@ -155,7 +185,12 @@ def mask_text(tokenizer: Tokenizer) -> str:
 
 
 def encode_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], length: int, names: Sequence[str]
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    length: int,
+    names: Sequence[str],
+    template: Template | None = None,
+    soft: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prompts for an encoder.
 
@@ -164,6 +199,8 @@ def encode_prompts(
       prompts: filled with `mask_text`.
       length: of a row in tokens, special ones included.
       names: of the lines the prompts were made of, for messages.
+      template: of the prompts; None stands for one without vectors of a trained prompt.
+      soft: the ids of these vectors, as many as the template has.
 
     Returns:
       Tokens int32 [b, length], padded with 0, and the place of each mask, int32 [b].
@@ -184,7 +221,13 @@ def encode_prompts(
         rows[number] = tokenizer.encode(text, True)
     tokens_bl = tokenizer.pad_to(rows, length)
     is_mask_bl = tokens_bl == tokenizer.mask_id
-    assert (is_mask_bl.sum(axis=1) == 1).all(), "a template has one mask, and a field has none"
+    assert (is_mask_bl.sum(axis=1) == 1 + len(soft)).all(), "one mask, and no field has another"
+    at = 0 if template is None else template.masked
+    order_bl = np.cumsum(is_mask_bl, axis=1)  # marks and mask, from 1
+    if soft:
+        ids = np.array([*soft[:at], tokenizer.mask_id, *soft[at:]], tokens_bl.dtype)
+        tokens_bl = np.where(is_mask_bl, ids[np.maximum(order_bl, 1) - 1], tokens_bl)
+    is_mask_bl &= order_bl == at + 1
     return tokens_bl, is_mask_bl.argmax(axis=1).astype(np.int32)
 
 
@@ -279,9 +322,10 @@ def _one_token(word: str, template: Template, tokenizer: Tokenizer, where: str) 
     before the mask counts in a byte-level vocabulary, where it belongs to the word's token.
     """
     values = {piece.name: _ANY_TEXT for piece in template.pieces if isinstance(piece, Slot)}
-    masked = tokenizer.encode(template.filled(values, mask_text(tokenizer)).text, True)
-    spoken = tokenizer.encode(template.filled(values, literal(word.strip())).text, True)
-    at = masked.index(tokenizer.mask_id or 0)
+    mask = mask_text(tokenizer)
+    masked = tokenizer.encode(template.filled(values, mask).text, True)
+    spoken = tokenizer.encode(template.filled(values, literal(word.strip()), mask).text, True)
+    at = [i for i, token in enumerate(masked) if token == tokenizer.mask_id][template.masked]
     before = _common(masked[:at], spoken)
     after = _common(masked[at + 1 :][::-1], spoken[before:][::-1])
     own = spoken[before : len(spoken) - after]

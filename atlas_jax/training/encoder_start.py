@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
 from atlas_jax.core import trees
-from atlas_jax.core.deltas import DeltaConfig, new_delta, trained, with_delta
+from atlas_jax.core.deltas import DeltaConfig, folded, new_delta, rows_of, trained, with_delta
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import as_path
 from atlas_jax.core.types import Params
@@ -38,12 +39,19 @@ class Start:
       delta: the adapters or LoRA beside it; kind 'none' for none.
       boxed: shapes of all parameters with their logical axes, adapters included.
       known: paths that the folder has.
+      rows_pe: what the vectors of a new prompt begin as; None where they are drawn.
     """
 
     encoder: Encoder
     delta: DeltaConfig
     boxed: Params
     known: frozenset[str]
+    rows_pe: np.ndarray | None = None
+
+    @property
+    def soft(self) -> int:
+        """The vectors of the prompt."""
+        return self.delta.length if self.delta.kind == "prompt" else 0
 
     @property
     def has_delta(self) -> bool:
@@ -58,7 +66,11 @@ class Start:
 
     def small(self, key: jax.Array) -> Params:
         """New adapters or LoRA; an empty tree without any. Can be traced."""
-        return fresh_delta(self.encoder.config, self.delta, key)
+        small = fresh_delta(self.encoder.config, self.delta, key)
+        if self.rows_pe is None:
+            return small
+        rows = jnp.asarray(self.rows_pe)
+        return {PART: {"embeddings": {"word_embeddings": {"prompt": {"table": rows}}}}}
 
     def params(self, seed: int) -> Params:
         """The parameters of step 0, on the host."""
@@ -119,7 +131,25 @@ def open_start(
         small = jax.eval_shape(lambda key: new_delta(boxed, delta, key), key)
         boxed = with_delta(boxed, small)
         encoder = dataclasses.replace(encoder, deltas={PART: dataclasses.asdict(delta)})
-    return Start(encoder, delta, boxed, known)
+    return Start(encoder, delta, boxed, known, _rows(encoder, delta, seed))
+
+
+def _rows(encoder: Encoder, delta: DeltaConfig, seed: int) -> np.ndarray | None:
+    """The rows of the token table that a new prompt begins as, if it does."""
+    if not delta.begins_as_rows:
+        return None
+    vocab_size = encoder.config.vocab_size
+    ids_pw, weights_pw = delta.rows(encoder.tokenizer.encode_batch, vocab_size, seed)
+    table_ve = encoder.params[PART]["embeddings"]["word_embeddings"]["embedding"]
+    return np.asarray(rows_of(table_ve, ids_pw, weights_pw))
+
+
+def for_task(delta: DeltaConfig, task: ClassificationTask) -> DeltaConfig:
+    """A delta as it begins for a task: the first vectors of a prompt as the labels' words."""
+    if not delta.begins_as_rows or delta.words:
+        return delta
+    words = [word for own in task.verbaliser.words.values() for word in own]
+    return dataclasses.replace(delta, words=words)
 
 
 def _classifier(
@@ -169,10 +199,13 @@ def export_encoder(
 ) -> None:
     """Write the trained encoder: what trained, and what the folder lacked, on top of the folder.
 
-    An encoder that trained as a whole, and one that began as a retriever, is written whole.
+    An encoder that trained as a whole, and one that began as a retriever, is written whole. Of a
+    prompt's or prefix's network what it gives is written alone.
     """
     moving, frozen = trees.split(params, patterns)
-    encoder = dataclasses.replace(start.encoder, params=params, base=None)
+    params, delta = folded(params, start.delta)
+    deltas = {PART: dataclasses.asdict(delta)} if start.encoder.deltas else {}
+    encoder = dataclasses.replace(start.encoder, params=params, deltas=deltas, base=None)
     if frozen.get(PART) and PART in read_folder_config(as_path(folder)).models:
         below, beyond = base_of(folder, PART, base)
         flat = traverse_util.flatten_dict(params, sep="/")

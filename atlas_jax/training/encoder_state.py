@@ -10,7 +10,7 @@ import optax
 from flax.core import meta
 from jax.sharding import Mesh
 
-from atlas_jax.core import deltas, partitioning, trees
+from atlas_jax.core import deltas, partitioning, soft_prompts, trees
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Array, Params
 from atlas_jax.training.state import moment_shardings
@@ -46,14 +46,17 @@ def trained_patterns(params: Params, told: Sequence[str], heads: Sequence[str]) 
 
     Args:
       params: {"encoder": ..., and heads by name}.
-      told: the patterns of a run; () = adapters or LoRA where there are some, with Houlsby's the
-        layer norms, too, or else the encoder; and the heads.
+      told: the patterns of a run; () = adapters, LoRA, prompt or prefix where there are some, with
+        Houlsby's the layer norms, too, or else the encoder; and the heads, but beside a prompt or
+        prefix the MLM head stays as it is.
       heads: names of the heads that the loss uses; another does not train untold.
     """
     if told:
         return tuple(told)
     small = deltas.trained(params)
     norms = ("encoder/*layer_norm*",) if any(_HOULSBY in path for path in small) else ()
+    if any(soft_prompts.is_soft(path) for path in small):
+        heads = [head for head in heads if head != "mlm"]
     return (*(small or ("encoder/*",)), *norms, *(f"{head}/*" for head in heads))
 
 

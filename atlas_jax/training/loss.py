@@ -68,6 +68,7 @@ def make_loss_sums(
             EOS_ID,
             models.reader.config.block_start,
         )
+        tokens_bkl = fid.behind_prompt(models.reader, params["reader"], tokens_bkl)
         has_dropout = models.reader.config.dropout_rate > 0
         encoder_key, decoder_key = jax.random.split(reader_key)
         enc_bkld = fid.encode(

@@ -214,7 +214,7 @@ def _logits(
         folder, base, told.encoder, PetRun.delta, "mlm", len(task.labels), task.name, 0, False
     )
     model, tokenizer = start.encoder.model, start.encoder.tokenizer
-    asked = asked_by(task, model, tokenizer, True, config.length)
+    asked = asked_by(task, model, tokenizer, True, config.length, start.soft)
     size = config.eval_batch_size
     rows = batch_sharding(f"{_BINDING}.eval_batch_size", size, mesh, rules)
     classifier = Classifier(records, asked.texts(records), size, rows, mesh)

@@ -73,27 +73,54 @@ class SoftTexts:
 
 
 def prompt_texts(
-    task: ClassificationTask, records: Sequence[Record], tokenizer: Tokenizer, length: int
+    task: ClassificationTask,
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    length: int,
+    soft: Sequence[int] = (),
 ) -> Texts:
     """Records in the task's template.
+
+    Args:
+      soft: ids of the prompt's vectors, which stand at the template's `{soft}` marks, or without
+        marks in front of the text.
 
     Raises:
       UserError: what has to stay whole of a prompt does not fit; names the line.
     """
     mask, template = mask_text(tokenizer), task.template
     prompts = [template.filled(record.fields, mask) for record in records]
-    tokens_bl, mask_at_b = encode_prompts(tokenizer, prompts, length, [r.place for r in records])
+    names = [r.place for r in records]
+    if not soft or template.soft:
+        tokens_bl, mask_at_b = encode_prompts(tokenizer, prompts, length, names, template, soft)
+    else:
+        room = length - len(soft)
+        tokens_bl, mask_at_b = encode_prompts(tokenizer, prompts, room, names)
+        tokens_bl = _in_front(tokens_bl, tokenizer, soft)
+        mask_at_b = mask_at_b + np.int32(len(soft))
     return Texts(tokens_bl, np.zeros_like(tokens_bl), mask_at_b, _labels(task, records))
 
 
+def _in_front(tokens_bl: np.ndarray, tokenizer: Tokenizer, soft: Sequence[int]) -> np.ndarray:
+    """The prompt's vectors in front of each text, behind its start token."""
+    first = 0 if tokenizer.cls_id is None else 1
+    soft_bp = np.broadcast_to(np.asarray(soft, tokens_bl.dtype), (len(tokens_bl), len(soft)))
+    return np.concatenate([tokens_bl[:, :first], soft_bp, tokens_bl[:, first:]], axis=1)
+
+
 def head_texts(
-    task: ClassificationTask, records: Sequence[Record], tokenizer: Tokenizer, length: int
+    task: ClassificationTask,
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    length: int,
+    soft: Sequence[int] = (),
 ) -> Texts:
     """Records without a template: `[CLS] text [SEP]`, or `[CLS] a [SEP] b [SEP]` for two texts.
 
     Of two texts the longer one loses tokens at its end first. RoBERTa's own pairs have two
-    separators; here there is one.
+    separators; here there is one. The ids `soft` of a prompt's vectors stand in front.
     """
+    length -= len(soft)
     sides = [
         tokenizer.encode_batch([str(record.fields[name]) for record in records], False)
         for name in task.asks
@@ -113,6 +140,9 @@ def head_texts(
             types += [number] * (len(text) + 1)
         tokens_bl[row, : len(ids)], types_bl[row, : len(ids)] = ids, types
     zeros_b = np.zeros(len(records), np.int32)
+    if soft:
+        tokens_bl = _in_front(tokens_bl, tokenizer, soft)
+        types_bl = np.pad(types_bl, ((0, 0), (len(soft), 0)))
     return Texts(tokens_bl, types_bl, zeros_b, _labels(task, records))
 
 
@@ -228,21 +258,39 @@ class Asked:
 
 
 def asked_by(
-    task: ClassificationTask, model: EncoderModel, tokenizer: Tokenizer, prompted: bool, length: int
+    task: ClassificationTask,
+    model: EncoderModel,
+    tokenizer: Tokenizer,
+    prompted: bool,
+    length: int,
+    soft: int = 0,
 ) -> Asked:
     """A task asked of an encoder, by its prompt or by its sentence head.
 
+    Args:
+      soft: the vectors of the encoder's prompt (kind 'prompt' of `DeltaConfig`).
+
     Raises:
-      UserError: a label word that is no token of its own, or texts longer than the encoder reads.
+      UserError: a label word that is no token of its own, texts longer than the encoder reads, no
+        room for a text, or another number of `{soft}` marks than there are vectors.
     """
     if length > model.config.max_length:
         raise UserError(
             f"texts of {length} tokens: the encoder reads at most {model.config.max_length}"
         )
+    marks = task.template.soft if prompted else 0
+    if marks and marks != soft:
+        raise UserError(
+            f"{task.template.binding} has {marks} {{soft}} marks, but the encoder's prompt has "
+            f"{soft} vectors; bind encoder/DeltaConfig.kind = 'prompt' and length = {marks}"
+        )
+    if soft + 4 > length:
+        raise UserError(f"texts of {length} tokens have no room behind a prompt of {soft} vectors")
+    ids = range(model.config.vocab_size, model.config.vocab_size + soft)
     make = prompt_texts if prompted else head_texts
 
     def texts(records: Sequence[Record]) -> Texts:
-        return make(task, records, tokenizer, length)
+        return make(task, records, tokenizer, length, ids)
 
     if not prompted:
         return Asked(texts, head_logits(model))

@@ -23,7 +23,7 @@ from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.classifier_scores import Classifier, score_file
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import FINAL
-from atlas_jax.training.encoder_start import Start, about_task, export_encoder, open_start
+from atlas_jax.training.encoder_start import Start, about_task, export_encoder, for_task, open_start
 from atlas_jax.training.encoder_state import abstract, state_shardings, trained_patterns
 from atlas_jax.training.loop import Loop, run_loop
 from atlas_jax.training.optimizers import make_optimizer
@@ -106,11 +106,11 @@ def _prepare(told: SelfTrainingRun, directory: Path, mesh: Mesh, rules: tuple[Ru
     if config.leave_out_known:
         unlabelled = without_known(unlabelled, [*labelled, *evaluated], task.asks, config)
     start = open_start(
-        config.encoder, config.encoder_base, told.encoder, told.delta, _HEAD, len(task.labels),
-        task.name, config.seed, trains=True,
+        config.encoder, config.encoder_base, told.encoder, for_task(told.delta, task), _HEAD,
+        len(task.labels), task.name, config.seed, trains=True,
     )  # fmt: skip
     encoder = start.encoder
-    asked = asked_by(task, encoder.model, encoder.tokenizer, True, config.length)
+    asked = asked_by(task, encoder.model, encoder.tokenizer, True, config.length, start.soft)
     classifier = None
     if evaluated:
         size = config.eval_batch_size

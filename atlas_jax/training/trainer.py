@@ -153,7 +153,8 @@ def _export(run: _Run, state: TrainState) -> None:
     partial = {}
     for part in PARTS:
         folder, base = (getattr(told.models.config, name) for name in (part, f"{part}_base"))
-        small = any(path.partition("/")[0] == part for path, _ in models.deltas)
+        # A model that stood still is named beside one that is written in part.
+        small = any(path.partition("/")[0] == part or not moving[part] for path, _ in models.deltas)
         if folder and frozen[part] and (told.step.train or small):
             partial[part] = Trained(moving[part], folder, base)
     export_model(

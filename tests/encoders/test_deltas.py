@@ -217,7 +217,11 @@ def test_an_albert_shares_its_adapters_as_its_layers(sharing: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "prefix"}, "DeltaConfig.kind = 'prefix': use none, adapter, houlsby, lora"),
+        ({"kind": "soft"}, "DeltaConfig.kind = 'soft': use none, adapter, houlsby, lora, prompt,"),
+        ({"kind": "prompt", "places": ("query",)}, "'query' is no place of 'prompt'; it has none"),
+        ({"kind": "prefix", "network": "lama"}, "network = 'lama': 'prefix' has '', 'mlp'"),
+        ({"kind": "lora", "network": "mlp"}, "network = 'mlp': 'lora' has ''"),
+        ({"kind": "prefix", "length": 0}, "DeltaConfig.length = 0: expected a whole number from 1"),
         ({"kind": "adapter", "places": ("query",)}, "'query' is no place of 'adapter'; it has"),
         ({"kind": "lora", "rank": 0}, "DeltaConfig.rank = 0: expected a whole number from 1"),
         ({"kind": "adapter", "activation": "elu"}, "activation = 'elu': use '' or 'relu'"),

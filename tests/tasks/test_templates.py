@@ -69,6 +69,8 @@ def test_fields_are_changed_as_the_template_says() -> None:
         ("{txt} {mask}", r"no field {txt}; did you mean text\?"),
         ("{text!upper} {mask}", r"{text!upper} is no field with a change; there is {name!drop}"),
         ("{text} {mask!lower}", r"{mask!lower} is no field with a change"),
+        ("{soft!0} {text} {mask}", r"{soft!0} is no field with a change"),
+        ("{soft!3} {mask}", r"it asks nothing of a line; put {text} into it"),
         ("It was {mask}", r"it asks nothing of a line; put {text} into it"),
         ("{text} {mask} }", r"a single '}'; {{ and }} stand for braces"),
         ("{text} [MASK] {mask}", r"write {mask} in place of \[MASK\]"),
@@ -94,6 +96,21 @@ def test_a_long_text_is_cut_at_its_end_and_the_mask_is_not(wordpiece: Tokenizer)
     assert wordpiece.decode(tight[0]) == "what?,"
     with pytest.raises(UserError, match=r"x:1: what has to stay whole .* more than 4 tokens"):
         encode_prompts(wordpiece, prompts[:1], 4, ["x:1"])
+
+
+def test_marks_are_the_vectors_of_a_trained_prompt(wordpiece: Tokenizer) -> None:
+    template = parsed("{soft} {text} {soft!2} {mask} , {soft}")
+    assert (template.soft, template.masked) == (4, 3)
+    prompt = template.filled({"text": "the river of [MASK]"}, mask_text(wordpiece))
+    soft = range(900, 904)
+    tokens_bl, mask_at_b = encode_prompts(wordpiece, [prompt] * 2, 20, ["x:1"] * 2, template, soft)
+    row = tokens_bl[1].tolist()
+    assert [row.index(one) for one in soft] == [1, row.index(902) - 1, row.index(902), 18 - 3]
+    assert tokens_bl[0, mask_at_b[0]] == wordpiece.mask_id == row[row.index(902) + 1]
+    assert row.count(wordpiece.mask_id) == 1
+    words = Verbaliser.of({"a": "small", "b": "large"}, ("a", "b"), "T.label_words")
+    ids = words.tokens(template, wordpiece).ids_cw[:, 0].tolist()
+    assert ids == [wordpiece.encode(word, False)[0] for word in ("small", "large")]
 
 
 def test_a_mask_in_a_lines_text_is_text(wordpiece: Tokenizer) -> None:

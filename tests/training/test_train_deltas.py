@@ -19,25 +19,37 @@ from tests.training import test_step as steps
 from tests.training.models import tiny_models
 from tests.training.test_pair_step import PAIR
 
-DELTAS = (("reader", DeltaConfig("lora", 2)), ("retriever", DeltaConfig("adapter", 4)))
+DELTAS = {
+    "lora": DeltaConfig("lora", 2),
+    "prefix": DeltaConfig("prefix", length=3, network="mlp", width=5),
+    "prompt": DeltaConfig("prompt", length=3, network="lama"),
+}
+OF_RETRIEVER = {
+    "lora": DeltaConfig("adapter", 4),
+    "prefix": DeltaConfig("prefix", length=2),
+    "prompt": DeltaConfig("prefix", length=2, network="mlp", width=4),
+}
 
 
-def run(mesh: MeshConfig, devices: int, monkeypatch: pytest.MonkeyPatch, **step: Any) -> Any:
+def run(mesh: MeshConfig, devices: int, monkeypatch: pytest.MonkeyPatch, kind: str) -> Any:
+    deltas = (("reader", DELTAS[kind]), ("retriever", OF_RETRIEVER[kind]))
+
     def models(*args: Any, **kwargs: Any) -> Any:
-        return dataclasses.replace(tiny_models(*args, **kwargs), deltas=DELTAS)
+        return dataclasses.replace(tiny_models(*args, **kwargs), deltas=deltas)
 
     monkeypatch.setattr(steps, "tiny_models", models)
-    return steps.Run(mesh, devices, **step)
+    return steps.Run(mesh, devices)
 
 
+@pytest.mark.parametrize("kind", list(DELTAS))
 def test_the_base_stays_bit_for_bit_on_one_device_and_on_eight(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     states = []
     for mesh, devices in ((MeshConfig(1, 1, 1), 1), (MeshConfig(data=2, fsdp=2, model=2), 8)):
-        one = run(mesh, devices, monkeypatch)
+        one = run(mesh, devices, monkeypatch, kind)
         before = jax.device_get(one.state)
-        for part, (_, config) in zip(("reader", "retriever"), DELTAS, strict=True):
+        for part, config in (("reader", DELTAS[kind]), ("retriever", OF_RETRIEVER[kind])):
             leaves = [x for x in jax.tree.leaves(before.opt_state[part]) if np.ndim(x)]
             own, small = split_delta(before.params[part])
             scales = len(jax.tree.leaves(small)) // 3 if config.kind == "lora" else 0
