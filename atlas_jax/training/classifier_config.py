@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Literal
 from atlas_jax.core import bounds
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.devices import Devices
-from atlas_jax.core.errors import one_of, require
+from atlas_jax.core.errors import UserError, one_of, require
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.tasks.classification import ClassificationTask
 from atlas_jax.training.config import CheckpointConfig, OptimizerConfig, ProfileConfig
 
 METHODS = ("prompt", "head", "probe", "majority")
+DEMONSTRATIONS = ("none", "random", "similar")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,53 @@ class ClassifierTrainConfig:
         return self.total_steps if self.method in ("prompt", "head") else 0
 
 
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    """Labelled examples behind each prompt of `train_classifier`.
+
+    kind: 'none', 'random', or 'similar' (drawn from the more similar examples alone).
+    draws: over which the logits of an evaluation are averaged.
+    share: of the examples of a class that 'similar' draws from.
+    length: tokens of one example, its end token included; 0 = text and examples share
+        ClassifierTrainConfig.length evenly. The fields of longer examples are cut at their ends.
+    """
+
+    kind: Literal["none", "random", "similar"] = "none"
+    draws: bounds.AtLeast1 = 16
+    share: bounds.Share = 0.5
+    length: bounds.LengthOrModels = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; the error names the binding."""
+        bounds.check(self)
+        require(
+            self.kind in DEMONSTRATIONS,
+            "DemonstrationConfig.kind",
+            self.kind,
+            one_of(DEMONSTRATIONS),
+        )
+
+    def lengths(self, whole: int, classes: int) -> tuple[int, int]:
+        """Tokens of the text, special ones included, and of one example with its end token.
+
+        Args:
+          whole: of a row.
+          classes: the number of examples.
+
+        Raises:
+          UserError: no room for the text.
+        """
+        own = self.length or (whole - 1) // (classes + 1)
+        text = whole - classes * own
+        if text < own:
+            raise UserError(
+                f"ClassifierTrainConfig.length = {whole} has no room for a text beside {classes} "
+                f"examples of {own} tokens (DemonstrationConfig.length): allow longer rows, or "
+                "shorter examples"
+            )
+        return text, own
+
+
 def check_fields(config: Any, *paths: str) -> None:
     """Check bounds and the paths that must be given; make the patterns of `train` a tuple.
 
@@ -117,4 +165,5 @@ class ClassifierRun(EncoderRun):
     """The settings of `train_classifier`."""
 
     train: ClassifierTrainConfig
+    demonstrations: DemonstrationConfig = DemonstrationConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.0)

@@ -17,6 +17,7 @@ from atlas_jax.core.types import Params
 from atlas_jax.tasks.base import Record
 from atlas_jax.tasks.classification import ClassificationTask
 from atlas_jax.training.config import PREDICTIONS
+from atlas_jax.training.demonstrations import Demonstrated
 from atlas_jax.training.prompted import NO_LABEL, LogitsFn, Texts, class_loss
 
 _PROBE_STEPS = 200
@@ -31,22 +32,32 @@ class Classifier:
       batch_size: texts that are classified at once.
       rows: sharding of a batch.
       mesh: of the devices.
+      draws: of demonstrations, over which what is computed is averaged.
     """
 
     records: Sequence[Record]
-    texts: Texts
+    texts: Texts | Demonstrated
     batch_size: int
     rows: NamedSharding
     mesh: Mesh
+    draws: int = 1
 
     def each(self, function: Callable[[Params, Texts], jax.Array]) -> Callable[..., np.ndarray]:
-        """What a function makes of parameters and all texts, [rows, ...], compiled once."""
+        """What a function makes of parameters and all texts, [rows, ...], compiled once.
+
+        With several draws it is their mean.
+        """
         compiled = jax.jit(function, out_shardings=partitioning.replicated(self.mesh))
 
+        def of(params: Params, texts: Any) -> np.ndarray:
+            parts = [np.asarray(compiled(params, some)) for some in self._batches(texts)]
+            return np.concatenate(parts)[: len(self.records)]
+
         def call(params: Params) -> np.ndarray:
-            return np.concatenate([np.asarray(compiled(params, some)) for some in self._batches()])[
-                : len(self.records)
-            ]
+            if not isinstance(self.texts, Demonstrated):
+                return of(params, self.texts)
+            every = [of(params, self.texts.at(draw)) for draw in range(self.draws)]
+            return np.asarray(np.mean(every, axis=0))
 
         return call
 
@@ -54,10 +65,10 @@ class Classifier:
         """Class logits [rows, c] by the parameters, without dropout."""
         return self.each(lambda params, texts: logits_fn(params, texts, None))
 
-    def _batches(self) -> Iterator[Texts]:
+    def _batches(self, texts: Texts | Demonstrated) -> Iterator[Texts]:
         for start in range(0, len(self.records), self.batch_size):
             index = np.minimum(np.arange(start, start + self.batch_size), len(self.records) - 1)
-            yield multihost.place(self.texts.rows(index), self.rows)
+            yield multihost.place(texts.rows(index), self.rows)
 
 
 def scores_of(

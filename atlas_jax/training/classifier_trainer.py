@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from atlas_jax.core import multihost, partitioning, trees
 from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.types import Params
@@ -29,7 +30,8 @@ from atlas_jax.training.classifier_scores import (
 )
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import CONFIG_FILE, FINAL
-from atlas_jax.training.encoder_start import Start, about_task, export_encoder, open_start
+from atlas_jax.training.demonstrations import Demonstrated, demonstrated
+from atlas_jax.training.encoder_start import Start, about_task, export_encoder, for_task, open_start
 from atlas_jax.training.encoder_state import (
     EncoderState,
     LossFn,
@@ -78,7 +80,7 @@ class _Run:
     head: str
     asked: Asked
     records: Sequence[Record]
-    texts: Texts | SoftTexts
+    texts: Texts | SoftTexts | Demonstrated
     loss: LossFn
     classifier: Classifier | None
 
@@ -142,19 +144,62 @@ def _prepare(
         evaluated = task.load(config.eval_file, need_targets=False, rows=told.rows)
     head = HEADS.get(config.method, "")
     start = open_start(
-        config.encoder, config.encoder_base, told.encoder, told.delta, head, len(task.labels),
-        task.name, config.seed, config.steps > 0,
+        config.encoder, config.encoder_base, told.encoder, for_task(told.delta, task), head,
+        len(task.labels), task.name, config.seed, config.steps > 0,
     )  # fmt: skip
     encoder = start.encoder
     prompted = config.method == "prompt"
-    asked = asked_by(task, encoder.model, encoder.tokenizer, prompted, config.length)
-    texts, classifier = asked.texts(records), None
-    if evaluated:
+    asked = asked_by(task, encoder.model, encoder.tokenizer, prompted, config.length, start.soft)
+    make: Callable[[Sequence[Record]], Texts | Demonstrated] = asked.texts
+
+    def reading(records: Sequence[Record], texts: Texts | Demonstrated) -> Classifier:
         size = config.eval_batch_size
         rows = batch_sharding(f"{_BINDING}.eval_batch_size", size, mesh, rules)
-        classifier = Classifier(evaluated, asked.texts(evaluated), size, rows, mesh)
+        return Classifier(records, texts, size, rows, mesh, told.demonstrations.draws)
+
+    if told.demonstrations.kind != "none":
+        make = _demonstrating(told, start, records, reading)
+    texts = make(records)
+    classifier = reading(evaluated, make(evaluated)) if evaluated else None
     loss = classify_loss(asked.logits)
     return _Run(told, directory, mesh, rules, start, head, asked, records, texts, loss, classifier)
+
+
+def _demonstrating(
+    told: ClassifierRun,
+    start: Start,
+    support: Sequence[Record],
+    reading: Callable[..., Classifier],
+) -> Callable[[Sequence[Record]], Demonstrated]:
+    """What makes texts with examples from the labelled lines of records.
+
+    Args:
+      reading: records and texts -> what reads them a batch at a time.
+
+    Raises:
+      UserError: another method than 'prompt', or an encoder with a trained prompt.
+    """
+    config, task, encoder = told.train, told.task, start.encoder
+    if config.method != "prompt" or start.soft:
+        raise UserError(
+            f"DemonstrationConfig.kind = {told.demonstrations.kind!r}: examples stand behind the "
+            f"task's template, so they need {_BINDING}.method = 'prompt' (it is "
+            f"{config.method!r}) and an encoder without a trained prompt"
+        )
+    plain = asked_by(task, encoder.model, encoder.tokenizer, False, config.length)
+
+    def features(records: Sequence[Record]) -> np.ndarray:
+        read = reading(records, plain.texts(records))
+        params = multihost.place(start.params(config.seed), partitioning.replicated(read.mesh))
+        return read.each(functools.partial(mean_states, encoder.model))(params)
+
+    def make(records: Sequence[Record]) -> Demonstrated:
+        return demonstrated(
+            task, records, support, encoder.tokenizer, config.length, told.demonstrations,
+            config.seed, features,
+        )  # fmt: skip
+
+    return make
 
 
 def _trained(run: _Run) -> Scores:
@@ -244,13 +289,20 @@ def _scored(run: _Run, logits_nc: np.ndarray, step: int) -> Scores:
     return score_file(run.directory, run.told.task, run.classifier, logits_nc, step)
 
 
-def _batches(texts: Texts | SoftTexts, batch_size: int, seed: int) -> Any:
-    """Endless rows of the texts, shuffled anew each epoch; the iterator has a state."""
+def _batches(texts: Texts | SoftTexts | Demonstrated, batch_size: int, seed: int) -> Any:
+    """Endless rows of the texts, shuffled anew each epoch; the iterator has a state.
+
+    With demonstrations, a row is its number and that of a draw, another one each time.
+    """
     rows = grain.MapDataset.range(len(texts.labels_b)).seed(seed).shuffle().repeat()
+    if isinstance(texts, Demonstrated):
+        rows = rows.random_map(lambda row, rng: np.array([row, rng.integers(1 << 31)]))
     return iter(rows.batch(batch_size, drop_remainder=True, batch_fn=np.stack).to_iter_dataset())
 
 
-def _placed(texts: Texts | SoftTexts, rows: NamedSharding, index: np.ndarray) -> tuple[Any]:
+def _placed(
+    texts: Texts | SoftTexts | Demonstrated, rows: NamedSharding, index: np.ndarray
+) -> tuple[Any]:
     mine = multihost.local_rows(rows, len(index))
     return (multihost.place_rows(texts.rows(index[mine]), rows, len(index)),)
 

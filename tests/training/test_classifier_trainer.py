@@ -91,17 +91,54 @@ def test_what_is_frozen_stays_and_the_folder_has_what_moved(work: Path, kind: st
             load_encoder(work / kind / "final", base=str(work / "other"))
 
 
+SOFT_TASK = dataclasses.replace(TASK, query_format="{soft} {text} {soft!2} {mask} .")
+SOFT = {
+    "marks": (SOFT_TASK, DeltaConfig("prompt", length=3, network="fewshot")),
+    "front": (TASK, DeltaConfig("prompt", length=3)),
+    "prefix": (TASK, DeltaConfig("prefix", length=3, network="mlp", width=8)),
+}
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(work: Path) -> None:
+@pytest.mark.parametrize("name", list(SOFT))
+def test_a_prompt_or_prefix_learns_and_is_saved_folded(work: Path, name: str) -> None:
+    task, delta = SOFT[name]
+    run = told(work, f"soft_{name}", task=task, delta=delta, total_steps=40, log_every=1)
+    scores = train_classifier(run)
+    before, after = load_encoder(work / "encoder"), load_encoder(work / f"soft_{name}" / "final")
+    old, new = flat(before.params), flat(after.params)
+    for path in old:  # the MLM head, too
+        np.testing.assert_array_equal(old[path], new[path])
+    own = load_file(work / f"soft_{name}" / "final" / "encoder.safetensors")
+    assert set(own) == set(new) - set(old)
+    prefix = {f"encoder/layers_0/attention/prefix/{half}" for half in ("key", "value")}
+    table = {"encoder/embeddings/word_embeddings/prompt/table"}
+    assert set(own) == (prefix if name == "prefix" else table)
+    assert all(leaf.shape == (3, 16) for leaf in own.values())
+    assert after.deltas["encoder"]["network"] == ""
+    losses = [
+        row["train/loss"] for row in read_metrics(work / f"soft_{name}") if "train/loss" in row
+    ]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    about = read_about(work / f"soft_{name}" / "final")
+    assert about["trained"] > 3 * 16 or name == "front"
+    again = told(work, f"soft_{name}_again", task=task, total_steps=0,
+                 encoder=str(work / f"soft_{name}" / "final"))  # fmt: skip
+    assert train_classifier(again)["accuracy"] == scores["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adapter", "front", "prefix"])
+def test_a_killed_run_goes_on_bit_for_bit(work: Path, kind: str) -> None:
     saved = CheckpointConfig(every=5, keep=3)
-    delta = DeltaConfig(kind="adapter", rank=2)
-    whole = told(work, "whole", delta=delta, checkpoints=saved, total_steps=15)
+    delta = DeltaConfig(kind="adapter", rank=2) if kind == "adapter" else SOFT[kind][1]
+    whole = told(work, f"{kind}_whole", delta=delta, checkpoints=saved, total_steps=15)
     train_classifier(whole)
-    first = told(work, "halves", delta=delta, checkpoints=saved, total_steps=10)
+    first = told(work, f"{kind}_halves", delta=delta, checkpoints=saved, total_steps=10)
     train_classifier(first)
     config = dataclasses.replace(first.train, total_steps=15)
     train_classifier(dataclasses.replace(first, train=config))
-    one, other = (load_encoder(work / n / "final") for n in ("whole", "halves"))
+    one, other = (load_encoder(work / f"{kind}_{n}" / "final") for n in ("whole", "halves"))
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
 
@@ -128,6 +165,8 @@ def test_a_probe_is_the_minimum_and_a_majority_is_the_commonest(work: Path) -> N
         ({"train": ["decoder/*"]}, r"ClassifierTrainConfig.train: 'decoder/\*' is the path of no"),
         ({"method": "head", "total_steps": 0}, "its encoder has no sentence head"),
         ({"task": SST2Task()}, "label 'negative': the word 'terrible' is .* tokens"),
+        ({"task": SOFT_TASK}, r"has 3 {soft} marks, but the encoder's prompt has 0 vectors"),
+        ({"delta": DeltaConfig("prompt", length=9)}, "12 tokens have no room behind a prompt of 9"),
     ],
 )
 def test_bad_input_is_named(work: Path, fields: dict[str, Any], says: str) -> None:
