@@ -1,4 +1,4 @@
-"""Heads on an encoder's states: masked tokens, sentences, replaced tokens."""
+"""Heads on an encoder's states: masked tokens, sentences, replaced tokens, spans' boundaries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from atlas_jax.core.layers import Embed
 from atlas_jax.core.types import Array
 from atlas_jax.encoders.bert import ACTIVATIONS, BertConfig, dense, layer_norm
 
@@ -92,10 +93,52 @@ class DiscriminatorHead(nn.Module):
         return logits_bl1[..., 0].astype(jnp.float32)
 
 
+BOUNDARY_PLACES, BOUNDARY_WIDTH = 20, 200
+
+
+class BoundaryHead(nn.Module):
+    """SpanBERT's head: a masked span's tokens from the states in front of it and behind it.
+
+    `LN(g(LN(g([h_l; h_r; p_i] A + a)) B + b))` times the token table, plus a bias, with g the
+    encoder's activation. p_i, of width 200, is that of the i-th token of the span, from 0 to 19
+    (SpanBERT: fairseq/models/pair_bert.py; arXiv 1907.10529, section 3.2).
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        left: Float[Array, "*rows d"],
+        right: Float[Array, "*rows d"],
+        places: Int[Array, "*rows"],
+        table_ve: Float[Array, "v e"],
+    ) -> Float[Array, "*rows v"]:
+        """States beside the span and the token's place in it -> float32 logits [..., v]."""
+        cfg = self.config
+        positions = Embed(
+            BOUNDARY_PLACES, BOUNDARY_WIDTH, ("unsharded", "unsharded"), left.dtype,
+            nn.initializers.normal(0.02), name="position_embeddings",
+        )(places)  # fmt: skip
+        x = jnp.concatenate([left, right, positions], axis=-1)
+        for number, width in enumerate((cfg.hidden_dim, cfg.table_dim)):
+            x = dense(cfg, width, ("unsharded", "unsharded"), f"transform_{number}")(x)
+            x = layer_norm(cfg, f"layer_norm_{number}")(ACTIVATIONS[cfg.activation](x))
+        bias_v: Any = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("unsharded",)),
+            (cfg.vocab_size,),
+            jnp.float32,
+        )
+        logits = _logits(x, table_ve.T)
+        return logits + jnp.broadcast_to(bias_v, logits.shape)
+
+
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "mlm": MlmHead,
     "sentence": SentenceHead,
     "discriminator": DiscriminatorHead,
+    "boundary": BoundaryHead,
 }
 
 

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-from jaxtyping import Float, Integer
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Integer
 
 from atlas_jax.core import bounds
+from atlas_jax.core.adapters import WithPrefixes
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array
-from atlas_jax.encoders.heads import HEADS, DiscriminatorHead, MlmHead, SentenceHead
+from atlas_jax.encoders.heads import HEADS, BoundaryHead, DiscriminatorHead, MlmHead, SentenceHead
 from atlas_jax.encoders.registry import NamedEncoderConfig, make_encoder
 
 
@@ -21,7 +22,8 @@ class EncoderModelConfig(NamedEncoderConfig):
 
     Attributes:
         heads: names of `encoders.heads.HEADS`: 'mlm' predicts masked tokens, 'sentence' the
-            order of two sentences or the class of a text, 'discriminator' replaced tokens.
+            order of two sentences or the class of a text, 'discriminator' replaced tokens,
+            'boundary' the tokens of a masked span from the states beside it.
         num_classes: of the sentence head.
         head_dropout_rate: of the sentence head's pooled state, apart from the encoder's.
     """
@@ -41,7 +43,7 @@ class EncoderModelConfig(NamedEncoderConfig):
                 )
 
 
-class EncoderModel(nn.Module):
+class EncoderModel(WithPrefixes):
     """Parameters: {'encoder': ..., and each head under its name}."""
 
     config: EncoderModelConfig
@@ -57,6 +59,8 @@ class EncoderModel(nn.Module):
             self.sentence = SentenceHead(cfg, classes, rate)
         if "discriminator" in self.config.heads:
             self.discriminator = DiscriminatorHead(cfg)
+        if "boundary" in self.config.heads:
+            self.boundary = BoundaryHead(cfg)
 
     def __call__(
         self, tokens_bl: Integer[Array, "b l"], deterministic: bool = True, **inputs: Any
@@ -80,6 +84,9 @@ class EncoderModel(nn.Module):
             logits["sentence"] = self.sentence_logits(states_bld, deterministic)
         if "discriminator" in self.config.heads:
             logits["discriminator"] = self.replaced_logits(states_bld)
+        if "boundary" in self.config.heads and self.is_initializing():
+            beside = states_bld[:, 0]  # it needs to know the spans, see `boundary_logits`
+            self.boundary_logits(beside, beside, jnp.zeros(beside.shape[:-1], jnp.int32))
         return states_bld, logits
 
     def states(
@@ -105,6 +112,14 @@ class EncoderModel(nn.Module):
         """States [b, l, d] -> for each token the logit that it was replaced."""
         logits_bl: jax.Array = self.discriminator(states_bld)
         return logits_bl
+
+    def boundary_logits(
+        self, left: Float[Array, "*rows d"], right: Float[Array, "*rows d"],
+        places: Int[Array, "*rows"],
+    ) -> Float[Array, "*rows v"]:  # fmt: skip
+        """States beside a masked span, and a token's place in it -> logits [..., v]."""
+        logits: jax.Array = self.boundary(left, right, places, self.encoder.token_table())
+        return logits
 
     def embed_tokens(self, tokens: Integer[Array, "*rows"]) -> Float[Array, "*rows e"]:
         """Rows of the token table, int [...] -> [..., e]."""

@@ -1,10 +1,11 @@
-"""What an encoder is pretrained for, as losses: masked tokens, sentence pairs, replaced tokens.
+"""What an encoder is pretrained for, as losses: masked tokens, pairs, replaced tokens, spans.
 
 Sources: google-research/bert and albert (run_pretraining.py), electra (run_pretraining.py,
-arXiv 2003.10555).
+arXiv 2003.10555), SpanBERT (arXiv 1907.10529), UniLM (arXiv 1905.03197).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,10 @@ from atlas_jax.encoders.bert import BertConfig
 from atlas_jax.encoders.model import EncoderModelConfig
 
 # Objective -> the head that it needs.
-OBJECTIVES = {"mlm": "mlm", "nsp": "sentence", "sop": "sentence", "electra": "discriminator"}
+OBJECTIVES = {
+    "mlm": "mlm", "nsp": "sentence", "sop": "sentence", "electra": "discriminator",
+    "sbo": "boundary", "unilm": "mlm",
+}  # fmt: skip
 PAIRS = ("nsp", "sop")
 _NO_GENERATOR = ("roberta",)
 
@@ -59,6 +63,44 @@ def replaced_loss(
     return jnp.sum(loss_bl * real) / count, jnp.sum(right_bl * real) / count
 
 
+def unified_masks(key: jax.Array, real_bl: Bool[Array, "b l"]) -> Bool[Array, "b l l"]:
+    """UniLM's attention masks, one drawn for each row: True where [row, reader, key] may be read.
+
+    A third of the rows reads all of itself, a sixth from the left alone, a sixth from the right
+    alone. In the last third what is in front of a random place is a source, which reads itself, and
+    the rest a target, which reads the source and its own past. (In the original a source and its
+    target are two segments; here they are one text.)
+    """
+    kind_key, place_key = jax.random.split(key)
+    b, length = real_bl.shape
+    luck_b11 = jax.random.uniform(kind_key, (b, 1, 1))
+    count_b11 = jnp.sum(real_bl, axis=1, dtype=jnp.float32)[:, None, None]
+    source_b11 = 1 + jnp.floor(jax.random.uniform(place_key, (b, 1, 1)) * (count_b11 - 1))
+    at_l = jnp.arange(length, dtype=jnp.float32)
+    reader_1l1, key_11l = at_l[None, :, None], at_l[None, None, :]
+    left_1ll, right_1ll = key_11l <= reader_1l1, key_11l >= reader_1l1
+    to_target_bll = (key_11l < source_b11) | (left_1ll & (reader_1l1 >= source_b11))
+    all_1ll = jnp.ones_like(left_1ll)
+    mask_bll = jnp.where(luck_b11 < 2 / 3, right_1ll, to_target_bll)
+    mask_bll = jnp.where(luck_b11 < 1 / 2, left_1ll, mask_bll)
+    mask_bll = jnp.where(luck_b11 < 1 / 3, all_1ll, mask_bll)
+    return mask_bll & real_bl[:, None, :]
+
+
+def beside_spans(
+    chosen_bl: Bool[Array, "b l"],
+) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
+    """The last place before and the first place after each token that was not chosen for masking.
+
+    Spans that touch are one. A row begins and ends with a token that is never chosen.
+    """
+    length = chosen_bl.shape[1]
+    at_1l = jnp.arange(length, dtype=jnp.int32)[None]
+    left_bl = jax.lax.cummax(jnp.where(chosen_bl, 0, at_1l), axis=1)
+    right_bl = jax.lax.cummin(jnp.where(chosen_bl, length - 1, at_1l), axis=1, reverse=True)
+    return left_bl, right_bl
+
+
 def sampled(key: jax.Array, logits_bpv: Float[Array, "b p v"]) -> Int[Array, "b p"]:
     """One token of each place's softmax (by Gumbel noise); no gradient goes through it."""
     sample_bp = jax.random.categorical(key, jax.lax.stop_gradient(logits_bpv), axis=-1)
@@ -74,6 +116,14 @@ def with_tokens(
     at_bp = jnp.where(weights_bp > 0, positions_bp, length)  # beyond the row: dropped
     rows_b1 = jnp.arange(tokens_bl.shape[0])[:, None]
     return tokens_bl.at[rows_b1, at_bp].set(new_bp.astype(tokens_bl.dtype), mode="drop")
+
+
+def with_objectives(config: EncoderModelConfig, objectives: Sequence[str]) -> EncoderModelConfig:
+    """An encoder's config with every head that the objectives need; two classes for NSP and SOP."""
+    heads = tuple(OBJECTIVES[one] for one in objectives)
+    classes = 2 if "sentence" in heads else config.num_classes
+    names = tuple(dict.fromkeys((*config.heads, *heads)))
+    return dataclasses.replace(config, heads=names, num_classes=classes)
 
 
 def generator_config(config: EncoderModelConfig, share: float) -> EncoderModelConfig:

@@ -24,9 +24,11 @@ class EncoderTrainConfig:
         nothing, with the sizes that EncoderModelConfig is bound to. Heads that it lacks are drawn.
     encoder_base: where the base of a partial encoder lies now.
     tokenizer: `tokenizer.json`, needed for (and only for) an encoder from nothing.
-    objectives: what is learnt, one or two of 'mlm' (predict masked tokens), 'nsp' (does B follow
-        A? BERT), 'sop' (are A and B swapped? ALBERT) and 'electra' (which tokens did a small MLM
-        replace?). ('mlm',) is RoBERTa's; ALBERT without its sentence order is that, too.
+    objectives: what is learnt, one or more of 'mlm' (predict masked tokens), 'nsp' (does B follow
+        A? BERT), 'sop' (are A and B swapped? ALBERT), 'sbo' (predict masked spans from their
+        boundaries; SpanBERT), 'unilm' (masked tokens, read from both sides, from one side, or as a
+        target behind a source; UniLM) and 'electra' (which tokens did a small MLM replace?).
+        ('mlm',) is RoBERTa's; ALBERT without its sentence order is that, too.
     batch_size: rows of a step.
     length: of a row in tokens, special ones included.
     short_rate: share of the chunks that are cut to a random shorter length.
@@ -81,10 +83,15 @@ class EncoderTrainConfig:
         for one in self.objectives:
             require(one in OBJECTIVES, f"{name}.objectives", one, one_of(tuple(OBJECTIVES)))
         chosen = set(self.objectives)
-        require(bool(chosen & {"mlm", "electra"}), f"{name}.objectives", self.objectives,
-                "'mlm' or 'electra' among them")  # fmt: skip
-        require(not {"mlm", "electra"} <= chosen, f"{name}.objectives", self.objectives,
-                "'mlm' or 'electra', whose generator learns 'mlm' anyway")  # fmt: skip
+        tokens = sorted(chosen & {"mlm", "electra", "unilm"})
+        require(bool(tokens), f"{name}.objectives", self.objectives,
+                "'mlm', 'unilm' or 'electra' among them")  # fmt: skip
+        require(len(tokens) == 1, f"{name}.objectives", self.objectives,
+                "one of 'mlm', 'unilm' and 'electra'; each learns masked tokens")  # fmt: skip
+        require("unilm" not in chosen or len(chosen) == 1, f"{name}.objectives", self.objectives,
+                "'unilm' alone")  # fmt: skip
+        require("sbo" not in chosen or "mlm" in chosen, f"{name}.objectives", self.objectives,
+                "'mlm' beside 'sbo'")  # fmt: skip
         require(chosen & set(PAIRS) != set(PAIRS), f"{name}.objectives", self.objectives,
                 "'nsp' or 'sop'")  # fmt: skip
         require(self.generator_share <= 1, f"{name}.generator_share", self.generator_share,
@@ -120,3 +127,9 @@ class PretrainRun:
     profile: ProfileConfig = ProfileConfig()
     rows: RowsConfig = RowsConfig()
     text: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse an objective without its masks; the error names the binding."""
+        require("sbo" not in self.train.objectives or self.masking.kind == "span",
+                "MaskingConfig.kind", self.masking.kind,
+                "'span' with the objective 'sbo', which predicts spans")  # fmt: skip

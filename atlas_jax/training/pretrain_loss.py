@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.core.types import PAD_ID, Array, Params
+from atlas_jax.encoders.heads import BOUNDARY_PLACES
 from atlas_jax.encoders.masking import Masked, MaskingConfig, mask_tokens
 from atlas_jax.encoders.model import EncoderModel, EncoderModelConfig
 from atlas_jax.encoders.objectives import (
     TokenTables,
+    beside_spans,
     generator_config,
     replaced_loss,
     sampled,
     sentence_loss,
     token_loss,
+    unified_masks,
     with_tokens,
 )
 from atlas_jax.training.encoder_state import Metrics
@@ -38,6 +41,8 @@ class PretrainingLoss:
       config: of the encoder.
       masking: which tokens are predicted, and what is read in their place.
       tables: of the vocabulary.
+      spans: masked tokens are predicted from the boundaries of their spans, too (SpanBERT).
+      unified: masked tokens are predicted under UniLM's attention masks, one drawn for each row.
       pairs: 'nsp', 'sop' or ''; with one of them the sentence head learns.
       electra: the encoder says which tokens were replaced; the generator predicts masked ones.
       generator_share, replaced_weight: as in `EncoderTrainConfig`.
@@ -51,12 +56,14 @@ class PretrainingLoss:
     electra: bool = False
     generator_share: float = 0.25
     replaced_weight: float = 50.0
+    spans: bool = False
+    unified: bool = False
     deterministic: bool = False
 
     def __call__(
         self, params: Params, key: jax.Array, batch: EncoderBatch
     ) -> tuple[Array, Metrics]:
-        """The loss of a batch: MLM + sentences + 50 x replaced tokens, as far as they are asked."""
+        """The loss of a batch: what is asked of MLM + spans + sentences + 50 x replaced."""
         mask_key, sample_key, dropout_key, other_key = jax.random.split(key, 4)
         masked = self._masked(batch.tokens_bl, mask_key)
         model: Any = EncoderModel(self.config)
@@ -67,6 +74,10 @@ class PretrainingLoss:
             loss, metrics, states_bld = self._replaced(
                 model, params, masked, batch, sample_key, dropout_key, other_key
             )
+        if self.spans:
+            own, accuracy = self._boundaries(model, params, states_bld, masked)
+            loss = loss + own
+            metrics |= {"sbo_loss": own, "sbo_accuracy": accuracy}
         if self.pairs:
             logits_bc = model.apply(
                 {"params": params}, states_bld, self.deterministic, method="sentence_logits",
@@ -88,10 +99,13 @@ class PretrainingLoss:
         self, model: Any, params: Params, tokens_bl: jax.Array, batch: EncoderBatch,
         key: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        types = {"types_bl": batch.types_bl} if self.pairs else {}
+        more = {"types_bl": batch.types_bl} if self.pairs else {}
+        if self.unified:
+            own = jax.random.fold_in(key, 2)
+            more["mask"] = unified_masks(own, jnp.asarray(batch.tokens_bl) != PAD_ID)
         states_bld: jax.Array = model.apply(
             {"params": params}, tokens_bl, self.deterministic, method="states",
-            rngs={"dropout": key}, **types,
+            rngs={"dropout": key}, **more,
         )  # fmt: skip
         return states_bld
 
@@ -103,6 +117,28 @@ class PretrainingLoss:
         logits_bpv = model.apply({"params": params}, chosen_bpd, method="token_logits")
         loss, accuracy = token_loss(logits_bpv, masked.labels_bp, masked.weights_bp)
         return loss, {"mlm_loss": loss, "mlm_accuracy": accuracy}, logits_bpv
+
+    def _boundaries(
+        self, model: Any, params: Params, states_bld: jax.Array, masked: Masked
+    ) -> tuple[Array, Array]:
+        """The boundary objective's loss and accuracy; tokens beyond the 20th of a span are none."""
+        left_bl, right_bl = beside_spans(masked.run_bl >= 0)
+        left_bp, right_bp = (
+            jnp.take_along_axis(side_bl, masked.positions_bp, axis=1)
+            for side_bl in (left_bl, right_bl)
+        )
+        places_bp = masked.positions_bp - left_bp - 1
+        near_bp = (places_bp >= 0) & (places_bp < BOUNDARY_PLACES)
+        beside = (
+            jnp.take_along_axis(states_bld, side_bp[..., None], axis=1)
+            for side_bp in (left_bp, right_bp)
+        )
+        logits_bpv = model.apply(
+            {"params": params}, *beside, jnp.clip(places_bp, 0, BOUNDARY_PLACES - 1),
+            method="boundary_logits",
+        )  # fmt: skip
+        weights_bp = masked.weights_bp * near_bp.astype(jnp.float32)
+        return token_loss(logits_bpv, masked.labels_bp, weights_bp)
 
     def _replaced(
         self, model: Any, params: Params, masked: Masked, batch: EncoderBatch,

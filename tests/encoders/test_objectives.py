@@ -13,6 +13,7 @@ from atlas_jax.encoders.objectives import (
     sampled,
     sentence_loss,
     token_loss,
+    unified_masks,
     with_tokens,
 )
 
@@ -44,6 +45,35 @@ def test_only_chosen_places_get_other_tokens() -> None:
     positions, weights = jnp.array([[1, 3], [2, 0]]), jnp.array([[1.0, 1.0], [1.0, 0.0]])
     new = with_tokens(tokens, positions, weights, jnp.array([[30, 31], [32, 33]]))
     assert new.tolist() == [[2, 30, 6, 31], [2, 8, 32, 0]]
+
+
+def test_unified_masks_are_of_four_kinds_and_hide_padding() -> None:
+    real = np.ones((600, 7), bool)
+    real[::3, 5:] = False
+    masks = np.asarray(jax.jit(unified_masks)(jax.random.key(0), jnp.asarray(real)))
+    left = np.tri(7, dtype=bool)
+    counts = dict.fromkeys(("all", "left", "right", "target"), 0)
+    splits = set()
+    for mask, row in zip(masks, real, strict=True):
+        count = row.sum()
+        assert not mask[:, count:].any()
+        own = mask[:count, :count]
+        shapes = {"all": np.ones_like(own), "left": left, "right": left.T}
+        found = [name for name, shape in shapes.items() if (own == shape[:count, :count]).all()]
+        if found:
+            counts[found[0]] += 1
+            continue
+        counts["target"] += 1
+        source = int(own[0].sum())  # the first token reads the source alone
+        splits.add(source)
+        wanted = left[:count, :count].copy()
+        wanted[:, :source] = True
+        np.testing.assert_array_equal(own, wanted)
+    # A source of one token is "left", one of all but the last token is still a target's.
+    assert set(range(2, 7)) == splits
+    assert counts["all"] / 600 == pytest.approx(1 / 3, abs=0.06)
+    assert counts["right"] / 600 == pytest.approx(1 / 6, abs=0.05)
+    assert counts["left"] + counts["target"] == 600 - counts["all"] - counts["right"]
 
 
 def test_samples_follow_the_softmax_and_take_no_gradient() -> None:
