@@ -29,15 +29,16 @@ from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.encoders.masking import MaskingConfig
 from atlas_jax.encoders.model import EncoderModelConfig
+from atlas_jax.encoders.objectives import with_objectives
 from atlas_jax.index.refresh import RefreshPolicy
 from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.index.staleness import StalenessConfig
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.models.assembly import where_deltas_stand
 from atlas_jax.models.config import ModelConfig, ModelSpec
 from atlas_jax.models.expects import NOTHING
+from atlas_jax.models.new_deltas import check_soft, where_deltas_stand
 from atlas_jax.models.parameters import Models
-from atlas_jax.planning.run import Entry, Run
+from atlas_jax.planning.run import AnyRun, Entry, Pretraining, Run
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.reader.t5 import T5
@@ -51,6 +52,7 @@ from atlas_jax.tasks.registry import TASKS, task_class
 from atlas_jax.training.classifier_config import (
     ClassifierRun,
     ClassifierTrainConfig,
+    DemonstrationConfig,
     EncoderRun,
 )
 from atlas_jax.training.config import (
@@ -74,12 +76,12 @@ OnTask = TypeVar("OnTask", ClassifierRun, SelfTrainingRun, PetRun)
 # take their arguments from gin.
 CONFIGURABLES = (
     CheckpointConfig, ClassifierTrainConfig, CompilerConfig, ContrastiveConfig, CorpusConfig,
-    DataConfig, DeltaConfig, DistillationConfig, EncoderModelConfig, EncoderTrainConfig, EvalConfig,
-    GenerationConfig, LeakConfig, MaskingConfig, MeshConfig, ModelConfig, OptimizerConfig,
-    PartitionRules, PetConfig, ProfileConfig, ReaderConfig, RefreshPolicy, RetrieveConfig,
-    RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig, SelfTrainConfig, ServeConfig,
-    StalenessConfig,
-    StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
+    DataConfig, DeltaConfig, DemonstrationConfig, DistillationConfig, EncoderModelConfig,
+    EncoderTrainConfig, EvalConfig, GenerationConfig, LeakConfig, MaskingConfig, MeshConfig,
+    ModelConfig, OptimizerConfig, PartitionRules, PetConfig, ProfileConfig, ReaderConfig,
+    RefreshPolicy, RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig,
+    SelfTrainConfig, ServeConfig, StalenessConfig, StepConfig, StoreConfig, TrainConfig,
+    train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)
@@ -250,7 +252,8 @@ def pretrain_run() -> PretrainRun:
 
 def classifier_run() -> ClassifierRun:
     """The settings of `train_classifier`."""
-    return _on_task(ClassifierRun, ClassifierTrainConfig)
+    run = _on_task(ClassifierRun, ClassifierTrainConfig)
+    return dataclasses.replace(run, demonstrations=told(DemonstrationConfig))
 
 
 def self_training_run() -> SelfTrainingRun:
@@ -354,15 +357,21 @@ def _training(spec: ModelSpec, defaults: Defaults) -> dict[str, Any]:
     }
 
 
-def plan_run(passages: int) -> Run:
+def plan_run(passages: int | None) -> AnyRun:
     """The settings of a plan; no file is read.
 
     Args:
-      passages: how many passages will be searched.
+      passages: how many passages will be searched; None for a run of `pretrain_encoder`.
 
     Raises:
-      UserError: the sizes of the reader are not bound, or the run is of a command that has no plan.
+      UserError: the sizes of the models are not bound, passages that nothing searches or that are
+        missing, or the run is of a command that has no plan.
     """
+    if fields_told(EncoderTrainConfig):
+        require(passages is None, "--passages", passages, "nothing: pretrain_encoder has no index")
+        return _pretraining_plan()
+    require(passages is not None, "--passages", passages, "the number of the index's rows")
+    assert passages is not None
     if "vocab_size" not in fields_told(ReaderConfig):
         raise UserError("plan reads no checkpoint: give the sizes with --gin_file=models/NAME.gin")
     step, retriever, evaluation = told(StepConfig), told(RetrieverConfig), told(EvalConfig)
@@ -377,6 +386,7 @@ def plan_run(passages: int) -> Run:
     answer_k = evaluation.k or step.k
     training = step.retriever_training if entry == "train" else "joint"
     deltas = where_deltas_stand({p: told(DeltaConfig, p) for p in PARTS}, training)
+    check_soft(deltas, told(ReaderConfig))
     return Run(
         entry=entry,
         refreshes=refreshes,
@@ -398,10 +408,23 @@ def plan_run(passages: int) -> Run:
     )
 
 
+def _pretraining_plan() -> Pretraining:
+    """The settings of a plan of `pretrain_encoder`."""
+    run = pretrain_run()
+    if "vocab_size" not in run.encoder:
+        raise UserError(
+            "plan reads no checkpoint: bind the sizes of EncoderModelConfig, as "
+            "--gin_file=runs/albert_released.gin does"
+        )
+    made = EncoderModelConfig(**run.encoder)
+    return Pretraining(
+        run, with_objectives(made, run.train.objectives), tuple(told(PartitionRules).rules)
+    )
+
+
 # Their step or batch is none of the programs that are planned.
 _UNPLANNED = {
     RetrieverTrainConfig: "train_retriever",
-    EncoderTrainConfig: "pretrain_encoder",
     ClassifierTrainConfig: "train_classifier",
     SelfTrainConfig: "self_train",
     PetConfig: "pet",
@@ -415,7 +438,7 @@ def _entry() -> Entry:
         if fields_told(config):
             raise UserError(
                 f"{config.__name__} is bound, so this is a run of `{command}`, which has no plan; "
-                "those of `train`, `evaluate` and `build_index` have"
+                "those of `train`, `evaluate`, `build_index` and `pretrain_encoder` have"
             )
     if fields_told(TrainConfig):
         return "train"

@@ -5,7 +5,8 @@
 
 Compiles the run's own programs ahead of time with the TPU compiler (extra [plan]); no TPU is
 needed and nothing is read: paths need not be given. Without --mesh it tries some meshes and
-recommends one. With --gin.MeshConfig.dcn=2 it plans two such slices.
+recommends one. With --gin.MeshConfig.dcn=2 it plans two such slices. A run of pretrain_encoder has
+no --passages.
 """
 
 import argparse
@@ -32,7 +33,7 @@ UNREAD = {
     for name in (
         "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "READER_CHECKPOINT_PATH",
         "RETRIEVER_CHECKPOINT_PATH", "READER_TOKENIZER", "RETRIEVER_TOKENIZER", "TRAIN_FILE",
-        "STORE", "PASSAGES", "INDEX",
+        "STORE", "PASSAGES", "INDEX", "TOKENIZER",
     )
 } | {"TRAIN_STEPS": 10**6}  # fmt: skip
 
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--topology", required=True, help="v4-128, v5e-256, v5p-64, v6e-32 ...")
-    parser.add_argument("--passages", required=True, type=int, help="rows of the index")
+    parser.add_argument(
+        "--passages", type=int, help="rows of the index; not for pretrain_encoder, which has none"
+    )
     parser.add_argument(
         "--mesh", action="append", default=[], metavar="D,F,M",
         help="data,fsdp,model sizes, repeatable; without it the likeliest ones are tried",
@@ -63,7 +66,7 @@ def _run(flags: argparse.Namespace) -> int:
         check_output_file(flags.json, "--json")
     where = parse_slice(flags.topology)
     for name in ("passages", "try_meshes"):
-        if getattr(flags, name) < 1:
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
             raise UserError(f"--{name} = {getattr(flags, name)}: expected 1 or more")
     shape = from_gin.told(MeshConfig)
     if shape.dcn < 1:

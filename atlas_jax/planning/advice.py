@@ -11,7 +11,7 @@ from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning.estimate import Memory, Work
 from atlas_jax.planning.meshes import MAX_MODEL, divides, divisors
 from atlas_jax.planning.roofline import Roofline
-from atlas_jax.planning.run import Run
+from atlas_jax.planning.run import Pretraining
 from atlas_jax.training.chips import GIB, Chip
 
 
@@ -25,7 +25,7 @@ class Case:
     """
 
     program: str
-    run: Run
+    run: Any
     mesh: MeshConfig
     devices: Any
 
@@ -98,7 +98,8 @@ def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:
             break
     # An optimiser that is smaller than its parameters has hardly any moments already.
     if sizes.get("optimiser", 0) >= sizes.get("parameters", 0):
-        found.append("reader/OptimizerConfig.kind = 'adafactor' keeps hardly any moments")
+        scope = "encoder" if isinstance(case.run, Pretraining) else "reader"
+        found.append(f"{scope}/OptimizerConfig.kind = 'adafactor' keeps hardly any moments")
     return found
 
 
@@ -152,6 +153,16 @@ def _train_advice(case: Case) -> list[str]:
     return found
 
 
+def _pretrain_advice(case: Case) -> list[str]:
+    run, found = case.run, list[str]()
+    name = "EncoderModelConfig"
+    if run.encoder.remat_policy != "full":
+        found.append(f"{name}.remat_policy = 'full' keeps one activation a layer")
+    found += [*_smaller_batch(case), *_narrow(name, run.encoder)]
+    length = run.pretraining.train.length
+    return [*found, f"shorter rows (EncoderTrainConfig.length = {length})"]
+
+
 def _embed_advice(case: Case) -> list[str]:
     run = case.run
     return [
@@ -198,6 +209,7 @@ _TEMPORARIES: dict[str, Callable[[Case], list[str]]] = {
     "embed": _embed_advice,
     "search": _search_advice,
     "decode": _decode_advice,
+    "pretrain": _pretrain_advice,
 }
 
 

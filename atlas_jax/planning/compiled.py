@@ -1,6 +1,5 @@
 """Compiles a program of a run; counts its FLOPs, and takes its memory and its work."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +8,10 @@ import jax
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
-from atlas_jax.models.parameters import Models
 from atlas_jax.planning import flops
 from atlas_jax.planning.estimate import Memory, compiled_memory, refused_memory
 from atlas_jax.planning.programs import Program, lowered, make_program
-from atlas_jax.planning.run import Run
-from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.dual_encoder import DualEncoder
+from atlas_jax.planning.run import AnyRun
 
 # The collectives are read from the text of a program. jaxlib cannot read this text if gathers run
 # on SparseCores (v5p, v6e), so they are planned for the TensorCore.
@@ -23,7 +19,7 @@ READABLE = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 
 
 def compile_program(
-    program: Program, run: Run, mesh: Mesh, devices: Sequence[Any]
+    program: Program, run: AnyRun, mesh: Mesh, devices: Sequence[Any]
 ) -> tuple[Memory, Any | None]:
     """Compile a program; returns its memory, and None in place of a program that has no room."""
     try:
@@ -37,25 +33,19 @@ def compile_program(
         return memory, None
 
 
-def count_flops(program: Program, run: Run, mesh: Mesh) -> tuple[float, float, float]:
+def count_flops(program: Program, run: AnyRun, mesh: Mesh) -> tuple[float, float, float]:
     """FLOPs of the whole machine: all, loop bodies once, and without rematerialisation."""
     with partitioning.activate(mesh, run.rules):
         traced = jax.make_jaxpr(program.function)(*program.args)
     total = flops.matmul_flops(traced, program.loop_trips)
     once = flops.matmul_flops(traced, scan_once=True)
-    plain = dataclasses.replace(run, models=_without_remat(run.models))
-    if plain.models == run.models:
+    plain = run.without_remat
+    if plain == run:
         return total, once, total
     program = make_program(program.name, plain, mesh)
     with partitioning.activate(mesh, run.rules):
         traced = jax.make_jaxpr(program.function)(*program.args)
     return total, once, flops.matmul_flops(traced, program.loop_trips)
-
-
-def _without_remat(models: Models) -> Models:
-    reader = dataclasses.replace(models.reader.config, remat_policy="none")
-    retriever = dataclasses.replace(models.retriever.config, remat_policy="none")
-    return Models(T5(reader), DualEncoder(retriever))
 
 
 def compiler_flops(compiled: Any) -> float | None:

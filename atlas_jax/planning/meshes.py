@@ -6,7 +6,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, batch_sharding, make_mesh
 from atlas_jax.planning.estimate import shard_bytes
 from atlas_jax.planning.programs import held
-from atlas_jax.planning.run import Run
+from atlas_jax.planning.run import AnyRun
 
 MAX_MODEL = 16  # tensor parallelism beyond this sends more than it computes
 # Share of the HBM for arrays that stay for the whole run; the rest is for the step.
@@ -18,7 +18,7 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def candidates(run: Run, devices: Any, hbm_bytes: int, slices: int = 1) -> list[MeshConfig]:
+def candidates(run: AnyRun, devices: Any, hbm_bytes: int, slices: int = 1) -> list[MeshConfig]:
     """Meshes over which batch, heads and parameters divide, the most promising first.
 
     Fewer chips per copy of a layer means less communication, so `model` is as small as the batch
@@ -52,7 +52,7 @@ def candidates(run: Run, devices: Any, hbm_bytes: int, slices: int = 1) -> list[
     return list(dict.fromkeys([*_data_and_fsdp(roomy), *_spread_first(ordered)]))
 
 
-def divides(run: Run, config: MeshConfig, devices: Any) -> bool:
+def divides(run: AnyRun, config: MeshConfig, devices: Any) -> bool:
     """Whether batch, heads and parameters divide over a mesh of all these devices."""
     try:
         _resident(run, config, devices)
@@ -80,7 +80,7 @@ def _spread_first(ordered: list[MeshConfig]) -> list[MeshConfig]:
     return [config for _, config in sorted(keyed, key=lambda entry: entry[0])]
 
 
-def _resident(run: Run, config: MeshConfig, devices: Any) -> int:
+def _resident(run: AnyRun, config: MeshConfig, devices: Any) -> int:
     """Bytes of the arrays that stay on each chip for the whole run.
 
     Raises:
@@ -92,11 +92,7 @@ def _resident(run: Run, config: MeshConfig, devices: Any) -> int:
     return sum(shard_bytes(tree) for tree in held(run, mesh).values())
 
 
-def _check_heads(run: Run, config: MeshConfig) -> None:
-    reader, retriever = run.models.reader.config, run.models.retriever.config
-    for name, heads in (
-        ("ReaderConfig", reader.num_heads),
-        ("RetrieverConfig", retriever.num_heads),
-    ):
+def _check_heads(run: AnyRun, config: MeshConfig) -> None:
+    for name, heads in run.heads.items():
         if heads % config.model:
             raise UserError(f"{name}.num_heads = {heads} do not divide over model={config.model}")

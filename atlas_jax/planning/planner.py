@@ -15,7 +15,7 @@ from atlas_jax.planning.estimate import Memory, Work, largest_index, measure, re
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.programs import make_program, refused_batch, resident
 from atlas_jax.planning.roofline import Roofline, Wiring, roofline
-from atlas_jax.planning.run import Run
+from atlas_jax.planning.run import AnyRun
 from atlas_jax.training.chips import Slice
 
 INSTALL_HINT = (
@@ -69,7 +69,7 @@ class Plan:
     """
 
     slice: Slice
-    run: Run
+    run: AnyRun
     tried: list[ProgramPlan]
     programs: list[ProgramPlan]
     possible: int = 0
@@ -103,7 +103,7 @@ def tpu_devices(where: Slice, slices: int = 1) -> Sequence[Any]:
 
 
 def make_plan(
-    run: Run,
+    run: AnyRun,
     where: Slice,
     devices: Sequence[Any],
     meshes: Sequence[MeshConfig] = (),
@@ -149,7 +149,7 @@ def best_of(plans: Sequence[ProgramPlan]) -> ProgramPlan | None:
 
 def plan_program(
     name: str,
-    run: Run,
+    run: AnyRun,
     config: MeshConfig,
     where: Slice,
     devices: Sequence[Any],

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
@@ -24,9 +25,12 @@ from atlas_jax.index.placement import embeddings_layout, tokens_layout
 from atlas_jax.models.parameters import abstract_params
 from atlas_jax.models.towers import embed_query, passage_tower
 from atlas_jax.planning.estimate import shard_bytes
-from atlas_jax.planning.run import Run, in_lanes, token_type
+from atlas_jax.planning.run import AnyRun, Pretraining, Run, in_lanes, token_type
 from atlas_jax.retriever.dual_encoder import is_tied
+from atlas_jax.training.encoder_texts import EncoderBatch
+from atlas_jax.training.encoder_trainer import make_loss, state_and_step
 from atlas_jax.training.optimizers import make_optimizer
+from atlas_jax.training.pretrain_loss import tables_of
 from atlas_jax.training.state import abstract_state, state_shardings, what_trains
 from atlas_jax.training.step import compile_train_step, make_train_step
 
@@ -47,23 +51,27 @@ class Program:
     loop_trips: int = 1
 
 
-def make_program(name: str, run: Run, mesh: Mesh) -> Program:
+def make_program(name: str, run: AnyRun, mesh: Mesh) -> Program:
     """A program of this name for this mesh; call it, and lower it, inside `activate(mesh, rules)`.
 
     Raises:
       UserError: the batch or a parameter does not divide over the mesh.
     """
+    if isinstance(run, Pretraining):
+        return _pretrain(run, mesh)
     return {"train": _train, "embed": _embed, "search": _search, "decode": _decode}[name](run, mesh)
 
 
-def lowered(program: Program, run: Run, mesh: Mesh) -> Any:
+def lowered(program: Program, run: AnyRun, mesh: Mesh) -> Any:
     """The program lowered for the mesh's chips."""
     with partitioning.activate(mesh, run.rules):
         return program.function.lower(*program.args)  # type: ignore[attr-defined]
 
 
-def held(run: Run, mesh: Mesh) -> dict[str, Any]:
+def held(run: AnyRun, mesh: Mesh) -> dict[str, Any]:
     """Arrays that stay on the chips for the whole run, whichever program runs."""
+    if isinstance(run, Pretraining):
+        return _pretrain(run, mesh).terms
     if run.entry == "train":
         return _train(run, mesh).terms
     params = _params(run, mesh)
@@ -73,9 +81,9 @@ def held(run: Run, mesh: Mesh) -> dict[str, Any]:
     return {"parameters": params} | index
 
 
-def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
+def resident(program: Program, run: AnyRun, mesh: Mesh) -> dict[str, int]:
     """Bytes on a chip of the run's arrays that are not arguments of this program."""
-    if program.name == "train":
+    if program.name in ("train", "pretrain"):
         return {}  # all arrays of the run are its arguments
     found = {}
     for term, tree in held(run, mesh).items():
@@ -85,7 +93,7 @@ def resident(program: Program, run: Run, mesh: Mesh) -> dict[str, int]:
     return {term: size for term, size in found.items() if size}
 
 
-def refused_batch(name: str, run: Run, mesh: Mesh) -> str:
+def refused_batch(name: str, run: AnyRun, mesh: Mesh) -> str:
     """Why a run would refuse the program's batch, which is planned with more rows; else ""."""
     if name in ("search", "decode") and not run.evaluates:
         return ""
@@ -111,6 +119,17 @@ def _train(run: Run, mesh: Mesh) -> Program:
         (state, source, batch),
         terms,
     )
+
+
+def _pretrain(run: Pretraining, mesh: Mesh) -> Program:
+    """A step of `pretrain_encoder`: its masks are drawn inside, its rows come from the host."""
+    told = run.pretraining
+    row = _rows(run, mesh, (told.train.batch_size,), jnp.int32)
+    row_l = _rows(run, mesh, (told.train.batch_size, told.train.length), jnp.int32)
+    tables = tables_of(np.ones(run.encoder.vocab_size, bool), (0, 1, 2, 3), 4)  # any will do
+    state, _, step = state_and_step(told, make_loss(told, run.encoder, tables), mesh, run.rules)
+    terms = {"parameters": state.params, "optimiser": state.opt_state}
+    return Program("pretrain", step, (state, EncoderBatch(row_l, row_l, row)), terms)
 
 
 def _embed(run: Run, mesh: Mesh) -> Program:
@@ -172,12 +191,12 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _rows(run: Run, mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    sharding = batch_sharding("DataConfig.batch_size", shape[0], mesh, run.rules)
+def _rows(run: AnyRun, mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    sharding = batch_sharding(run.batch_of("train")[0], shape[0], mesh, run.rules)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _multiple(rows: int, run: Run, mesh: Mesh) -> int:
+def _multiple(rows: int, run: AnyRun, mesh: Mesh) -> int:
     """`rows`, rounded up to a multiple of the number of parts of a batch."""
     parts = batch_parts(mesh, run.rules)
     return -(-rows // parts) * parts

@@ -1,7 +1,7 @@
 """A run to be planned. None of its files is read."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -10,11 +10,15 @@ from atlas_jax.answering.batcher import DataConfig
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.distillation.config import DistillationConfig
+from atlas_jax.encoders.model import EncoderModelConfig
 from atlas_jax.index.int8 import abstract_rows
 from atlas_jax.index.store_files import StoreConfig, token_dtype
 from atlas_jax.models.parameters import Models
 from atlas_jax.reader.generate import GenerationConfig
+from atlas_jax.reader.t5 import T5
+from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.training.config import OptimizerConfig, StepConfig
+from atlas_jax.training.pretrain_config import PretrainRun
 
 LANES = 128  # width of a TPU's tile: rows of a matrix are padded to a multiple of it
 # Programs of each entry point. The first one decides which mesh is best.
@@ -22,6 +26,7 @@ PROGRAMS = {
     "train": ("train", "embed", "search", "decode"),
     "evaluate": ("decode", "embed", "search"),
     "build_index": ("embed",),
+    "pretrain_encoder": ("pretrain",),
 }
 Entry = Literal["train", "evaluate", "build_index"]
 
@@ -83,6 +88,31 @@ class Run:
         return self.passage_source == "index" and self.corpus.searcher == "exact"
 
     @property
+    def heads(self) -> dict[str, int]:
+        """Attention heads by the config that sets them."""
+        reader, retriever = self.models.reader.config, self.models.retriever.config
+        return {"ReaderConfig": reader.num_heads, "RetrieverConfig": retriever.num_heads}
+
+    @property
+    def without_remat(self) -> "Run":
+        """The same run, which keeps all activations."""
+        reader = dataclasses.replace(self.models.reader.config, remat_policy="none")
+        retriever = dataclasses.replace(self.models.retriever.config, remat_policy="none")
+        models = Models(T5(reader), DualEncoder(retriever))
+        return dataclasses.replace(self, models=models)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Settings that a report names."""
+        return {
+            "passages": self.passages if self.on_devices else 0,
+            "index_dtype": self.corpus.dtype,
+            "batch_size": self.data.batch_size,
+            "k": self.step.k,
+            "reader_length": self.step.reader_length,
+        }
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one passage in the index: embedding and tokens."""
         store, models = self.store, self.models
@@ -93,6 +123,56 @@ class Run:
             width = in_lanes(store.retriever_length)
             tokens += width * token_type(models.retriever.config).itemsize
         return sum(leaf.size * leaf.dtype.itemsize for leaf in embedding) + tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A run of `pretrain_encoder`, as `Run` is one of the others.
+
+    Attributes:
+      pretraining: its settings.
+      encoder: the config of its encoder, with the heads that the objectives need.
+    """
+
+    pretraining: PretrainRun
+    encoder: EncoderModelConfig
+    rules: tuple[Rule, ...]
+
+    entry: ClassVar[str] = "pretrain_encoder"
+    programs: ClassVar[tuple[str, ...]] = PROGRAMS["pretrain_encoder"]
+    evaluates: ClassVar[bool] = False
+    refreshes: ClassVar[bool] = False
+    on_devices: ClassVar[bool] = False
+    row_bytes: ClassVar[int] = 0
+
+    def batch_of(self, program: str) -> tuple[str, int]:
+        """As `Run.batch_of`."""
+        del program
+        return "EncoderTrainConfig.batch_size", self.pretraining.train.batch_size
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """As `Run.heads`."""
+        return {"EncoderModelConfig": self.encoder.num_heads}
+
+    @property
+    def without_remat(self) -> "Pretraining":
+        """As `Run.without_remat`."""
+        return dataclasses.replace(
+            self, encoder=dataclasses.replace(self.encoder, remat_policy="none")
+        )
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As `Run.told`."""
+        train = self.pretraining.train
+        return {
+            "batch_size": train.batch_size, "length": train.length,
+            "objectives": list(train.objectives),
+        }  # fmt: skip
+
+
+AnyRun = Run | Pretraining
 
 
 def token_type(config: Any) -> np.dtype[Any]:

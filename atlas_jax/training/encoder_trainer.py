@@ -1,4 +1,4 @@
-"""Pretraining of an encoder on text: BERT's, RoBERTa's, ALBERT's and ELECTRA's objectives."""
+"""Pretraining of an encoder on text: objectives of BERT, RoBERTa, ALBERT, SpanBERT and ELECTRA."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.encoders.model import EncoderModelConfig
-from atlas_jax.encoders.objectives import OBJECTIVES, generator_config
+from atlas_jax.encoders.objectives import TokenTables, generator_config, with_objectives
 from atlas_jax.models.config import whole_config
 from atlas_jax.models.encoder_folder import (
     Encoder,
@@ -113,7 +113,6 @@ def pretrain_encoder(told: PretrainRun) -> EncoderState:
 def _opened(told: PretrainRun) -> Encoder:
     """The encoder to begin with, and every head that the objectives need."""
     config = told.train
-    heads = tuple(OBJECTIVES[one] for one in config.objectives)
     fields = {name: value for name, value in told.encoder.items() if name != "heads"}
     if config.encoder:
         encoder = load_encoder(config.encoder, (), config.encoder_base, **fields)
@@ -121,13 +120,10 @@ def _opened(told: PretrainRun) -> Encoder:
         made = whole_config(EncoderModelConfig, fields)
         encoder = Encoder(made, {}, Tokenizer.from_file(config.tokenizer))
     _check(told, encoder)
-    # Two classes: NSP and SOP. The parameters themselves are drawn when they are needed.
-    names = tuple(dict.fromkeys((*encoder.config.heads, *heads)))
-    kept = encoder.params
-    if "sentence" in heads and encoder.config.num_classes != 2:
+    # The parameters themselves are drawn when they are needed.
+    kept, made = encoder.params, with_objectives(encoder.config, config.objectives)
+    if made.num_classes != encoder.config.num_classes:
         kept = {name: value for name, value in kept.items() if name != "sentence"}
-    classes = 2 if "sentence" in heads else encoder.config.num_classes
-    made = dataclasses.replace(encoder.config, heads=names, num_classes=classes)
     return dataclasses.replace(encoder, config=made, params=kept, base=None)
 
 
@@ -166,20 +162,29 @@ def _check(told: PretrainRun, encoder: Encoder) -> None:
 
 
 def _loss(told: PretrainRun, encoder: Encoder) -> PretrainingLoss:
-    config, tokenizer = told.train, encoder.tokenizer
+    tokenizer = encoder.tokenizer
     assert tokenizer.mask_id is not None
     if told.masking.kind == "token":
         starts_v = np.ones(tokenizer.vocab_size, bool)
     else:
         starts_v = tokenizer.word_starts()
+    tables = tables_of(starts_v, tokenizer.special_ids, tokenizer.mask_id)
+    return make_loss(told, encoder.config, tables)
+
+
+def make_loss(told: PretrainRun, made: EncoderModelConfig, tables: TokenTables) -> PretrainingLoss:
+    """The loss of a run, for an encoder with the heads that it needs."""
+    config = told.train
     return PretrainingLoss(
-        encoder.config,
+        made,
         told.masking,
-        tables_of(starts_v, tokenizer.special_ids, tokenizer.mask_id),
+        tables,
         config.pairs,
         "electra" in config.objectives,
         config.generator_share,
         config.replaced_weight,
+        "sbo" in config.objectives,
+        "unilm" in config.objectives,
     )
 
 
@@ -207,15 +212,8 @@ def _make(
     told: PretrainRun, encoder: Encoder, loss: PretrainingLoss, mesh: Mesh, rules: tuple[Rule, ...]
 ) -> tuple[EncoderState, Callable[[], EncoderState], CompiledOnce]:
     """The state's shapes, what makes it, and its step."""
-    config, optimizer = told.train, make_optimizer(told.optimizer)
-    boxed = dict(boxed_shapes(encoder.config))
-    if loss.electra:
-        small = boxed_shapes(generator_config(encoder.config, config.generator_share))
-        boxed[GENERATOR] = own_of_generator(small)
-    patterns = config.train or ("*",)
-
-    def fresh(params: Params) -> EncoderState:
-        return fresh_state(params, optimizer, patterns, config.seed, f"{_NAME}.train")
+    config = told.train
+    shapes, fresh, step = state_and_step(told, loss, mesh, rules)
 
     def begin() -> EncoderState:
         params = dict(with_heads(encoder, encoder.config.heads, config.seed).params)
@@ -223,21 +221,34 @@ def _make(
             small = generator_config(encoder.config, config.generator_share)
             drawn = draw_encoder(small, config.seed + _GENERATOR_SEED)
             params[GENERATOR] = own_of_generator(drawn)
-        return multihost.place(fresh(params), shardings)
+        where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        return multihost.place(fresh(params), where)
 
-    shapes = meta.unbox(boxed)
+    smaller = f"{_NAME}.batch_size or {_NAME}.length"
+    return shapes, begin, CompiledOnce(step, "state", "texts", smaller=smaller)
+
+
+def state_and_step(
+    told: PretrainRun, loss: PretrainingLoss, mesh: Mesh, rules: tuple[Rule, ...]
+) -> tuple[EncoderState, Callable[[Params], EncoderState], Any]:
+    """A run's abstract state, what makes it of parameters, and its jitted step(state, rows)."""
+    config, optimizer = told.train, make_optimizer(told.optimizer)
+    boxed = dict(boxed_shapes(loss.config))
+    if loss.electra:
+        small = boxed_shapes(generator_config(loss.config, config.generator_share))
+        boxed[GENERATOR] = own_of_generator(small)
+    patterns = config.train or ("*",)
+
+    def fresh(params: Params) -> EncoderState:
+        return fresh_state(params, optimizer, patterns, config.seed, f"{_NAME}.train")
+
     shardings = state_shardings(boxed, optimizer, patterns, mesh, rules)
     step = jax.jit(
         make_step(loss, optimizer, patterns),
         donate_argnums=0,
         out_shardings=(shardings, partitioning.replicated(mesh)),
     )
-    smaller = f"{_NAME}.batch_size or {_NAME}.length"
-    return (
-        abstract(fresh, shardings, shapes),
-        begin,
-        CompiledOnce(step, "state", "texts", smaller=smaller),
-    )
+    return abstract(fresh, shardings, meta.unbox(boxed)), fresh, step
 
 
 def _settings(told: PretrainRun, tokenizer: Tokenizer) -> dict[str, Any]:
