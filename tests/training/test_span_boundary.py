@@ -24,7 +24,7 @@ from tests.training.test_encoder_trainer import run, texts
 
 __all__ = ["texts"]  # a fixture
 
-SPANS = MaskingConfig("span", rate=0.4)
+SPANS = MaskingConfig("span", rate=0.7)
 LENGTH, VOCAB = 48, 30
 CONFIG = EncoderModelConfig(
     vocab_size=VOCAB, hidden_dim=8, num_layers=1, num_heads=2, mlp_dim=16, max_positions=LENGTH,
@@ -143,7 +143,7 @@ def test_one_sided_rows_do_not_read_the_other_side() -> None:
     key = jax.random.key(1)
     keys = jax.random.split(key, 4)
     masks = unified_masks(jax.random.fold_in(keys[2], 2), jnp.asarray(batch.tokens_bl) != 0)
-    value, metrics = jax.jit(unified)(params, key, batch)
+    value, metrics = jax.jit(lambda *args: unified(*args))(params, key, batch)
     np.testing.assert_allclose(value, metrics["mlm_loss"])
     model: Any = EncoderModel(unified.config)
     states = model.apply({"params": params}, batch.tokens_bl, method="states", mask=masks)
@@ -153,7 +153,8 @@ def test_one_sided_rows_do_not_read_the_other_side() -> None:
     unmoved = np.abs(np.asarray(states - other)).max(axis=-1) < 1e-6
     for row in range(3):
         seen = np.asarray(masks[row, :, 9])
-        assert unmoved[row][~seen].all() and not unmoved[row][seen & (tokens[row] != 0)].all()
+        real = tokens[row] != 0  # padding reads nothing in particular
+        assert unmoved[row][~seen & real].all() and not unmoved[row][seen & real].all()
 
 
 def test_what_does_not_fit_together_is_refused(texts: Path) -> None:
