@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +48,25 @@ def start(
     pause: float = 0,
     command: str = "train",
 ) -> Processes:
-    """Begin a command in so many processes, which share the four devices."""
+    """Begin a run of `write_run` in so many processes, which share the four devices."""
+    own = [
+        f"TrainConfig.model_dir={model_dir}",
+        f"TrainConfig.total_steps={STEPS}",
+        "StepConfig.retriever_training='joint'",
+        "CorpusConfig.embed_batch_size=4",
+    ]
+    return begin(command, str(gin_file), [*own, *bindings], count, pause)
+
+
+def begin(
+    command: str, gin_file: str, bindings: Sequence[str], count: int, pause: float = 0
+) -> Processes:
+    """Begin any command in so many processes, which share the four devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [
         *(sys.executable, "-c", CHILD, str(pause), command, f"--gin_file={gin_file}"),
-        f"--gin.TrainConfig.model_dir={model_dir}",
-        f"--gin.TrainConfig.total_steps={STEPS}",
-        "--gin.StepConfig.retriever_training='joint'",
-        "--gin.CorpusConfig.embed_batch_size=4",
         *(f"--gin.{binding}" for binding in bindings),
     ]
     environment = {
