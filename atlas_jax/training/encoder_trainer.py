@@ -296,9 +296,10 @@ def _evaluation(
 def _watch(told: PretrainRun, directory: Path) -> CollapseWatch:
     config = told.train
     before = lowest_loss(read_metrics(directory)) if multihost.is_first() else np.inf
-    # Every process has to stop at the same step: the first one's number goes to all, in 1e-6.
-    scaled = multihost.of_first(int(min(before, 1e6) * 1e6))
-    return CollapseWatch(config.stop_at_jump, config.patience, config.log_every, scaled / 1e6)
+    # Every process has to stop at the same step: the first one's number goes to all, in 1e-4 and
+    # at most 1e5, which fits into the 32 bits that are sent.
+    scaled = multihost.of_first(int(min(before, 1e5) * 1e4))
+    return CollapseWatch(config.stop_at_jump, config.patience, config.log_every, scaled / 1e4)
 
 
 def _speed(
