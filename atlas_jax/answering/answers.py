@@ -16,7 +16,8 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Batch, Choices, Params, Passages
 from atlas_jax.distillation import adist
 from atlas_jax.reader import fid
-from atlas_jax.reader.generate import NEVER, GenerationConfig, generate
+from atlas_jax.reader.forced import NEVER
+from atlas_jax.reader.generate import GenerationConfig, generate
 from atlas_jax.reader.t5 import T5, copyable
 
 
@@ -89,22 +90,7 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
     """
 
     def answer(params: Params, batch: Batch, passages: Passages, first: Array | int = 0) -> Answers:
-        tokens_bkl = fid.join_inputs(
-            batch.query_tokens_bq,
-            passages.reader_tokens_bkl[:, : reading.k],
-            passages.mask_bk[:, : reading.k],
-            reading.reader_length,
-            EOS_ID,
-            reader.config.block_start,
-        )
-        tokens_bkl = fid.behind_prompt(reader, params["reader"], tokens_bkl)
-        apart = passages.apart_bkf
-        enc_bkld = fid.encode(
-            reader,
-            params["reader"],
-            tokens_bkl,
-            apart_bkf=None if apart is None else apart[:, : reading.k],
-        )
+        enc_bkld, tokens_bkl = read(reader, params, batch, passages, reading)
         source = (reader, params["reader"], enc_bkld, tokens_bkl)
         if reading.chooses:
             assert batch.choices is not None
@@ -113,13 +99,44 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
             answers = _generate(source, generation, batch.prompt_tokens_bp, first)
         more: dict[str, Any] = {}
         if reading.explains:
-            more["evidence"] = _explain(source, answers.tokens_bt, batch.prompt_tokens_bp)
+            more["evidence"] = explained(source, answers.tokens_bt, batch.prompt_tokens_bp)
         if reading.scores_targets:
             prompted = fid.join_prompt(batch.taught_prompt_bp, batch.target_tokens_bt)
             more["target_log_probs_b"] = _log_probs(source, *prompted)
         return answers.replace(**more)  # type: ignore[attr-defined]
 
     return jax.jit(answer, out_shardings=partitioning.replicated(mesh))
+
+
+def read(
+    reader: T5, params: Params, batch: Batch, passages: Passages, reading: Reading
+) -> tuple[jax.Array, jax.Array]:
+    """Encode the passages that are read: enc_bkld, tokens_bkl."""
+    tokens_bkl = fid.join_inputs(
+        batch.query_tokens_bq,
+        passages.reader_tokens_bkl[:, : reading.k],
+        passages.mask_bk[:, : reading.k],
+        reading.reader_length,
+        EOS_ID,
+        reader.config.block_start,
+    )
+    tokens_bkl = fid.behind_prompt(reader, params["reader"], tokens_bkl)
+    apart = passages.apart_bkf
+    enc_bkld = fid.encode(
+        reader,
+        params["reader"],
+        tokens_bkl,
+        apart_bkf=None if apart is None else apart[:, : reading.k],
+    )
+    return enc_bkld, tokens_bkl
+
+
+def sample_keys(config: GenerationConfig, b: int, first: Array | int) -> jax.Array | None:
+    """Randomness of each question by its number in the run; None where nothing is sampled."""
+    if config.method != "sample":
+        return None
+    numbers_b = jnp.asarray(first, jnp.uint32) + jnp.arange(b, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers_b)
 
 
 _Source = tuple[T5, Params, jax.Array, jax.Array]  # reader, parameters, enc_bkld, tokens_bkl
@@ -129,10 +146,7 @@ def _generate(
     source: _Source, config: GenerationConfig, prompt_bp: Array | None, first: Array | int
 ) -> Answers:
     reader, params, enc_bkld, tokens_bkl = source
-    keys_b = None
-    if config.method == "sample":
-        numbers_b = jnp.asarray(first, jnp.uint32) + jnp.arange(len(enc_bkld), dtype=jnp.uint32)
-        keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers_b)
+    keys_b = sample_keys(config, len(enc_bkld), first)
     fused = (enc_bkld.shape[0], enc_bkld.shape[1] * enc_bkld.shape[2])  # k passages, one source
     tokens_bt, scores_b = generate(
         reader,
@@ -176,7 +190,8 @@ def _log_probs(source: _Source, decoder_bt: Array, targets_bt: Array) -> Array:
     return jnp.sum(jnp.where(targets_bt != PAD_ID, logp_b1t[:, 0], 0.0), axis=-1)
 
 
-def _explain(source: _Source, tokens_bt: Array, prompt_bp: Array | None) -> Evidence:
+def explained(source: _Source, tokens_bt: Array, prompt_bp: Array | None) -> Evidence:
+    """What each passage did for the answers with these tokens."""
     decoder_bt, targets_bt = fid.join_prompt(prompt_bp, tokens_bt)
 
     def total(logp: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.evaluation import Evaluation, make_evaluation
-from atlas_jax.answering.evaluator import Found
+from atlas_jax.answering.evaluator import Found, OnTexts
 from atlas_jax.answering.programs import Programs, Shape, shape_of
 from atlas_jax.answering.results import Answer, Evaluated, Passage, answer_of, passages_of
 from atlas_jax.answering.run import AnswerRun
@@ -277,6 +277,7 @@ class Atlas:
         asked: Sequence[Asked],
         on_found: Callable[[list[tuple[Passage, ...]]], None] = lambda _: None,
         corpus: Corpus | None = None,
+        on_texts: OnTexts | None = None,
     ) -> list[Answer]:
         """Answer up to `shape.rows` questions in one compiled shape, as a server does.
 
@@ -285,6 +286,7 @@ class Atlas:
           asked: questions that fit it.
           on_found: called with each question's passages as soon as they are found.
           corpus: an `earlier` one that is searched instead; None = the newest.
+          on_texts: called after each token with the answers so far; not for choices or beam search.
 
         Returns:
           The answers; without text and likelihood if the shape does not read.
@@ -297,7 +299,8 @@ class Atlas:
             program, first = self._programs.of(shape, self._made), self._count(len(examples))
             program = program.over(corpus) if corpus else program
             found: list[Found] = []
-            for number, found in enumerate(program.stages(self._made.params, examples, first)):
+            stages = program.stages(self._made.params, examples, first, on_texts)
+            for number, found in enumerate(stages):
                 if number == 0:
                     on_found([passages_of(one) for one in found])
         return [answer_of(one.text, each) for one, each in zip(asked, found, strict=True)]

@@ -27,6 +27,7 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 from atlas_jax.tasks.base import AddsToRows, Example, Prediction, Task
 from atlas_jax.tasks.metrics import answer_in_passage
 
+OnTexts = Callable[[list[str]], None]
 Find = Callable[[Params, Any, Batch], Passages]
 
 
@@ -168,20 +169,27 @@ class Evaluator:
         )
 
     def stages(
-        self, params: Params, examples: Sequence[Example], first: int = 0
+        self,
+        params: Params,
+        examples: Sequence[Example],
+        first: int = 0,
+        on_texts: OnTexts | None = None,
     ) -> Iterator[list[Found]]:
         """Answer one batch in two stages: the passages as soon as they are found, then all.
 
         Args:
           examples: from one to ``batch_size``.
           first: as in `__call__`.
+          on_texts: called after each token with each answer so far, where it is known before the
+            end; for an evaluator of `Programs`.
         """
         batch = self.batcher(examples, self.batch_size)
         lengths_b = np.asarray(batch.target_tokens_bt != PAD_ID).sum(axis=1)
         found = self._find(params, batch)
-        yield list(self._read(examples, lengths_b, (*_kept(found[1]), None)))
+        passages = list(self._read(examples, lengths_b, (*_kept(found[1]), None)))
+        yield passages
         if self.answer is not None:
-            answers = self._answer(params, *found, first)
+            answers = self._answer(params, *found, first, self._on_tokens(passages, on_texts))
             yield list(self._read(examples, lengths_b, (*_kept(found[1]), answers)))
 
     def _compute(self, params: Params, batch: Batch, first: int) -> Any:
@@ -193,12 +201,36 @@ class Evaluator:
         return batch, self.find(params, self.source.of_batch(params, batch), batch)
 
     def _answer(
-        self, params: Params, batch: Batch, passages: Passages, first: int
+        self,
+        params: Params,
+        batch: Batch,
+        passages: Passages,
+        first: int,
+        on_tokens: Callable[[np.ndarray], None] | None = None,
     ) -> Answers | None:
         if self.answer is None:
             return None
         # The number is an array: one program serves all of them.
-        return self.answer(params, batch, passages, np.uint32(first))
+        told = {"on_tokens": on_tokens} if on_tokens else {}
+        return self.answer(params, batch, passages, np.uint32(first), **told)
+
+    def _on_tokens(
+        self, found: Sequence[Found], on_texts: OnTexts | None
+    ) -> Callable[[np.ndarray], None] | None:
+        if on_texts is None:
+            return None
+
+        def told(tokens_bt: np.ndarray) -> None:
+            texts = self.tokenizer.decode_batch(tokens_bt[: len(found)])
+            on_texts([self._spelt(t, one.passages) for t, one in zip(texts, found, strict=True)])
+
+        return told
+
+    def _spelt(self, text: str, passages: Sequence[Mapping[str, Any]]) -> str:
+        """The text as the passages spell it, for a tokenizer that loses their spelling."""
+        if not self.tokenizer.lowercases:
+            return text
+        return as_written(text, (p[name] for p in passages for name in ("text", "title")))
 
     def _read(
         self, examples: Sequence[Example], lengths_b: np.ndarray, results: Any
@@ -222,8 +254,8 @@ class Evaluator:
             if answers.choice_log_probs_bc is not None:
                 chosen = tuple(answers.choice_log_probs_bc[i][: len(example.choices)].tolist())
                 text = example.choices[int(np.argmax(chosen))].answer
-            elif self.tokenizer.lowercases:
-                text = as_written(text, (p[name] for p in passages for name in ("text", "title")))
+            else:
+                text = self._spelt(text, passages)
             found = Found(example, passages, text, float(answers.scores_b[i]), chosen)
             if answers.target_log_probs_b is not None and example.target_text:
                 scored = float(answers.target_log_probs_b[i]), int(lengths_b[i])

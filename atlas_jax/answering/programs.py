@@ -5,15 +5,17 @@ import threading
 from collections.abc import Sequence
 from typing import Literal
 
-from atlas_jax.answering.answers import Answer, Reading, make_answer
+from atlas_jax.answering.answers import Reading
 from atlas_jax.answering.batcher import most_choices
 from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
 from atlas_jax.answering.evaluator import Evaluator, Find
 from atlas_jax.answering.run import AnswerRun
+from atlas_jax.answering.writer import ToldAnswer, Writer, answer_of, whole_answer
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.sources import Source
 from atlas_jax.models.assembly import Assembled
 from atlas_jax.models.parameters import Models
+from atlas_jax.reader.generate import GenerationConfig
 from atlas_jax.tasks.base import Example
 
 
@@ -76,7 +78,7 @@ def _power_of_two(number: int) -> int:
 class Programs:
     """Makes what answers batches of a shape, once; any thread may ask for it.
 
-    Shapes that differ in rows share their functions, and so do shapes that find alike.
+    Shapes that differ in rows share their functions, and so do shapes that find or write alike.
     """
 
     def __init__(self, told: AnswerRun, corpus: Corpus | None) -> None:
@@ -84,7 +86,8 @@ class Programs:
         self._lock = threading.Lock()
         self._evaluators: dict[tuple[Shape, Models], Evaluator] = {}
         self._finds: dict[tuple[int, Models], tuple[Source, Find]] = {}
-        self._answers: dict[tuple[Reading, str, Models], Answer] = {}
+        self._answers: dict[tuple[Reading, GenerationConfig, Models], ToldAnswer] = {}
+        self._writers: dict[tuple[Reading, GenerationConfig, Models], Writer] = {}
 
     def of(self, shape: Shape, made: Assembled) -> Evaluator:
         """What answers batches of this shape by these models; the mesh has to be active.
@@ -116,15 +119,19 @@ class Programs:
         source, find = self._finds.setdefault(key, (evaluator.source, evaluator.find))
         return dataclasses.replace(evaluator, source=source, find=find)
 
-    def _answer(self, shape: Shape, made: Assembled) -> Answer:
-        told = self._told
-        reading = Reading(
-            shape.k, told.read.reader_length, shape.choices > 0, explains=shape.explains
-        )
-        key = reading, shape.decoding, made.models
-        if key not in self._answers:
-            generation = told.generation
-            if shape.decoding:
-                generation = dataclasses.replace(generation, method=shape.decoding)
-            self._answers[key] = make_answer(made.models.reader, generation, reading, made.mesh)
-        return self._answers[key]
+    def _answer(self, shape: Shape, made: Assembled) -> ToldAnswer:
+        told, generation = self._told, self._told.generation
+        if shape.decoding:
+            generation = dataclasses.replace(generation, method=shape.decoding)
+        reader = made.models.reader
+        reading = Reading(shape.k, told.read.reader_length, shape.choices > 0)
+        key = reading, generation, made.models
+        if generation.method == "beam" or reading.chooses:
+            whole = dataclasses.replace(reading, explains=shape.explains)
+            key = whole, generation, made.models
+            if key not in self._answers:
+                self._answers[key] = whole_answer(reader, generation, whole, made.mesh)
+            return self._answers[key]
+        if key not in self._writers:
+            self._writers[key] = Writer(reader, generation, reading, made.mesh)
+        return answer_of(self._writers[key], shape.explains)

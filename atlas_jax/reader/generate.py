@@ -19,10 +19,10 @@ from msgspec import Meta
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import PAD_ID, Array, Params
+from atlas_jax.reader.beam import beam_search
+from atlas_jax.reader.forced import Forced
 from atlas_jax.reader.stacks import DecodingState
 from atlas_jax.reader.t5 import T5
-
-NEVER = -1e9  # score of a hypothesis that may not be chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,24 +111,115 @@ def generate(
     Raises:
       ValueError: sampling without a key.
     """
-    variants = config.num_beams if config.method == "beam" else 1
-    forced = _Forced.of(prompt_bp, enc_bsd.shape[0], config)
-    decoding: Any = model.apply(
-        {"params": params},
-        enc_bsd,
-        enc_mask_bs,
-        variants,
-        forced.width + config.max_length,
-        copyable_bs,
-        method="start_decoding",
-    )
-    step = functools.partial(model.apply, {"params": params}, method="step")
+    source = (enc_bsd, enc_mask_bs, config, prompt_bp, copyable_bs)
     if config.method == "beam":
+        decoding, forced = _started(model, params, *source)
+        step = functools.partial(model.apply, {"params": params}, method="step")
         caches_axis = 1 if model.config.scan_layers else 0
-        tokens_bt, scores_b = _beam_search(step, decoding, forced, caches_axis, config)
+        tokens_bt, scores_b = beam_search(step, decoding, forced, caches_axis, config)
         return forced.remove(tokens_bt, config.max_length), scores_b
+    writing = write(model, params, start_writing(model, params, *source), config, key)
+    return writing.tokens(config), writing.scores_b
+
+
+def _started(
+    model: T5,
+    params: Params,
+    enc_bsd: jax.Array,
+    enc_mask_bs: jax.Array,
+    config: GenerationConfig,
+    prompt_bp: jax.Array | None,
+    copyable_bs: jax.Array | None,
+) -> tuple[Any, Forced]:
+    variants = config.num_beams if config.method == "beam" else 1
+    forced = Forced.of(prompt_bp, enc_bsd.shape[0], config)
+    length = forced.width + config.max_length
+    source = (enc_bsd, enc_mask_bs, variants, length, copyable_bs)
+    return model.apply({"params": params}, *source, method="start_decoding"), forced
+
+
+@flax.struct.dataclass
+class Writing:
+    """One text a query while it is written: greedy or sampled.
+
+    Attributes:
+      decoding: what the decoder carries along.
+      forced: the prompts.
+      last_b: the newest token of each text.
+      written_bt: int32 tokens so far, the prompt included, then padding.
+      ended_b: whether the text is complete.
+      scores_b: float32 log-probability so far, see `generate`.
+    """
+
+    decoding: DecodingState
+    forced: Forced
+    last_b: jax.Array
+    written_bt: jax.Array
+    ended_b: jax.Array
+    scores_b: jax.Array
+
+    def tokens(self, config: GenerationConfig) -> jax.Array:
+        """The tokens so far without the prompts, [b, max_length]."""
+        return self.forced.remove(self.written_bt, config.max_length)
+
+    def apart(self) -> tuple[Any, Any]:
+        """What stays as it is while the texts are written, and what changes with each token."""
+        decoding = self.decoding
+        changing = (decoding.index, decoding.self_caches, decoding.pointer)
+        still = dataclasses.replace(decoding, index=None, self_caches=None, pointer=None)
+        texts = (self.last_b, self.written_bt, self.ended_b, self.scores_b)
+        return (still, self.forced), (changing, texts)
+
+    @classmethod
+    def joined(cls, still: Any, moving: Any) -> "Writing":
+        """The inverse of `apart`."""
+        (decoding, forced), ((index, self_caches, pointer), texts) = still, moving
+        whole = dataclasses.replace(decoding, index=index, self_caches=self_caches, pointer=pointer)
+        return cls(whole, forced, *texts)
+
+
+def start_writing(
+    model: T5,
+    params: Params,
+    enc_bsd: Float[Array, "b s d"],
+    enc_mask_bs: Bool[Array, "b s"],
+    config: GenerationConfig,
+    prompt_bp: Int[Array, "b p"] | None = None,
+    copyable_bs: Int[Array, "b s"] | None = None,
+) -> Writing:
+    """Texts of which nothing is written yet; the arguments are those of `generate`."""
+    decoding, forced = _started(model, params, enc_bsd, enc_mask_bs, config, prompt_bp, copyable_bs)
+    b, length = enc_bsd.shape[0], forced.width + config.max_length
+    return Writing(
+        decoding=decoding,
+        forced=forced,
+        last_b=jnp.full((b,), PAD_ID, jnp.int32),  # T5 starts from the padding token
+        written_bt=jnp.full((b, length), PAD_ID, jnp.int32),
+        ended_b=jnp.zeros((b,), bool),
+        scores_b=jnp.zeros((b,), jnp.float32),
+    )
+
+
+def write(
+    model: T5,
+    params: Params,
+    writing: Writing,
+    config: GenerationConfig,
+    key: jax.Array | None = None,
+    until: jax.Array | None = None,
+) -> Writing:
+    """Write on until every text is complete, or up to a position; one loop for both.
+
+    Args:
+      key: as in `generate`; the same for each part of a text.
+      until: int32 scalar, the position at which to stop, the prompt counted; None = at the end.
+
+    Raises:
+      ValueError: sampling without a key.
+    """
     if config.method == "sample" and key is None:
         raise ValueError("generate: method='sample' needs a key")
+    step = functools.partial(model.apply, {"params": params}, method="step")
 
     def choose(logits_bv: jax.Array, index: jax.Array) -> jax.Array:
         if key is None or config.method == "greedy":
@@ -139,58 +230,7 @@ def generate(
         keys_b = jax.vmap(jax.random.fold_in, (0, None))(key, index)
         return jax.vmap(jax.random.categorical)(keys_b, kept)
 
-    tokens_bt, scores_b = _decode_rows(step, decoding, forced, config, choose)
-    return forced.remove(tokens_bt, config.max_length), scores_b
-
-
-@flax.struct.dataclass
-class _Forced:
-    """Forces the prompt's tokens, and forbids an end before the minimum length.
-
-    Attributes:
-      prompt_bp: tokens, padded right; p may be 0.
-      length_b: tokens of each prompt.
-      width: p.
-    """
-
-    prompt_bp: jax.Array
-    length_b: jax.Array
-    width: int = flax.struct.field(pytree_node=False)
-
-    @classmethod
-    def of(cls, prompt_bp: jax.Array | None, b: int, config: GenerationConfig) -> "_Forced":
-        if prompt_bp is None:
-            prompt_bp = jnp.zeros((b, 0), jnp.int32)
-        length_b = jnp.sum(prompt_bp != PAD_ID, axis=1, dtype=jnp.int32)
-        return cls(prompt_bp=prompt_bp, length_b=length_b, width=prompt_bp.shape[1])
-
-    def token_b(self, index: jax.Array) -> jax.Array:
-        """The prompt's token at this position; padding after its end."""
-        if not self.width:
-            return jnp.full_like(self.length_b, PAD_ID)
-        at = jnp.minimum(index, self.width - 1)
-        token_b = jax.lax.dynamic_index_in_dim(self.prompt_bp, at, axis=1, keepdims=False)
-        return jnp.where(index < self.length_b, token_b, PAD_ID)
-
-    def is_last_b(self, index: jax.Array, config: GenerationConfig) -> jax.Array:
-        """Whether the token at this position is the last that may be generated."""
-        return index + 1 >= self.length_b + config.max_length
-
-    def no_end(self, logits: jax.Array, index: jax.Array, config: GenerationConfig) -> jax.Array:
-        """Logits or scores [b, ..., v] that forbid the end token while it is too early."""
-        if not config.min_length:
-            return logits
-        early_b = index < self.length_b + config.min_length
-        is_end = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == config.eos_id
-        early = early_b.reshape(-1, *(1,) * (logits.ndim - 1))
-        return jnp.where(early & is_end, NEVER, logits)
-
-    def remove(self, tokens_bt: jax.Array, length: int) -> jax.Array:
-        """The generated tokens alone, [b, length]."""
-        if not self.width:
-            return tokens_bt
-        places = self.length_b[:, None] + jnp.arange(length)[None]
-        return jnp.take_along_axis(tokens_bt, places, axis=1)
+    return _decode_rows(step, writing, config, choose, until)
 
 
 def restrict(logits_bv: Float[Array, "b v"], top_k: int, top_p: float) -> Float[Array, "b v"]:
@@ -220,17 +260,18 @@ def restrict(logits_bv: Float[Array, "b v"], top_k: int, top_p: float) -> Float[
 
 def _decode_rows(
     step: Callable[..., Any],
-    decoding: DecodingState,
-    forced: _Forced,
+    writing: Writing,
     config: GenerationConfig,
     choose: Callable[[jax.Array, jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
+    until: jax.Array | None,
+) -> Writing:
     """One hypothesis per query; ``choose`` maps logits and the step's number to tokens."""
-    b, length = forced.length_b.shape[0], forced.width + config.max_length
+    forced, length = writing.forced, writing.written_bt.shape[1]
 
     def unfinished(carry: Any) -> jax.Array:
         decoding, _, _, ended_b, _ = carry
-        return (decoding.index < length) & ~jnp.all(ended_b)
+        going = (decoding.index < length) & ~jnp.all(ended_b)
+        return going if until is None else going & (decoding.index < until)
 
     def body(carry: Any) -> Any:
         decoding, last_b, tokens_bt, ended_b, scores_b = carry
@@ -249,188 +290,6 @@ def _decode_rows(
         ended_b |= ends_b | forced.is_last_b(index, config)
         return decoding, chosen_b, tokens_bt, ended_b, scores_b
 
-    start = (
-        decoding,
-        jnp.full((b,), PAD_ID, jnp.int32),  # T5 starts from the padding token
-        jnp.full((b, length), PAD_ID, jnp.int32),
-        jnp.zeros((b,), bool),
-        jnp.zeros((b,), jnp.float32),
-    )
-    _, _, tokens_bt, _, scores_b = jax.lax.while_loop(unfinished, body, start)
-    return tokens_bt, scores_b
-
-
-@flax.struct.dataclass
-class _Beams:
-    """Beam search between two steps; w is the beams of a query, best first.
-
-    Attributes:
-      last_bw: the newest token of each running hypothesis.
-      running_bwt, running_scores_bw: hypotheses without end token and their log-probability.
-      finished_bwt, finished_scores_bw: the best complete ones, length penalty applied.
-      is_finished_bw: whether that place holds a complete hypothesis yet.
-      open_b: whether a running hypothesis may still become one of the best.
-    """
-
-    decoding: DecodingState
-    last_bw: jax.Array
-    running_bwt: jax.Array
-    running_scores_bw: jax.Array
-    finished_bwt: jax.Array
-    finished_scores_bw: jax.Array
-    is_finished_bw: jax.Array
-    open_b: jax.Array
-
-
-def _beam_search(
-    step: Callable[..., Any],
-    decoding: DecodingState,
-    forced: _Forced,
-    caches_axis: int,
-    config: GenerationConfig,
-) -> tuple[jax.Array, jax.Array]:
-    b, w = forced.length_b.shape[0], config.num_beams
-    length = forced.width + config.max_length
-
-    def unfinished(beams: _Beams) -> jax.Array:
-        going = (beams.decoding.index < length) & jnp.any(beams.open_b)
-        if config.early_stopping is True:
-            going &= ~jnp.all(beams.is_finished_bw)
-        return going
-
-    def body(beams: _Beams) -> _Beams:
-        index = beams.decoding.index
-        logits, decoding = step(beams.last_bw.reshape(b * w), beams.decoding)
-        logprobs_bwv = jax.nn.log_softmax(logits, axis=-1).reshape(b, w, -1)
-        logprobs_bwv = forced.no_end(logprobs_bwv, index, config)
-        prompt_b11 = forced.token_b(index)[:, None, None]
-        is_prompt_bwv = prompt_b11 == jnp.arange(logprobs_bwv.shape[-1])[None, None]
-        only_prompt = jnp.where(is_prompt_bwv, 0.0, NEVER)  # certain, and so not scored
-        logprobs_bwv = jnp.where(prompt_b11 != PAD_ID, only_prompt, logprobs_bwv)
-        totals_bwv = logprobs_bwv + beams.running_scores_bw[..., None]
-        return _advance(beams, decoding, totals_bwv, forced, caches_axis, config)
-
-    empty_bwt = jnp.full((b, w, length), PAD_ID, jnp.int32)
-    # All beams are equal before the first step: only the first may be continued.
-    first_only = jnp.where(jnp.arange(w) == 0, 0.0, NEVER)
-    start = _Beams(
-        decoding=decoding,
-        last_bw=jnp.full((b, w), PAD_ID, jnp.int32),  # T5 starts from the padding token
-        running_bwt=empty_bwt,
-        running_scores_bw=jnp.broadcast_to(first_only, (b, w)).astype(jnp.float32),
-        finished_bwt=empty_bwt,
-        finished_scores_bw=jnp.full((b, w), NEVER, jnp.float32),
-        is_finished_bw=jnp.zeros((b, w), bool),
-        open_b=jnp.ones((b,), bool),
-    )
-    beams = jax.lax.while_loop(unfinished, body, start)
-    return beams.finished_bwt[:, 0], beams.finished_scores_bw[:, 0]
-
-
-def _advance(
-    beams: _Beams,
-    decoding: DecodingState,
-    totals_bwv: jax.Array,
-    forced: _Forced,
-    caches_axis: int,
-    config: GenerationConfig,
-) -> _Beams:
-    """One step, given the log-probability of every continuation of every hypothesis."""
-    b, w, v = totals_bwv.shape
-    index = beams.decoding.index
-    # 2 w candidates (c): at most w of them end, so at least w can continue.
-    scores_bc, flat_bc = jax.lax.top_k(totals_bwv.reshape(b, w * v), 2 * w)
-    origin_bc, token_bc = flat_bc // v, (flat_bc % v).astype(jnp.int32)
-    candidates_bct = _pick(beams.running_bwt, origin_bc)
-    candidates_bct = jax.lax.dynamic_update_slice_in_dim(
-        candidates_bct, token_bc[..., None], index, axis=2
-    )
-    last_b = forced.is_last_b(index, config)
-    ends_bc = token_bc == config.eos_id
-    if config.beam_rules == "v5":
-        ends_bc |= last_b[:, None]
-    ends_bc &= (forced.token_b(index) == PAD_ID)[:, None]
-
-    alive_scores, chosen_bw = jax.lax.top_k(jnp.where(ends_bc, scores_bc + NEVER, scores_bc), w)
-    origin_bw = _pick(origin_bc, chosen_bw)
-    caches = _reorder(decoding.self_caches, origin_bw, caches_axis)
-    pointer = _reorder(decoding.pointer, origin_bw, 0)
-
-    # Only an end among the w best counts; the other candidates are only there to continue.
-    enters_bc = ends_bc & (jnp.arange(2 * w) < w)[None] & beams.open_b[:, None]
-    if config.early_stopping is True:
-        enters_bc &= ~jnp.all(beams.is_finished_bw, axis=1, keepdims=True)
-    new_length_b1 = jnp.maximum(index + 1 - forced.length_b, 1).astype(jnp.float32)[:, None]
-    penalised_bc = jnp.where(enters_bc, scores_bc / new_length_b1**config.length_penalty, NEVER)
-    finished_scores, best_bw = jax.lax.top_k(
-        jnp.concatenate([beams.finished_scores_bw, penalised_bc], axis=1), w
-    )
-    finished = _pick(jnp.concatenate([beams.finished_bwt, candidates_bct], axis=1), best_bw)
-    is_finished = _pick(jnp.concatenate([beams.is_finished_bw, enters_bc], axis=1), best_bw)
-
-    # The best score that the best hypothesis can reach, against the worst finished one.
-    best_b1 = alive_scores[:, :1] if config.beam_rules == "v5" else scores_bc[:, :1]
-    at_best = new_length_b1
-    if config.early_stopping == "never" and config.length_penalty > 0:
-        at_best = jnp.full_like(new_length_b1, config.max_length)
-    hope_b1 = best_b1 / at_best**config.length_penalty
-    worst_b1 = jnp.min(finished_scores, axis=1, keepdims=True)
-    may_improve_b = jnp.any(hope_b1 > jnp.where(is_finished, worst_b1, NEVER), axis=1)
-    beams = _Beams(
-        decoding=dataclasses.replace(decoding, self_caches=caches, pointer=pointer),
-        last_bw=_pick(token_bc, chosen_bw),
-        running_bwt=_pick(candidates_bct, chosen_bw),
-        running_scores_bw=alive_scores,
-        finished_bwt=finished,
-        finished_scores_bw=finished_scores,
-        is_finished_bw=is_finished,
-        open_b=beams.open_b & may_improve_b,
-    )
-    return beams if config.beam_rules == "v5" else _cut_off(beams, last_b, new_length_b1, config)
-
-
-def _cut_off(beams: _Beams, last_b: jax.Array, length_b1: jax.Array, config: Any) -> _Beams:
-    """Finish the running hypotheses of a query after its last step, as version 4.18 does.
-
-    In that version the length of a hypothesis counts the start token but not the end token. So one
-    that has ended is as long as its number of tokens. One that was cut off counts one token more.
-    """
-    open_b = beams.open_b
-    if config.early_stopping is True:
-        open_b &= ~jnp.all(beams.is_finished_bw, axis=1)
-    enters_bw = (last_b & open_b)[:, None] & (beams.running_scores_bw > NEVER / 2)
-    scores_bw = beams.running_scores_bw / (length_b1 + 1) ** config.length_penalty
-    both = jnp.concatenate(
-        [beams.finished_scores_bw, jnp.where(enters_bw, scores_bw, NEVER)], axis=1
-    )
-    scores_bw, best_bw = jax.lax.top_k(both, enters_bw.shape[1])
-    texts = jnp.concatenate([beams.finished_bwt, beams.running_bwt], axis=1)
-    return beams.replace(  # type: ignore[attr-defined]
-        finished_bwt=_pick(texts, best_bw),
-        finished_scores_bw=scores_bw,
-        is_finished_bw=_pick(jnp.concatenate([beams.is_finished_bw, enters_bw], axis=1), best_bw),
-        open_b=beams.open_b & ~last_b,
-    )
-
-
-def _pick(x: jax.Array, places: jax.Array) -> jax.Array:
-    """[b, c, ...] and [b, w] places in c -> [b, w, ...]."""
-    return jax.vmap(lambda row, at: row[at])(x, places)
-
-
-def _reorder(caches: Any, origin_bw: jax.Array, axis: int) -> Any:
-    """Give each running hypothesis the cache of the hypothesis that it continues.
-
-    Args:
-      caches: arrays with the b * w rows on the given axis.
-      origin_bw: the beam that each beam continues.
-    """
-    b, w = origin_bw.shape
-
-    def one(x: jax.Array) -> jax.Array:
-        def rows(x: jax.Array) -> jax.Array:
-            return _pick(x.reshape(b, w, *x.shape[1:]), origin_bw).reshape(x.shape)
-
-        return jax.vmap(rows)(x) if axis else rows(x)
-
-    return jax.tree.map(one, caches)
+    texts = (writing.last_b, writing.written_bt, writing.ended_b, writing.scores_b)
+    decoding, *after = jax.lax.while_loop(unfinished, body, (writing.decoding, *texts))
+    return Writing(decoding, forced, *after)

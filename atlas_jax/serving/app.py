@@ -308,13 +308,19 @@ class _Routes:
         loop, events = asyncio.get_running_loop(), Events(self._service, request.state.request_id)
         texts = [sent.questions] if isinstance(sent.questions, str) else sent.questions
 
-        def on_found(number: int, passages: tuple[Passage, ...]) -> None:
+        def later(tell: Callable[..., None], *told: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(events.found, number, texts[number], passages)
+                loop.call_soon_threadsafe(tell, *told)
+
+        def on_found(number: int, passages: tuple[Passage, ...]) -> None:
+            later(events.found, number, texts[number], passages)
+
+        def on_text(number: int, text: str) -> None:
+            later(events.wrote, number, text)
 
         def submit(asked: Any) -> list[Ticket]:
             settings = (True, sent.explain, sent.decoding, str(sent.as_of))
-            return self._service.submit(asked, *settings, on_found)
+            return self._service.submit(asked, *settings, on_found, on_text)
 
         tickets = await self._submitted(request, sent, submit)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

@@ -10,6 +10,7 @@ import jax
 
 from atlas_jax.answering.asked import Asked, check_typed
 from atlas_jax.answering.atlas import Atlas
+from atlas_jax.answering.evaluator import OnTexts
 from atlas_jax.answering.programs import Shape
 from atlas_jax.answering.results import Answer, Passage
 from atlas_jax.core.errors import UserError
@@ -123,11 +124,12 @@ class Engine:
         asked: Sequence[Asked],
         on_found: OnFound = lambda _: None,
         corpus: Corpus | None = None,
+        on_texts: OnTexts | None = None,
     ) -> tuple[list[Answer], int]:
         """Answer questions of one kind, up to the largest of `batch_rows`.
 
         Args:
-          corpus: see `Atlas.ask_in`.
+          corpus, on_texts: see `Atlas.ask_in`.
 
         Returns:
           The answers, and the rows of the program that gave them.
@@ -137,7 +139,9 @@ class Engine:
         """
         rows = next(one for one in self.batch_rows if one >= len(asked))
         limited = [dataclasses.replace(one, k=self.k_of(one)) for one in asked]
-        return self.atlas.ask_in(self._shapes[kind, rows], limited, on_found, corpus), rows
+        return self.atlas.ask_in(
+            self._shapes[kind, rows], limited, on_found, corpus, on_texts
+        ), rows
 
     def best_batch(self, kind: Kind, waiting: int) -> int:
         """How many of the questions that wait to answer together.

@@ -11,7 +11,7 @@ from atlas_jax.serving.logs import failed
 from atlas_jax.serving.problems import Refused, problem_of
 from atlas_jax.serving.queue import DeadlinePassed, Ticket
 from atlas_jax.serving.replies import answer_reply, passage_reply
-from atlas_jax.serving.schemas import AnswerEvent, FoundEvent, StatusReply
+from atlas_jax.serving.schemas import AnswerEvent, FoundEvent, StatusReply, TokensEvent
 from atlas_jax.serving.service import Done, Service
 
 
@@ -33,13 +33,14 @@ async def answer_to(service: Service, ticket: Ticket) -> Done:
 
 
 class Events:
-    """The events of one request: each question's passages, then its answer; at last `done`.
+    """The events of one request: each question's passages, its answer as it grows, then whole.
 
-    An answer is one event: the decoder is one compiled program, which gives all tokens at once.
+    The last event is `done`.
     """
 
     def __init__(self, service: Service, request_id: str) -> None:
         self._service, self._request_id = service, request_id
+        self._told: dict[int, str] = {}  # each answer so far
         self._events = asyncio.Queue[tuple[str, msgspec.Struct]]()
 
     def found(self, number: int, question: str, passages: Sequence[Passage]) -> None:
@@ -48,6 +49,12 @@ class Events:
         event = FoundEvent(index=number, question=question, passages=replies)
         self._events.put_nowait(("passages", event))
 
+    def wrote(self, number: int, text: str) -> None:
+        """Tell the answer so far, if it has grown; to be called in the event loop."""
+        if text != self._told.get(number, ""):
+            self._told[number] = text
+            self._events.put_nowait(("tokens", TokensEvent(index=number, text=text)))
+
     async def of(self, tickets: Sequence[Ticket]) -> AsyncIterator[bytes]:
         """The events of these questions; if the client leaves, they give up their places."""
         waiting = [asyncio.create_task(self._answered(n, one)) for n, one in enumerate(tickets)]
@@ -55,7 +62,7 @@ class Events:
         try:
             while missing:
                 name, value = await self._events.get()
-                missing -= name != "passages"
+                missing -= name not in ("passages", "tokens")
                 yield _encoded(name, value)
             yield _encoded("done", StatusReply(status="done"))
         finally:

@@ -38,6 +38,7 @@ class Ticket:
       deadline: `time.monotonic` after which nobody waits for the answer.
       corpus: the passages as of this version.
       on_found: called with the passages, in the thread that answers.
+      on_text: called with the answer so far, in the same thread; None = nobody wants to know.
       answered: gets the result or the error.
       arrived: `time.monotonic` of its arrival.
     """
@@ -48,6 +49,7 @@ class Ticket:
     version: int | None = None
     corpus: Any = None
     on_found: Callable[[Any], None] = lambda _: None
+    on_text: Callable[[str], None] | None = None
     answered: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 

@@ -42,7 +42,7 @@ class AnswersRequest(_Request, frozen=True, kw_only=True):
         bool,
         Meta(
             description="Answer with server-sent events: `passages` as soon as they are found, "
-            "`answer` when it is read (whole: the decoder is one compiled program), `done`."
+            "`tokens` with the text so far after each token, `answer`, `done`."
         ),
     ] = False
 
@@ -182,6 +182,13 @@ class FoundEvent(Struct, kw_only=True):
     index: int
     question: str
     passages: list[PassageReply]
+
+
+class TokensEvent(Struct, kw_only=True):
+    """Data of the event `tokens`: the answer so far to the question of this number."""
+
+    index: int
+    text: str
 
 
 class AnswerEvent(Struct, kw_only=True):

@@ -151,12 +151,14 @@ class Service:
         decoding: Decoding,
         as_of: str = "",
         on_found: Callable[[int, tuple[Passage, ...]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
     ) -> list[Ticket]:
         """Put questions into the queue.
 
         Args:
           as_of: version of the passages, or a time; "" = the newest.
           on_found: called with a question's number and its passages, in the service's thread.
+          on_text: called there with a question's number and its answer so far.
 
         Raises:
           UserError: a question is at fault, or there is no such version.
@@ -176,7 +178,9 @@ class Service:
                 ticket.answered.add_done_callback(lambda _: give_back())
         for number, ticket in enumerate(tickets):
             if on_found is not None:
-                ticket.on_found = lambda passages, number=number: on_found(number, passages)  # type: ignore[misc]
+                ticket.on_found = functools.partial(on_found, number)
+            if on_text is not None:
+                ticket.on_text = functools.partial(on_text, number)
         try:
             with engine.atlas.reading():
                 store = corpus.store if corpus else engine.atlas.store
@@ -261,7 +265,14 @@ class Service:
             for ticket, found in zip(tickets, passages, strict=True):
                 ticket.on_found(found)
 
-        answers, rows = engine.answer(kind, [one.asked for one in tickets], on_found, corpus)
+        def on_texts(texts: list[str]) -> None:
+            for ticket, text in zip(tickets, texts, strict=True):
+                if ticket.on_text is not None:
+                    ticket.on_text(text)
+
+        streams = on_texts if any(one.on_text for one in tickets) else None
+        asked = [one.asked for one in tickets]
+        answers, rows = engine.answer(kind, asked, on_found, corpus, streams)
         end = time.monotonic()
         self.metrics.questions.inc(len(tickets))
         self.metrics.batch.observe(len(tickets))

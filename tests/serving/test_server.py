@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import pytest
@@ -100,20 +101,40 @@ def test_waiting_questions_are_joined_and_nothing_is_compiled(server: Server) ->
     assert [len(one["results"][1]["passages"]) for one in searched] == [1, 2, 3, 4]
 
 
-def test_passages_come_before_the_answer(server: Server) -> None:
-    whole = ask(server, QUESTIONS, k=2)
-    reply = send(server, "/v1/answers", {"questions": QUESTIONS, "k": 2, "stream": True})
+def events_of(reply: Any) -> list[tuple[str, Any]]:
     assert reply.headers["content-type"].startswith("text/event-stream")
-    events = [
+    parts = (one.split("\n", 1) for one in reply.body.decode().strip().split("\n\n"))
+    return [
         (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
-        for name, data in (one.split("\n", 1) for one in reply.body.decode().strip().split("\n\n"))
+        for name, data in parts
     ]
-    assert [name for name, _ in events] == ["passages"] * 2 + ["answer"] * 2 + ["done"], events[-2]
-    for number, answer in enumerate(whole):
-        found = next(e for name, e in events if name == "passages" and e["index"] == number)
-        read = next(e for name, e in events if name == "answer" and e["index"] == number)
-        assert found["passages"] == answer["passages"] == read["answer"]["passages"]
-        assert read["answer"]["answer"] == answer["answer"]
+
+
+def test_passages_come_first_then_tokens_then_the_same_answer(server: Server) -> None:
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _seconds, **_: compiled.append(name) if "compile" in name else None
+    )
+    for fields in ({"k": 2}, {"k": 4, "explain": True}, {"k": 4, "choices": ["a b", "c d"]}):
+        whole = ask(server, QUESTIONS, **fields)
+        body = {"questions": QUESTIONS, **fields, "stream": True}
+        events = events_of(send(server, "/v1/answers", body))
+        assert [name for name, _ in events][-1] == "done"
+        for number, answer in enumerate(whole):
+            mine = [(name, e) for name, e in events if e.get("index") == number]
+            names = [name for name, _ in mine]
+            written = [e["text"] for name, e in mine if name == "tokens"]
+            assert names == ["passages", *["tokens"] * len(written), "answer"]
+            # A choice is made at the end.
+            assert bool(written) == (bool(answer["answer"]) and "choices" not in fields)
+            read = mine[-1][1]["answer"]
+            assert written[-1:] in ([], [answer["answer"]])
+            assert [one["id"] for one in mine[0][1]["passages"]] == [
+                one["id"] for one in answer["passages"]
+            ]
+            for name in ("answer", "log_probability", "passages"):
+                assert read[name] == answer[name]
+    assert compiled == []
 
 
 def test_operators_find_what_they_expect(server: Server) -> None:

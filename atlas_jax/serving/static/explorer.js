@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import * as versions from "./versions.js";
-import { make, pane } from "./view.js";
+import { make, pane, showWritten } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("ask"), question = $("question"), slider = $("k");
@@ -107,6 +107,10 @@ async function run() {
       await api.answer({ ...body, explain: $("explain").checked }, (name, data) => {
         if (name === "error") throw new api.Problem(data.detail, data.status);
         if (name === "passages") result.passages = data.passages;
+        if (name === "tokens") {
+          result.written = data.text;
+          if (current === result && showWritten(data.text)) return; // nothing else has changed
+        }
         if (name === "answer") {
           const { answer, log_probability, passages, timings } = data.answer;
           Object.assign(result, { answer, passages, timings, index: data.served_by,

@@ -159,18 +159,29 @@ function likelihood(result) {
     make("span", {}, `${percent} % likely`));
 }
 
+// Shows more of an answer that is being written; says whether its place was there.
+export function showWritten(text) {
+  const place = document.querySelector(".pane:last-child .answer.writing");
+  if (place) place.textContent = text;
+  return Boolean(place);
+}
+
+// The answer, what is written of it, or what is being done.
+function words(result) {
+  if (!result.pending)
+    return make("p", { class: result.answer ? "answer" : "answer none", dir: "auto" },
+      result.answer || "(no answer)");
+  if (result.written) return make("p", { class: "answer writing", dir: "auto" }, result.written);
+  return make("p", { class: "answer waiting" },
+    result.passages ? `Reading ${result.passages.length} passages …` : "Searching …");
+}
+
 function answerCard(result, before) {
   if (result.mode === "search") return null;
-  const nothing = !result.pending && !result.answer;
-  const text = result.pending
-    ? make("p", { class: "answer waiting" }, result.passages
-      ? `Reading ${result.passages.length} passages …` : "Searching …")
-    : make("p", { class: nothing ? "answer none" : "answer", dir: "auto" },
-      nothing ? "(no answer)" : result.answer);
   const changed = before && !before.pending && !result.pending && before.answer !== result.answer;
   return make("div", { class: "answer-card" },
     make("p", { class: "eyebrow", dir: "auto" }, result.settings.question),
-    text,
+    words(result),
     result.pending ? null : likelihood(result),
     changed ? make("p", { class: "was" }, "was ",
       make("s", { dir: "auto" }, before.answer || "(no answer)")) : null);

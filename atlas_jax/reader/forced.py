@@ -1,0 +1,69 @@
+"""What decoding may not choose freely: the tokens of a prompt, and an end that comes too early."""
+
+from typing import TYPE_CHECKING
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.core.types import PAD_ID
+
+if TYPE_CHECKING:
+    from atlas_jax.reader.generate import GenerationConfig
+
+NEVER = -1e9  # score of a hypothesis that may not be chosen
+
+
+@flax.struct.dataclass
+class Forced:
+    """Forces the prompt's tokens, and forbids an end before the minimum length.
+
+    Attributes:
+      prompt_bp: tokens, padded right; p may be 0.
+      length_b: tokens of each prompt.
+      width: p.
+    """
+
+    prompt_bp: jax.Array
+    length_b: jax.Array
+    width: int = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, prompt_bp: jax.Array | None, b: int, config: "GenerationConfig") -> "Forced":
+        """What is forced on b queries; without prompts only the minimum length.
+
+        Args:
+          prompt_bp: int32 tokens, padded right.
+        """
+        if prompt_bp is None:
+            prompt_bp = jnp.zeros((b, 0), jnp.int32)
+        length_b = jnp.sum(prompt_bp != PAD_ID, axis=1, dtype=jnp.int32)
+        return cls(prompt_bp=prompt_bp, length_b=length_b, width=prompt_bp.shape[1])
+
+    def token_b(self, index: jax.Array) -> jax.Array:
+        """The prompt's token at this position; padding after its end."""
+        if not self.width:
+            return jnp.full_like(self.length_b, PAD_ID)
+        at = jnp.minimum(index, self.width - 1)
+        token_b = jax.lax.dynamic_index_in_dim(self.prompt_bp, at, axis=1, keepdims=False)
+        return jnp.where(index < self.length_b, token_b, PAD_ID)
+
+    def is_last_b(self, index: jax.Array, config: "GenerationConfig") -> jax.Array:
+        """Whether the token at this position is the last that may be generated."""
+        return index + 1 >= self.length_b + config.max_length
+
+    def no_end(self, logits: jax.Array, index: jax.Array, config: "GenerationConfig") -> jax.Array:
+        """Logits or scores [b, ..., v] that forbid the end token while it is too early."""
+        if not config.min_length:
+            return logits
+        early_b = index < self.length_b + config.min_length
+        is_end = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == config.eos_id
+        early = early_b.reshape(-1, *(1,) * (logits.ndim - 1))
+        return jnp.where(early & is_end, NEVER, logits)
+
+    def remove(self, tokens_bt: jax.Array, length: int) -> jax.Array:
+        """The generated tokens alone, [b, length]."""
+        if not self.width:
+            return tokens_bt
+        places = self.length_b[:, None] + jnp.arange(length)[None]
+        return jnp.take_along_axis(tokens_bt, places, axis=1)
