@@ -161,6 +161,17 @@ def untrained(place: Place, predictions: Path) -> list[str]:
     ]
 
 
+def replace(place: Place, passages: Path) -> list[str]:
+    """Give some passages another text, in the store and in the trained model's index."""
+    return [
+        "replace",
+        str(passages),
+        f"--model={place.model_dir(JOINT) / FINAL}",
+        f"--store={place.store}",
+        f"--index={place.index_of(JOINT)}",
+    ]
+
+
 def ask_again(place: Place, reading: Lengths, questions: Path, answers: Path) -> list[str]:
     """The trained model, reading as it was trained to."""
     return [

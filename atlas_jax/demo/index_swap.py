@@ -2,33 +2,20 @@
 
 The questions are test questions that the model answered correctly. The passage that it ranked first
 must contain the answer word for word. There the answer is replaced by another country's, like in a
-newer edition. Only the changed rows are tokenised and embedded anew; no parameter changes. `choose`
-and `judge` are pure; `swap_index` writes the new store and index.
+newer edition. `atlas-jax index replace` embeds these passages alone; no parameter changes. All of
+this module is pure.
 """
 
-import functools
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import numpy as np
-
 from atlas_jax.demo.factbook_splits import stable_random
 from atlas_jax.demo.report import Swap
-from atlas_jax.index.embed import embed_corpus
-from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import load_index, save_index
-from atlas_jax.models.assembly import load_retriever, load_tokenizers
-from atlas_jax.models.config import ModelConfig, ModelSpec
-from atlas_jax.models.fingerprint import encoder_hash
-from atlas_jax.models.towers import passage_tower
 from atlas_jax.tasks.metrics import best_over_answers, exact_match, normalize_answer
 
 _CHANGES_MOST = ("temporal", "slow", "static")
-_EMBED_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -127,38 +114,3 @@ def judge(candidates: Sequence[Candidate], answers: Mapping[str, str]) -> list[S
         )
         for candidate in candidates
     ]
-
-
-def swap_index(
-    model: str,
-    store_directory: str | os.PathLike[str],
-    index_directory: str | os.PathLike[str],
-    changed: Sequence[Mapping[str, str]],
-    new_store: str | os.PathLike[str],
-    new_index: str | os.PathLike[str],
-) -> None:
-    """Write a store and an index in which the `changed` passages have their new text.
-
-    Args:
-      model: folder of the model; its passage tower embeds the changed rows.
-      store_directory, index_directory: the ones in use; they stay as they are.
-      changed: passages `{id, title, section, text}` with ids of the store.
-
-    Raises:
-      UserError: an unknown id, an index of another model, or a disk that cannot be written.
-    """
-    config = ModelConfig(reader=model, retriever=model)
-    tokenizers = load_tokenizers(config)
-    retriever, params, tokenizer = load_retriever(ModelSpec(config))
-    fingerprint = encoder_hash(retriever.config, params, tokenizer)
-    old = PassageStore.open(store_directory, tokenizers.reader, tokenizers.retriever)
-    embeddings_ne = np.array(load_index(index_directory, old, fingerprint).embeddings_ne)
-    store = old.replace(changed, new_store, tokenizers.reader, tokenizers.retriever)
-    rows = [store.row_of(passage["id"]) for passage in changed]
-    embeddings_ne[rows] = embed_corpus(
-        functools.partial(jax.jit(passage_tower(retriever)), params),
-        store.retriever_tokens_nm[rows],
-        _EMBED_BATCH,
-        progress=False,
-    )
-    save_index(new_index, embeddings_ne, store, fingerprint)

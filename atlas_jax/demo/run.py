@@ -4,12 +4,11 @@ Prepares corpus and questions and indexes the corpus with the shipped nano model
 teach the reader which value their words mean and the retriever which passage, and then the whole
 task in four ways: closed book, with the retriever as shipped, with the taught one, with the taught
 one trained along. Each is evaluated on countries that no training question names; at last passages
-are swapped.
+are swapped, and swapped back: versions 1 and 2 of the corpus.
 Everything runs through the same entry points that users run; each command is shown.
 """
 
 import argparse
-import dataclasses
 import shutil
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from atlas_jax import evaluate, train_retriever
+from atlas_jax import evaluate, index_command, train_retriever
 from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
@@ -37,14 +36,14 @@ from atlas_jax.demo.commands import (
     Lengths,
     Place,
 )
-from atlas_jax.demo.index_swap import choose, judge, swap_index
+from atlas_jax.demo.index_swap import choose, judge
 from atlas_jax.demo.paths import nano_checkpoint
 from atlas_jax.demo.plot import write_plot
 from atlas_jax.demo.report import Results, ScoreRow, Swap, show, write_results
 from atlas_jax.demo.results import samples, scores
 from atlas_jax.demo.stages import Stages
 from atlas_jax.train import main as train_main
-from atlas_jax.training.config import FINAL, PREDICTIONS
+from atlas_jax.training.config import PREDICTIONS
 
 MARKER = ".atlas-jax-demo"
 SAMPLES = 5
@@ -159,20 +158,21 @@ def _swap(
     passages: Sequence[Record],
     stages: Stages,
 ) -> list[Swap]:
-    """Choose passages, swap them in a copy of store and index, and ask again."""
+    """Choose passages, swap them as a version of the store, ask again, and swap them back."""
     candidates = choose(predictions, test, {p["id"]: p for p in passages}, SWAPS)
     if not candidates:
         stages.say("no test question was answered rightly from a first-ranked passage: no swap")
         return []
     folder = place.out / "swap"
-    model = place.model_dir(JOINT) / FINAL
-    changed = [candidate.passage for candidate in candidates]
-    store, index = folder / "store", folder / "index"
-    swap_index(str(model), place.store, place.index_of(JOINT), changed, store, index)
+    new, old = folder / "new.jsonl", folder / "old.jsonl"
+    by_id = {passage["id"]: passage for passage in passages}
+    write_jsonl(new, (candidate.passage for candidate in candidates))
+    write_jsonl(old, (by_id[candidate.passage["id"]] for candidate in candidates))
+    stages.run("index", index_command.main, commands.replace(place, new))
     questions, answers = folder / "questions.jsonl", folder / "answers.jsonl"
     write_jsonl(questions, (candidate.row for candidate in candidates))
-    again = dataclasses.replace(place, store=store, taught_index=index)
-    stages.run("evaluate", evaluate.main, commands.ask_again(again, reading, questions, answers))
+    stages.run("evaluate", evaluate.main, commands.ask_again(place, reading, questions, answers))
+    stages.run("index", index_command.main, commands.replace(place, old))
     after = {row["id"]: row["prediction"] for row in _read(answers)}
     swaps = judge(candidates, after)
     for swap in swaps:

@@ -14,8 +14,7 @@ Neither building nor reading holds the corpus in memory. A store is a folder:
 import array
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -38,10 +37,8 @@ from atlas_jax.index.store_files import (
     StoreConfig,
     content_hashes,
     copy_corpus,
-    encode,
     hash_id,
     line_of,
-    normalise,
     read_corpus,
     tokenise,
     write_manifest,
@@ -274,48 +271,6 @@ class PassageStore:
             retriever_tokens_bkm=take("retriever", self.retriever_tokens_nm),
             mask_bk=mask_bk,
         )
-
-    def replace(
-        self,
-        passages: Sequence[Mapping[str, Any]],
-        directory: str | os.PathLike[str],
-        reader_tokenizer: Tokenizer,
-        retriever_tokenizer: Tokenizer,
-    ) -> "PassageStore":
-        """Write a new store in which some passages have other text; this one stays.
-
-        Rows keep their places, so only the rows of the given ids need new embeddings.
-
-        Args:
-          passages: {id, title?, section?, text}; each id has to be in this store.
-          directory: of the new store.
-
-        Raises:
-          UserError: an id that the store lacks, a missing field, other tokenizers than
-            the store's, or the directory cannot be written.
-        """
-        tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
-        PassageStore.open(self.directory, **{f"{t}_tokenizer": tokenizers[t] for t in PARTS})
-        changed: dict[int, Record] = {}
-        for number, passage in enumerate(passages):
-            record = normalise(passage, f"replacement {number}")
-            changed[self.row_of(record["id"])] = record
-        with whole_folder(directory) as folder:
-            everything = (changed.get(row) or self.passage(row) for row in range(self.count))
-            corpus_hash = copy_corpus(folder, everything, lambda row: f"row {row}")
-            hashes = content_hashes(corpus_hash, self.config, tokenizers)
-            manifest: dict[str, Any] = {**self.manifest, **hashes}
-            for tower in PARTS:
-                name = f"{tower}_tokens.npy"
-                shutil.copyfile(self.directory / name, folder / name)
-                tokens = np.load(folder / name, mmap_mode="r+")
-                fresh = encode(list(changed.values()), tower, self.config, tokenizers[tower])
-                tokens[list(changed)] = fresh
-                tokens.flush()
-                greatest = max(manifest[tower]["max_id"], int(fresh.max(initial=0)))
-                manifest[tower] = {**manifest[tower], "max_id": greatest}
-            write_manifest(folder, manifest)
-        return PassageStore.open(directory)
 
     def check_tokens(self, tower: str, tokens: np.ndarray, first: int = 0) -> None:
         """Refuse token ids in this store that its tokenizer does not have.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from atlas_jax import evaluate, train_retriever
+from atlas_jax import evaluate, index_command, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import commands, factbook, run
@@ -54,7 +54,7 @@ def calls(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "train_main", fake_train)
     monkeypatch.setattr(train_retriever, "main", lambda a: made.append(("train_retriever", a)) or 0)
     monkeypatch.setattr(evaluate, "main", evaluate_main)
-    monkeypatch.setattr(run, "swap_index", lambda *a: made.append(("swap_index", a)))
+    monkeypatch.setattr(index_command, "main", lambda a: made.append(("index", a)) or 0)
     return made
 
 
@@ -65,8 +65,12 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
     assert run.main(["--out", str(out), "--checkpoint", "nano/x", "--gin.TRAIN_STEPS=3"]) == 0
     assert [name for name, _ in calls] == [
         "build_index", "evaluate", "train", "train_retriever", "build_index",
-        "train", "train", "train", "train", "swap_index", "evaluate",
+        "train", "train", "train", "train", "index", "evaluate", "index",
     ]  # fmt: skip
+    swapped, restored = ([*read_jsonl(a[1])] for name, a in calls if name == "index")
+    assert [one["id"] for _, one in swapped] == [one["id"] for _, one in restored]
+    assert [one for _, one in restored] != [one for _, one in swapped]
+    assert all(one in PASSAGES for _, one in restored)
     trained = [arguments for name, arguments in calls if name == "train"]
     [find] = [arguments for name, arguments in calls if name == "train_retriever"]
     read, *trained = trained

@@ -221,23 +221,6 @@ def test_gather_passages_on_the_host(build, passages_file):
     assert not got.reader_tokens_bkl[0, 1].any() and not got.mask_bk[0, 1]
 
 
-def test_replace_equals_a_store_of_the_new_corpus(build, passages_file, tmp_path, tokenizers):
-    store = build(passages_file, "old")
-    newer = {"id": "bera-1", "title": "Bera", "text": "The capital of Bera is now Wesk."}
-    records = [json.loads(line) for line in passages_file.read_text().splitlines()]
-    records = [newer if r["id"] == newer["id"] else r for r in records]
-    want = build(write(tmp_path / "new.jsonl", records), "want")
-    got = store.replace([newer], tmp_path / "got", *tokenizers)
-    assert got.content_hash == want.content_hash
-    for file in want.directory.iterdir():
-        if file.name != "manifest.json":  # its max_id is an upper bound
-            assert (got.directory / file.name).read_bytes() == file.read_bytes(), file.name
-    assert store.passage(2)["text"] != newer["text"]
-    with pytest.raises(UserError, match="no passage with the id 'x'"):
-        store.replace([{**newer, "id": "x"}], tmp_path / "bad", *tokenizers)
-    assert not (tmp_path / "bad").exists()
-
-
 @pytest.mark.parametrize("limit", [2_000, 30_000, 60_000])
 def test_a_full_disk_leaves_nothing(build, tmp_path, limit):
     """Files may not grow past `limit` bytes, which fails as a full disk does."""
