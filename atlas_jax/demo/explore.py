@@ -1,13 +1,18 @@
 """`make explore`: the demo's trained model in a browser, or the shipped nano pair."""
 
 import argparse
+import json
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
 from atlas_jax import serve
+from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo import factbook
 from atlas_jax.demo.commands import JOINT, Place
@@ -29,12 +34,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = expand_arguments(sys.argv[1:] if argv is None else argv)
     bindings = [one for one in arguments if one.startswith("--gin.")]
     flags = parser.parse_args([one for one in arguments if not one.startswith("--gin.")])
-    told = command(Path(flags.demo), Path(flags.out))
+    out = Path(flags.out)
+    told = command(Path(flags.demo), out)
+    kept = bind("CompilerConfig.cache", out / "compiled")  # of both, which are one process
+    indexing = index_command(told)
+    if indexing:
+        code = build_index_main([*indexing, kept])
+        if code:
+            return code
     url = f"http://127.0.0.1:{flags.port}"
-    print(f"the explorer is {url} (Ctrl-C ends it)", flush=True)
+    print(f"the explorer is {url} (Ctrl-C ends it); it answers when all is compiled, which takes "
+          "a minute or more the first time", flush=True)  # fmt: skip
+    threading.Thread(target=_tell_when_ready, args=(url,), daemon=True).start()
     if not flags.no_browser:
         threading.Timer(1.0, webbrowser.open, [url]).start()
-    return serve.main([*told, f"--gin.PORT={flags.port}", *bindings])
+    # One person asks: questions come one at a time.
+    settings = [kept, "--gin.ServeConfig.batch_rows=(1,)", f"--gin.PORT={flags.port}"]
+    return serve.main([*told, *settings, *bindings])
+
+
+def index_command(told: Sequence[str]) -> list[str]:
+    """The arguments of `atlas-jax build_index` for what is to be served; none if it is there."""
+    index = next((one.partition("=")[2] for one in told if one.startswith("--gin.INDEX=")), "")
+    if (Path(index.strip('"')) / "index.json").is_file():
+        return []
+    names = ("INITIAL_CHECKPOINT_PATH", "PASSAGES", "STORE", "INDEX")
+    given = [one for one in told if one.startswith(tuple(f"--gin.{name}=" for name in names))]
+    return ["--gin_file=runs/build_index.gin", "--gin.EMBED_BATCH_SIZE=16", *given]
+
+
+def _tell_when_ready(url: str) -> None:
+    """Say on the terminal how far the server is, until it answers."""
+    said = ""
+    while said != "ready":
+        time.sleep(1)
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as reply:
+                raw = reply.read()
+        except urllib.error.HTTPError as error:
+            raw = error.read()
+        except OSError:
+            continue
+        state = json.loads(raw)["status"]
+        if state != said:
+            print(f"{state}: {url}" if state == "ready" else state, flush=True)
+        said = state
 
 
 def command(demo: Path, out: Path) -> list[str]:
@@ -61,6 +105,7 @@ def command(demo: Path, out: Path) -> list[str]:
             bind("INITIAL_CHECKPOINT_PATH", place.checkpoint),
             bind("PASSAGES", data / "passages.jsonl"),
             bind("STORE", out / "store"),
+            bind("INDEX", out / "index"),
         ]
     examples = bind("ServeConfig.examples", data / "test.jsonl")
     return ["--gin_file=runs/serve.gin", *bindings, examples]

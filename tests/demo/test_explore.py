@@ -5,7 +5,7 @@ from pathlib import Path
 from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
 from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.demo.explore import command
+from atlas_jax.demo.explore import command, index_command
 from atlas_jax.models.config import ModelConfig
 
 
@@ -22,7 +22,13 @@ def test_the_trained_model_or_the_shipped_one(tmp_path: Path) -> None:
     (out / "data").mkdir(parents=True)
     (out / "data" / "test.jsonl").touch()  # as if it were prepared
     reader, store, index, examples = bound(command(demo, out))
-    assert (Path(reader).name, index) == ("nano", "")
+    assert (Path(reader).name, index) == ("nano", str(out / "index"))
+    indexing = index_command(command(demo, out))
+    assert bound(indexing)[:3] == [reader, store, index]
+    assert any(one.startswith("--gin.PASSAGES=") for one in indexing)
+    (out / "index").mkdir()
+    (out / "index" / "index.json").touch()
+    assert index_command(command(demo, out)) == []
     assert (store, examples) == (str(out / "store"), str(out / "data" / "test.jsonl"))
     trained.mkdir(parents=True)
     (trained / "config.json").touch()
