@@ -14,8 +14,11 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax import from_gin
+from atlas_jax.core import multihost
 from atlas_jax.core.config import launch
+from atlas_jax.models.folder import read_about
 from atlas_jax.training.classifier_trainer import train_classifier
+from atlas_jax.training.config import FINAL
 from atlas_jax.training.speed import PROFILE_FLAG, add_profile_flag
 
 
@@ -33,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     told = from_gin.classifier_run()
     train_classifier(told)
-    if told.train.steps:
-        print(f"the encoder is in {told.train.model_dir}/final")
+    if told.train.steps and multihost.is_first():
+        folder = f"{told.train.model_dir}/{FINAL}"
+        about = read_about(folder)
+        counts = f"{about['trained']:,} of {about['parameters']:,} parameters were trained"
+        print(f"the encoder is in {folder}; {counts}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
+from atlas_jax import train_classifier as command
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.models.encoder_folder import load_encoder
@@ -125,6 +126,30 @@ def test_a_prompt_or_prefix_learns_and_is_saved_folded(work: Path, name: str) ->
     again = told(work, f"soft_{name}_again", task=task, total_steps=0,
                  encoder=str(work / f"soft_{name}" / "final"))  # fmt: skip
     assert train_classifier(again)["accuracy"] == scores["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "template", "count"),
+    # The lama network of width 16: two BiLSTMs of 1,664 and an MLP of 544.
+    [("p_tuning", "{soft!3} {text} {soft!3} {mask} {soft!3}", 9 * 16 + 2 * 1664 + 544),
+     ("prefix", "{text} is {mask} .", 10 * 16 + 17 * 512 + 513 * 2 * 16)],
+)  # fmt: skip
+def test_the_command_says_how_many_parameters_it_trained(
+    work: Path, name: str, template: str, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bindings = {
+        "ENCODER": work / "encoder", "MODEL_DIR": work / f"cli_{name}",
+        "TRAIN_FILE": work / "train.jsonl", "SST2Task.query_format": f"'{template}'",
+        "SST2Task.label_words": {"negative": "small", "positive": "large"},
+        "TRAIN_STEPS": 10, "TEXT_LENGTH": 16,
+    }  # fmt: skip
+    flags = [f"--gin.{binding}={value}" for binding, value in bindings.items()]
+    files = ["--gin_file=runs/classify.gin", f"--gin_file=deltas/{name}.gin"]
+    assert command.main([*files, *flags]) == 0
+    said = capsys.readouterr().out
+    whole = sum(leaf.size for leaf in flat(load_encoder(work / "encoder").params).values())
+    assert f"{count:,} of {whole + count:,} parameters were trained" in said
 
 
 @pytest.mark.slow
