@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--json", help="file for the figures")
     flags = parser.parse_args()
     figures = measure(flags.seconds, flags.requests, flags.rows, flags.only)
-    table = Table("the nano pair, k = 5", "figure")
+    table = Table("the nano pair", "figure")
     for name, value in figures.items():
         table.add_row(name, f"{value:.3g}")
     Console().print(table)
