@@ -24,7 +24,7 @@ from atlas_jax.core.errors import UserError, no_value_for, require
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 from atlas_jax.core.parts import PARTS
-from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
+from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, RecallConfig
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.encoders.masking import MaskingConfig
@@ -79,9 +79,9 @@ CONFIGURABLES = (
     DataConfig, DeltaConfig, DemonstrationConfig, DistillationConfig, EncoderModelConfig,
     EncoderTrainConfig, EvalConfig, GenerationConfig, LeakConfig, MaskingConfig, MeshConfig,
     ModelConfig, OptimizerConfig, PartitionRules, PetConfig, ProfileConfig, ReaderConfig,
-    RefreshPolicy, RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig, ScannConfig,
-    SelfTrainConfig, ServeConfig, StalenessConfig, StepConfig, StoreConfig, TrainConfig,
-    train_tokenizers, *TASKS.values(),
+    RecallConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig,
+    ScannConfig, SelfTrainConfig, ServeConfig, StalenessConfig, StepConfig, StoreConfig,
+    TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)
@@ -170,7 +170,9 @@ def models() -> ModelSpec:
 def corpus(defaults: Defaults | None = None) -> CorpusSpec:
     """Which passages are searched, and how; without `defaults`, for models of any kind."""
     formats = defaults.store(fields_told(StoreConfig)) if defaults else told(StoreConfig)
-    return CorpusSpec(told(CorpusConfig), formats, told(ScannConfig), told(RowsConfig))
+    return CorpusSpec(
+        told(CorpusConfig), formats, told(ScannConfig), told(RowsConfig), told(RecallConfig)
+    )
 
 
 def index_run() -> IndexRun:

@@ -1,7 +1,8 @@
 """Build what answers a run's questions from its settings, in the same way for every command."""
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 
@@ -11,10 +12,13 @@ from atlas_jax.answering.evaluator import Evaluator, Found, make_find, mean_loss
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.answering.truncation import tell_cut
+from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.types import Params
+from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.recall import RecallCheck, sample
 from atlas_jax.corpus.sources import make_source
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import Tokenizers
@@ -117,6 +121,9 @@ def make_evaluator(
     )
 
 
+Certify = Callable[[Params], dict[str, float]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """A file of examples, with everything that answers and scores it, as often as wanted."""
@@ -126,11 +133,54 @@ class Evaluation:
     evaluator: Evaluator
     recall_at: tuple[int, ...]
     loss_rows: int = 0
+    certify: Certify | None = None
 
     def run(self, params: Params) -> tuple[list[Found], dict[str, float]]:
         """Answer all examples with these parameters; returns the answers, then the scores."""
         found = self.evaluator(params, self.examples)
-        return found, score(self.task, found, self.recall_at) | mean_loss(found, self.loss_rows)
+        scores = score(self.task, found, self.recall_at) | mean_loss(found, self.loss_rows)
+        return found, scores | (self.certify(params) if self.certify else {})
+
+
+def make_certify(
+    evaluator: Evaluator,
+    finder: Finder,
+    examples: Sequence[Example],
+    k: int,
+    config: RecallConfig,
+) -> Certify | None:
+    """What tells the recall of an approximate search, from some of these examples.
+
+    Args:
+      k: passages that are searched for each.
+
+    Returns:
+      None where nothing is searched, or nobody wants to know. Its result is empty where the search
+      is exact, or the exact embeddings lie in no file.
+    """
+    corpus = finder.corpus
+    if corpus is None or not config.sample:
+        return None
+    rows = evaluator.batch_size
+    check = RecallCheck(
+        corpus, finder.retriever, k, finder.mesh, lambda b: multihost.place(b, evaluator.rows)
+    )
+
+    def certify(params: Params) -> dict[str, float]:
+        if not corpus.is_approximate:  # known once the index is loaded
+            return {}
+        if corpus.on_host and corpus.host_ne is None:
+            print(
+                "the recall of ScaNN's search is not known, since it keeps no exact embeddings; "
+                "bind CorpusConfig.index to an index that `atlas-jax build_index` has made",
+                file=sys.stderr,
+            )
+            return {}
+        some = sample(examples, config)
+        parts = (some[at : at + rows] for at in range(0, len(some), rows))
+        return check.certificate(params, (evaluator.batcher(one, rows) for one in parts), config)
+
+    return certify
 
 
 def make_evaluation(
@@ -168,11 +218,12 @@ def make_evaluation(
         targets = config.loss != "none" and any(e.target_text for e in examples)
         reading = Reading(k, told.read.reader_length, choices > 0, config.explain, targets)
         answer = make_answer(models.reader, told.generation, reading, mesh)
+    finder, wide = Finder(models.retriever, tokenizers, searched, mesh, rules), max([*recall_at, k])
     evaluator = make_evaluator(
-        Finder(models.retriever, tokenizers, searched, mesh, rules),
+        finder,
         Search(
             config.passages,
-            max([*recall_at, k]),
+            wide,
             told.read.rerank,
             "EvalConfig.k" if config.k else "StepConfig.k",
         ),
@@ -186,4 +237,6 @@ def make_evaluation(
     evaluator.batcher.check(examples, config.file)
     tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
     loss_rows = config.batch_size if config.loss == "batches" else 0
-    return Evaluation(told.task, examples, evaluator, recall_at, loss_rows)
+    wide = max(wide, told.read.rerank)
+    certify = make_certify(evaluator, finder, examples, wide, told.corpus.recall)
+    return Evaluation(told.task, examples, evaluator, recall_at, loss_rows, certify)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from atlas_jax.answering.atlas import Atlas
-from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
+from atlas_jax.answering.evaluation import Finder, Rows, Search, make_certify, make_evaluator
 from atlas_jax.answering.evaluator import score, write_predictions
 from atlas_jax.answering.results import Evaluated
 from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
@@ -107,17 +107,22 @@ def retrieve(told: RetrieveRun) -> dict[str, float]:
         )
         examples = evaluation_examples(task, records)
         tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
+        finder = Finder(retriever, tokenizers, corpus, mesh, rules)
         evaluator = make_evaluator(
-            Finder(retriever, tokenizers, corpus, mesh, rules),
+            finder,
             Search("index", config.k, config.rerank, "RetrieveConfig.k", "RetrieveConfig.rerank"),
             Rows(config.batch_size, "RetrieveConfig.batch_size"),
             told.data,
         )
         tell_unscorable(config.file, examples, False, corpus.store)
+        wide = max(config.k, config.rerank)
+        certify = make_certify(evaluator, finder, examples, wide, told.corpus.recall)
+        certificate = certify({"retriever": params}) if certify else {}
         found = evaluator({"retriever": params}, examples, progress="retrieve")
         scores = score(
             task, found, sorted({k for k in told.recall_at if k <= config.k} | {config.k})
         )
+        scores |= certificate
         with _scores_told(scores):
             if multihost.is_first():
                 write_predictions(config.output, task, found, config.negatives)

@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -92,6 +92,28 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True)
+class RecallConfig:
+    """How the recall of an approximate search is found, see docs/tasks.md.
+
+    sample: questions of a run that are searched exactly, too, where the search is approximate:
+        ScaNN's from ScannConfig.hash_from passages on, or CorpusConfig.recall_target below 1;
+        0 = none.
+    seed: which questions these are.
+    least: recall below which `below` happens.
+    below: 'warn', or 'stop' the run.
+    """
+
+    sample: bounds.AtLeast0 = 100
+    seed: bounds.Seed = 0
+    least: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    below: Literal["warn", "stop"] = "warn"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, naming the binding."""
+        bounds.check(self)
+
+
+@dataclass(frozen=True)
 class CorpusSpec:
     """All settings about the passages of a run.
 
@@ -100,12 +122,14 @@ class CorpusSpec:
       formats: the part of a passage that each model sees.
       scann: settings of the host searcher.
       rows: what happens to a broken line of the corpus file.
+      recall: how the recall of an approximate search is found.
     """
 
     config: CorpusConfig = CorpusConfig()
     formats: StoreConfig = StoreConfig()
     scann: ScannConfig = ScannConfig()
     rows: RowsConfig = RowsConfig()
+    recall: RecallConfig = RecallConfig()
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ class Corpus:
       apart_nf: the reader's states of the passages, see `reader_states`; to be set before an index
         is loaded.
       searcher: on the host; None when the devices search.
+      host_ne: what the searcher searches, memory-mapped; None where it lies in no file.
     """
 
     def __init__(
@@ -193,11 +194,18 @@ class Corpus:
         self._spec = spec
         self._retriever_tokens, self._versions = retriever_tokens, versions
         self.apart_nf: np.ndarray | None = None
-        self._host_ne: np.ndarray | None = None  # of the host searcher, memory-mapped
+        self.host_ne: np.ndarray | None = None
         self._hot = HotRows(mesh)
         self._gather = jax.jit(
             lambda embeddings_ne, rows_r: gather_rows((embeddings_ne,), rows_r[None], mesh)[0][0]
         )
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether a search may miss some of the best rows."""
+        if isinstance(self.searcher, ScannSearcher):
+            return self.searcher.is_approximate
+        return self.recall_target < 1
 
     def load_first(self, params: Params) -> None:
         """Version 0: the saved index of CorpusConfig, or embeddings made by `params`.
@@ -260,8 +268,8 @@ class Corpus:
         """Embeddings [r, e] as they are searched, of some rows; float32 for an int8 index."""
         if self.index is not None:
             return self._gather(self.index.embeddings_ne, rows_r)
-        assert self._host_ne is not None
-        return self._host_ne[rows_r]
+        assert self.host_ne is not None
+        return self.host_ne[rows_r]
 
     def notes(self) -> dict[str, Any]:
         """Notes for a checkpoint, with which the present embeddings are found again."""
@@ -456,8 +464,9 @@ class Corpus:
                     "CorpusConfig.dtype = 'bfloat16', or use 'exact'"
                 )
             self.searcher = ScannSearcher(embeddings_ne, self._spec.scann)
-            # Without versions they lie in memory, where the searcher has a copy of its own.
-            self._host_ne = embeddings_ne if self._versions is not None else None
+            # Embeddings in memory are dropped, unless this run trains: the searcher has a copy.
+            kept = self._versions is not None or isinstance(embeddings_ne, np.memmap)
+            self.host_ne = embeddings_ne if kept else None
             return
         self.index = None  # its memory is needed for its successor
         self.index = self._to_device(embeddings_ne, version)

@@ -91,6 +91,11 @@ class ScannSearcher:
             ).reorder(min(n, config.rescored))
         self._scann = builder.build()
 
+    @property
+    def is_approximate(self) -> bool:
+        """Whether a search may miss some of the best rows."""
+        return self.kind != "brute force"
+
     def search(
         self, query_be: Float[Array, "b e"], k: int, excluded_bx: Int[Array, "b x"] | None = None
     ) -> SearchResult:
