@@ -1,15 +1,19 @@
 """Questions as patterns: a question about one title is asked about other titles too.
 
-The answer to a question follows a label in its passage (`Which city is the capital of Peru?`,
-`Capital name: Lima`). If another passage has this label, the same words ask for the value there. So
-a few questions give one question for each such value of the corpus. Their wordings are still only
-those of the few.
+The answer to a question follows a label in a passage of its title (`Which city is the capital of
+Peru?`, `Capital name: Lima`). If another passage has this label, the same words ask for the value
+there. So a few questions give one question for each such value of the corpus. Their wordings are
+still only those of the few.
+
+Nobody says which passage that is: question and answer alone tell it, with the passages of the title
+that the question names.
 """
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
@@ -74,16 +78,16 @@ class Pattern:
 
 
 def load_patterns(
-    path: str, sources: Mapping[str, FactPassage], rows: RowsConfig = STRICT
+    path: str, sources: Sequence[FactPassage], rows: RowsConfig = STRICT
 ) -> dict[str, tuple[Pattern, ...]]:
     """The patterns of a file of questions, by the label that each asks for.
 
-    Some questions are left out: those that do not name the title of their passage, and those whose
-    answer is neither one value of it nor a part of one value.
+    Some questions are left out: those that name no title of the passages, and those whose answer is
+    neither a value of a passage of this title nor a part of one.
 
     Args:
-      path: lines `{question, answers, gold}`.
-      sources: passages with facts, by id.
+      path: lines `{question, answers}`.
+      sources: passages with facts.
       rows: what happens to a broken line.
 
     Raises:
@@ -91,30 +95,33 @@ def load_patterns(
     """
     optional: FieldTypes = {"answers": list}
     records = load_records(path, {"question": str}, optional, ["question"], rows=rows)
+    by_title: dict[str, list[FactPassage]] = collections.defaultdict(list)
+    facts: dict[str, list[tuple[Fact, str]]] = collections.defaultdict(list)
+    for source in sources:
+        by_title[source.title].append(source)
+        for fact in source.facts:
+            facts[fact.label].append((fact, source.text))
     found: dict[str, list[Pattern]] = {}
-    facts = _by_label(sources.values())
     for record in records:
-        for gold in record.gold_ids:
-            made = _pattern(record, sources[gold]) if gold in sources else None
-            if made is not None:
-                label, pattern = made
-                found.setdefault(label, []).append(_general(pattern, facts[label]))
-                break
+        title = _title(record.fields["question"], by_title)
+        likeliest = _likeliest(record, title, by_title[title]) if title else None
+        if likeliest is not None:
+            label, pattern = likeliest
+            found.setdefault(label, []).append(_general(pattern, facts[label]))
     if not found:
         raise UserError(
-            f"{path}: no question can be asked of other titles. One can that names the title of "
-            "its passage (field 'gold', an id of the passages) and is answered by a value of it"
+            f"{path}: no question can be asked of other titles. One can that names a title of the "
+            "passages, and whose answer is a value of a passage of this title"
         )
     return {label: tuple(dict.fromkeys(patterns)) for label, patterns in found.items()}
 
 
-def _by_label(sources: Iterable[FactPassage]) -> dict[str, list[tuple[Fact, str]]]:
-    """The facts of all passages, each with its text, by label."""
-    facts: dict[str, list[tuple[Fact, str]]] = collections.defaultdict(list)
-    for source in sources:
-        for fact in source.facts:
-            facts[fact.label].append((fact, source.text))
-    return facts
+def _title(question: str, titles: Container[str]) -> str:
+    """The longest title in a question, between whole words; "" for none."""
+    inner = (i for i in range(1, len(question)) if not question[i - 1 : i + 1].isalnum())
+    ends = [0, *inner, len(question)]
+    named = (question[i:j] for i, j in itertools.combinations(ends, 2))
+    return max((part for part in named if part in titles), key=len, default="")
 
 
 def _general(pattern: Pattern, facts: Sequence[tuple[Fact, str]]) -> Pattern:
@@ -142,7 +149,9 @@ def _beginnings(values: Sequence[str]) -> frozenset[str]:
     return frozenset(form for form, n in times.items() if n >= max(3, _OFTEN * len(distinct)))
 
 
-def _pattern(record: Record, source: FactPassage) -> tuple[str, Pattern] | None:
+def _likeliest(
+    record: Record, title: str, sources: Sequence[FactPassage]
+) -> tuple[str, Pattern] | None:
     """Label and pattern; of several labels whose value has the answer, the likeliest.
 
     The likeliest has the fewest words beside the answer, then the most words of the question. If
@@ -150,18 +159,16 @@ def _pattern(record: Record, source: FactPassage) -> tuple[str, Pattern] | None:
     after a value's head counts if the head does not have the answer: as a whole, or a part with a
     number.
     """
-    question = record.fields["question"]
-    before, title, after = question.partition(source.title)
-    if not title:
-        return None
-    found: list[tuple[tuple[int, int], str, Pattern]] = []
+    before, _, after = record.fields["question"].partition(title)
     asked = _stems(before + after)
-    for answer in record.fields.get("answers") or ():
+    found: list[tuple[tuple[int, int], str, Pattern]] = []
+    answers = [str(answer) for answer in record.fields.get("answers") or ()]
+    for source, answer in itertools.product(sources, answers):
         for fact in source.facts:
             shared = len(asked & _stems(fact.label))
             for from_list in (False, True):
                 value = fact.whole(source.text) if from_list else fact.value(source.text)
-                parts = _parts(str(answer), value)
+                parts = _parts(answer, value)
                 if parts is None:
                     continue
                 left, own, right = parts

@@ -78,9 +78,9 @@ class ClozeTask:
       noise: probability of disturbing the words of a query, to make it more like a question.
         Words of the label are then missing or moved, other words stand between them, and the
         title is mostly last. A question (`question_file`) loses some words and gets others.
-      question_file: lines `{question, answers, gold}` about passages of the file. The labels that
-        they ask for are asked for in their words, for all titles and equally often. Passages
-        without such a label are left out.
+      question_file: lines `{question, answers}` about titles of the file. The labels that they ask
+        for are asked for in their words, for all titles and equally often. Passages without such a
+        label are left out.
       question_share: probability of asking in a question's words, and for one fact. Otherwise a
         label asks, as without `question_file`.
       exchange: probability of exchanging a value of the given passage for another one (of the
@@ -152,7 +152,7 @@ class ClozeTask:
         corpus = make_fact_corpus(sources)
         if not self.question_file:
             return [ClozeRecord(source, corpus) for source in sources]
-        patterns = load_patterns(self.question_file, {s.passage.id: s for s in sources}, rows)
+        patterns = load_patterns(self.question_file, sources, rows)
         return _asked_records(sources, corpus, patterns)
 
     def example(

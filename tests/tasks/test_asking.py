@@ -22,12 +22,12 @@ PASSAGES = {
     "Emin": "Chief of state: President Tor HALL. Population: 5,000.",
 }
 QUESTIONS = (
-    ("Name the capital of Arvo!", ["lindel"], "Arvo"),
-    ("which city governs Bera", ["The Tomund"], "Bera"),
-    ("What is Arvo's highest point?", ["Mount Ara"], "Arvo"),
-    ("How many metres is the highest point of Arvo?", ["1,050 m"], "Arvo"),
-    ("Who heads the government of Coro?", ["Ada Vol"], "Coro"),
-    ("Who is chief of state in Coro?", ["Ada Vol", "Vol"], "Coro"),
+    ("Name the capital of Arvo!", ["lindel"]),
+    ("which city governs Bera", ["The Tomund"]),
+    ("What is Arvo's highest point?", ["Mount Ara"]),
+    ("How many metres is the highest point of Arvo?", ["1,050 m"]),
+    ("Who heads the government of Coro?", ["Ada Vol"]),
+    ("Who is chief of state in Coro?", ["Ada Vol", "Vol"]),
 )
 
 
@@ -36,8 +36,7 @@ def load(
 ) -> tuple[ClozeTask, list[ClozeRecord]]:
     passages, asked = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl"
     write_jsonl(passages, ({"id": t, "title": t, "text": x} for t, x in PASSAGES.items()))
-    fields = ("question", "answers", "gold")
-    write_jsonl(asked, (dict(zip(fields, (q, a, [g]), strict=True)) for q, a, g in questions))
+    write_jsonl(asked, ({"question": q, "answers": a} for q, a in questions))
     task = ClozeTask(question_file=str(asked), **settings)
     return task, task.load(passages)
 
@@ -155,29 +154,29 @@ STATES = {
 }  # fmt: skip
 
 
-def answers(tmp_path: Path, question: str, answer: str, gold: str, **settings: Any) -> set[str]:
+def answers(tmp_path: Path, question: str, answer: str, **settings: Any) -> set[str]:
     """What the question's pattern asks for over all of `STATES`."""
     passages, asked = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl"
     write_jsonl(passages, ({"id": t, "title": t, "text": x} for t, x in STATES.items()))
-    write_jsonl(asked, [{"question": question, "answers": [answer], "gold": [gold]}])
+    write_jsonl(asked, [{"question": question, "answers": [answer]}])
     task = ClozeTask(question_file=str(asked), **settings)
     return {example.answers[0] for example in draw(task, task.load(passages), 20)}
 
 
 def test_words_that_many_values_begin_with_are_roles(tmp_path: Path) -> None:
     """Two of three values begin with another role than the one of the question."""
-    assert answers(tmp_path, "Chief of Arvo?", "Ada Vol", "Arvo") == {
+    assert answers(tmp_path, "Chief of Arvo?", "Ada Vol") == {
         "Ada VOL", "Bo TAL", "Ed SUN", "Ina ESK",
     }  # fmt: skip
 
 
 def test_what_stands_beside_one_answer_alone_is_not_asked_of_others(tmp_path: Path) -> None:
-    found = answers(tmp_path, "What author has Emin?", "Cy De", "Emin")
+    found = answers(tmp_path, "What author has Emin?", "Cy De")
     assert found == {"Al Bo and Cy De", *(f"{name} Roe" for name in AUTHORS)}
 
 
 def test_a_list_answers_as_a_whole(tmp_path: Path) -> None:
-    assert answers(tmp_path, "Which colors has Arvo?", "Red, white", "Arvo") == {
+    assert answers(tmp_path, "Which colors has Arvo?", "Red, white") == {
         "red, white", "blue", "black, red", "white, gold", "grey, pink",
     }  # fmt: skip
 
@@ -185,7 +184,7 @@ def test_a_list_answers_as_a_whole(tmp_path: Path) -> None:
 def test_a_measure_is_found_behind_the_head(tmp_path: Path) -> None:
     settings = {"given_passages": 1, "exchange": 0.5, "window_words": 2}
     for more in ({}, settings):
-        found = answers(tmp_path, "When is Arvo's holiday?", "5 May", "Arvo", **more)
+        found = answers(tmp_path, "When is Arvo's holiday?", "5 May", **more)
         assert found >= {"5 May", "11 June", "1 July", "30 April"}
         assert all(re.fullmatch(r"\d+ [A-Z]\w+", answer) for answer in found)
 
@@ -193,7 +192,7 @@ def test_a_measure_is_found_behind_the_head(tmp_path: Path) -> None:
 def test_a_given_passage_has_the_list_that_is_asked_for(tmp_path: Path) -> None:
     passages, asked = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl"
     write_jsonl(passages, ({"id": t, "title": t, "text": x} for t, x in STATES.items()))
-    question = {"question": "Which colors has Arvo?", "answers": ["red, white"], "gold": ["Arvo"]}
+    question = {"question": "Which colors has Arvo?", "answers": ["red, white"]}
     write_jsonl(asked, [question])
     task = ClozeTask(question_file=str(asked), given_passages=1, exchange=0.7, window_words=2)
     examples = draw(task, task.load(passages), 20)
@@ -203,17 +202,47 @@ def test_a_given_passage_has_the_list_that_is_asked_for(tmp_path: Path) -> None:
         assert f"Colors: {example.answers[0]}" in given["text"]
 
 
+def test_the_longest_title_is_asked_about_and_each_of_its_passages_may_answer(
+    tmp_path: Path,
+) -> None:
+    passages, asked = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl"
+    write_jsonl(
+        passages,
+        (
+            {"id": str(n), "title": title, "text": text}
+            for n, (title, text) in enumerate(
+                [
+                    ("Ara", "Capital: Lindel. Border: Tomund."),
+                    ("New Ara", "Area: 9 sq km. Coast: 3 km."),
+                    ("New Ara", "Border: Lindel 3 km. Capital: Lindel."),
+                    ("Aran", "Capital: Lindel."),
+                ]
+            )
+        ),
+    )
+    write_jsonl(
+        asked, [{"question": "Where does New Ara's parliament sit?", "answers": ["Lindel"]}]
+    )
+    task = ClozeTask(question_file=str(asked))
+    found = {(e.retriever_text, e.gold_ids) for e in draw(task, task.load(passages))}
+    assert found == {
+        ("Where does Ara's parliament sit?", ("0",)),
+        ("Where does New Ara's parliament sit?", ("2",)),
+        ("Where does Aran's parliament sit?", ("3",)),
+    }
+
+
 @pytest.mark.parametrize(
     "question",
     [
-        ("Name the capital of Peru!", ["Lindel"], "Arvo"),  # another title
-        ("Name the capital of Arvo!", ["Lima"], "Arvo"),  # no value of the passage
-        ("How high is Arvo?", ["1,050"], "Arvo"),  # part of a value whose label has none of it
-        ("Name the capital of Arvo!", ["Lindel"], "Zuri"),  # no passage of the file
+        ("Name the capital of Peru!", ["Lindel"]),  # no title of the file
+        ("Name the capital of Arvonia!", ["Lindel"]),  # a part of a word is no title
+        ("Name the capital of Arvo!", ["Lima"]),  # no value of the title's passages
+        ("How high is Arvo?", ["1,050"]),  # part of a value whose label has none of it
     ],
 )
 def test_questions_that_cannot_be_asked_of_others_are_refused(
-    tmp_path: Path, question: tuple[str, list[str], str]
+    tmp_path: Path, question: tuple[str, list[str]]
 ) -> None:
     with pytest.raises(UserError, match=r"questions.jsonl: no question can be asked of other"):
         load(tmp_path, [question])
@@ -221,4 +250,4 @@ def test_questions_that_cannot_be_asked_of_others_are_refused(
 
 def test_a_bad_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"questions.jsonl:2: field 'question' is empty"):
-        load(tmp_path, [QUESTIONS[0], (" ", ["x"], "Arvo")])
+        load(tmp_path, [QUESTIONS[0], (" ", ["x"])])
