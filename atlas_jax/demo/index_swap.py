@@ -43,22 +43,27 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 def other_value(question: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> str | None:
-    """Another country's answer to the same relation, of the same length if possible.
+    """The answer to another question of the same relation, of the same length if possible.
 
-    None if every other country has the same answer.
+    Questions of one's own have no relation: there a number takes the place of a number, and words
+    that of words. None if every other answer is the same.
     """
     accepted = {normalize_answer(answer) for answer in question["answers"]}
     values = sorted(
         {
             other["answers"][0]
             for other in questions
-            if other["relation"] == question["relation"]
+            if _kind(other) == _kind(question)
             and accepted.isdisjoint(normalize_answer(answer) for answer in other["answers"])
         }
     )
     words = len(question["answers"][0].split())
     alike = [value for value in values if len(value.split()) == words] or values
     return stable_random("swap", question["id"]).choice(alike) if alike else None
+
+
+def _kind(question: Mapping[str, Any]) -> Any:
+    return question.get("relation", any(c.isdigit() for c in question["answers"][0]))
 
 
 def choose(
@@ -83,19 +88,21 @@ def choose(
         answer = prediction["prediction"] or ""
         right = answer and best_over_answers(exact_match, answer, question["answers"])
         if right and found and found[0]["id"] in question["gold"]:
-            order = (_CHANGES_MOST.index(question["group"]), -found[0]["score"], question["id"])
+            group = question.get("group", _CHANGES_MOST[-1])
+            order = (_CHANGES_MOST.index(group), -found[0]["score"], question["id"])
             possible.append((order, question, answer, passages[found[0]["id"]]))
     chosen: list[Candidate] = []
     used: set[str] = set()
     for _, question, answer, passage in sorted(possible, key=lambda item: item[0]):
         new_value = other_value(question, questions)
-        if len(chosen) == count or not used.isdisjoint((question["relation"], passage["id"])):
+        once = {passage["id"], question.get("relation", question["id"])}
+        if len(chosen) == count or not used.isdisjoint(once):
             continue
         if new_value is None or normalize_answer(new_value) in normalize_answer(passage["text"]):
             continue
         text = replaced(passage["text"], answer, new_value)
         if text != passage["text"]:
-            used |= {question["relation"], passage["id"]}
+            used |= once
             chosen.append(Candidate(question, answer, new_value, {**passage, "text": text}))
     return chosen
 
@@ -105,7 +112,7 @@ def judge(candidates: Sequence[Candidate], answers: Mapping[str, str]) -> list[S
     return [
         Swap(
             question=candidate.question["question"],
-            title=candidate.question["title"],
+            title=candidate.passage["title"],
             old_value=candidate.answer,
             new_value=candidate.new_value,
             answer_before=candidate.answer,

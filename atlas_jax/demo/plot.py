@@ -1,13 +1,13 @@
 """The demo's plot: how well answers are found and read, as two panels of bars."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 
 from atlas_jax.core.whole import whole_file
-from atlas_jax.demo.report import HEADINGS, RECALLS, ScoreRow
+from atlas_jax.demo.report import RECALLS, ScoreRow, exact_match_at
 
 matplotlib.use("Agg")
 
@@ -30,36 +30,41 @@ STYLE: dict[str, Any] = {
 }
 
 
-def _bars(
-    axis: Any, rows: Sequence[ScoreRow], metrics: Sequence[str], colours: dict[str, str]
-) -> None:
-    shown = [row for row in rows if all(metric in row.scores for metric in metrics)]
-    width = 0.82 / max(len(shown), 1)
-    for position, row in enumerate(shown):
-        places = [n + (position - (len(shown) - 1) / 2) * width for n in range(len(metrics))]
-        heights = [row.scores[metric] for metric in metrics]
-        bars = axis.bar(places, heights, width * 0.92, color=colours[row.name])
-        axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8.5, color=INK)
-    axis.set_xticks(range(len(metrics)), [HEADINGS[metric] for metric in metrics])
+def _bars(axis: Any, rows: Sequence[ScoreRow], metrics: Mapping[str, str]) -> None:
+    """Groups of bars, one for each metric (with its heading), of the rows that have it."""
+    places = {row.name: _COLOURS[n % len(_COLOURS)] for n, row in enumerate(rows)}
+    shown = {m: [row for row in rows if m in row.scores] for m in metrics}
+    width = 0.82 / max(1, *map(len, shown.values()))
+    for group, (metric, some) in enumerate(shown.items()):
+        for n, row in enumerate(some):
+            place = group + (n - (len(some) - 1) / 2) * width
+            bar = axis.bar(place, row.scores[metric], width * 0.92, color=places[row.name])
+            axis.bar_label(bar, fmt="%.1f", padding=2, fontsize=8.5, color=INK)
+    axis.set_xticks(range(len(metrics)), list(metrics.values()))
     axis.tick_params(length=0)
     axis.set_axisbelow(True)
     axis.grid(axis="y", color="#e5e8eb", linewidth=0.8)
-    axis.set_ylim(0, min(112, max(5.0, *(1.18 * r.scores[m] for r in shown for m in metrics))))
+    highest = max((row.scores[m] for m, some in shown.items() for row in some), default=0.0)
+    axis.set_ylim(0, min(112, max(5.0, 1.18 * highest)))
     axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
 
 
-def write_plot(path: str | os.PathLike[str], rows: Sequence[ScoreRow], subtitle: str) -> None:
-    """Write answers (EM, F1) and retrieval (recall at 1, 5, 20) as a PNG, atomically."""
+def write_plot(
+    path: str | os.PathLike[str], rows: Sequence[ScoreRow], reads: Sequence[int], subtitle: str
+) -> None:
+    """Write exact match by passages read, and recall at 1, 5, 20, as a PNG, atomically."""
     palette = {row.name: _COLOURS[n % len(_COLOURS)] for n, row in enumerate(rows)}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, 2, figsize=(10.4, 4.8), gridspec_kw={"width_ratios": [1, 1.5]}
+            1, 2, figsize=(11.4, 4.8), gridspec_kw={"width_ratios": [1 + len(reads), 4.5]}
         )
-        _bars(axes[0], rows, ("exact_match", "f1"), palette)
-        _bars(axes[1], rows, RECALLS, palette)
-        axes[0].set_title("Answers", loc="left", fontsize=11.5, pad=10)
+        closed = {exact_match_at(0): "none"}
+        _bars(axes[0], rows, closed | {exact_match_at(k): f"{k}" for k in reads})
+        _bars(axes[1], rows, {name: name for name in RECALLS})
+        title = "Exact match, by passages read"
+        axes[0].set_title(title, loc="left", fontsize=11.5, pad=10)
         axes[1].set_title("A passage with the answer is found", loc="left", fontsize=11.5, pad=10)
-        title = "Atlas after 64 examples, on countries that training never named"
+        title = "Atlas after 64 examples"
         figure.suptitle(title, x=0.014, y=0.975, ha="left", fontsize=14, fontweight="bold")
         figure.text(0.014, 0.885, subtitle, ha="left", fontsize=9.5, color="#6b7280")
         handles = [plt.Rectangle((0, 0), 1, 1, color=palette[row.name]) for row in rows]

@@ -19,8 +19,8 @@ from rich.text import Text
 from atlas_jax.core.jsonl import atomic_text
 
 RECALLS = ("recall@1", "recall@5", "recall@20")
-METRICS = ("exact_match", "f1", *RECALLS)
-HEADINGS = {"exact_match": "EM", "f1": "F1", **{name: name for name in RECALLS}}
+EXACT_MATCH, F1 = "exact_match", "f1"
+HEADINGS = {EXACT_MATCH: "EM", F1: "F1", **{name: name for name in RECALLS}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,16 @@ class ScoreRow:
 
     name: str
     scores: dict[str, float]
+
+
+def exact_match_at(k: int) -> str:
+    """The metric's name for answers that are read from k passages."""
+    return f"{EXACT_MATCH} k={k}"
+
+
+def f1_at(k: int) -> str:
+    """See `exact_match_at`."""
+    return f"{F1} k={k}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,25 +95,36 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
         file.write("\n")
 
 
-def _cell(row: ScoreRow, metric: str, best: float | None) -> Text:
-    value = row.scores.get(metric)
-    if value is None:
+def _cell(row: ScoreRow, metrics: Sequence[str], best: float | None) -> Text:
+    """The row's figures of one column; the first of them decides whether it is the best."""
+    values = [row.scores[metric] for metric in metrics if metric in row.scores]
+    if not values:
         return Text("–", style="dim")
-    return Text(f"{value:.1f}", style="bold green" if value == best else "")
+    shown = " / ".join(f"{value:.1f}" for value in values)
+    return Text(shown, style="bold green" if values[0] == best else "")
 
 
-def score_table(rows: Sequence[ScoreRow], caption: str) -> Table:
-    """The table of rows; the best value of each column is set off."""
+def score_table(rows: Sequence[ScoreRow], reads: Sequence[int], caption: str) -> Table:
+    """The table of rows; the best value of each column is set off.
+
+    Args:
+      reads: numbers of passages that answers were read from; 0 is added for closed book.
+    """
     table = Table(box=box.SIMPLE_HEAVY, caption=caption, caption_style="dim", pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("EM / F1 from k passages", no_wrap=True)
+    columns: dict[str, tuple[str, ...]] = {
+        f"k = {k}": (exact_match_at(k), f1_at(k)) for k in (0, *reads)
+    }
+    columns |= {heading: (heading,) for heading in RECALLS}
     best: dict[str, float] = {}
-    for metric in METRICS:
-        table.add_column(HEADINGS[metric], justify="right", no_wrap=True)
-        values = [row.scores[metric] for row in rows if metric in row.scores]
+    for heading, metrics in columns.items():
+        table.add_column(heading, justify="right", no_wrap=True)
+        values = [row.scores[metrics[0]] for row in rows if metrics[0] in row.scores]
         if len(values) > 1:
-            best[metric] = max(values)
+            best[heading] = max(values)
     for row in rows:
-        table.add_row(row.name, *(_cell(row, metric, best.get(metric)) for metric in METRICS))
+        cells = (_cell(row, metrics, best.get(name)) for name, metrics in columns.items())
+        table.add_row(row.name, *cells)
     return table
 
 
@@ -129,7 +150,7 @@ def sample_panel(sample: Sample, number: int, width: int = 260) -> Panel:
     ]
     if not sample.correct:
         lines.append(Text(f"accepted  {', '.join(sample.accepted)}", style="dim"))
-    place = f"{sample.title} · {sample.section}"
+    place = " · ".join(part for part in (sample.title, sample.section) if part)
     source = f"source  {place} · score {sample.score:.2f}, rank {sample.rank}"
     lines += [Text(source, style="cyan"), _excerpt(sample, width)]
     return Panel(
@@ -175,8 +196,8 @@ def show(console: Console, results: Results, plot: Path, results_file: Path) -> 
         console.print(sample_panel(sample, number))
     if results.swaps:
         console.print(swap_panel(results.swaps))
-    questions, countries = results.setup["test_questions"], results.setup["test_countries"]
-    caption = f"{questions:,} questions about {countries} countries that training never named"
-    console.print(score_table(results.rows, caption))
+    setup = results.setup
+    caption = f"{setup['test_questions']:,} questions {setup['about']}"
+    console.print(score_table(results.rows, setup["reads"], caption))
     console.print(f"plot     {plot}", highlight=False, soft_wrap=True)
     console.print(f"results  {results_file}", highlight=False, soft_wrap=True)

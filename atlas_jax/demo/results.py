@@ -1,10 +1,10 @@
 """From predictions files to the figures and samples that the report shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas_jax.demo.factbook_splits import stable_random
-from atlas_jax.demo.report import METRICS, RECALLS, Sample
+from atlas_jax.demo.report import EXACT_MATCH, F1, RECALLS, Sample, exact_match_at, f1_at
 from atlas_jax.tasks.base import Example, Prediction, score_answers, score_retrieval
 from atlas_jax.tasks.metrics import answer_in_passage, best_over_answers, exact_match
 
@@ -13,8 +13,13 @@ Record = dict[str, Any]
 _RECALL_AT = tuple(int(name.removeprefix("recall@")) for name in RECALLS)
 
 
-def scores(predictions: Sequence[Record]) -> dict[str, float]:
-    """Return the table's figures in percent, by the tasks' own measures."""
+def scores(predictions: Sequence[Record], k: int = 0) -> dict[str, float]:
+    """Return the table's figures in percent, by the tasks' own measures.
+
+    Args:
+      predictions: rows of a predictions file; those of retrieval alone have no answers.
+      k: passages that the answers were read from.
+    """
     scored = [
         Prediction(
             Example(p["id"], "", "", answers=tuple(p["answers"]), gold_ids=tuple(p["gold"])),
@@ -24,11 +29,18 @@ def scores(predictions: Sequence[Record]) -> dict[str, float]:
         for p in predictions
     ]
     found = score_answers(scored) | score_retrieval(scored, _RECALL_AT)
-    return {name: 100.0 * found[name] for name in METRICS if name in found}
+    names = {EXACT_MATCH: exact_match_at(k), F1: f1_at(k)}
+    kept = (EXACT_MATCH, F1, *RECALLS)
+    return {names.get(name, name): 100.0 * found[name] for name in kept if name in found}
 
 
-def samples(predictions: Sequence[Record], count: int, read: int) -> list[Sample]:
-    """Return some answered questions, drawn at random but always the same ones.
+def best_read(found: Mapping[str, float], reads: Sequence[int]) -> int:
+    """The number of passages with the best exact match; of equal ones the smallest."""
+    return max(reads, key=lambda k: (found[exact_match_at(k)], -k))
+
+
+def samples(predictions: Sequence[Record], count: int, read: int, seed: int = 0) -> list[Sample]:
+    """Return some answered questions, drawn by the seed.
 
     Args:
       predictions: rows of a predictions file.
@@ -36,7 +48,7 @@ def samples(predictions: Sequence[Record], count: int, read: int) -> list[Sample
       read: passages that the reader saw; more of them may have been found.
     """
     order = sorted(predictions, key=lambda p: p["id"])
-    drawn = stable_random("samples").sample(order, min(count, len(order)))
+    drawn = stable_random("samples", seed).sample(order, min(count, len(order)))
     return [_sample(prediction, read) for prediction in drawn]
 
 

@@ -32,7 +32,8 @@ def test_the_trained_model_or_the_shipped_one(tmp_path: Path) -> None:
     assert (store, examples) == (str(out / "store"), str(out / "data" / "test.jsonl"))
     trained.mkdir(parents=True)
     (trained / "config.json").touch()
-    assert bound(command(demo, out)) == [
-        str(trained), str(demo / "store"), str(demo / "taught_index"),
-        str(demo / "data" / "test.jsonl"),
-    ]  # fmt: skip
+    examples = str(demo / "data" / "questions_asked.jsonl")
+    store = str(demo / "store")
+    assert bound(command(demo, out)) == [str(trained), store, str(demo / "index"), examples]
+    (demo / "taught_index").mkdir()
+    assert bound(command(demo, out)) == [str(trained), store, str(demo / "taught_index"), examples]

@@ -10,6 +10,8 @@ from atlas_jax.demo.report import (
     Sample,
     ScoreRow,
     Swap,
+    exact_match_at,
+    f1_at,
     sample_panel,
     score_table,
     show,
@@ -20,8 +22,12 @@ from atlas_jax.demo.report import (
 RECALL = {"recall@1": 40.12, "recall@5": 66.0, "recall@20": 88.0}
 ROWS = [
     ScoreRow("BM25", {"recall@1": 33.9, "recall@5": 60.5, "recall@20": 84.7}),
-    ScoreRow("closed book", {"exact_match": 6.1, "f1": 9.2}),
-    ScoreRow("jointly trained", {"exact_match": 29.04, "f1": 35.2, **RECALL}),
+    ScoreRow("closed book", {exact_match_at(0): 6.1, f1_at(0): 9.2}),
+    ScoreRow(
+        "jointly trained",
+        {exact_match_at(1): 24.0, f1_at(1): 31.2, exact_match_at(4): 29.04, f1_at(4): 35.2}
+        | RECALL,
+    ),
 ]
 PASSAGE = (
     "Government type: republic. " * 20 + "Capital: name: Tirana (Tirane). " + "Flag: red. " * 20
@@ -44,11 +50,13 @@ def _text(*renderables):
 
 def test_the_table_shows_measured_figures_and_dashes():
     lines = {
-        line.split("  ")[0].strip(): line for line in _text(score_table(ROWS, "c")).splitlines()
+        line.split("  ")[0].strip(): line
+        for line in _text(score_table(ROWS, (1, 4), "c")).splitlines()
     }
-    assert lines["jointly trained"].split()[2:] == ["29.0", "35.2", "40.1", "66.0", "88.0"]
-    assert lines["closed book"].split()[2:] == ["6.1", "9.2", "–", "–", "–"]
-    assert lines["BM25"].split()[1:] == ["–", "–", "33.9", "60.5", "84.7"]
+    joint = "– 24.0 / 31.2 29.0 / 35.2 40.1 66.0 88.0"
+    assert lines["jointly trained"].split()[2:] == joint.split()
+    assert lines["closed book"].split()[2:] == ["6.1", "/", "9.2", *"–––––"]
+    assert lines["BM25"].split()[1:] == [*"–––", "33.9", "60.5", "84.7"]
 
 
 def test_a_sample_shows_answer_source_score_and_the_place_in_the_passage():
@@ -81,7 +89,7 @@ def test_the_swap_panel_counts_every_swap_and_shows_one_that_was_followed():
 @pytest.fixture
 def results():
     return Results(
-        setup={"test_questions": 2, "test_countries": 1},
+        setup={"test_questions": 2, "about": "about 1 country", "reads": (1, 4)},
         rows=ROWS,
         samples=[SAMPLE],
         swaps=[FOLLOWS],
@@ -108,6 +116,6 @@ def test_show_prints_everything(results, tmp_path):
 
 def test_the_plot_is_a_png_without_leftovers(tmp_path):
     path = tmp_path / "demo.png"
-    write_plot(path, ROWS, "2 questions")
+    write_plot(path, ROWS, (1, 4), "2 questions")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in tmp_path.iterdir()] == ["demo.png"]
