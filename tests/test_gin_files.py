@@ -72,7 +72,13 @@ def load(name: str, without: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["runs/mini_pretrain.gin", "runs/mini_titles.gin", "runs/mini_64shot.gin"]
+    "name",
+    [
+        "runs/mini_pretrain.gin",
+        "runs/mini_titles.gin",
+        "runs/mini_titles_found.gin",
+        "runs/mini_64shot.gin",
+    ],
 )
 def test_the_mini_runs_read_whole_passages_of_the_store(name):
     load(name)

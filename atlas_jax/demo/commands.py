@@ -110,15 +110,22 @@ class Commands:
         ]
 
     def train(self, mode: str, bindings: Sequence[str]) -> list[str]:
-        """Train on the questions themselves in one of the recipe's ways."""
+        """Train on the questions in one of the recipe's ways."""
         closed = ('--gin.TrainConfig.passages="none"', *self.recipe.closed_book)
+        file, data = self.recipe.task, [bind("TRAIN_FILE", self.asked.few)]
+        if self.recipe.titles and self.asked.lesson is not None and mode != CLOSED:
+            file = self.recipe.titles
+            data = [
+                bind("TRAIN_FILE", self.asked.lesson),
+                bind("QUESTION_FILE", self.asked.few),
+            ]
         return [
-            f"--gin_file=runs/{self.recipe.task}.gin",
+            f"--gin_file=runs/{file}.gin",
             bind("MODEL_DIR", self.place.model_dir(mode)),
             bind("INITIAL_CHECKPOINT_PATH", self._reader(mode)),
             bind("ModelConfig.retriever", self._retriever(mode)),
             *self._corpus(mode),
-            bind("TRAIN_FILE", self.asked.few),
+            *data,
             f"--gin.TrainConfig.seed={self.seed}",
             *(() if mode == JOINT else ("--gin.RETRIEVER_TRAINING=fixed",)),
             *(closed if mode == CLOSED else ()),

@@ -27,6 +27,8 @@ class Recipe:
       lesson: gin file of runs/ that teaches the reader the words of the questions, for a corpus of
         facts (`tasks/asking.py`).
       find: the same for the retriever; "" = the retriever has no lesson.
+      titles: gin file of runs/ that goes on from the lesson with retrieval in the loop; "" = `task`
+        does.
       task: gin file of runs/ that trains on the questions themselves.
       embedding: bindings for the index, which decide how fast it is built.
       modes: ways to train on them.
@@ -41,6 +43,7 @@ class Recipe:
     corpus: str
     lesson: str
     find: str
+    titles: str
     task: str
     embedding: tuple[str, ...]
     modes: tuple[str, ...]
@@ -55,6 +58,7 @@ NANO = Recipe(
     corpus="corpora/factbook.gin",
     lesson="demo_read",
     find="demo_find",
+    titles="",
     task="demo_task",
     embedding=(),
     modes=(CLOSED, FIXED, TAUGHT, JOINT),
@@ -69,6 +73,7 @@ MINI = Recipe(
     corpus="corpora/mini.gin",
     lesson="mini_titles",
     find="",
+    titles="mini_titles_found",
     task="mini_64shot",
     embedding=("--gin.EMBED_BATCH_SIZE=32",),
     modes=(CLOSED, FIXED, JOINT),

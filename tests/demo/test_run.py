@@ -137,6 +137,12 @@ def test_the_mini_pair_is_put_together_and_asked_with_several_passages(
         "evaluate",
     ]  # fmt: skip
     assert not _one(calls, "train_retriever")
+    lesson, closed, *retrieving = _one(calls, "train")
+    assert _value(closed, "TRAIN_FILE") == _value(lesson, "QUESTION_FILE")
+    for arguments in retrieving:  # the same questions of every title, but nothing is given
+        assert arguments[0] == "--gin_file=runs/mini_titles_found.gin"
+        for name in ("TRAIN_FILE", "QUESTION_FILE"):
+            assert _value(arguments, name) == _value(lesson, name)
     asked = _one(calls, "evaluate")[1:-1]
     assert [_value(a, "K") for a in asked] == [None, *2 * ["1", "4", "8", "16"]]
     _, rows = _results(out)
