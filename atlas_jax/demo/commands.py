@@ -132,16 +132,32 @@ class Commands:
             *bindings,
         ]
 
-    def ask(self, mode: str, k: int, questions: Path, predictions: Path) -> list[str]:
-        """Ask the model that this run ended with, reading k passages; 0 = closed book."""
+    def ask(
+        self, mode: str, k: int, questions: Path, predictions: Path, changed: bool = False
+    ) -> list[str]:
+        """Ask the model that this run ended with, reading k passages; 0 = closed book.
+
+        Args:
+          changed: passages were replaced, so what is kept of them does not count.
+        """
         return [
             "--gin_file=runs/evaluate.gin",
             bind("INITIAL_CHECKPOINT_PATH", self.place.trained(mode)),
-            *self._corpus(mode),
+            *(self._index(mode) if changed else self._corpus(mode)),
             bind("EVAL_FILE", questions),
             bind("PREDICTIONS", predictions),
             "--gin.EvalConfig.loss='none'",
             *((f"--gin.K={k}", self._recall) if k else ('--gin.EvalConfig.passages="none"',)),
+        ]
+
+    def replace(self, passages: Path) -> list[str]:
+        """Give some passages another text, in the store and in the trained model's index."""
+        return [
+            "replace",
+            str(passages),
+            f"--model={self.place.trained(JOINT)}",
+            f"--store={self.place.store}",
+            f"--index={self.place.index_of(JOINT)}",
         ]
 
     def untrained(self, predictions: Path) -> list[str]:

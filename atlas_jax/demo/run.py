@@ -4,7 +4,7 @@ Without options the corpus is the World Factbook, and the questions are about co
 training question names. It is indexed as it is. A lesson asks in the words of 64 questions for
 values of other titles. Then the 64 questions themselves train: without passages, with the retriever
 as it came, and with the retriever trained along, from the answers alone. Last, passages are
-changed, and the questions about them are asked again.
+changed and changed back, versions 1 and 2 of the corpus, and are asked about in between.
 Everything runs through the same entry points that users run; each command is shown.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from atlas_jax import evaluate, mini, train_retriever
+from atlas_jax import evaluate, index_command, mini, train_retriever
 from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
@@ -28,8 +28,8 @@ from atlas_jax.demo import factbook
 from atlas_jax.demo.bm25 import bm25_recall
 from atlas_jax.demo.commands import FIND, READ, ROW_NAMES, Commands, Place
 from atlas_jax.demo.corpora import Source, own_files, squad_files, world_factbook
-from atlas_jax.demo.index_swap import choose, judge, swap_index
-from atlas_jax.demo.paths import bind, nano_checkpoint
+from atlas_jax.demo.index_swap import choose, judge
+from atlas_jax.demo.paths import nano_checkpoint
 from atlas_jax.demo.plot import write_plot
 from atlas_jax.demo.recipes import CLOSED, FIXED, JOINT, MINI, NANO, RECIPES, Recipe, shipped
 from atlas_jax.demo.report import Results, ScoreRow, Swap, show, write_results
@@ -228,24 +228,22 @@ def _swap(
     passages: Sequence[Record],
     stages: Stages,
 ) -> list[Swap]:
-    """Choose passages, change them in a copy of store and index, and ask again."""
-    candidates = choose(predictions, test, {p["id"]: p for p in passages}, SWAPS)
+    """Choose passages, change them as a version of the store, ask again, and change them back."""
+    by_id = {passage["id"]: passage for passage in passages}
+    candidates = choose(predictions, test, by_id, SWAPS)
     if not candidates:
-        stages.say(
-            "no question was answered rightly from a first-ranked passage: nothing to change"
-        )
+        stages.say("no first-ranked passage gave a right answer: there is nothing to change")
         return []
-    place = commands.place
-    folder = place.out / "swap"
-    changed = [candidate.passage for candidate in candidates]
-    store, index = folder / "store", folder / "index"
-    swap_index(str(place.trained(JOINT)), place.store, place.index_of(JOINT), changed, store, index)
+    folder = commands.place.out / "swap"
+    new, old = folder / "new.jsonl", folder / "old.jsonl"
+    write_jsonl(new, (candidate.passage for candidate in candidates))
+    write_jsonl(old, (by_id[candidate.passage["id"]] for candidate in candidates))
+    stages.run("index", index_command.main, commands.replace(new))
     questions, answers = folder / "questions.jsonl", folder / "answers.jsonl"
     write_jsonl(questions, (candidate.row for candidate in candidates))
-    again = [
-        *commands.ask(JOINT, k, questions, answers), bind("STORE", store), bind("INDEX", index)
-    ]  # fmt: skip
+    again = commands.ask(JOINT, k, questions, answers, changed=True)
     stages.run("evaluate", evaluate.main, again)
+    stages.run("index", index_command.main, commands.replace(old))
     after = {row["id"]: row["prediction"] for row in _read(answers)}
     swaps = judge(candidates, after)
     for swap in swaps:

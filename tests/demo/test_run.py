@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_jax import evaluate, mini, train_retriever
+from atlas_jax import evaluate, index_command, mini, train_retriever
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import commands, factbook, recipes, run
@@ -93,8 +93,11 @@ def test_every_stage_runs_and_the_results_are_what_was_measured(
     assert run.main(["--out", str(out), "--checkpoint", "nano/x", "--gin.TRAIN_STEPS=3"]) == 0
     assert [name for name, _ in calls] == [
         "build_index", "evaluate", "train", "train_retriever", "build_index",
-        "train", "train", "train", "train", *4 * ["evaluate"], "swap_index", "evaluate",
+        "train", "train", "train", "train", *4 * ["evaluate"], "index", "evaluate", "index",
     ]  # fmt: skip
+    swapped, restored = ([one for _, one in read_jsonl(a[1])] for a in _one(calls, "index"))
+    assert [one["id"] for one in swapped] == [one["id"] for one in restored]
+    assert restored != swapped and all(one in PASSAGES for one in restored)
     [find], [read, *trained] = _one(calls, "train_retriever"), _one(calls, "train")
     for teaching in (read, find):
         assert _value(teaching, "QUESTION_FILE") == _value(trained[0], "TRAIN_FILE")
@@ -133,8 +136,8 @@ def test_the_mini_pair_is_put_together_and_asked_with_several_passages(
     out = tmp_path / "out"
     assert run.main(["--out", str(out)]) == 0
     assert [name for name, _ in calls] == [
-        "mini", "build_index", "evaluate", *4 * ["train"], *9 * ["evaluate"], "swap_index",
-        "evaluate",
+        "mini", "build_index", "evaluate", *4 * ["train"], *9 * ["evaluate"], "index",
+        "evaluate", "index",
     ]  # fmt: skip
     assert not _one(calls, "train_retriever")
     lesson, closed, *retrieving = _one(calls, "train")
