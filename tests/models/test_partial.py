@@ -98,6 +98,18 @@ def test_a_part_joined_to_its_base_is_the_model_again(model: Path, tmp_path: Pat
     }  # fmt: skip
 
 
+def test_a_part_pretrained_on_sentences_takes_questions_of_the_same_length(
+    model: Path, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(EXPECTS.tasks["qa"], query_length=9, wording={"query_format": "x"})
+    for tasks, length in (({"sentences": asked}, 9), ({**EXPECTS.tasks, "sentences": asked}, 8)):
+        save_model(model, load_model(model), expects=dataclasses.replace(EXPECTS, tasks=tasks))
+        mini.cut(model, tmp_path / "part")
+        found = load_expects(tmp_path / "part").tasks
+        assert found["sentences"] == asked
+        assert found["qa"].query_length == length and "x" not in found["qa"].wording.values()
+
+
 def test_another_base_is_refused(model: Path, tmp_path: Path) -> None:
     mini.cut(model, tmp_path / "part")
     parts = load_model(model)
