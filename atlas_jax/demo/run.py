@@ -9,6 +9,7 @@ Everything runs through the same entry points that users run; each command is sh
 """
 
 import argparse
+import dataclasses
 import shutil
 import sys
 import time

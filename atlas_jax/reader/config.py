@@ -57,6 +57,7 @@ class ReaderConfig:
       start_id: token in front of question and passage, for a pair encoder ([CLS]).
       matches: whether a pair encoder is told which tokens occur in both question and passage.
       pointer: mix the vocabulary with copying from the passages (`pointer`).
+      pointer_ends: what stands after a copied token helps to decide whether the answer ends there.
     """
 
     vocab_size: bounds.Vocabulary
@@ -82,6 +83,7 @@ class ReaderConfig:
     start_id: bounds.AtLeast1 = 101
     matches: bool = True
     pointer: bool = False
+    pointer_ends: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -111,6 +113,8 @@ class ReaderConfig:
                 f"less than twice relpos_max_distance = {self.relpos_max_distance}"
             )
 
+        if self.pointer_ends and not self.pointer:
+            raise UserError("ReaderConfig.pointer_ends = True needs ReaderConfig.pointer = True")
         self._check_pair()
 
     def _check_pair(self) -> None:

@@ -8,7 +8,12 @@ token before s was written last, the logit rises by a learned amount. A second l
 multiplied with the probability that the pointer had at that token. So a span of several tokens must
 be found only once.
 
-    decoder/pointer/{query,key}/kernel, decoder/pointer/{gate,go_on}/{kernel,bias}
+Where a copied span ends is decided by what stands next to it: a full stop, a bracket, the next
+label. With ReaderConfig.pointer_ends each source position has a learned amount e(s), by which the
+log-odds of the vocabulary (and so of the end token) rise if s is the place after the token that was
+copied last. Without it the gate has to guess this from the decoder state.
+
+    decoder/pointer/{query,key}/kernel, decoder/pointer/{gate,go_on,ends}/{kernel,bias}
 """
 
 from typing import Any
@@ -34,10 +39,13 @@ class Pointed:
     Attributes:
       tokens_bs: int32 tokens that may be copied; 0 elsewhere.
       keys_bsd: the pointer's keys.
+      ends_bs: float32, how likely a copied span ends before a position; None without
+        `pointer_ends`.
     """
 
     tokens_bs: Array
     keys_bsd: Array
+    ends_bs: Array | None = None
 
 
 @flax.struct.dataclass
@@ -65,10 +73,15 @@ class Pointer(nn.Module):
         self.key = Dense(cfg.emb_dim, ("embed", "joined_kv"), dtype=cfg.compute_dtype)
         self.gate = Dense(1, ("embed", "unsharded"), use_bias=True)
         self.go_on = Dense(_TERMS, ("embed", "unsharded"), use_bias=True)
+        if cfg.pointer_ends:
+            self.ends = Dense(1, ("embed", "unsharded"), use_bias=True)
 
     def source(self, enc_bsd: Float[Array, "b s d"], tokens_bs: Int[Array, "b s"]) -> Pointed:
         """Keys of a source; ``tokens_bs`` is 0 where nothing may be copied."""
-        return Pointed(tokens_bs, self.key(enc_bsd))
+        ends_bs = None
+        if self.config.pointer_ends:
+            ends_bs = self.ends(enc_bsd)[..., 0].astype(jnp.float32)
+        return Pointed(tokens_bs, self.key(enc_bsd), ends_bs)
 
     def __call__(
         self,
@@ -98,18 +111,19 @@ class Pointer(nn.Module):
         before = jnp.pad(inputs_brt, ((0, 0), (0, 0), (1, 0)))[..., :-1]
         inputs: Any = (base, inputs_brt, before, self.go_on(states_brtd))
 
-        def step(last_brs: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+        def step(last_brs: jax.Array, now: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             base, token, before, weights = now
             tokens_b1s = source.tokens_bs[:, None]
-            logits = _gone_on(base, token, before, weights, last_brs, tokens_b1s, may_brs)
-            return logits, logits
+            logits, next_brs = _gone_on(base, token, before, weights, last_brs, tokens_b1s, may_brs)
+            return logits, (logits, _at(next_brs, ends_b1s))
 
+        ends_b1s = None if source.ends_bs is None else source.ends_bs[:, None]
         first = jnp.zeros(may_brs.shape, jnp.float32)
         over_t = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
-        _, logits = jax.lax.scan(step, first, over_t)
-        return jax.nn.log_softmax(jnp.moveaxis(logits, 0, 2), axis=-1), self._odds(
-            states_brtd, may_brs[:, :, None]
-        )
+        _, over_t = jax.lax.scan(step, first, over_t)
+        logits, ends_brt = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), over_t)
+        odds_brt = self._odds(states_brtd, may_brs[:, :, None], ends_brt)
+        return jax.nn.log_softmax(logits, axis=-1), odds_brt
 
     def step(
         self,
@@ -129,15 +143,25 @@ class Pointer(nn.Module):
         repeat = n // b
         source_ns = jnp.repeat(source.tokens_bs, repeat, axis=0)
         may_ns = jnp.repeat(mask_bs, repeat, axis=0) & (source_ns != PAD_ID)
-        logits_ns = _gone_on(
+        logits_ns, next_ns = _gone_on(
             base, tokens_n, last.before_n, self.go_on(state_nd), last.logits_ns, source_ns, may_ns
         )
-        odds_n = self._odds(state_nd, may_ns)
+        ends_bs = source.ends_bs
+        ends_ns = None if ends_bs is None else jnp.repeat(ends_bs, repeat, axis=0)
+        odds_n = self._odds(state_nd, may_ns, _at(next_ns, ends_ns))
         return jax.nn.log_softmax(logits_ns, axis=-1), odds_n, PointerState(tokens_n, logits_ns)
 
-    def _odds(self, states: jax.Array, may: jax.Array) -> jax.Array:
+    def _odds(self, states: jax.Array, may: jax.Array, ends: jax.Array) -> jax.Array:
         """Log-odds of the vocabulary; it gets everything where nothing may be copied."""
-        return jnp.where(jnp.any(may, axis=-1), self.gate(states)[..., 0].astype(jnp.float32), 1e4)
+        odds = self.gate(states)[..., 0].astype(jnp.float32) + ends
+        return jnp.where(jnp.any(may, axis=-1), odds, 1e4)
+
+
+def _at(next_s: jax.Array, ends_s: jax.Array | None) -> jax.Array:
+    """How likely the span ends now: `ends_s` [..., s] where the pointer would go on, [...]."""
+    if ends_s is None:
+        return jnp.zeros(next_s.shape[:-1], jnp.float32)
+    return jnp.sum(next_s * ends_s, axis=-1)
 
 
 def _gone_on(
@@ -148,8 +172,11 @@ def _gone_on(
     last: jax.Array,
     source: jax.Array,
     may: jax.Array,
-) -> jax.Array:
-    """Logits [..., s] with the terms of continuing; ``last`` are those of the step before."""
+) -> tuple[jax.Array, jax.Array]:
+    """Logits [..., s] with the terms of continuing; ``last`` are those of the step before.
+
+    Also how likely each position is the one after the token that was copied last, [..., s].
+    """
     hit = (source == token[..., None]) & may
     twice = hit & _next(source == before[..., None]) & (before != PAD_ID)[..., None]
     stood = jax.nn.softmax(jnp.where(hit, last, NEVER), axis=-1) * hit.astype(jnp.float32)
@@ -157,7 +184,7 @@ def _gone_on(
     weights = weights.astype(jnp.float32)
     for i, term in enumerate(terms):
         base = base + weights[..., i : i + 1] * _next(term)
-    return jnp.where(may, base, NEVER)
+    return jnp.where(may, base, NEVER), _next(stood)
 
 
 def _next(x: jax.Array) -> jax.Array:
