@@ -36,6 +36,7 @@ PAIR = ReaderConfig(
     encoder_mlp_dim=16,
     max_positions=16,
     pointer=True,
+    pointer_ends=True,
 )
 
 

@@ -19,6 +19,7 @@ from atlas_jax.core.partitioning import (
 )
 from atlas_jax.reader import fid
 from atlas_jax.reader.generate import GenerationConfig, generate
+from atlas_jax.reader.pointer import Pointer
 from atlas_jax.reader.t5 import T5, copyable
 from tests.reader.small import PAIR, random_params
 
@@ -150,6 +151,39 @@ def test_the_mixture_is_the_formula_of_plain_numpy() -> None:
     close(ours[0, 0], np.log(g * v + (1 - g) * copied))
 
 
+def test_what_stands_after_a_copied_token_moves_the_gate() -> None:
+    """The log-odds rise by e(s), averaged over the places after those where the pointer stood."""
+    tokens, targets = TOKENS[:1, :1], TARGETS[:1, :1].repeat(2, axis=1)
+    enc = np.asarray(encoded(tokens))[0, 0]
+    copied = np.asarray(copyable(tokens, CONFIG))[0, 0]
+    read = (enc[None], tokens[0][None] > 0, np.asarray([[[0, int(targets[0, 0])]]], np.int32))
+    states, _ = MODEL.apply({"params": PARAMS}, *read, method="decode_states")
+    module = Pointer(CONFIG)
+    variables = {"params": PARAMS["decoder"]["pointer"]}
+    source = module.apply(variables, enc[None], copied[None], method="source")
+    log_a, odds = module.apply(variables, states, read[2], source, np.ones((1, 1, len(enc)), bool))
+    pointer = jax.tree.map(lambda x: np.asarray(x, np.float64), PARAMS["decoder"]["pointer"])
+    hit = copied == int(targets[0, 0])
+    assert hit.any()
+    stood = np.exp(np.asarray(log_a)[0, 0, 0]) * hit
+    ends = enc @ pointer["ends"]["kernel"][:, 0] + pointer["ends"]["bias"][0]
+    gate = np.asarray(states)[0, 0] @ pointer["gate"]["kernel"][:, 0] + pointer["gate"]["bias"][0]
+    expected = [gate[0], gate[1] + (stood / stood.sum())[:-1] @ ends[1:]]
+    close(odds[0, 0], np.asarray(expected))
+
+
+def test_without_weights_what_stands_next_changes_nothing() -> None:
+    plain = T5(dataclasses.replace(CONFIG, pointer_ends=False))
+    params = jax.tree.map(lambda leaf: leaf, PARAMS)
+    ends = params["decoder"]["pointer"]["ends"]
+    params["decoder"]["pointer"]["ends"] = jax.tree.map(np.zeros_like, ends)
+    ours = fid.fused_logprobs(MODEL, params, encoded(), TOKENS, TARGETS)
+    del params["decoder"]["pointer"]["ends"]
+    np.testing.assert_array_equal(
+        ours, fid.fused_logprobs(plain, params, encoded(), TOKENS, TARGETS)
+    )
+
+
 def test_without_a_passage_all_is_of_the_vocabulary() -> None:
     nothing = fid.join_inputs(QUERIES, 0 * PASSAGES[:, :1, :1], MASK[:, :1], LENGTH, END, START)
     assert (np.asarray(copyable(nothing, CONFIG)) == 0).all()
@@ -241,7 +275,8 @@ def test_sharded_equals_one_device() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"encoder": "t5"}, "pointer"),
+        ({"encoder": "t5", "pointer_ends": False}, "pointer"),
+        ({"pointer": False}, "pointer_ends"),
         ({"apart_layers": 4}, "apart_layers"),
         ({"encoder_mlp_dim": 0}, "encoder_mlp_dim"),
         ({"scan_layers": True}, "scan_layers"),
@@ -251,7 +286,5 @@ def test_sharded_equals_one_device() -> None:
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], named: str) -> None:
-    import dataclasses
-
     with pytest.raises(UserError, match=f"ReaderConfig.{named}"):
         dataclasses.replace(CONFIG, **changes)
