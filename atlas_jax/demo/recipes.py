@@ -80,7 +80,7 @@ MINI = Recipe(
     closed_book=(),
     states=True,
     reads=(1, 4, 8, 16),
-    asked=300,
+    asked=150,
 )
 RECIPES = {recipe.name: recipe for recipe in (MINI, NANO)}
 
