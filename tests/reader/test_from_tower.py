@@ -87,7 +87,7 @@ def test_another_vocabulary_is_refused() -> None:
 
 
 def test_the_lower_layers_compute_what_the_tower_computes() -> None:
-    config = dataclasses.replace(PAIR, num_encoder_layers=2, pointer=False)
+    config = dataclasses.replace(PAIR, num_encoder_layers=2, pointer=False, pointer_ends=False)
     theirs = random_tower(config)
     passage = np.array([[110, 111, 104, 0]])
     texts = np.array([[101, 110, 111, 104, 102, 0]])  # [CLS] text [SEP]
