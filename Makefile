@@ -1,4 +1,4 @@
-# make demo    from a corpus to an answered, scored question
+# make demo    from a corpus to answered, scored questions, in half an hour on two cores
 #              of your own: make demo PASSAGES=passages.jsonl QUESTIONS=questions.jsonl
 # make explore a browser page to ask the demo's trained model, or the shipped one
 # make test    all tests

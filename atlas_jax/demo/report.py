@@ -6,7 +6,7 @@ Everything here takes `Results` and measures nothing.
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +100,39 @@ def _cell(row: ScoreRow, metrics: Sequence[str], best: float | None) -> Text:
     values = [row.scores[metric] for metric in metrics if metric in row.scores]
     if not values:
         return Text("–", style="dim")
-    shown = " / ".join(f"{value:.1f}" for value in values)
+    shown = "/".join(f"{value:.1f}" for value in values)
     return Text(shown, style="bold green" if values[0] == best else "")
 
 
-def score_table(rows: Sequence[ScoreRow], reads: Sequence[int], caption: str) -> Table:
-    """The table of rows; the best value of each column is set off.
+def answer_table(rows: Sequence[ScoreRow], reads: Sequence[int], caption: str) -> Table:
+    """Exact match / F1 of the rows that answer, by the number of passages read.
 
     Args:
       reads: numbers of passages that answers were read from; 0 is added for closed book.
     """
+    columns = {f"k = {k}": (exact_match_at(k), f1_at(k)) for k in (0, *reads)}
+    return _table("EM/F1 from k passages", columns, rows, caption)
+
+
+def recall_table(rows: Sequence[ScoreRow]) -> Table:
+    """How often a passage with the answer is found, of the rows that search."""
+    return _table("retrieval", {name: (name,) for name in RECALLS}, rows, "")
+
+
+def _table(
+    title: str, columns: Mapping[str, tuple[str, ...]], rows: Sequence[ScoreRow], caption: str
+) -> Table:
+    """The rows that have a figure of these columns; the best of each column is set off."""
     table = Table(box=box.SIMPLE_HEAVY, caption=caption, caption_style="dim", pad_edge=False)
-    table.add_column("EM / F1 from k passages", no_wrap=True)
-    columns: dict[str, tuple[str, ...]] = {
-        f"k = {k}": (exact_match_at(k), f1_at(k)) for k in (0, *reads)
-    }
-    columns |= {heading: (heading,) for heading in RECALLS}
+    table.add_column(title, no_wrap=True)
+    shown = [row for row in rows if any(m in row.scores for ms in columns.values() for m in ms)]
     best: dict[str, float] = {}
     for heading, metrics in columns.items():
         table.add_column(heading, justify="right", no_wrap=True)
-        values = [row.scores[metrics[0]] for row in rows if metrics[0] in row.scores]
+        values = [row.scores[metrics[0]] for row in shown if metrics[0] in row.scores]
         if len(values) > 1:
             best[heading] = max(values)
-    for row in rows:
+    for row in shown:
         cells = (_cell(row, metrics, best.get(name)) for name, metrics in columns.items())
         table.add_row(row.name, *cells)
     return table
@@ -198,6 +208,7 @@ def show(console: Console, results: Results, plot: Path, results_file: Path) -> 
         console.print(swap_panel(results.swaps))
     setup = results.setup
     caption = f"{setup['test_questions']:,} questions {setup['about']}"
-    console.print(score_table(results.rows, setup["reads"], caption))
+    console.print(recall_table(results.rows))
+    console.print(answer_table(results.rows, setup["reads"], caption))
     console.print(f"plot     {plot}", highlight=False, soft_wrap=True)
     console.print(f"results  {results_file}", highlight=False, soft_wrap=True)

@@ -10,10 +10,11 @@ from atlas_jax.demo.report import (
     Sample,
     ScoreRow,
     Swap,
+    answer_table,
     exact_match_at,
     f1_at,
+    recall_table,
     sample_panel,
-    score_table,
     show,
     swap_panel,
     write_results,
@@ -48,15 +49,25 @@ def _text(*renderables):
     return console.file.getvalue()
 
 
-def test_the_table_shows_measured_figures_and_dashes():
-    lines = {
-        line.split("  ")[0].strip(): line
-        for line in _text(score_table(ROWS, (1, 4), "c")).splitlines()
-    }
-    joint = "– 24.0 / 31.2 29.0 / 35.2 40.1 66.0 88.0"
-    assert lines["jointly trained"].split()[2:] == joint.split()
-    assert lines["closed book"].split()[2:] == ["6.1", "/", "9.2", *"–––––"]
-    assert lines["BM25"].split()[1:] == [*"–––", "33.9", "60.5", "84.7"]
+def _lines(table):
+    return {line.split("  ")[0].strip(): line for line in _text(table).splitlines()}
+
+
+def test_the_tables_show_measured_figures_and_dashes():
+    answers, found = _lines(answer_table(ROWS, (1, 4), "c")), _lines(recall_table(ROWS))
+    assert answers["jointly trained"].split()[2:] == ["–", "24.0/31.2", "29.0/35.2"]
+    assert answers["closed book"].split()[2:] == ["6.1/9.2", "–", "–"]
+    assert "BM25" not in answers and "closed book" not in found
+    assert found["BM25"].split()[1:] == ["33.9", "60.5", "84.7"]
+    assert found["jointly trained"].split()[2:] == ["40.1", "66.0", "88.0"]
+
+
+def test_the_tables_fit_on_a_narrow_terminal():
+    scores = {name(k): 50.0 for k in (1, 4, 8, 16) for name in (exact_match_at, f1_at)}
+    rows = [ScoreRow("jointly trained", scores | RECALL)]
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(answer_table(rows, (1, 4, 8, 16), "c"))
+    assert console.file.getvalue().count("50.0/50.0") == 4
 
 
 def test_a_sample_shows_answer_source_score_and_the_place_in_the_passage():
