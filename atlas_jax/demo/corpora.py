@@ -12,10 +12,12 @@ from typing import Any
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import read_passages
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.layouts import QUESTIONS
 from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_splits import stable_random
+from atlas_jax.tasks.base import load_records
 from atlas_jax.tasks.metrics import answer_in_passage
-from atlas_jax.tasks.qa import QATask
+from atlas_jax.tasks.qa import check_answers
 
 Row = dict[str, Any]
 
@@ -152,8 +154,11 @@ def _questions(path: Path) -> list[Row]:
             "answers": record.fields.get("answers") or [record.fields["target"]],
             "gold": list(record.gold_ids),
         }
-        for record in QATask().load(path)
-    ]
+        for record in load_records(
+            path, {"question": str}, {"answers": list, "target": str}, ["question"],
+            lambda record: check_answers(record, needed=True), layouts=QUESTIONS,
+        )
+    ]  # fmt: skip
 
 
 def _draw(rows: Sequence[Row], count: int) -> list[Row]:
