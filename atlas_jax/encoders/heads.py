@@ -29,14 +29,19 @@ class MlmHead(nn.Module):
         cfg = self.config
         x = dense(cfg, cfg.table_dim, ("embed", "unsharded"), "transform")(states)
         x = layer_norm(cfg, "layer_norm")(ACTIVATIONS[cfg.activation](x))
-        bias_v: Any = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, ("unsharded",)),
-            (cfg.vocab_size,),
-            jnp.float32,
-        )
-        logits = _logits(x, table_ve.T)
-        return logits + jnp.broadcast_to(bias_v, logits.shape)
+        return _token_logits(self, x, table_ve)
+
+
+def _token_logits(head: "MlmHead | BoundaryHead", x: jax.Array, table_ve: jax.Array) -> jax.Array:
+    """States [..., e] times the token table, plus the head's parameter `bias`."""
+    bias_v: Any = head.param(
+        "bias",
+        nn.with_logical_partitioning(nn.initializers.zeros, ("unsharded",)),
+        (head.config.vocab_size,),
+        jnp.float32,
+    )
+    logits = _logits(x, table_ve.T)
+    return logits + jnp.broadcast_to(bias_v, logits.shape)
 
 
 class Pooler(nn.Module):
@@ -124,14 +129,7 @@ class BoundaryHead(nn.Module):
         for number, width in enumerate((cfg.hidden_dim, cfg.table_dim)):
             x = dense(cfg, width, ("unsharded", "unsharded"), f"transform_{number}")(x)
             x = layer_norm(cfg, f"layer_norm_{number}")(ACTIVATIONS[cfg.activation](x))
-        bias_v: Any = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, ("unsharded",)),
-            (cfg.vocab_size,),
-            jnp.float32,
-        )
-        logits = _logits(x, table_ve.T)
-        return logits + jnp.broadcast_to(bias_v, logits.shape)
+        return _token_logits(self, x, table_ve)
 
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
