@@ -88,9 +88,8 @@ def own_files(passages: Path, questions: Path, test: Path | None = None) -> Sour
              "text": p["text"]}
             for _, p in read_passages(passages)
         ]  # fmt: skip
-        learn, rest = (_questions(questions), _questions(test)) if test else ([], [])
-        if not test:
-            learn, rest = _parted(_questions(questions), seed)
+        given = _questions(questions)
+        learn, rest = (given, _questions(test)) if test else _parted(given, seed)
         write_jsonl(folder / "passages.jsonl", rows)
         write_jsonl(folder / _FEW, learn)
         write_jsonl(folder / ASKED, _with_gold(_draw(rest, count), rows))
