@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from flax import traverse_util
 from atlas_jax.core import multihost, strict_json
 from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import Params
 from atlas_jax.core.whole import whole_folder
 from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.index.embed import embedded_batches
 from atlas_jax.index.files import open_npy
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.reader import fid
@@ -118,16 +119,18 @@ def _make(
     encode = jax.jit(
         lambda params, tokens: fid.encode_apart(reader, params, tokens, length).astype("float16")
     )
-    tokens_nl = store.reader_tokens_nl
     shape = _shape(store, reader, manifest)
     with whole_folder(folder, replace=True) as work:
+        # Nothing reads the states behind the end of a passage: 0 where its batch ends, too.
         states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
-        starts = range(0, store.count, _BATCH)
-        for start in show_progress("reader states", starts, shown=multihost.is_first()):
-            some = np.zeros((_BATCH, tokens_nl.shape[1]), np.int32)
-            rows = tokens_nl[start : start + _BATCH]
-            some[: len(rows)] = rows
-            made = np.asarray(encode(params, some))[: len(rows)]
-            states[start : start + len(rows)] = made.reshape(len(rows), -1)
+        for rows, made in embedded_batches(
+            partial(encode, params),
+            store.reader_tokens_nl,
+            _BATCH,
+            multihost.is_first(),
+            title="reader states",
+        ):
+            some = np.asarray(made)[: len(rows)].reshape(len(rows), -1)
+            states[rows, : some.shape[1]] = some
         states.flush()
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

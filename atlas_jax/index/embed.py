@@ -87,9 +87,11 @@ def embedded_batches(
     progress: bool = True,
     first: int = 0,
     at_a_time: int = 1,
+    title: str = "embed",
 ) -> Iterator[tuple[Int[np.ndarray, " r"], Float[Array, "b e"]]]:
     """Yield the batches of ``embed_corpus``: their rows, and the embeddings of these rows.
 
+    ``title`` names the progress bar. ``embed_fn`` may give states instead of embeddings.
     The last batch may be filled up with copies of its last row; their embeddings come last.
     While the caller works on one batch, the devices work on the next ``at_a_time`` batches.
 
@@ -101,7 +103,7 @@ def embedded_batches(
     if n == 0:
         raise ValueError("there are no passages to embed")
     with (
-        show_progress("embed", total=n, initial=first, shown=progress) as bar,
+        show_progress(title, total=n, initial=first, shown=progress) as bar,
         _begun(embed_fn, at_a_time) as begin,
     ):
         pending: collections.deque[tuple[np.ndarray, Callable[[], Array]]] = collections.deque()
