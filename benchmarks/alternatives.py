@@ -1,8 +1,9 @@
-"""The same work in plain PyTorch/transformers, and search in faiss."""
+"""The same work in plain PyTorch/transformers; exact search also in faiss and NumPy."""
 
 from collections.abc import Callable
 
 import faiss
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
@@ -10,12 +11,14 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks.workloads import (
     Sizes,
+    Ways,
     passages_of_real_lengths,
     reader_inputs,
     search_arrays,
 )
 
 THREADS = 2
+BLOCK = 16_384  # rows that are multiplied at once where all rows are not
 
 
 def _reader(sizes: Sizes) -> T5ForConditionalGeneration:
@@ -135,10 +138,80 @@ def embed(sizes: Sizes) -> Callable[[], object]:
     return run
 
 
-def search(sizes: Sizes, k: int) -> Callable[[], object]:
-    """Exact inner-product search with faiss."""
-    faiss.omp_set_num_threads(THREADS)
+def search(sizes: Sizes, k: int) -> Ways:
+    """Exact inner-product search: the usual ways of three libraries, each with its settings.
+
+    faiss compares whole blocks of rows by a matrix product; its threads and the rows in a block
+    are tried. PyTorch and NumPy multiply and select, all rows at once or in blocks of them.
+    """
     embeddings, queries = search_arrays(sizes)
+    return {
+        **_faiss_ways(embeddings, queries, k),
+        **_torch_ways(torch.from_numpy(embeddings), torch.from_numpy(queries), k),
+        **_numpy_ways(embeddings, queries, k),
+    }
+
+
+def _faiss_ways(embeddings: np.ndarray, queries: np.ndarray, k: int) -> Ways:
     index = faiss.IndexFlatIP(embeddings.shape[1])
     index.add(embeddings)
-    return lambda: index.search(queries, k)
+
+    def way(threads: int, block: int) -> Callable[[], object]:
+        def run() -> object:
+            faiss.omp_set_num_threads(threads)
+            faiss.cvar.distance_compute_blas_database_bs = block
+            return index.search(queries, k)
+
+        return run
+
+    usual = faiss.cvar.distance_compute_blas_database_bs
+    return {
+        f"faiss, {threads} threads, blocks of {block}": way(threads, block)
+        for threads in (1, THREADS)
+        for block in (usual, BLOCK)
+    }
+
+
+def _torch_ways(embeddings: torch.Tensor, queries: torch.Tensor, k: int) -> Ways:
+    def search(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.topk(queries @ rows.T, min(k, len(rows)))
+
+    def in_blocks() -> tuple[torch.Tensor, torch.Tensor]:
+        scores, rows = zip(*(search(block) for block in embeddings.split(BLOCK)), strict=True)
+        starts = torch.arange(0, len(embeddings), BLOCK)
+        found = torch.cat([at + start for at, start in zip(rows, starts, strict=True)], 1)
+        best, at = torch.topk(torch.cat(scores, 1), k)
+        return best, found.gather(1, at)
+
+    def way(threads: int, run: Callable[[], object]) -> Callable[[], object]:
+        def threaded() -> object:
+            torch.set_num_threads(threads)
+            return run()
+
+        return threaded
+
+    return {
+        f"PyTorch, {threads} threads, {name}": way(threads, run)
+        for threads in (1, THREADS)
+        for name, run in (("all rows", lambda: search(embeddings)), ("blocks", in_blocks))
+    }
+
+
+def _numpy_ways(embeddings: np.ndarray, queries: np.ndarray, k: int) -> Ways:
+    def best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = np.argpartition(scores, -k, axis=1)[:, -k:]
+        chosen = np.take_along_axis(scores, at, 1)
+        order = np.argsort(-chosen, axis=1)
+        return np.take_along_axis(chosen, order, 1), np.take_along_axis(at, order, 1)
+
+    def in_blocks() -> tuple[np.ndarray, np.ndarray]:
+        scores, rows = [], []
+        for start in range(0, len(embeddings), BLOCK):
+            block = queries @ embeddings[start : start + BLOCK].T
+            found, at = best(block) if block.shape[1] > k else (block, np.arange(block.shape[1]))
+            scores.append(found)
+            rows.append(np.broadcast_to(at + start, found.shape))
+        chosen, at = best(np.concatenate(scores, 1))
+        return chosen, np.take_along_axis(np.concatenate(rows, 1), at, 1)
+
+    return {"NumPy, all rows": lambda: best(queries @ embeddings.T), "NumPy, blocks": in_blocks}

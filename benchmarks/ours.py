@@ -29,6 +29,7 @@ from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.step import compile_train_step, make_train_step
 from benchmarks.workloads import (
     Sizes,
+    Ways,
     passages_of_real_lengths,
     reader_inputs,
     search_arrays,
@@ -104,8 +105,8 @@ def generate(sizes: Sizes) -> Callable[[], object]:
     models = _models(sizes)
     params = init_params(models, 0, partitioning.make_mesh(MeshConfig()), ())
     tokens_bkl = reader_inputs(sizes).tokens_bkl.astype(np.int32)
-    # No id equals -1, so every row is decoded to the full length, as on the other side.
-    config = GenerationConfig(max_length=sizes.target, eos_id=-1)
+    # No token has this id, so every row is decoded to the full length, as on the other side.
+    config = GenerationConfig(max_length=sizes.target, eos_id=sizes.reader_vocab)
 
     @jax.jit
     def answer(params: Params, tokens_bkl: jax.Array) -> jax.Array:
@@ -134,7 +135,7 @@ def embed(sizes: Sizes) -> Callable[[], object]:
     )
 
 
-def search(sizes: Sizes, k: int) -> Callable[[], object]:
+def search(sizes: Sizes, k: int) -> Ways:
     """Exact inner-product search on the device."""
     embeddings, queries = search_arrays(sizes)
     dummy = np.zeros((len(embeddings), 1), np.int32)
@@ -146,4 +147,4 @@ def search(sizes: Sizes, k: int) -> Callable[[], object]:
         version=jnp.int32(0),
     )
     searcher = ExactSearcher(index)
-    return lambda: jax.block_until_ready(searcher.search(queries, k))
+    return {"": lambda: jax.block_until_ready(searcher.search(queries, k))}

@@ -3,8 +3,11 @@
     python -m benchmarks.run [--rounds 7] [--json FILE] [--workloads train_step,embed]
 
 Both sides of a workload are alive at once and take turns, so that a slow spell of the
-machine hits both. A ratio above 1 means that ours is faster. Both keep the memory that they
-free, unless GLIBC_TUNABLES says otherwise (set but empty: the C library's defaults).
+machine hits both. A ratio above 1 means that ours is faster. Exact search is compared with the
+fastest of the ways in ``benchmarks.alternatives``; all are listed. GFLOP/s are of the work that has
+to be done (``benchmarks.workloads.gflop``). Both sides keep the memory that they free, unless
+GLIBC_TUNABLES says otherwise (set but empty: the C library's defaults). Variables that choose
+another kernel of a library or bind its threads are taken away from both.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.worker import WORKLOADS
+from benchmarks.workloads import gflop, sizes_of
 
 SIDES = {"ours": "ours", "theirs": "alternatives"}
 PACKAGES = ("jax", "flax", "torch", "transformers", "faiss-cpu")
@@ -32,11 +36,28 @@ PACKAGES = ("jax", "flax", "torch", "transformers", "faiss-cpu")
 KEEP_FREED_MEMORY = (
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
 )
+# They make OpenBLAS, MKL or OpenMP choose a kernel, an instruction set or a number of threads.
+CRIPPLING = ("OPENBLAS_", "GOTO_", "BLIS_", "MKL_", "OMP_", "GOMP_", "KMP_", "ONEDNN_", "ATEN_")
+
+
+def crippling() -> list[str]:
+    """Variables of the environment that would make an alternative slower than it is."""
+    return sorted(name for name in os.environ if name.startswith(CRIPPLING))
 
 
 def tunables() -> str:
     """The C library's setting that both sides run with."""
     return os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY)
+
+
+def environment() -> dict[str, str]:
+    """What the processes that are measured run in."""
+    return {
+        **{name: value for name, value in os.environ.items() if name not in crippling()},
+        "JAX_PLATFORMS": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+        "GLIBC_TUNABLES": tunables(),
+    }
 
 
 @contextmanager
@@ -46,12 +67,7 @@ def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.P
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "TOKENIZERS_PARALLELISM": "false",
-            "GLIBC_TUNABLES": tunables(),
-        },
+        env=environment(),
     ) as process:
         try:
             yield process
@@ -59,7 +75,8 @@ def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.P
             process.kill()
 
 
-def _answer(process: subprocess.Popen[str]) -> str:
+def answer(process: subprocess.Popen[str]) -> str:
+    """The next line that a measured process prints."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -74,24 +91,27 @@ def measure(workload: str, rounds: int, sizes: list[str]) -> dict[str, Any]:
         _worker(SIDES["theirs"], workload, sizes) as theirs,
     ):
         sides = {"ours": ours, "theirs": theirs}
-        for process in sides.values():
-            assert _answer(process) == "ready"
+        ways = {name: json.loads(answer(process)) for name, process in sides.items()}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in tqdm(range(rounds), desc=workload, leave=False):
             for name, process in sides.items():
                 assert process.stdin is not None
                 process.stdin.write("\n")
                 process.stdin.flush()
-                seconds[name].append(float(_answer(process)))
+                seconds[name].append(float(answer(process)))
         peak = {}
         for name, process in sides.items():
             assert process.stdin is not None
             process.stdin.close()
-            peak[name] = float(_answer(process))
+            peak[name] = float(answer(process))
+    work = gflop(workload, sizes_of(sizes))
     ratios = [t / o for o, t in zip(seconds["ours"], seconds["theirs"], strict=True)]
     return {
         "workload": workload,
         "seconds": seconds,
+        "gflop": work,
+        "gflop_per_s": {name: work / statistics.median(s) for name, s in seconds.items()},
+        "ways": ways,
         "peak_mib": peak,
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
@@ -100,18 +120,30 @@ def measure(workload: str, rounds: int, sizes: list[str]) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """One line per workload: median seconds of both, ratio with its range, peak memory."""
+    """One line per workload: of both sides median seconds, GFLOP/s and peak memory; their ratio."""
     out = Table(title="theirs / ours; above 1 = ours is faster")
-    for column in ("workload", "ours s", "theirs s", "ratio", "range", "ours MiB", "theirs MiB"):
+    sides = [f"{side} {unit}" for unit in ("s", "GFLOP/s", "MiB") for side in SIDES]
+    for column in ("workload", "ratio", "range", *sides):
         out.add_column(column, justify="left" if column == "workload" else "right")
     for r in results:
         out.add_row(
             r["workload"],
-            *(f"{statistics.median(r['seconds'][side]):.3f}" for side in SIDES),
             f"{r['ratio']:.2f}",
             f"{r['ratio_low']:.2f}-{r['ratio_high']:.2f}",
+            *(f"{statistics.median(r['seconds'][side]):.3f}" for side in SIDES),
+            *(f"{r['gflop_per_s'][side]:.0f}" for side in SIDES),
             *(f"{r['peak_mib'][side]:.0f}" for side in SIDES),
         )
+    return out
+
+
+def ways_table(result: dict[str, Any]) -> Table:
+    """The ways that were tried on the other side of a workload, the fastest first."""
+    out = Table("way", title=f"{result['workload']}: the ways of the alternatives, best of a few")
+    for column in ("s", "GFLOP/s"):
+        out.add_column(column, justify="right")
+    for name, seconds in result["ways"]["theirs"].items():
+        out.add_row(name, f"{seconds:.3f}", f"{result['gflop'] / seconds:.0f}")
     return out
 
 
@@ -130,10 +162,16 @@ def main() -> int:
     results = []
     for workload in tqdm(chosen, desc="workloads"):
         results.append(measure(workload, args.rounds, args.sizes))
-    Console(width=110).print(table(results))
+    console = Console(width=110)
+    console.print(table(results))
+    for result in results:
+        if len(result["ways"]["theirs"]) > 1:
+            console.print(ways_table(result))
     versions = {name: metadata.version(name) for name in PACKAGES}
     print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}")
     print(f"GLIBC_TUNABLES={tunables()}")
+    if crippling():
+        print(f"not given to either side: {', '.join(crippling())}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(

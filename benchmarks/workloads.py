@@ -1,8 +1,11 @@
-"""The sizes of the four workloads and the random inputs that both sides read."""
+"""The sizes of the workloads, the work in each, and the random inputs that both sides read."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+Ways = dict[str, Callable[[], object]]  # ways to do the same work, by name; the fastest counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Sizes:
     embed_batch: int = 16  # the fastest of 16, 32 and 64 on either side
     index_rows: int = 200_000
     search_queries: int = 64
+
+
+def sizes_of(changes: Sequence[str]) -> Sizes:
+    """The published sizes with changes such as "index_rows=500"."""
+    return Sizes(**{name: int(value) for name, value in (c.split("=") for c in changes)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +78,43 @@ def search_arrays(sizes: Sizes, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     embeddings = rng.standard_normal((sizes.index_rows, sizes.retriever_width), np.float32)
     queries = rng.standard_normal((sizes.search_queries, sizes.retriever_width), np.float32)
     return embeddings, queries
+
+
+def gflop(workload: str, sizes: Sizes) -> float:
+    """The work of one round in 10^9 operations: two for each multiplication in a matrix product.
+
+    The work that has to be done is counted, for both sides alike: real tokens and no padding, one
+    forward pass and twice as much for a backward pass.
+    """
+    if workload.startswith("search_"):
+        return 2e-9 * sizes.search_queries * sizes.index_rows * sizes.retriever_width
+    if workload == "embed":
+        return _bert(sizes, (passages_of_real_lengths(sizes) > 0).sum(axis=1))
+    b, k, length = sizes.batch, sizes.passages, sizes.length
+    encoder = b * k * _t5_encoder(sizes, length)
+    fused = b * _t5_decoder(sizes, sizes.target, k * length)
+    if workload == "generate":
+        return encoder + fused
+    alone = b * k * _t5_decoder(sizes, sizes.target, length)  # forward only: the distilled target
+    passages, query = np.full(b * k, length), np.full(b, sizes.query_length)
+    towers = _bert(sizes, passages) + _bert(sizes, query)
+    return 3 * (encoder + fused + towers) + alone
+
+
+def _bert(sizes: Sizes, lengths: np.ndarray) -> float:
+    d, mlp, tokens = sizes.retriever_width, sizes.retriever_mlp, float(lengths.sum())
+    products = tokens * (4 * d * d + 2 * d * mlp)
+    attention = 2.0 * d * float((lengths.astype(np.float64) ** 2).sum())
+    return 2e-9 * sizes.retriever_layers * (products + attention)
+
+
+def _t5_encoder(sizes: Sizes, length: int) -> float:
+    d, mlp = sizes.reader_width, sizes.reader_mlp
+    return 2e-9 * sizes.reader_layers * length * (4 * d * d + 3 * d * mlp + 2 * d * length)
+
+
+def _t5_decoder(sizes: Sizes, target: int, source: int) -> float:
+    d, mlp = sizes.reader_width, sizes.reader_mlp
+    token = 6 * d * d + 3 * d * mlp + 2 * d * (target + source)
+    layers = sizes.reader_layers * (target * token + 2 * source * d * d)
+    return 2e-9 * (layers + target * d * sizes.reader_vocab)

@@ -3,15 +3,24 @@
 Our own side stands in for PyTorch's, which needs the extra `[bench]`.
 """
 
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from atlas_jax.planning.flops import matmul_flops
 from benchmarks import run
+from benchmarks.worker import tried
+from benchmarks.workloads import Sizes, gflop, passages_of_real_lengths, search_arrays
+
+SMALL = Sizes(index_rows=20_000, search_queries=4, retriever_width=16)
 
 
 @pytest.mark.parametrize(
@@ -41,10 +50,14 @@ def test_both_sides_run_with_one_setting_that_is_told(
     file = tmp_path / "bench.json"
     call = ["--rounds=3", "--workloads=search_8", f"--json={file}"]
     monkeypatch.setattr(sys, "argv", ["run", *call, "index_rows=500", "search_queries=4"])
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
     code = run.main()
 
+    assert all("OPENBLAS_CORETYPE" not in one for one in started)
     assert [one["GLIBC_TUNABLES"] for one in started] == [kept, kept]
-    assert f"\nGLIBC_TUNABLES={kept}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"\nGLIBC_TUNABLES={kept}\n" in out
+    assert "not given to either side: OPENBLAS_CORETYPE" in out
     told = json.loads(file.read_text())
     assert told["glibc_tunables"] == kept
     assert told["sizes"] == ["index_rows=500", "search_queries=4"]
@@ -54,6 +67,8 @@ def test_both_sides_run_with_one_setting_that_is_told(
     assert len(ratios) == 3 and min(ours + theirs) > 0
     assert one["ratio"] == statistics.median(ratios)
     assert (one["ratio_low"], one["ratio_high"]) == (min(ratios), max(ratios))
+    assert one["gflop"] == 2e-9 * 4 * 500 * 384
+    assert one["gflop_per_s"]["ours"] == one["gflop"] / statistics.median(ours)
     assert min(one["peak_mib"].values()) > 50
     assert code == (0 if one["ratio"] >= 1 else 1)
 
@@ -65,3 +80,61 @@ def test_an_unknown_workload_is_named(
     with pytest.raises(SystemExit):
         run.main()
     assert "unknown workloads ['serach_8']; known: train_step, " in capsys.readouterr().err
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("k", [3, 5_000])
+def test_all_ways_of_exact_search_find_the_same_rows(k: int) -> None:
+    """5,000: more than the last block of rows has."""
+    alternatives = pytest.importorskip("benchmarks.alternatives", reason="needs [bench]")
+    embeddings, queries = search_arrays(SMALL)
+    expected = np.argsort(-(queries @ embeddings.T), axis=1)[:, :k]
+    ways = alternatives.search(SMALL, k)
+    assert {name.split(",")[0] for name in ways} == {"faiss", "PyTorch", "NumPy"}
+    for name, search in ways.items():
+        rows = np.asarray(search()[1])
+        assert (rows == expected).mean() > 0.999, name  # equal scores but for rounding
+
+
+def test_the_fastest_way_comes_first() -> None:
+    ways = {"slow": lambda: sum(range(300_000)), "fast": lambda: None}
+    assert list(tried(ways)) == ["fast", "slow"]
+
+
+def test_the_work_is_that_of_the_products() -> None:
+    """A passage alone and one batch, against the products in the models' own programs."""
+    from benchmarks import ours
+
+    sizes = dataclasses.replace(Sizes(), batch=1, passages=1, embed_passages=1)
+    models = ours._models(sizes)
+    source, target = jnp.ones((1, sizes.length), int), jnp.ones((1, sizes.target), int)
+    assert models.reader is not None
+    lengths = (passages_of_real_lengths(sizes) > 0).sum(axis=1)
+
+    def read(params: object) -> jax.Array:
+        return models.reader.apply(params, source, target)
+
+    def embed(params: object) -> jax.Array:
+        tokens = jnp.ones((1, int(lengths[0])), int)
+        return models.retriever.apply(params, tokens, True, method="embed_passage")
+
+    reader = jax.eval_shape(lambda: models.reader.init(jax.random.key(0), source, target))
+    retriever = jax.eval_shape(
+        lambda: models.retriever.init(jax.random.key(0), source, True, method="embed_passage")
+    )
+    for workload, function, params in (("generate", read, reader), ("embed", embed, retriever)):
+        counted = matmul_flops(jax.make_jaxpr(function)(params)) / 1e9
+        assert gflop(workload, sizes) == pytest.approx(counted, rel=0.01), workload
+
+
+def test_ours_runs_the_step_and_writes_all_tokens() -> None:
+    from benchmarks import ours
+
+    small = Sizes(
+        reader_width=16, reader_layers=1, reader_mlp=16, reader_heads=2, reader_vocab=40,
+        retriever_width=16, retriever_layers=1, retriever_mlp=16, retriever_heads=2,
+        retriever_vocab=40, batch=8, passages=2, length=8, target=3, query_length=4,
+    )  # fmt: skip
+    answers = np.asarray(ours.generate(small)())
+    assert answers.shape == (small.batch, small.target) and (answers != 0).any()
+    assert np.isfinite(ours.train_step(small)())
