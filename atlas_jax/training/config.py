@@ -210,6 +210,9 @@ class OptimizerConfig:
         says which gradient.
       b1, b2: AdamW's decay of the first and of the second moment.
       epsilon: AdamW's; added to the root of the second moment.
+      delta_rate: learning rate of adapters, LoRA, prompts and prefixes, as a multiple of
+        ``learning_rate``; weight decay follows it. For runs in which the model trains beside them.
+        P-tuning has 10 (PT-Fewshot/pet/wrapper.py: two optimisers, at 1e-4 and at 1e-5).
     """
 
     kind: Literal["adamw", "adafactor", "lamb"] = "adamw"
@@ -227,6 +230,7 @@ class OptimizerConfig:
     b1: bounds.BelowOne = 0.9
     b2: bounds.BelowOne = 0.999
     epsilon: bounds.NotNegative = 1e-8
+    delta_rate: bounds.Positive = 1.0
 
     def __post_init__(self) -> None:
         """Check the fields against each other.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from atlas_jax.core.adapters import NAMES
 from atlas_jax.training.config import OptimizerConfig
 
 
@@ -86,10 +87,22 @@ def _chained(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
     if config.kind == "lamb":
         parts.append(_by_layer())
+    if config.delta_rate != 1:
+        parts.append(_faster_deltas(config.delta_rate))
     parts.append(optax.scale_by_learning_rate(_once_moving(config)))
     if config.frozen_steps == 0:
         return optax.chain(*parts)
     return optax.conditionally_mask(optax.chain(*parts), lambda step: step >= config.frozen_steps)
+
+
+def _faster_deltas(factor: float) -> optax.GradientTransformation:
+    """Adapters, LoRA, prompts and prefixes at a rate of their own: this many times the others'."""
+
+    def one(path: Any, update: jax.Array) -> jax.Array:
+        small = NAMES & {key.key for key in path}
+        return update * jnp.asarray(factor, update.dtype) if small else update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(one, updates))
 
 
 def _clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:

@@ -209,6 +209,31 @@ def test_adafactor_takes_the_same_step_with_scanned_layers() -> None:
     assert rms.min() < 0.1 and rms.max() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "lamb", "adafactor"])
+def test_small_parameters_may_have_a_rate_of_their_own(kind: Any) -> None:
+    """As with an optimiser of their own, whose rate and decay are ten times the others'."""
+    rng = np.random.default_rng(3)
+
+    def tree() -> Any:
+        leaf = lambda: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)  # noqa: E731
+        return {"query": {"kernel": leaf(), "lora": {"down": {"kernel": leaf()}}},
+                "table": {"prompt": {"table": leaf()}}}  # fmt: skip
+
+    params, gradients = tree(), tree()
+    config = OptimizerConfig(kind, 1e-3, total_steps=4, clip_norm=0.0, weight_decay=0.1)
+    changes = []
+    for told in (config, dataclasses.replace(config, delta_rate=10.0)):
+        optimizer = make_optimizer(told)
+        changes.append(optimizer.update(gradients, optimizer.init(params), params)[0])
+    plain, faster = changes
+    for name in (("query", "lora", "down", "kernel"), ("table", "prompt", "table")):
+        one, other = plain, faster
+        for part in name:
+            one, other = one[part], other[part]
+        np.testing.assert_allclose(other, 10 * one, rtol=1e-6)
+    np.testing.assert_array_equal(faster["query"]["kernel"], plain["query"]["kernel"])
+
+
 def test_lamb_is_the_released_one() -> None:
     """Against its update written out in NumPy: no bias correction, ratios by array."""
     rate, decay, b1, b2, epsilon = 0.02, 0.1, 0.9, 0.999, 1e-6
