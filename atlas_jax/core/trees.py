@@ -5,6 +5,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from flax import traverse_util
 
 from atlas_jax.core.errors import UserError
@@ -51,3 +53,8 @@ def joined(first: Params, second: Params) -> Params:
         else:
             result[name] = value
     return result
+
+
+def count(tree: Params) -> int:
+    """The numbers in a tree of arrays or of their shapes."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -227,11 +227,6 @@ def about_task(
         "method": method,
         "template": task.query_format,
         "words": {str(label): list(words) for label, words in task.verbaliser.words.items()},
-        "trained": _count(moving),
-        "parameters": _count(params),
+        "trained": trees.count(moving),
+        "parameters": trees.count(params),
     }
-
-
-def _count(tree: Params) -> int:
-    """Numbers in a tree."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

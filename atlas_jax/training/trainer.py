@@ -21,6 +21,7 @@ from atlas_jax.answering.defaults import checked_formats
 from atlas_jax.answering.evaluation import Evaluation, make_evaluation
 from atlas_jax.answering.evaluator import write_predictions
 from atlas_jax.answering.truncation import evenly, tell_cut
+from atlas_jax.core import trees
 from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
@@ -163,7 +164,12 @@ def _export(run: _Run, state: TrainState) -> None:
         state.params,
         run.tokenizers,
         told.models.config.export_dtype,
-        about={"steps": int(state.step), "skipped": int(state.skipped)},
+        about={
+            "steps": int(state.step),
+            "skipped": int(state.skipped),
+            "trained": trees.count(moving),
+            "parameters": trees.count(state.params),
+        },
         expects=run.expects,
         partial=partial,
     )
