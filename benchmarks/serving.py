@@ -2,32 +2,28 @@
 
     python -m benchmarks.serving [--seconds 15] [--requests 10000] [--only memory] [--json FILE]
 
-A server of the nano pair over the Factbook's passages, and clients in threads on the same machine.
-Figures that are compared are taken in one run, and given as ratios. Memory is what the server's
-process holds. It is looked at ten times in the course of the requests. Of these every fiftieth
-asks for an answer from one passage, the one after it for one as server-sent events, the others for
-a passage.
+A server of the nano pair over the Factbook's passages, and Locust's users on the same machine
+(`locustfile.py`). Figures that are compared are taken in one run, and given as ratios. Memory is
+what the server's process holds. It is looked at ten times in the course of the requests. Of these
+every fiftieth asks for an answer from one passage, the one after it for one as server-sent events,
+the others for a passage.
 """
 
 import argparse
-import http.client
 import json
 import os
-import queue
-import random
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -36,9 +32,62 @@ from rich.table import Table
 from atlas_jax.demo import factbook
 from atlas_jax.demo.explore import command, index_command
 
-Reply = tuple[int, float, dict[str, Any]]  # status, seconds, body
 Figures = dict[str, float]
 K = 5
+CROWD = 500  # users of an open loop: so many that few of them wait for an answer at a time
+USERS = Path(__file__).with_name("locustfile.py")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a run of Locust.
+
+    Attributes:
+      statuses: of each HTTP status ("0" = no reply) how many requests had it, how many a second,
+        p50 and p99 in seconds.
+      answers: by question.
+    """
+
+    statuses: dict[str, dict[str, float]]
+    answers: dict[str, str]
+
+    def of(self, status: str, name: str) -> float:
+        """A figure of the replies with a status; 0 if there were none."""
+        return self.statuses.get(status, {}).get(name, 0.0)
+
+    @property
+    def requests(self) -> int:
+        """With any status."""
+        return sum(int(one["requests"]) for one in self.statuses.values())
+
+
+def locust(port: int, questions: Sequence[str], users: int, **options: object) -> Load:
+    """Let so many users ask; the options are those of `locustfile.py` and of Locust."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, out = Path(folder) / "questions.json", Path(folder) / "figures.json"
+        asked.write_text(json.dumps(list(questions)), "utf-8")
+        told = {
+            "host": f"http://127.0.0.1:{port}",
+            "users": users,
+            "spawn-rate": users,
+            "stop-timeout": 120,
+            "exit-code-on-error": 0,  # a status that should not be is one of the figures
+            "loglevel": "ERROR",
+            "questions": asked,
+            "out": out,
+            **options,
+        }
+        flags = [f"--{name}={value}" for name, value in told.items()]
+        run = subprocess.run(
+            [sys.executable, "-m", "locust", "-f", str(USERS), "--headless", *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if run.returncode:
+            raise SystemExit(f"Locust ended with {run.returncode}:\n{run.stderr}")
+        return Load(**json.loads(out.read_text("utf-8")))
 
 
 @contextmanager
@@ -53,6 +102,7 @@ def serving(folder: Path, rows: str, ks: str) -> Iterator[tuple[int, psutil.Proc
         [*run, "build_index", *index_command(told)], check=True, stderr=subprocess.DEVNULL
     )
     fields = {"ks": ks, "batch_rows": rows, "explain": False, "max_replaced": 0}
+    fields["connections"] = 2 * CROWD  # those who are to be refused are refused by the queue
     settings = [f"--gin.ServeConfig.{name}={value}" for name, value in fields.items()]
     settings.append(f"--gin.PORT={port}")
     with subprocess.Popen(
@@ -61,7 +111,7 @@ def serving(folder: Path, rows: str, ks: str) -> Iterator[tuple[int, psutil.Proc
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     ) as process:
         try:
-            while ask(port, "", path="/readyz")[0] != 200:
+            while not is_ready(port):
                 if process.poll() is not None:
                     raise SystemExit("the server did not start; run `atlas-jax serve` to see why")
                 time.sleep(0.5)
@@ -71,102 +121,67 @@ def serving(folder: Path, rows: str, ks: str) -> Iterator[tuple[int, psutil.Proc
             process.wait(60)
 
 
-def ask(
-    port: int, question: str, path: str = "/v1/answers", stream: bool = False, k: int = K
-) -> Reply:
-    """One request on a connection of its own; status 0 if there is no server."""
-    start = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+def is_ready(port: int) -> bool:
+    """Whether every program is compiled."""
     try:
-        if question:
-            told = {"questions": question, "k": k} | ({"stream": True} if stream else {})
-            body = json.dumps(told)
-            connection.request("POST", path, body, {"content-type": "application/json"})
-        else:
-            connection.request("GET", path)
-        reply = connection.getresponse()
-        raw = reply.read()
-        return reply.status, time.monotonic() - start, {} if stream else json.loads(raw)
-    except OSError:
-        return 0, time.monotonic() - start, {}
-    finally:
-        connection.close()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=120):
+            return True
+    except (urllib.error.HTTPError, OSError):
+        return False
 
 
-def closed(port: int, questions: Sequence[str], clients: int) -> tuple[float, list[str]]:
-    """Questions a second with so many clients, each of which waits for its answer; the answers."""
-    start = time.monotonic()
-    with ThreadPoolExecutor(clients) as threads:
-        replies = list(threads.map(lambda one: ask(port, one), questions))
-    seconds = time.monotonic() - start
-    if {status for status, _, _ in replies} != {200}:
-        raise SystemExit("a question of the closed loop was not answered")
-    return len(questions) / seconds, [body["answers"][0]["answer"] for _, _, body in replies]
+def closed(port: int, questions: Sequence[str], users: int, count: int) -> Load:
+    """So many users, each of whom waits for its answer before it asks again."""
+    found = locust(port, questions, users, count=count, k=K)
+    if found.of("200", "requests") != count:
+        raise SystemExit(f"a question of the closed loop was not answered: {found.statuses}")
+    return found
 
 
-def opened(port: int, questions: Sequence[str], rate: float, seconds: float) -> list[Reply]:
-    """Questions that come at random with this rate, whether earlier ones are answered or not."""
-    draw, replies = random.Random(0), queue.SimpleQueue[Reply]()
-    threads, at, end = [], time.monotonic(), time.monotonic() + seconds
-    while at < end:
-        time.sleep(max(0.0, at - time.monotonic()))
-        question = draw.choice(questions)
-        threads.append(threading.Thread(target=lambda q=question: replies.put(ask(port, q))))
-        threads[-1].start()
-        at += draw.expovariate(rate)
-    for thread in threads:
-        thread.join()
-    return [replies.get() for _ in threads]
-
-
-def percentiles(replies: Sequence[Reply]) -> tuple[float, float]:
-    """p50 and p99 of the seconds of those answered."""
-    seconds = sorted(taken for status, taken, _ in replies if status == 200)
-    return statistics.median(seconds), seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))]
+def opened(
+    port: int, questions: Sequence[str], rate: float, seconds: float, users: int = CROWD
+) -> Load:
+    """Questions that come at random with about this rate, whether earlier ones are answered."""
+    told = {"rate": rate, "run-time": f"{seconds:.0f}s", "k": K}
+    return locust(port, questions, users, **told)
 
 
 def memory(port: int, process: psutil.Process, questions: Sequence[str], requests: int) -> Figures:
     """What the server's process holds, in MiB, after each tenth of so many requests."""
     figures, looks = {"MiB when it is ready": process.memory_info().rss / 2**20}, 10
-
-    def one(number: int) -> int:
-        question = questions[number % len(questions)]
-        if number % 50 > 1:
-            return ask(port, question, "/v1/retrieve", k=1)[0]
-        return ask(port, question, stream=number % 50 == 1, k=1)[0]
-
-    with ThreadPoolExecutor(4) as threads:
-        for look in range(looks):
-            part = range(look * requests // looks, (look + 1) * requests // looks)
-            if set(threads.map(one, part)) != {200}:
-                raise SystemExit("a request was not answered")
-            held = process.memory_info().rss / 2**20
-            figures[f"MiB after {part.stop} requests"] = held
-            print(f"{part.stop} requests: {held:.0f} MiB", flush=True)
+    for look in range(1, looks + 1):
+        found = locust(port, questions, 4, count=requests // looks, k=1, kind="mixed")
+        if found.of("200", "requests") != requests // looks:
+            raise SystemExit(f"a request was not answered: {found.statuses}")
+        held = process.memory_info().rss / 2**20
+        figures[f"MiB after {look * (requests // looks)} requests"] = held
+        print(f"{look * (requests // looks)} requests: {held:.0f} MiB", flush=True)
     return figures
 
 
 def load(port: int, questions: Sequence[str], seconds: float) -> Figures:
     """Throughput, latencies and what happens when far too many ask."""
     some = questions[:100]
-    closed(port, some[:20], 1)
-    alone, one_by_one = closed(port, some, 1)
-    joined, together = closed(port, some * 2, 16)
-    calm = opened(port, questions, 0.6 * joined, seconds)
-    flood = opened(port, questions, 10 * joined, seconds / 3)
-    (calm_50, calm_99), (flood_50, flood_99) = percentiles(calm), percentiles(flood)
-    statuses = [status for status, _, _ in flood]
+    closed(port, some, 1, 20)
+    alone, together = closed(port, some, 1, 100), closed(port, some, 16, 200)
+    single, capacity = alone.of("200", "a second"), together.of("200", "a second")
+    calm = opened(port, questions, 0.6 * capacity, seconds)
+    flood = opened(port, questions, 10 * capacity, seconds)
+    answered, shed = flood.of("200", "requests"), flood.of("429", "requests")
     return {
-        "questions a second, one at a time": alone,
-        "16 clients / one at a time": joined / alone,
-        "answers that differ": sum(a != b for a, b in zip(one_by_one * 2, together, strict=True)),
-        "p50 at 0.6 of capacity / one at a time": calm_50 * alone,
-        "p99 at 0.6 of capacity / one at a time": calm_99 * alone,
-        "10 x overload: answered": statuses.count(200) / len(statuses),
-        "10 x overload: refused with 429": statuses.count(429) / len(statuses),
-        "10 x overload: anything else": len(statuses) - statuses.count(200) - statuses.count(429),
-        "10 x overload: p50 / one at a time": flood_50 * alone,
-        "10 x overload: p99 / one at a time": flood_99 * alone,
+        "questions a second, one at a time": single,
+        "16 clients / one at a time": capacity / single,
+        "answers that differ": sum(alone.answers[one] != together.answers[one] for one in some),
+        "0.6 of capacity: asked / capacity": calm.requests / seconds / capacity,
+        "0.6 of capacity: not answered": calm.requests - calm.of("200", "requests"),
+        "0.6 of capacity: p50 / one at a time": calm.of("200", "p50") * single,
+        "0.6 of capacity: p99 / one at a time": calm.of("200", "p99") * single,
+        "10 x overload: asked / capacity": flood.requests / seconds / capacity,
+        "10 x overload: answered": answered / flood.requests,
+        "10 x overload: refused with 429": shed / flood.requests,
+        "10 x overload: anything else": flood.requests - answered - shed,
+        "10 x overload: p50 / one at a time": flood.of("200", "p50") * single,
+        "10 x overload: p99 / one at a time": flood.of("200", "p99") * single,
     }
 
 
