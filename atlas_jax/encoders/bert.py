@@ -390,9 +390,13 @@ def check_length(config: EncoderConfig, length: int, who: str) -> None:
 
 
 def attention_bias(
-    mask: Bool[Array, "b l"] | Bool[Array, "b l l"],
-) -> Float[Array, "b 1 #l l"]:
-    """True where a key may be read, [b, l] or [b, l, l] -> float32 bias [b, 1, 1 or l, l]."""
+    mask: Bool[Array, "b l"] | Bool[Array, "b m l"],
+) -> Float[Array, "b 1 _ l"]:
+    """True where one of l keys may be read, [b, l], or by each of m readers, [b, m, l].
+
+    Returns:
+        A float32 bias [b, 1, 1 or m, l].
+    """
     bias = jnp.where(mask, 0.0, _MASKED)
     return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None]
 

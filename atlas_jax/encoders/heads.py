@@ -1,4 +1,4 @@
-"""Heads on an encoder's states: masked tokens, sentences, replaced tokens, spans' boundaries."""
+"""Heads on an encoder's states: masked or permuted tokens, sentences, replaced tokens, spans."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,22 @@ class MlmHead(nn.Module):
         return _token_logits(self, x, table_ve)
 
 
-def _token_logits(head: "MlmHead | BoundaryHead", x: jax.Array, table_ve: jax.Array) -> jax.Array:
+class PermutationHead(nn.Module):
+    """XLNet's head: states times the token table, plus a bias; the table is the encoder's."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self, states: Float[Array, "*rows d"], table_ve: Float[Array, "v d"]
+    ) -> Float[Array, "*rows v"]:
+        """States [..., d] and the encoder's token table -> float32 logits [..., v]."""
+        return _token_logits(self, states, table_ve)
+
+
+def _token_logits(
+    head: "MlmHead | PermutationHead | BoundaryHead", x: jax.Array, table_ve: jax.Array
+) -> jax.Array:
     """States [..., e] times the token table, plus the head's parameter `bias`."""
     bias_v: Any = head.param(
         "bias",
@@ -137,6 +152,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "sentence": SentenceHead,
     "discriminator": DiscriminatorHead,
     "boundary": BoundaryHead,
+    "plm": PermutationHead,
 }
 
 

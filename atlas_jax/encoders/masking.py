@@ -38,6 +38,8 @@ class MaskingConfig:
       rate: share of the real tokens, special ones included, that is predicted.
       max_predictions: at most so many in a row; 0 = no bound. BERT and ALBERT say 20, which at 512
         tokens is 4 %.
+      longest: words of the longest run, of 'ngram' or 'span'; 0 = as released, 3 and 10. XLNet's
+        targets are n-grams of at most 5.
       mask_rate: share of the chosen that becomes the mask token; ELECTRA's generator has 0.85.
       random_rate: share that becomes a random token; the rest stays.
     """
@@ -45,6 +47,7 @@ class MaskingConfig:
     kind: str = "token"
     rate: Annotated[float, Meta(gt=0, lt=1)] = 0.15
     max_predictions: bounds.AtLeast0 = 0
+    longest: bounds.AtLeast0 = 0
     mask_rate: bounds.Share = 0.8
     random_rate: bounds.Share = 0.1
 
@@ -57,11 +60,21 @@ class MaskingConfig:
         bounds.check(self)
         if self.kind not in KINDS:
             raise UserError(f"MaskingConfig.kind = {self.kind!r}: use {', '.join(KINDS)}")
+        if self.longest and self.kind not in ("ngram", "span"):
+            raise UserError(
+                f"MaskingConfig.longest = {self.longest}: expected 0 with kind = {self.kind!r}; "
+                "'ngram' and 'span' have runs of several words"
+            )
         if self.mask_rate + self.random_rate > 1:
             raise UserError(
                 f"MaskingConfig.mask_rate = {self.mask_rate} and random_rate = "
                 f"{self.random_rate}: shares of the whole, at most 1 together"
             )
+
+    @property
+    def words(self) -> int:
+        """Words in the longest run; 1 where tokens are chosen one by one."""
+        return self.longest or _LONGEST.get(self.kind, 1)
 
     def width(self, length: int) -> int:
         """How many predictions a row of so many tokens has room for."""
@@ -116,7 +129,7 @@ def mask_tokens(
     share_b = jnp.ceil(share_b) if config.kind == "span" else jnp.round(share_b)
     width = config.width(tokens_bl.shape[1])
     budget_b = jnp.clip(share_b.astype(jnp.int32), 1, width)
-    run_bl = _runs(config.kind, free_bl, starts_bl, budget_b, width, choose_key)
+    run_bl = _runs(config.kind, config.words, free_bl, starts_bl, budget_b, width, choose_key)
     chosen_bl = run_bl >= 0
     luck_bl = jax.random.uniform(put_key, tokens_bl.shape)
     if config.kind == "span":  # drawn once for the whole run
@@ -138,6 +151,7 @@ def mask_tokens(
 
 def _runs(
     kind: str,
+    longest: int,
     free_bl: jax.Array,
     starts_bl: jax.Array,
     budget_b: jax.Array,
@@ -161,8 +175,8 @@ def _runs(
         return jnp.where(free_bl & (rank_bl < budget_b[:, None]), rank_bl, -1).astype(jnp.int32)
     at_1l = jnp.arange(free_bl.shape[1])[None]
     start_bl = jax.lax.cummax(jnp.where(begins_bl, at_1l, 0), axis=1)
-    ends_blw = _ends(begins_bl, free_bl, _LONGEST[kind])
-    words_bl = _sizes(kind, size_key, free_bl.shape)
+    ends_blw = _ends(begins_bl, free_bl, longest)
+    words_bl = _sizes(kind, longest, size_key, free_bl.shape)
     take = _take_span if kind == "span" else _take_words
 
     def attempt(number: jax.Array, state: _Runs) -> _Runs:
@@ -244,9 +258,9 @@ def _ends(begins_bl: jax.Array, free_bl: jax.Array, words: int) -> jax.Array:
     return jnp.stack(ends, axis=2)
 
 
-def _sizes(kind: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _sizes(kind: str, longest: int, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """How many words each of the rows' possible runs shall have."""
-    words = np.arange(1, _LONGEST[kind] + 1)
+    words = np.arange(1, longest + 1)
     weights = _SPAN_P * (1 - _SPAN_P) ** (words - 1) if kind == "span" else 1.0 / words
     logits = jnp.asarray(np.log(weights), jnp.float32)
     return 1 + jax.random.categorical(key, logits, shape=shape).astype(jnp.int32)

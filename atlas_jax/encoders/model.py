@@ -12,7 +12,14 @@ from atlas_jax.core import bounds
 from atlas_jax.core.adapters import WithPrefixes
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array
-from atlas_jax.encoders.heads import HEADS, BoundaryHead, DiscriminatorHead, MlmHead, SentenceHead
+from atlas_jax.encoders.heads import (
+    HEADS,
+    BoundaryHead,
+    DiscriminatorHead,
+    MlmHead,
+    PermutationHead,
+    SentenceHead,
+)
 from atlas_jax.encoders.registry import NamedEncoderConfig, make_encoder
 
 
@@ -23,7 +30,8 @@ class EncoderModelConfig(NamedEncoderConfig):
     Attributes:
         heads: names of `encoders.heads.HEADS`: 'mlm' predicts masked tokens, 'sentence' the
             order of two sentences or the class of a text, 'discriminator' replaced tokens,
-            'boundary' the tokens of a masked span from the states beside it.
+            'boundary' the tokens of a masked span from the states beside it, 'plm' the targets of
+            XLNet's permutations.
         num_classes: of the sentence head.
         head_dropout_rate: of the sentence head's pooled state, apart from the encoder's.
     """
@@ -61,6 +69,8 @@ class EncoderModel(WithPrefixes):
             self.discriminator = DiscriminatorHead(cfg)
         if "boundary" in self.config.heads:
             self.boundary = BoundaryHead(cfg)
+        if "plm" in self.config.heads:
+            self.plm = PermutationHead(cfg)
 
     def __call__(
         self, tokens_bl: Integer[Array, "b l"], deterministic: bool = True, **inputs: Any
@@ -74,7 +84,7 @@ class EncoderModel(WithPrefixes):
 
         Returns:
             States [b, l, d]; logits by head: 'mlm' [b, l, v], 'sentence' [b, classes],
-            'discriminator' [b, l], all float32.
+            'discriminator' [b, l], 'plm' [b, l, v], all float32.
         """
         states_bld = self.states(tokens_bl, deterministic, **inputs)
         logits: dict[str, jax.Array] = {}
@@ -84,6 +94,8 @@ class EncoderModel(WithPrefixes):
             logits["sentence"] = self.sentence_logits(states_bld, deterministic)
         if "discriminator" in self.config.heads:
             logits["discriminator"] = self.replaced_logits(states_bld)
+        if "plm" in self.config.heads:
+            logits["plm"] = self.permuted_logits(states_bld)
         if "boundary" in self.config.heads and self.is_initializing():
             beside = states_bld[:, 0]  # it needs to know the spans, see `boundary_logits`
             self.boundary_logits(beside, beside, jnp.zeros(beside.shape[:-1], jnp.int32))
@@ -99,6 +111,20 @@ class EncoderModel(WithPrefixes):
     def token_logits(self, states: Float[Array, "*rows d"]) -> Float[Array, "*rows v"]:
         """States [..., d] at the places to predict -> logits [..., v] of the MLM head."""
         logits: jax.Array = self.mlm(states, self.encoder.token_table())
+        return logits
+
+    def predicted(
+        self, tokens_bl: Integer[Array, "b l"], deterministic: bool = True, **inputs: Any
+    ) -> Float[Array, "b p d"]:
+        """An XLNet's states of targets; `inputs` as of `XlnetEncoder.predicted`."""
+        states_bpd: jax.Array = self.encoder.predicted(
+            tokens_bl, deterministic=deterministic, **inputs
+        )
+        return states_bpd
+
+    def permuted_logits(self, states: Float[Array, "*rows d"]) -> Float[Array, "*rows v"]:
+        """States [..., d] of targets -> logits [..., v] of XLNet's head."""
+        logits: jax.Array = self.plm(states, self.encoder.token_table())
         return logits
 
     def sentence_logits(

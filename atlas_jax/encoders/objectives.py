@@ -1,7 +1,8 @@
 """What an encoder is pretrained for, as losses: masked tokens, pairs, replaced tokens, spans.
 
 Sources: google-research/bert and albert (run_pretraining.py), electra (run_pretraining.py,
-arXiv 2003.10555), SpanBERT (arXiv 1907.10529), UniLM (arXiv 1905.03197).
+arXiv 2003.10555), SpanBERT (arXiv 1907.10529), UniLM (arXiv 1905.03197), xlnet (data_utils.py,
+arXiv 1906.08237).
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ from atlas_jax.encoders.model import EncoderModelConfig
 # Objective -> the head that it needs.
 OBJECTIVES = {
     "mlm": "mlm", "nsp": "sentence", "sop": "sentence", "electra": "discriminator",
-    "sbo": "boundary", "unilm": "mlm",
+    "sbo": "boundary", "unilm": "mlm", "xlnet": "plm",
 }  # fmt: skip
 PAIRS = ("nsp", "sop")
-_NO_GENERATOR = ("roberta",)
+_NO_GENERATOR = ("roberta", "xlnet")
 
 
 def token_loss(
@@ -87,6 +88,38 @@ def unified_masks(key: jax.Array, real_bl: Bool[Array, "b l"]) -> Bool[Array, "b
     return mask_bll & real_bl[:, None, :]
 
 
+def permutation_masks(
+    key: jax.Array, real_bl: Bool[Array, "b l"], positions_bp: Int[Array, "b p"],
+    weights_bp: Float[Array, "b p"],
+) -> tuple[Bool[Array, "b l l"], Bool[Array, "b p l"]]:  # fmt: skip
+    """XLNet's attention masks for one order of each row's tokens, drawn by the key.
+
+    Token i may read j if j is no target or comes before i in the order. All tokens that are no
+    target come before the targets. In the original the special tokens, too, take places among the
+    targets; here they can always be read.
+
+    Args:
+      key: of the order.
+      real_bl: False at padding, which is never read.
+      positions_bp: of the targets.
+      weights_bp: 1 for a target, 0 for what only fills the row.
+
+    Returns:
+      For the content stream [row, reader, key], in which each token also reads itself; and for the
+      query stream of the targets [row, target, key], in which none does.
+    """
+    b, length = real_bl.shape
+    drawn_bl = jax.random.uniform(key, (b, length))
+    at_bp = jnp.where(weights_bp > 0, positions_bp, length)  # beyond the row: dropped
+    rows_b1 = jnp.arange(b)[:, None]
+    target_bl = jnp.zeros((b, length), bool).at[rows_b1, at_bp].set(True, mode="drop")
+    place_bl = jnp.where(target_bl, drawn_bl, -1.0)
+    seen_bll = ~target_bl[:, None, :] | (place_bl[:, None, :] < place_bl[:, :, None])
+    seen_bll = seen_bll & real_bl[:, None, :]
+    query_bpl = jnp.take_along_axis(seen_bll, positions_bp[..., None], axis=1)
+    return seen_bll | jnp.eye(length, dtype=bool)[None], query_bpl
+
+
 def beside_spans(
     chosen_bl: Bool[Array, "b l"],
 ) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
@@ -119,7 +152,16 @@ def with_tokens(
 
 
 def with_objectives(config: EncoderModelConfig, objectives: Sequence[str]) -> EncoderModelConfig:
-    """An encoder's config with every head that the objectives need; two classes for NSP and SOP."""
+    """An encoder's config with every head that the objectives need; two classes for NSP and SOP.
+
+    Raises:
+      UserError: 'xlnet' with another encoder than an XLNet.
+    """
+    if "xlnet" in objectives and config.encoder != "xlnet":
+        raise UserError(
+            f"EncoderModelConfig.encoder = {config.encoder!r}: expected 'xlnet' with the objective "
+            "'xlnet', whose targets are predicted by a second stream"
+        )
     heads = tuple(OBJECTIVES[one] for one in objectives)
     classes = 2 if "sentence" in heads else config.num_classes
     names = tuple(dict.fromkeys((*config.heads, *heads)))

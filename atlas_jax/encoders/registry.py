@@ -11,6 +11,7 @@ from atlas_jax.encoders.albert import AlbertConfig, AlbertEncoder
 from atlas_jax.encoders.bert import BertConfig, BertEncoder
 from atlas_jax.encoders.config import EncoderConfig
 from atlas_jax.encoders.relatives import ElectraConfig, RobertaConfig
+from atlas_jax.encoders.xlnet import XlnetConfig, XlnetEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ ENCODERS: dict[str, EncoderKind] = {
     "albert": EncoderKind(AlbertConfig, AlbertEncoder),
     "roberta": EncoderKind(RobertaConfig, BertEncoder),
     "electra": EncoderKind(ElectraConfig, BertEncoder),
+    "xlnet": EncoderKind(XlnetConfig, XlnetEncoder),
 }
 
 

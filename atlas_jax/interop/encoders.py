@@ -185,7 +185,12 @@ def _check_expressible(
             f"this RoBERTa counts positions from {options['position_offset']}; Hugging Face's "
             "counts from 2"
         )
-    if kind not in _CLASSES or tuple(sorted(heads)) not in _CLASSES[kind]:
+    if kind not in _CLASSES:
+        raise UserError(
+            f"an encoder of kind {kind!r} is not written as a model of Hugging Face; write "
+            "atlas-jax"
+        )
+    if tuple(sorted(heads)) not in _CLASSES[kind]:
         raise UserError(
             f"Hugging Face has no {kind} with the heads {', '.join(heads) or 'none'} and nothing "
             "else; write atlas-jax"

@@ -1,4 +1,4 @@
-"""Pretraining of an encoder on text: objectives of BERT, RoBERTa, ALBERT, SpanBERT and ELECTRA."""
+"""Pretraining of an encoder on text: the objectives of BERT and its relatives."""
 
 import dataclasses
 import functools
@@ -185,6 +185,7 @@ def make_loss(told: PretrainRun, made: EncoderModelConfig, tables: TokenTables) 
         config.replaced_weight,
         "sbo" in config.objectives,
         "unilm" in config.objectives,
+        "xlnet" in config.objectives,
     )
 
 

@@ -27,7 +27,8 @@ class EncoderTrainConfig:
     objectives: what is learnt, one or more of 'mlm' (predict masked tokens), 'nsp' (does B follow
         A? BERT), 'sop' (are A and B swapped? ALBERT), 'sbo' (predict masked spans from their
         boundaries; SpanBERT), 'unilm' (masked tokens, read from both sides, from one side, or as a
-        target behind a source; UniLM) and 'electra' (which tokens did a small MLM replace?).
+        target behind a source; UniLM), 'xlnet' (tokens in a random order, each from those before
+        it; of an encoder 'xlnet') and 'electra' (which tokens did a small MLM replace?).
         ('mlm',) is RoBERTa's; ALBERT without its sentence order is that, too.
     batch_size: rows of a step.
     length: of a row in tokens, special ones included.
@@ -83,13 +84,13 @@ class EncoderTrainConfig:
         for one in self.objectives:
             require(one in OBJECTIVES, f"{name}.objectives", one, one_of(tuple(OBJECTIVES)))
         chosen = set(self.objectives)
-        tokens = sorted(chosen & {"mlm", "electra", "unilm"})
+        tokens = sorted(chosen & {"mlm", "electra", "unilm", "xlnet"})
         require(bool(tokens), f"{name}.objectives", self.objectives,
-                "'mlm', 'unilm' or 'electra' among them")  # fmt: skip
+                "'mlm', 'unilm', 'xlnet' or 'electra' among them")  # fmt: skip
         require(len(tokens) == 1, f"{name}.objectives", self.objectives,
-                "one of 'mlm', 'unilm' and 'electra'; each learns masked tokens")  # fmt: skip
-        require("unilm" not in chosen or len(chosen) == 1, f"{name}.objectives", self.objectives,
-                "'unilm' alone")  # fmt: skip
+                "one of 'mlm', 'unilm', 'xlnet' and 'electra'; each predicts tokens")  # fmt: skip
+        for one in sorted(chosen & {"unilm", "xlnet"}):
+            require(len(chosen) == 1, f"{name}.objectives", self.objectives, f"{one!r} alone")
         require("sbo" not in chosen or "mlm" in chosen, f"{name}.objectives", self.objectives,
                 "'mlm' beside 'sbo'")  # fmt: skip
         require(chosen & set(PAIRS) != set(PAIRS), f"{name}.objectives", self.objectives,
@@ -133,3 +134,7 @@ class PretrainRun:
         require("sbo" not in self.train.objectives or self.masking.kind == "span",
                 "MaskingConfig.kind", self.masking.kind,
                 "'span' with the objective 'sbo', which predicts spans")  # fmt: skip
+        for binding in ("mask_rate", "random_rate"):
+            told = getattr(self.masking, binding)
+            require("xlnet" not in self.train.objectives or told == 0, f"MaskingConfig.{binding}",
+                    told, "0 with the objective 'xlnet', which replaces no token")  # fmt: skip

@@ -15,6 +15,7 @@ from atlas_jax.encoders.objectives import (
     TokenTables,
     beside_spans,
     generator_config,
+    permutation_masks,
     replaced_loss,
     sampled,
     sentence_loss,
@@ -43,6 +44,7 @@ class PretrainingLoss:
       tables: of the vocabulary.
       spans: masked tokens are predicted from the boundaries of their spans, too (SpanBERT).
       unified: masked tokens are predicted under UniLM's attention masks, one drawn for each row.
+      permuted: the chosen tokens are predicted in a random order by an XLNet's query stream.
       pairs: 'nsp', 'sop' or ''; with one of them the sentence head learns.
       electra: the encoder says which tokens were replaced; the generator predicts masked ones.
       generator_share, replaced_weight: as in `EncoderTrainConfig`.
@@ -58,6 +60,7 @@ class PretrainingLoss:
     replaced_weight: float = 50.0
     spans: bool = False
     unified: bool = False
+    permuted: bool = False
     deterministic: bool = False
 
     def __call__(
@@ -67,6 +70,8 @@ class PretrainingLoss:
         mask_key, sample_key, dropout_key, other_key = jax.random.split(key, 4)
         masked = self._masked(batch.tokens_bl, mask_key)
         model: Any = EncoderModel(self.config)
+        if self.permuted:
+            return self._permuted(model, params, masked, batch, sample_key, dropout_key)
         if not self.electra:
             states_bld = self._states(model, params, masked.tokens_bl, batch, dropout_key)
             loss, metrics, _ = self._tokens(model, params, states_bld, masked)
@@ -117,6 +122,24 @@ class PretrainingLoss:
         logits_bpv = model.apply({"params": params}, chosen_bpd, method="token_logits")
         loss, accuracy = token_loss(logits_bpv, masked.labels_bp, masked.weights_bp)
         return loss, {"mlm_loss": loss, "mlm_accuracy": accuracy}, logits_bpv
+
+    def _permuted(
+        self, model: Any, params: Params, masked: Masked, batch: EncoderBatch,
+        order_key: jax.Array, dropout_key: jax.Array,
+    ) -> tuple[Array, Metrics]:  # fmt: skip
+        """XLNet's loss and its metrics; the tokens themselves are read, not their masks."""
+        real_bl = jnp.asarray(batch.tokens_bl) != PAD_ID
+        content_bll, query_bpl = permutation_masks(
+            order_key, real_bl, masked.positions_bp, masked.weights_bp
+        )
+        states_bpd = model.apply(
+            {"params": params}, batch.tokens_bl, self.deterministic, method="predicted",
+            positions_bp=masked.positions_bp, content_bll=content_bll, query_bpl=query_bpl,
+            rngs={"dropout": dropout_key},
+        )  # fmt: skip
+        logits_bpv = model.apply({"params": params}, states_bpd, method="permuted_logits")
+        loss, accuracy = token_loss(logits_bpv, masked.labels_bp, masked.weights_bp)
+        return loss, {"plm_loss": loss, "plm_accuracy": accuracy}
 
     def _boundaries(
         self, model: Any, params: Params, states_bld: jax.Array, masked: Masked

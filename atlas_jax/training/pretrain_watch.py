@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from atlas_jax.core.errors import UserError
 
-LOSS = "mlm_loss"
+LOSSES = ("mlm_loss", "plm_loss")  # of tokens; a run has one of them
 _ADVICE = (
     "begin another run with a lower encoder/OptimizerConfig.learning_rate or a longer warmup_steps "
     "(a small ALBERT from nothing also collapses with dropout or without clipping), or from an "
@@ -48,7 +48,7 @@ class CollapseWatch:
                 f"the last {self._idle * self._every} steps to step {step} were skipped: loss or "
                 f"gradient is not finite any more; {_ADVICE}"
             )
-        loss = float(values[LOSS])
+        loss = float(next(values[name] for name in LOSSES if name in values))
         if not math.isfinite(loss):
             return  # a skipped step
         self._lowest = min(self._lowest, loss)
@@ -63,6 +63,6 @@ class CollapseWatch:
 
 
 def lowest_loss(rows: Sequence[Mapping[str, float]]) -> float:
-    """The lowest MLM loss of a run's lines of metrics; infinite without any."""
-    found = [row.get(f"train/{LOSS}") for row in rows]
+    """The lowest token loss of a run's lines of metrics; infinite without any."""
+    found = [row.get(f"train/{name}") for row in rows for name in LOSSES]
     return min((loss for loss in found if loss is not None), default=math.inf)

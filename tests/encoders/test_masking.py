@@ -98,9 +98,9 @@ def test_whole_words_are_whole(kind: str) -> None:
             assert len(set(chosen[row][words[row] == word])) == 1
 
 
-def lengths_of_runs(kind: str) -> np.ndarray:
+def lengths_of_runs(kind: str, longest: int) -> np.ndarray:
     """Words of each run in the rows' first run, which no budget and no neighbour has shortened."""
-    words, runs = word_numbers(), masked(kind, rate=0.9).run_bl
+    words, runs = word_numbers(), masked(kind, rate=0.9, longest=longest).run_bl
     found = []
     for row, run in zip(words, runs, strict=True):
         first = row[run == 0]
@@ -109,10 +109,10 @@ def lengths_of_runs(kind: str) -> np.ndarray:
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("kind", ["ngram", "span"])
-def test_lengths_of_runs_by_a_chi_square(kind: str) -> None:
-    lengths = lengths_of_runs(kind)
-    sizes = np.arange(1, 4 if kind == "ngram" else 11)
+@pytest.mark.parametrize(("kind", "longest"), [("ngram", 0), ("ngram", 5), ("span", 0)])
+def test_lengths_of_runs_by_a_chi_square(kind: str, longest: int) -> None:
+    lengths = lengths_of_runs(kind, longest)
+    sizes = np.arange(1, 1 + (longest or {"ngram": 3, "span": 10}[kind]))
     weights = 1 / sizes if kind == "ngram" else 0.8 ** (sizes - 1)
     weights = weights / weights.sum()
     if kind == "span":
@@ -120,7 +120,7 @@ def test_lengths_of_runs_by_a_chi_square(kind: str) -> None:
     expected = weights * len(lengths)
     counts = np.array([(lengths == size).sum() for size in sizes])
     assert counts.sum() == len(lengths) > 2000
-    limit = {"ngram": 13.8, "span": 27.9}[kind]  # 0.1 % of a chi-square of 2 and 9 degrees
+    limit = {3: 13.8, 5: 18.5, 10: 27.9}[len(sizes)]  # 0.1 % of a chi-square of 2, 4, 9 degrees
     assert ((counts - expected) ** 2 / expected).sum() < limit
 
 

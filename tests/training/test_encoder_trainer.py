@@ -186,9 +186,9 @@ def test_a_run_that_skips_every_step_is_stopped() -> None:
     ("fields", "message"),
     [
         ({"objectives": ("mlm", "cloze")}, "objectives = 'cloze': expected"),
-        ({"objectives": ("sop",)}, "'mlm', 'unilm' or 'electra' among them"),
+        ({"objectives": ("sop",)}, "'mlm', 'unilm', 'xlnet' or 'electra' among them"),
         ({"objectives": ("mlm", "nsp", "sop")}, "expected 'nsp' or 'sop'"),
-        ({"objectives": ("mlm", "electra")}, "one of 'mlm', 'unilm' and 'electra'; each"),
+        ({"objectives": ("mlm", "electra")}, "one of 'mlm', 'unilm', 'xlnet' and 'electra'; each"),
         ({"objectives": "mlm"}, "EncoderTrainConfig.objectives = 'mlm': expected a list"),
         ({"length": 30}, "length = 30, but the encoder reads 24 tokens"),
         ({"encoder": "x", "tokenizer": "y"}, "a tokenizer.json without EncoderTrainConfig.encoder"),
