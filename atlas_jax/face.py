@@ -41,6 +41,7 @@ def load(
     index: AnyPath = "",
     as_of: str | int = "",
     capacity: int = 0,
+    reader_states: AnyPath = "",
     task: str | Task = "qa",
     read: ReadConfig | Fields | None = None,
     data: DataConfig | Fields | None = None,
@@ -64,6 +65,8 @@ def load(
       as_of: version of the store, or a time in ISO 8601, that is searched; "" = the newest.
       capacity: passages to have room for on the devices, see `Atlas.change_passages`; 0 = as many
         as there are, rounded up.
+      reader_states: folder for what a reader that reads passages apart from the question computes
+        of them once, see `CorpusConfig`; "" = it computes it for every question.
       task: the kind of questions. A name is asked in the wording that the models were trained
         with, an object of a task's class in its own.
       read: `ReadConfig`: number of passages read for each question, and how much of each.
@@ -95,6 +98,7 @@ def load(
         index=os.fspath(index),
         as_of=str(as_of),
         capacity=capacity,
+        reader_states=os.fspath(reader_states),
     )
     told = AnswerRun(
         models=spec,
@@ -187,11 +191,14 @@ def change_index(
     )
 
 
-def compact_index(*, store: AnyPath, index: AnyPath = "", keep: int = 1) -> int:
+def compact_index(
+    *, store: AnyPath, index: AnyPath = "", keep: int = 1, reader_states: AnyPath = ""
+) -> int:
     """Join the segments of a store and its index, and give up all but the newest versions.
 
     Args:
       store, index: folders; name the index, or its old embeddings stay and new ones are missing.
+      reader_states: folder of ``CorpusConfig.reader_states``, whose parts are joined, too.
       keep: versions that can still be read, the compacted one among them.
 
     Returns:
@@ -200,7 +207,7 @@ def compact_index(*, store: AnyPath, index: AnyPath = "", keep: int = 1) -> int:
     Raises:
       UserError: a folder at fault, or another process that changes the store.
     """
-    return compact(store, index, keep).version["version"]
+    return compact(store, index, keep, reader_states).version["version"]
 
 
 @dataclasses.dataclass(frozen=True)

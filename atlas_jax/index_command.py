@@ -94,6 +94,7 @@ def compact(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--store", required=True, help="folder of the passage store")
     parser.add_argument("--index", default="", help="folder of its index, which is joined, too")
+    parser.add_argument("--reader_states", default="", help="folder of what a reader keeps, too")
     parser.add_argument("--keep", type=int, default=1, help="versions that can still be read")
     return launch(_compact, parser, argv)
 
@@ -101,7 +102,7 @@ def compact(argv: Sequence[str]) -> int:
 def _compact(flags: argparse.Namespace) -> None:
     from atlas_jax.corpus.change import compact as join
 
-    found = join(flags.store, flags.index, flags.keep)
+    found = join(flags.store, flags.index, flags.keep, flags.reader_states)
     _tell(flags.store, found.version["version"])
 
 

@@ -1,8 +1,10 @@
 """What a change of a loaded corpus costs: one passage replaced, and a hundred added.
 
     python -m benchmarks.living [--changes 60]
+    python -m benchmarks.living --model=work/mini --states --first=2000
 
-The nano pair over the Factbook's passages, on the disk and on the devices, embedding included.
+The nano pair, or another model, over the Factbook's passages, on the disk and on the devices,
+embedding included; with ``--states`` also the states that a reader keeps of passages.
 """
 
 import argparse
@@ -31,18 +33,19 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(changes: int) -> dict[str, str]:
+def measure(changes: int, model: Path, states: bool, first_rows: int) -> dict[str, str]:
     """All figures, worded."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         factbook.prepare(folder / "data")
         passages = folder / "data" / "passages.jsonl"
+        lines = passages.read_text("utf-8").splitlines(keepends=True)[: first_rows or None]
+        passages.write_text("".join(lines), "utf-8")
         told = {"store": folder / "store", "index": folder / "index"}
-        build = seconds(lambda: atlas_jax.build_index(NANO, passages=passages, **told))
-        with passages.open(encoding="utf-8") as lines:
-            some = [json.loads(next(lines)) for _ in range(ADDED)]
-        atlas = atlas_jax.load(NANO, **told, capacity=12_000)
-        count = atlas.store.count if atlas.store else 0
+        build = seconds(lambda: atlas_jax.build_index(model, passages=passages, **told))
+        some = [json.loads(line) for line in lines[:ADDED]]
+        kept = {"reader_states": folder / "states"} if states else {}
+        atlas = atlas_jax.load(model, **told, **kept, capacity=len(lines) + 1000)
 
         def replace(number: int) -> float:
             one = {**some[0], "text": f"The text number {number}."}
@@ -57,7 +60,7 @@ def measure(changes: int) -> dict[str, str]:
         cold, warm = add("first"), add("again")
     ordered = sorted(later)
     return {
-        "passages": f"{count:,}",
+        "passages": f"{len(lines):,}",
         "one replaced, the first time (compiles)": f"{first:.2f} s",
         f"one replaced, median of {changes} more": f"{1000 * statistics.median(later):.0f} ms",
         "one replaced, 5 % and 95 %": f"{1000 * ordered[changes // 20]:.0f} and "
@@ -72,8 +75,13 @@ def main() -> None:
     """Print the figures as a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--changes", type=int, default=60, help="of one passage each")
+    parser.add_argument("--model", type=Path, default=NANO, help="folder of both models")
+    parser.add_argument("--states", action="store_true", help="keep the reader's states, too")
+    parser.add_argument("--first", type=int, default=0, help="so many passages alone; 0 = all")
+    flags = parser.parse_args()
     table = Table("a loaded corpus is changed", "figure")
-    for name, value in measure(parser.parse_args().changes).items():
+    told = measure(flags.changes, flags.model, flags.states, flags.first)
+    for name, value in told.items():
         table.add_row(name, value)
     Console().print(table)
 

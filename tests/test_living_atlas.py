@@ -100,6 +100,35 @@ def test_a_full_index_grows_and_int8_rows_move_as_they_are(
     assert everything(atlas_jax.load(model, as_of=0, **told, **SETTINGS), 3)[0]
 
 
+def test_room_is_made_in_the_background_before_it_is_needed(
+    work: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    atlas = atlas_jax.load(work / "model", passages=work / "passages.jsonl", **SETTINGS)
+    atlas.ask(QUESTIONS[0])
+    everything(atlas, 10)
+    assert atlas._corpus is not None and atlas._corpus.capacity == 1024  # 8 devices x 128
+    atlas.add_passages([passage("m0", "text 0")])  # a program of their own embeds few
+    atlas.add_passages([passage(f"m{i}", f"text {i % 10}") for i in range(1, 930)])
+    told = "946 of 1,024 rows on the devices are in use; room for 2,048 is made in the background"
+    assert told in capsys.readouterr().err
+    everything(atlas, 10)  # meanwhile
+    assert atlas._growth is not None
+    atlas._growth.wait()
+    assert atlas._corpus.capacity == 2048
+    events = compiled()
+    atlas.add_passages([passage(f"n{i}", f"text {i % 10}") for i in range(100)])
+    atlas.replace_passages([passage("m1", "text 5")])
+    answer, found = atlas.ask(QUESTIONS[0]), everything(atlas, 10)
+    assert events == [] and "rows on the devices" not in capsys.readouterr().err
+    store = atlas.store
+    assert store is not None and store.count == 1046
+    again = atlas_jax.load(work / "model", store=store.directory, **SETTINGS)
+    same = everything(again, 10)
+    assert found[0] == same[0] and found[1] == pytest.approx(same[1], abs=1e-4)
+    assert answer.text == again.ask(QUESTIONS[0]).text
+
+
 def test_what_is_at_fault_changes_nothing(work: Path) -> None:  # noqa: F811
     store = work / "fault_store"
     atlas = atlas_jax.load(

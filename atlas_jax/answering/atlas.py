@@ -11,6 +11,7 @@ from typing import Any, overload
 from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.evaluation import Evaluation, make_evaluation
 from atlas_jax.answering.evaluator import Found, OnTexts
+from atlas_jax.answering.growth import Growth
 from atlas_jax.answering.programs import Programs, Shape, shape_of
 from atlas_jax.answering.results import Answer, Evaluated, Passage, answer_of, passages_of
 from atlas_jax.answering.run import AnswerRun
@@ -22,7 +23,8 @@ from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.turns import Turns
 from atlas_jax.corpus.change import SegmentEmbedder
-from atlas_jax.corpus.corpus import Corpus, load_corpus
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.opening import load_corpus
 from atlas_jax.corpus.reader_states import PassageReader
 from atlas_jax.index.changes import Batch
 from atlas_jax.index.living import LivingStore
@@ -55,6 +57,7 @@ class Atlas:
         self._turns = Turns()
         self._changing = threading.Lock()
         self._segments: SegmentEmbedder | None = None
+        self._growth: Growth | None = None
         self._variants: dict[str, Assembled] = {}  # by name; "" = as loaded
         self._bases: dict[str, Base] = {}
         self._expects = expectations(told.models.config)
@@ -145,16 +148,22 @@ class Atlas:
         corpus.check_hot()
         with self._changing:
             made = self._made
-            if self._segments is None:
+            if self._segments is None or self._growth is None:
+                self._growth = Growth(
+                    corpus, self._programs, self._variants, self._changing, self._turns
+                )
                 towers = made.models.retriever, made.params["retriever"], made.tokenizers
                 config = self._told.corpus.config
-                self._segments = SegmentEmbedder(*towers, config, made.mesh, made.rules)
+                self._segments = SegmentEmbedder(
+                    *towers, config, made.mesh, made.rules, corpus.states
+                )
             with self._active():
                 store, fresh = self._segments.change(
                     Batch(add, replace, delete), in_memory=True, after=self.passages_version
                 )
                 with self._turns.writing():
                     corpus.swap(store, fresh)
+            self._growth.begin()
             return self.passages_version
 
     def add_passages(self, passages: Sequence[Mapping[str, Any]]) -> int:

@@ -18,8 +18,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import check_output_file, check_output_folder
 from atlas_jax.corpus.change import SegmentEmbedder
 from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.corpus.corpus import check_store, load_corpus, open_store
 from atlas_jax.corpus.embedder import Embedder
+from atlas_jax.corpus.opening import check_store, load_corpus, open_store
 from atlas_jax.index.changes import Batch
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from atlas_jax.answering.answers import Reading
+from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.batcher import most_choices
 from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
 from atlas_jax.answering.evaluator import Evaluator, Find
@@ -100,6 +101,21 @@ class Programs:
             if key not in self._evaluators:
                 self._evaluators[key] = self._make(shape, made)
             return self._evaluators[key]
+
+    def compile_over(self, corpus: Corpus, variants: Sequence[Assembled]) -> None:
+        """Compile what was used so far for a corpus whose index has another size.
+
+        Only what finds passages depends on that size.
+        """
+        params = {made.models: made.params for made in variants}
+        with self._lock:
+            used = list(self._evaluators.items())
+        for (shape, models), evaluator in used:
+            (example,) = examples_of(self._told, [Asked("Is there room?")], corpus.store)
+            if shape.choices and not example.choices:
+                asked = Asked("Is there room?", choices=("yes", "no"))
+                (example,) = examples_of(self._told, [asked], corpus.store)
+            next(evaluator.over(corpus).stages(params[models], [example]))
 
     def _make(self, shape: Shape, made: Assembled) -> Evaluator:
         told, searched = self._told, shape.searched or shape.k

@@ -14,7 +14,7 @@ from atlas_jax.core.paths import check_output_file, check_output_folder, remove_
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
-from atlas_jax.corpus.corpus import open_store
+from atlas_jax.corpus.opening import open_store
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import new_index
 from atlas_jax.index.store_files import StoreConfig, hash_id

@@ -349,3 +349,9 @@ def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
     """Number of parts of the mesh over which the rows of a batch are spread."""
     axes = logical_to_spec(("batch",), rules)[0] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def active_batch_parts() -> int:
+    """``batch_parts`` of what ``activate`` made current in this thread; 1 without any."""
+    active = _ACTIVE.get()
+    return batch_parts(active.mesh, active.rules) if active else 1

@@ -5,6 +5,7 @@ was searched. After a slice has been refreshed the embeddings are no longer thos
 then the checkpoint holds them itself. So a resumed run searches exactly what the killed run did.
 """
 
+import copy
 import dataclasses
 import shutil
 import sys
@@ -18,12 +19,11 @@ from jax.sharding import Mesh
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import Rule
-from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
+from atlas_jax.corpus.change import Fresh
 from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
-from atlas_jax.corpus.reader_states import PassageReader, reader_states
+from atlas_jax.corpus.reader_states import ReaderStates
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.hot import GROWTH, HotRows, moved, moves
 from atlas_jax.index.int8 import INT8, dtype_of, stored_as
@@ -34,120 +34,8 @@ from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
 from atlas_jax.index.search import Searcher
 from atlas_jax.index.segment_indices import load_embeddings
-from atlas_jax.index.versions import numbers_of
-from atlas_jax.models.assembly import Tokenizers
-from atlas_jax.reader.t5 import T5
-from atlas_jax.retriever.dual_encoder import DualEncoder
 
 _NEARLY = 0.9  # of the capacity
-
-
-def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
-    """Open the store as of the version that is told, or build it from the passages.
-
-    If both are bound and the store exists, it must hold exactly these passages, formatted as
-    StoreConfig says. A store that was changed since is not compared with them any more.
-
-    Raises:
-      UserError: neither store nor passages are bound, the store was made for other
-        tokenizers or from other passages, or it has no such version.
-    """
-    config = spec.config
-    if not config.store:
-        raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
-    if config.passages and not numbers_of(config.store):
-        with multihost.first_goes_first("passage store"):
-            PassageStore.build(
-                config.passages,
-                config.store,
-                tokenizers.reader,
-                tokenizers.retriever,
-                spec.formats,
-                spec.rows,
-            )
-    elif not (Path(config.store) / "manifest.json").exists():
-        raise UserError(
-            f"CorpusConfig.store = {config.store!r} holds no passage store yet: bind "
-            "CorpusConfig.passages to a jsonl corpus to build it"
-        )
-    towers = tokenizers.reader, tokenizers.retriever
-    return LivingStore.as_of(config.store, str(config.as_of), *towers)
-
-
-def check_store(store: PassageStore, retriever: DualEncoder, reader: T5 | None = None) -> None:
-    """Refuse a store whose passages the models cannot read.
-
-    Args:
-      reader: None where nothing is read.
-
-    Raises:
-      UserError: token ids that a model has not, or passages longer than the retriever can read.
-    """
-    store.check_vocab(retriever=retriever.config.vocab_size)
-    if reader is not None:
-        store.check_vocab(reader=reader.config.vocab_size)
-    most = retriever.config.max_length
-    if store.retriever_tokens_nm[:, most:].any():
-        raise UserError(
-            f"{store.directory} holds passages of more than {most} retriever tokens, which is all "
-            "that the retriever can read; build a store with StoreConfig.retriever_length = "
-            f"{most} or less"
-        )
-
-
-def make_corpus(
-    spec: CorpusSpec,
-    store: PassageStore,
-    retriever: DualEncoder,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    rules: tuple[Rule, ...],
-    retriever_tokens: bool,
-    reader: T5 | None = None,
-    versions: Path | None = None,
-) -> "Corpus":
-    """The corpus of an open store; its index and the reader's states are loaded later.
-
-    Args:
-      tokenizer: of the retriever.
-      retriever_tokens, versions: see `Corpus`.
-      reader: None where nothing is read.
-
-    Raises:
-      UserError: the store is of other models, or a setting is at fault.
-    """
-    check_store(store, retriever, reader)
-    embedder = Embedder(retriever, tokenizer, spec.config, mesh, rules)
-    return Corpus(store, embedder, spec, mesh, retriever_tokens, versions)
-
-
-def load_corpus(
-    spec: CorpusSpec,
-    retriever: DualEncoder,
-    params: Params,
-    tokenizers: Tokenizers,
-    mesh: Mesh,
-    rules: tuple[Rule, ...],
-    retriever_tokens: bool,
-    reader: PassageReader | None = None,
-) -> "Corpus":
-    """The corpus of a run that does not train, with its index.
-
-    Args:
-      params: of the retriever.
-      retriever_tokens: see `Corpus`.
-      reader: None where nothing is read.
-
-    Raises:
-      UserError: store or index are of other models, or a setting is at fault.
-    """
-    store, tokenizer = open_store(spec, tokenizers), tokenizers.retriever
-    model = reader.model if reader else None
-    corpus = make_corpus(spec, store, retriever, tokenizer, mesh, rules, retriever_tokens, model)
-    if reader is not None:
-        corpus.apart_nf = reader_states(spec.config, store, reader)
-    corpus.load_first(params)
-    return corpus
 
 
 class Corpus:
@@ -162,8 +50,7 @@ class Corpus:
       on_host: whether a host searcher serves.
       recall_target: of the search on the devices, see `exact_search`.
       index: on the devices; None when a host searcher serves.
-      apart_nf: the reader's states of the passages, see `reader_states`; to be set before an index
-        is loaded.
+      states: those that the reader keeps of the passages; to be set before an index is loaded.
       searcher: on the host; None when the devices search.
       host_ne: what the searcher searches, memory-mapped; None where it lies in no file.
     """
@@ -193,7 +80,7 @@ class Corpus:
         self._embedder, self._config, self._mesh = embedder, config, mesh
         self._spec = spec
         self._retriever_tokens, self._versions = retriever_tokens, versions
-        self.apart_nf: np.ndarray | None = None
+        self.states: ReaderStates | None = None
         self.host_ne: np.ndarray | None = None
         self._hot = HotRows(mesh)
         self._gather = jax.jit(
@@ -206,6 +93,18 @@ class Corpus:
         if isinstance(self.searcher, ScannSearcher):
             return self.searcher.is_approximate
         return self.recall_target < 1
+
+    @property
+    def search_settings(self) -> dict[str, Any]:
+        """What decides the recall of a search."""
+        if self.on_host:
+            return {"searcher": "scann", **dataclasses.asdict(self._spec.scann)}
+        return {"searcher": "exact", "recall_target": self.recall_target}
+
+    @property
+    def saved_index(self) -> str:
+        """CorpusConfig.index while its embeddings are those that are searched; else ""."""
+        return self._config.index if self.version == 0 and self.encoder_hash else ""
 
     def load_first(self, params: Params) -> None:
         """Version 0: the saved index of CorpusConfig, or embeddings made by `params`.
@@ -341,51 +240,64 @@ class Corpus:
                 "CorpusConfig.searcher = 'scann' cannot change its index; use 'exact', or "
                 "`atlas-jax index` and load it again"
             )
-        if self.apart_nf is not None:
-            raise UserError(
-                "the reader keeps states of the passages, which cannot be changed while they are "
-                "loaded; use `atlas-jax index` and load it again"
-            )
 
-    def room_for(self, store: LivingStore, rows: int) -> bool:
-        """Whether a later version of the store fits; tells when it is nearly full, or too full."""
+    @property
+    def capacity(self) -> int:
+        """Rows that the index on the devices has room for."""
         assert self.index is not None
-        capacity = self._hot.capacity(self.index)
-        if rows > capacity:
-            print(
-                f"{store.directory}: {rows:,} passages, more than the {capacity:,} rows on the "
-                f"devices; they grow by a factor of {GROWTH}, and programs are compiled anew",
-                file=sys.stderr,
-            )
-        elif rows > _NEARLY * capacity >= self.store.count:
-            print(
-                f"{store.directory}: {rows:,} of {capacity:,} rows on the devices are in use; see "
-                "CorpusConfig.capacity",
-                file=sys.stderr,
-            )
-        return rows <= capacity
+        return self._hot.capacity(self.index)
 
-    def swap(self, store: LivingStore, fresh_re: np.ndarray | None) -> None:
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether little room is left."""
+        return self.store.count > _NEARLY * self.capacity
+
+    def wider(self, count: int = 0) -> int:
+        """Rows after the next growth, with room for ``count`` passages and more."""
+        assert self.index is not None
+        return self._hot.wider(self.index, count)
+
+    def blank(self, rows: int) -> "Corpus":
+        """This corpus over an index of so many rows and no passage: to compile for that size."""
+        assert self.index is not None
+        made = copy.copy(self)
+        made.index = self._hot.blank(self.index, rows)
+        return made
+
+    def grow(self, rows: int) -> None:
+        """Make room for so many rows; nobody may search meanwhile."""
+        assert self.index is not None
+        self.index = self._hot.grown(self.index, rows)
+
+    def swap(self, store: LivingStore, made: Fresh | None) -> None:
         """Search the next version of the store instead; nobody may search meanwhile.
 
         Args:
           store: the next version.
-          fresh_re: float32 embeddings of its new segment, None if it has none.
+          made: of its new segment, None if it has none.
         """
         assert self.index is not None and isinstance(self.store, LivingStore)
         old = self.store
         gone = np.flatnonzero(~np.isin(old.places_n, store.places_n))
-        fresh = 0 if fresh_re is None else len(fresh_re)
+        fresh = 0 if made is None else len(made.embeddings_re)
         plan = moves(old.count, gone, fresh)
-        if not self.room_for(store, plan.count):
-            self.index = self._hot.grown(self.index, plan.count)
+        if plan.count > self.capacity:
+            print(
+                f"{store.directory}: {plan.count:,} passages, more than the devices have rows "
+                f"({self.capacity:,}): they grow by a factor of {GROWTH}, and programs are "
+                "compiled anew",
+                file=sys.stderr,
+            )
+            self.grow(self.wider(plan.count))
         segment = store.segments[-1]
         width, at = self._embedder.width, slice(0, fresh)
-        rows_re = np.zeros((0, width), np.float32) if fresh_re is None else fresh_re
+        if made is None:
+            made = Fresh(np.zeros((0, width), np.float32), np.zeros((0, 0), np.float16))
         new = (
-            stored_as(rows_re, self.dtype),
+            stored_as(made.embeddings_re, self.dtype),
             np.asarray(segment.reader_tokens_nl[at]),
             np.asarray(segment.retriever_tokens_nm[at]) if self._retriever_tokens else None,
+            made.apart_rf if self.states else None,
         )
         self.index = self._hot.write(self.index, plan, new)
         places_r = store.starts[-2] + np.arange(fresh, dtype=np.int64)
@@ -394,7 +306,7 @@ class Corpus:
     @property
     def keeps_earlier(self) -> bool:
         """Whether `earlier` can load a version."""
-        return bool(self._config.index) and not self.on_host and self.apart_nf is None
+        return bool(self._config.index) and not self.on_host
 
     def earlier(self, as_of: str) -> "Corpus":
         """This corpus as of a version or a time, with an index of the same shape beside this one's.
@@ -408,10 +320,10 @@ class Corpus:
           UserError: there is no such version, its embeddings are not saved, or it has no room.
         """
         config = self._config
-        if self.on_host or self.apart_nf is not None:
+        if self.on_host:
             raise UserError(
                 "as_of: an earlier version can be searched beside the newest one only where the "
-                "devices search and the reader keeps no states of the passages; load it by itself"
+                "devices search; load it by itself"
             )
         if not config.index:
             raise UserError(
@@ -419,7 +331,7 @@ class Corpus:
                 "`atlas-jax build_index`, and bind CorpusConfig.index to it"
             )
         assert self.index is not None and isinstance(self.store, LivingStore)
-        rows, open_segments = self._hot.capacity(self.index), self.store.segments
+        rows, open_segments = self.capacity, self.store.segments
         store = LivingStore.as_of(config.store, as_of, opened=open_segments)
         if store.count > rows:
             raise UserError(
@@ -429,6 +341,7 @@ class Corpus:
         saved = load_embeddings(config.index, store, self.encoder_hash)
         spec = dataclasses.replace(self._spec, config=dataclasses.replace(config, capacity=rows))
         made = Corpus(store, self._embedder, spec, self._mesh, self._retriever_tokens)
+        made.states = self.states
         made._place(saved.embeddings_ne, self.version, self.encoder_hash)
         if made.dtype != self.dtype:
             raise UserError(
@@ -478,7 +391,7 @@ class Corpus:
             self._mesh,
             version,
             self._retriever_tokens,
-            self.apart_nf,
+            self.states.of(self.store) if self.states else None,
             self._config.capacity,
         )
         if isinstance(self.store, LivingStore):

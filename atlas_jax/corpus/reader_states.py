@@ -1,10 +1,18 @@
-"""A folder with the states that a reader's lower layers compute from the passages."""
+"""The states that a reader's lower layers compute from the passages, kept in a folder.
+
+    FOLDER/states.npy, states.json            of the store's first segment
+    FOLDER-of-segments/NAME/...               of a segment that a later version brought
+
+A segment never changes, so its states are computed once.
+"""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import partial
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +23,21 @@ from flax import traverse_util
 from atlas_jax.core import multihost, strict_json
 from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import active_batch_parts
 from atlas_jax.core.types import Params
 from atlas_jax.core.whole import whole_folder
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.index.embed import embedded_batches
 from atlas_jax.index.files import open_npy
+from atlas_jax.index.living import LivingStore, segment_folder
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.versions import FIRST, first_is_given_up, flush_folder, unnamed
 from atlas_jax.reader import fid
 from atlas_jax.reader.t5 import T5
 
 _ARRAY, _MANIFEST = "states.npy", "states.json"
 _BATCH = 32
+_TOWER = ("encoder", "length")  # of a manifest: what all segments have in common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,95 +54,181 @@ class PassageReader:
     query_length: int
 
 
-def reader_states(
-    config: CorpusConfig, store: PassageStore, reader: PassageReader
-) -> np.ndarray | None:
-    """Open the states in `CorpusConfig.reader_states`; compute them if they are missing.
-
-    Returns:
-      float16 [n, m * d], memory-mapped; None if no folder is bound.
+def reader_states(config: CorpusConfig, reader: PassageReader) -> "ReaderStates | None":
+    """The states in `CorpusConfig.reader_states`; None if no folder is bound.
 
     Raises:
-      UserError: the reader's encoder does not read passages apart, or the folder was made from
-        other passages, by another encoder or for another length.
+      UserError: the reader's encoder does not read passages apart.
     """
     if not config.reader_states:
         return None
-    model, params = reader.model, reader.params
-    if not model.config.apart_layers:
+    if not reader.model.config.apart_layers:
         raise UserError(
             f"CorpusConfig.reader_states = {config.reader_states!r}: only a reader with "
             "ReaderConfig.apart_layers reads passages apart from the question; bind it to ''"
         )
-    folder = Path(config.reader_states)
-    length = reader.reader_length - reader.query_length - 2
-    wanted = _manifest(store, model, params, length)
-    with multihost.first_goes_first("reader states"):
-        if not (folder / _MANIFEST).exists():
-            _make(folder, store, model, params, length, wanted)
-    found: dict[str, Any] = strict_json.read(folder / _MANIFEST, dict[str, Any])
-    for name, value in wanted.items():
-        if found.get(name) != value:
+    return ReaderStates(Path(config.reader_states), reader)
+
+
+class ReaderStates:
+    """States of passages, computed where they are missing."""
+
+    def __init__(self, folder: Path, reader: PassageReader) -> None:
+        """Compile and read nothing yet; the mesh is the active one."""
+        self._folder, self._reader = folder, reader
+        parts = active_batch_parts()
+        self._few, self._many = parts, -(-_BATCH // parts) * parts
+        self._opened: dict[str, np.ndarray] = {}
+        self._length = length = reader.reader_length - reader.query_length - 2
+        self._encode: Callable[[Params, np.ndarray], jax.Array] = jax.jit(
+            lambda params, tokens_nl: fid.encode_apart(
+                reader.model, params, tokens_nl, length
+            ).astype("float16")
+        )
+
+    def of(self, store: PassageStore) -> np.ndarray:
+        """The states of all rows of a store.
+
+        Returns:
+          float16 [n, m * d]: memory-mapped where the store has one whole segment, else copied.
+
+        Raises:
+          UserError: the folder was made from other passages, by another encoder or for another
+            length.
+        """
+        if not isinstance(store, LivingStore):
+            return self.of_segment(store, FIRST)
+        pairs = list(zip(store.version["segments"], store.segments, strict=True))
+        assert self._encoder_hash  # needs every process, so it is made before they take turns
+        with multihost.first_goes_first("reader states"):
+            arrays = [self.of_segment(segment, name) for name, segment in pairs]
+        in_order = store.is_plain and (store.places_n[1:] > store.places_n[:-1]).all()
+        return arrays[0] if in_order else store.living(arrays)
+
+    def of_segment(self, segment: PassageStore, name: str) -> np.ndarray:
+        """The states of one segment, memory-mapped; see `of`."""
+        if name not in self._opened:
+            folder, wanted = _folder_of(self._folder, name), self._manifest(segment)
+            if not (folder / _MANIFEST).exists():
+                self._make(folder, segment, wanted)
+            self._opened[name] = self._open(folder, segment, wanted)
+        return self._opened[name]
+
+    def remove_unnamed(self, store: LivingStore) -> None:
+        """Remove the states of segments that no version of the store names."""
+        remove_unnamed(self._folder, store)
+
+    def _open(self, folder: Path, segment: PassageStore, wanted: Mapping[str, Any]) -> np.ndarray:
+        found: dict[str, Any] = strict_json.read(folder / _MANIFEST, dict[str, Any])
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"CorpusConfig.reader_states = {str(folder)!r} was made of another {name} "
+                    f"({found.get(name)!r}, here {value!r}); remove it, or bind another folder"
+                )
+        states_nf = open_npy(folder / _ARRAY, self._shape(segment, wanted), np.float16)
+        at = first_not_finite(states_nf)
+        if at is not None:
+            row = at // states_nf.shape[1]
+            raise UserError(f"{folder / _ARRAY}: row {row} is not finite; remove the folder")
+        return states_nf
+
+    def _shape(self, segment: PassageStore, manifest: Mapping[str, Any]) -> tuple[int, int]:
+        return segment.count, manifest["length"] * self._reader.model.config.emb_dim
+
+    def _manifest(self, segment: PassageStore) -> dict[str, Any]:
+        """Everything that decides the states."""
+        return {
+            "encoder": self._encoder_hash,
+            "passages": _hash_of(segment),
+            "length": min(self._length, segment.reader_tokens_nl.shape[1] + 2),
+        }
+
+    @functools.cached_property
+    def _encoder_hash(self) -> str:
+        cfg, params = self._reader.model.config, self._reader.params
+        digest = hashlib.sha256(f"{cfg.start_id} {cfg.num_heads} {cfg.dtype}".encode())
+        encoder = params["encoder"]
+        lower = {
+            "token_embedder": params["token_embedder"],
+            "embeddings": encoder["embeddings"],
+            **{f"layers_{i}": encoder[f"layers_{i}"] for i in range(cfg.apart_layers)},
+        }
+        for name, leaf in sorted(traverse_util.flatten_dict(lower, sep="/").items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(multihost.to_host(leaf)).data)
+        return digest.hexdigest()
+
+    def _make(self, folder: Path, segment: PassageStore, manifest: Mapping[str, Any]) -> None:
+        shape = self._shape(segment, manifest)
+        # Few passages in a batch of many would be mostly padding.
+        is_few = segment.count <= self._many // 4
+        with whole_folder(folder, replace=True) as work:
+            # Nothing reads the states behind the end of a passage: 0 where its batch ends, too.
+            states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
+            for rows, made in embedded_batches(
+                functools.partial(self._encode, self._reader.params),
+                segment.reader_tokens_nl,
+                self._few if is_few else self._many,
+                multihost.is_first() and not is_few,
+                title="reader states",
+            ):
+                some = np.asarray(made)[: len(rows)].reshape(len(rows), -1)
+                states[rows, : some.shape[1]] = some
+            states.flush()
+            _write_manifest(work, manifest)
+
+
+def save_compacted(directory: str | os.PathLike[str], name: str, store: LivingStore) -> None:
+    """Copy the states of the living rows, for the segment that `compact` writes.
+
+    Nothing is copied if a segment's states are missing: they are computed when they are needed.
+
+    Raises:
+      UserError: the segments' states are not of one reader, or of other passages.
+    """
+    folders = [_folder_of(Path(directory), one) for one in store.version["segments"]]
+    if not all((folder / _MANIFEST).exists() for folder in folders):
+        return
+    manifests, arrays = list[list[Any]](), []
+    for folder, one in zip(folders, store.segments, strict=True):
+        found: dict[str, Any] = strict_json.read(folder / _MANIFEST, dict[str, Any])
+        tower = [found.get(field) for field in _TOWER]
+        if found.get("passages") != _hash_of(one) or manifests and tower != manifests[0]:
             raise UserError(
-                f"CorpusConfig.reader_states = {str(folder)!r} was made of another {name} "
-                f"({found.get(name)!r}, here {value!r}); remove it, or bind another folder"
+                f"{folder} has states of another reader or of other passages; remove it, then "
+                "compact again"
             )
-    states_nf = open_npy(folder / _ARRAY, _shape(store, model, wanted), np.float16)
-    at = first_not_finite(states_nf)
-    if at is not None:
-        row = at // states_nf.shape[1]
-        raise UserError(f"{folder / _ARRAY}: row {row} is not finite; remove the folder")
-    return states_nf
+        manifests.append(tower)
+        width = np.load(folder / _ARRAY, mmap_mode="r").shape[1]
+        arrays.append(open_npy(folder / _ARRAY, (one.count, width), np.float16))
+    segment = PassageStore.open(segment_folder(store.directory, name))
+    told = {**dict(zip(_TOWER, manifests[0], strict=True)), "passages": _hash_of(segment)}
+    with whole_folder(_folder_of(Path(directory), name), replace=True) as work:
+        np.save(work / _ARRAY, store.living(arrays))
+        _write_manifest(work, told)
 
 
-def _shape(store: PassageStore, reader: T5, manifest: Mapping[str, Any]) -> tuple[int, int]:
-    return store.count, manifest["length"] * reader.config.emb_dim
+def remove_unnamed(directory: Path, store: LivingStore) -> None:
+    """Remove the states of segments that no version of the store names."""
+    folder = _folder_of(directory, "-").parent
+    for path in unnamed(store.directory, folder.iterdir() if folder.is_dir() else ()):
+        shutil.rmtree(path, ignore_errors=True)
+    if first_is_given_up(store.directory):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _manifest(store: PassageStore, reader: T5, params: Params, length: int) -> dict[str, Any]:
-    """Everything that decides the states."""
-    cfg = reader.config
-    digest = hashlib.sha256(f"{cfg.start_id} {cfg.num_heads} {cfg.dtype}".encode())
-    encoder = params["encoder"]
-    lower = {
-        "token_embedder": params["token_embedder"],
-        "embeddings": encoder["embeddings"],
-        **{f"layers_{i}": encoder[f"layers_{i}"] for i in range(cfg.apart_layers)},
-    }
-    for name, leaf in sorted(traverse_util.flatten_dict(lower, sep="/").items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(multihost.to_host(leaf)).data)
-    tokens = np.ascontiguousarray(store.reader_tokens_nl)
-    return {
-        "encoder": digest.hexdigest(),
-        "passages": hashlib.sha256(tokens.data).hexdigest(),
-        "length": min(length, store.reader_tokens_nl.shape[1] + 2),
-    }
+def _folder_of(directory: Path, name: str) -> Path:
+    """Where the states of a segment lie, or are to lie."""
+    beside = directory.with_name(f"{directory.name}-of-segments")
+    return directory if name == FIRST else beside / name
 
 
-def _make(
-    folder: Path,
-    store: PassageStore,
-    reader: T5,
-    params: Params,
-    length: int,
-    manifest: dict[str, Any],
-) -> None:
-    encode = jax.jit(
-        lambda params, tokens: fid.encode_apart(reader, params, tokens, length).astype("float16")
-    )
-    shape = _shape(store, reader, manifest)
-    with whole_folder(folder, replace=True) as work:
-        # Nothing reads the states behind the end of a passage: 0 where its batch ends, too.
-        states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
-        for rows, made in embedded_batches(
-            partial(encode, params),
-            store.reader_tokens_nl,
-            _BATCH,
-            multihost.is_first(),
-            title="reader states",
-        ):
-            some = np.asarray(made)[: len(rows)].reshape(len(rows), -1)
-            states[rows, : some.shape[1]] = some
-        states.flush()
-        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+def _hash_of(segment: PassageStore) -> str:
+    tokens = np.ascontiguousarray(segment.reader_tokens_nl)
+    return hashlib.sha256(tokens.data).hexdigest()
+
+
+def _write_manifest(work: Path, manifest: Mapping[str, Any]) -> None:
+    (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    flush_folder(work)

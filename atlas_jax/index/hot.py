@@ -79,9 +79,29 @@ class HotRows:
         """Rows that the index has room for."""
         return int(index.reader_tokens_nl.shape[0])
 
-    def grown(self, index: DeviceIndex, count: int) -> DeviceIndex:
-        """A copy with room for ``GROWTH`` times as many rows as are needed."""
-        rows = padded_rows(int(count * GROWTH), index_parts(self._mesh))
+    def wider(self, index: DeviceIndex, count: int = 0) -> int:
+        """Rows after the next growth, with room for ``count`` passages and more."""
+        rows = int(self.capacity(index) * GROWTH)
+        return padded_rows(rows if count <= rows else int(count * GROWTH), index_parts(self._mesh))
+
+    def blank(self, index: DeviceIndex, rows: int) -> DeviceIndex:
+        """An index of nothing with so many rows, laid out as this one.
+
+        What writes rows has been compiled for it, so that it need not be later.
+        """
+
+        def nothing(array: jax.Array) -> jax.Array:
+            zeros = np.zeros((rows, *array.shape[1:]), array.dtype)
+            placed: jax.Array = jax.device_put(zeros, array.format)  # type: ignore[attr-defined]
+            return placed
+
+        arrays = _arrays(index)
+        nowhere = Moves(np.array([rows]), np.array([NO_ROW]), np.array([0]), 0)
+        fresh = jax.tree.map(lambda _: np.zeros(0), arrays)
+        return self.write(_with(index, jax.tree.map(nothing, arrays)), nowhere, fresh)
+
+    def grown(self, index: DeviceIndex, rows: int) -> DeviceIndex:
+        """A copy with room for so many rows."""
 
         def enlarge(array: jax.Array) -> jax.Array:
             host = np.asarray(array)
@@ -96,8 +116,8 @@ class HotRows:
         """Apply a plan; the arrays of ``index`` are donated.
 
         Args:
-          fresh: embeddings, reader tokens and retriever tokens (or None) of the new passages, in
-            the types of the index.
+          fresh: embeddings, reader tokens, retriever tokens and reader's states of the new
+            passages, in the types of the index; None for what the index has not.
         """
         arrays = _arrays(index)
         if self._write is None:
@@ -138,14 +158,20 @@ def _written(arrays: Any, rows_w: jax.Array, kept_w: jax.Array, values: Any, mes
 
 
 def _arrays(index: DeviceIndex) -> Any:
-    return index.embeddings_ne, index.reader_tokens_nl, index.retriever_tokens_nm
+    return (
+        index.embeddings_ne,
+        index.reader_tokens_nl,
+        index.retriever_tokens_nm,
+        index.apart_nf,
+    )
 
 
 def _with(index: DeviceIndex, arrays: Any) -> DeviceIndex:
-    embeddings_ne, reader_tokens_nl, retriever_tokens_nm = arrays
+    embeddings_ne, reader_tokens_nl, retriever_tokens_nm, apart_nf = arrays
     changed = index.replace(  # type: ignore[attr-defined]
         embeddings_ne=embeddings_ne,
         reader_tokens_nl=reader_tokens_nl,
         retriever_tokens_nm=retriever_tokens_nm,
+        apart_nf=apart_nf,
     )
     return cast(DeviceIndex, changed)

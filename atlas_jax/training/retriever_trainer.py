@@ -24,7 +24,7 @@ from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
-from atlas_jax.corpus.corpus import open_store
+from atlas_jax.corpus.opening import open_store
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     Tokenizers,

@@ -31,7 +31,8 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import check_output_folder, is_remote
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
-from atlas_jax.corpus.corpus import Corpus, make_corpus, open_store
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.opening import make_corpus, open_store
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
 from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.index.int8 import INT8
@@ -397,7 +398,7 @@ def _load_index(run: _Run, params: Params, found: Restored | None) -> None:
     assert corpus is not None
     lengths = told.step.reader_length, told.data.query_length
     reader = PassageReader(run.models.reader, params["reader"], *lengths)
-    corpus.apart_nf = reader_states(told.corpus.config, corpus.store, reader)
+    corpus.states = reader_states(told.corpus.config, reader)
     if found is None:
         corpus.load_first(params["retriever"])
     elif (notes := found.notes["index"]) is not None:

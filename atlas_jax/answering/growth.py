@@ -1,0 +1,70 @@
+"""Room for more passages, made in the background before the rows on the devices are full."""
+
+import sys
+import threading
+from collections.abc import Mapping
+
+from atlas_jax.answering.programs import Programs
+from atlas_jax.core import partitioning
+from atlas_jax.core.turns import Turns
+from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.models.assembly import Assembled
+
+
+class Growth:
+    """Enlarges the index of a corpus once little room is left.
+
+    Its thread compiles all programs that were used so far for the larger number of rows, over an
+    index of nothing. Only then are the rows copied. So no question and no change waits for the
+    compiler, but for the copy alone.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        programs: Programs,
+        variants: Mapping[str, Assembled],
+        changing: threading.Lock,
+        turns: Turns,
+    ) -> None:
+        """Do nothing yet.
+
+        Args:
+          programs: those that search the corpus.
+          variants: the models that they were made for.
+          changing: held by who changes the corpus.
+          turns: those of who searches it.
+        """
+        self._corpus, self._programs, self._variants = corpus, programs, variants
+        self._changing, self._turns = changing, turns
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Make room if little is left; returns at once. Called by who changes the corpus."""
+        corpus = self._corpus
+        if not corpus.is_nearly_full or (self._thread and self._thread.is_alive()):
+            return
+        rows = corpus.wider()
+        print(
+            f"{corpus.store.directory}: {corpus.store.count:,} of {corpus.capacity:,} rows on the "
+            f"devices are in use; room for {rows:,} is made in the background",
+            file=sys.stderr,
+        )
+        self._thread = threading.Thread(target=self._make, args=(rows,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when no room is being made."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _make(self, rows: int) -> None:
+        corpus, made = self._corpus, self._variants[""]
+        try:
+            with partitioning.activate(made.mesh, made.rules):
+                self._programs.compile_over(corpus.blank(rows), list(self._variants.values()))
+                with self._changing, self._turns.writing():
+                    if corpus.capacity < rows:
+                        corpus.grow(rows)
+        except Exception as error:  # what is full later grows when a change needs it
+            print(f"{corpus.store.directory}: no room could be made: {error}", file=sys.stderr)
