@@ -2,9 +2,10 @@
 
 An approximate search says nothing of what it missed. So a seeded sample of a run's own questions is
 searched twice. The share of the exactly best rows that the run's search found is its recall, told
-with the range in which it lies with 95 % confidence.
+with the range in which it lies with 95 % confidence. It is noted beside a saved index.
 """
 
+import datetime
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,12 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.core import partitioning
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import NO_ROW, Batch, DeviceIndex, Params
 from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.index.exact import exact_search
+from atlas_jax.index.living import LivingStore
+from atlas_jax.index.recall_notes import RecallNote, note_recall
 from atlas_jax.models.towers import embed_query
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
@@ -113,8 +116,28 @@ class RecallCheck:
         name, recall = f"search_recall@{self._k}", float(np.mean(shares))
         low, high = interval(recall, len(shares))
         found = {name: recall, f"{name}_low": low, f"{name}_high": high}
+        if self._corpus.saved_index and multihost.is_first():
+            self._note(recall, low, high, len(shares))
         check_bound(found, config, name)
         return found
+
+    def _note(self, recall: float, low: float, high: float, questions: int) -> None:
+        corpus, store = self._corpus, self._corpus.store
+        note = RecallNote(
+            search=corpus.search_settings,
+            encoder_hash=corpus.encoder_hash,
+            k=self._k,
+            recall=recall,
+            low=low,
+            high=high,
+            questions=questions,
+            passages_version=store.version["version"] if isinstance(store, LivingStore) else 0,
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        try:
+            note_recall(corpus.saved_index, note)
+        except OSError as error:  # an index that may only be read is as good
+            print(f"the recall was not noted beside the index: {error}", file=sys.stderr)
 
     def _shares(self, params: Params, batch: Batch) -> list[float]:
         """Of each question the share of its exactly best rows that were found."""

@@ -10,6 +10,7 @@ import numpy as np
 from atlas_jax.index.int8 import as_floats
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.recall_notes import line_of, recall_notes
 from atlas_jax.index.saved import check_store, open_index
 from atlas_jax.index.versions import Version, first_version, numbers_of, read_version, versions_of
 
@@ -29,8 +30,8 @@ def describe(
       ``index``, ``count``, ``width``, ``dtype``, ``version``, ``encoder_hash`` and
       ``store_hash`` as the index says; ``bytes`` of its files; ``norms``, the smallest, mean and
       largest length of an embedding (None without any that is finite); ``not_finite``, the first
-      rows with a NaN or an infinity, and ``not_finite_count``, how many there are; with a store
-      also ``store``.
+      rows with a NaN or an infinity, and ``not_finite_count``, how many there are; ``recall``,
+      what runs found of it, see `recall_notes`; with a store also ``store``.
 
     Raises:
       UserError: there is no index, it is damaged, or it was made from another store.
@@ -44,6 +45,9 @@ def describe(
         },
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(opened.embeddings_ne)),
     }
+    by = found["encoder_hash"]
+    notes = recall_notes(directory)
+    found["recall"] = [dict(one) for one in notes if one["encoder_hash"] == by]
     if store:
         made = LivingStore.as_of(store)
         ours = (one for one in made.segments if one.retriever_hash == opened.manifest["store_hash"])
@@ -65,6 +69,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if norms is not None:
         low, mean, high = norms
         lines.append(f"lengths of the embeddings: {low:.4g} to {high:.4g}, mean {mean:.4g}")
+    lines += [line_of(one) for one in found["recall"]]
     if broken:
         rows = ", ".join(map(str, found["not_finite"]))
         lines.append(f"{broken:,} rows are not finite: {rows}{', ...' if broken > 10 else ''}")

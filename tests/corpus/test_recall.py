@@ -20,6 +20,7 @@ from atlas_jax.core.partitioning import MeshConfig, make_mesh
 from atlas_jax.corpus import recall
 from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.recall import RecallCheck, check_bound, interval, sample
+from atlas_jax.index.inspection import describe
 from atlas_jax.index.scann_search import ScannConfig
 from atlas_jax.index.search import SearchResult
 from atlas_jax.index.store_files import StoreConfig
@@ -53,7 +54,9 @@ class Misses:
 
 def checked(monkeypatch: pytest.MonkeyPatch, config: RecallConfig) -> dict[str, float]:
     monkeypatch.setattr(recall, "_ROWS", 16)  # several parts
-    corpus: Any = SimpleNamespace(index=None, searcher=Misses(), host_ne=ROWS, recall_target=1.0)
+    corpus: Any = SimpleNamespace(
+        index=None, searcher=Misses(), host_ne=ROWS, recall_target=1.0, saved_index=""
+    )
     mesh, nothing = make_mesh(MeshConfig(), jax.devices()[:1]), SimpleNamespace()
     check = RecallCheck(corpus, nothing, 4, mesh, place=lambda batch: batch)  # type: ignore
     monkeypatch.setattr(check, "_embed", lambda params, batch: QUERIES)
@@ -132,6 +135,11 @@ def test_scanns_recall_is_known_where_the_index_is_saved(
 
     assert "search_recall@5" not in scores("")
     assert "CorpusConfig.index" in capsys.readouterr().err
+    assert describe(told["index"])["recall"] == []
     found = scores(str(told["index"]))
     low, recall, high = (found[f"search_recall@5{end}"] for end in ("_low", "", "_high"))
     assert 0 <= low <= recall <= high <= 1 and recall > 0.2
+    (note,) = describe(told["index"])["recall"]
+    assert [note[name] for name in ("low", "recall", "high", "k")] == [low, recall, high, 5]
+    assert note["search"]["searcher"] == "scann" and note["search"]["hash_from"] == 4
+    assert note["questions"] == 3 and note["passages_version"] == 0

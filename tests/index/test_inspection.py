@@ -11,6 +11,7 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.inspection import describe
 from atlas_jax.index.int8 import stored_as
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.recall_notes import RecallNote, note_recall
 from atlas_jax.index.saved import open_index, save_index
 from atlas_jax.index.store_files import StoreConfig
 
@@ -38,7 +39,7 @@ def test_an_index_says_what_it_holds(stores, tmp_path):
         "index": str(tmp_path / "index"), "count": 3, "width": 3, "dtype": "float32", "version": 2,
         "encoder_hash": "abc", "store_hash": stores[0].retriever_hash, "bytes": 3 * 3 * 4,
         "store": str(tmp_path / "store"), "norms": pytest.approx([1, 19 / 3, 13]),
-        "not_finite": [], "not_finite_count": 0,
+        "not_finite": [], "not_finite_count": 0, "recall": [],
     }  # fmt: skip
     np.testing.assert_array_equal(open_index(tmp_path / "index").embeddings_ne, ROWS)
 
@@ -74,6 +75,32 @@ def test_the_command_shows_it(stores, tmp_path, capsys):
     ]
     assert cli.main(["index", "show", index, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 3
+
+
+def test_the_recall_that_runs_found_is_shown_until_the_index_is_made_anew(stores, tmp_path, capsys):
+    index = tmp_path / "index"
+    save_index(index, ROWS, stores[0], "abc")
+    note = RecallNote(
+        search={"searcher": "exact", "recall_target": 0.9}, encoder_hash="abc", k=5, recall=0.5,
+        low=0.4, high=0.6, questions=90, passages_version=3, time="2026-01-02T03:04:05+00:00",
+    )  # fmt: skip
+    note_recall(index, note)
+    note_recall(index, {**note, "k": 20})
+    note_recall(index, {**note, "recall": 0.75, "high": 0.8})
+    assert cli.main(["index", "show", str(index)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"recall@{k} of exact, recall_target 0.9: {told} with 95 % confidence, 90 questions, "
+        "version 3, 2026-01-02T03:04:05Z)"
+        for k, told in ((20, "0.500 (0.400 to 0.600"), (5, "0.750 (0.400 to 0.800"))
+    ]
+    (index / "recall.json").write_text("[{}]")
+    with pytest.raises(UserError, match="recall.json"):
+        describe(index)
+    note_recall(tmp_path, note)
+    (tmp_path / "recall.json").replace(index / "recall.json")
+    for path in index.glob("*index.json"):
+        path.write_text(path.read_text().replace('"abc"', '"other"'))
+    assert describe(index)["recall"] == []
 
 
 @pytest.mark.parametrize(
