@@ -88,7 +88,7 @@ def _run(flags: argparse.Namespace) -> int:
     show(plan, Console())
     if flags.json:
         write_json(plan, flags.json)
-    return 0 if all(one.fits and not one.warning for one in plan.programs) else NOT_FITTING
+    return 0 if plan.goes else NOT_FITTING
 
 
 def _mesh(text: str, shape: MeshConfig) -> MeshConfig:

@@ -16,6 +16,7 @@ from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.programs import make_program, refused_batch, resident
 from atlas_jax.planning.roofline import Roofline, Wiring, roofline
 from atlas_jax.planning.run import AnyRun
+from atlas_jax.planning.starting import Starting, plan_starting
 from atlas_jax.training.chips import Slice
 
 INSTALL_HINT = (
@@ -66,6 +67,7 @@ class Plan:
       programs: all programs on the recommended mesh, if one fits.
       possible: number of meshes over which the run divides; 0 if the meshes were given.
       slices: of this kind, joined by the data-centre network.
+      starting: how a training comes to its state there; none for other runs.
     """
 
     slice: Slice
@@ -74,6 +76,13 @@ class Plan:
     programs: list[ProgramPlan]
     possible: int = 0
     slices: int = 1
+    starting: Sequence[Starting] = ()
+
+    @property
+    def goes(self) -> bool:
+        """Whether everything fits and nothing stops the run."""
+        runs = all(one.fits and not one.warning for one in self.programs)
+        return runs and all(one.fits for one in self.starting)
 
     @property
     def recommended(self) -> MeshConfig | None:
@@ -119,7 +128,7 @@ def make_plan(
       where: the slice; its chip sets the limits.
       devices: one for each chip of all slices.
       meshes: those to try; none: the `try_meshes` most promising ones.
-      programs: those to compile after the first one; none: all of the run.
+      programs: those to compile after the first one; none: all of the run, and how it starts.
       report: called with a line before and after each compilation.
       slices: how many of them the data-centre network joins; each mesh has them as `dcn`.
 
@@ -136,7 +145,8 @@ def make_plan(
         for name in rest
         if name in (programs or rest)
     ]
-    return Plan(where, run, tried, [best, *others], len(possible), slices)
+    starting = () if programs else plan_starting(run, best.mesh, where.chip.hbm_bytes, devices)
+    return Plan(where, run, tried, [best, *others], len(possible), slices, starting)
 
 
 def best_of(plans: Sequence[ProgramPlan]) -> ProgramPlan | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.estimate import Work
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
 from atlas_jax.planning.roofline import Roofline
+from atlas_jax.planning.starting import Starting
 from atlas_jax.training.chips import GIB
 
 DISAGREEMENT = 0.1  # between counted and compiled FLOPs; a plan warns above it
@@ -35,6 +37,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "possible_meshes": plan.possible,
         "tried": [_program_json(one) for one in plan.tried],
         "programs": [_program_json(one) for one in plan.programs],
+        "starting": [_starting_json(one) for one in plan.starting],
         "versions": versions(),
     }
 
@@ -84,6 +87,15 @@ def _program_json(one: ProgramPlan) -> dict[str, Any]:
     return found
 
 
+def _starting_json(one: Starting) -> dict[str, Any]:
+    return {
+        "program": one.program,
+        "fits": one.fits,
+        "bytes_per_chip": one.memory.terms,
+        "peak_bytes_per_chip": one.memory.peak,
+    }
+
+
 def bounds_json(roof: Roofline) -> dict[str, Any]:
     """The bounds of a program, as they stand in the JSON."""
     return {
@@ -120,7 +132,9 @@ def show(plan: Plan, console: Console) -> None:
     )
     if len(plan.tried) > 1:
         console.print(_meshes_table(plan))
-    console.print(_memory_table(plan))
+    console.print(_memory_table(plan.programs))
+    if plan.starting:
+        console.print(_memory_table(plan.starting))
     console.print(_work_table(plan))
     if plan.recommended is not None:
         console.print(f"recommended mesh: {mesh_name(plan.recommended)}" + _of_how_many(plan))
@@ -164,13 +178,13 @@ def _meshes_table(plan: Plan) -> Table:
     return table
 
 
-def _memory_table(plan: Plan) -> Table:
-    table = Table("GiB per chip", *(one.program for one in plan.programs))
-    for term in dict.fromkeys(term for one in plan.programs for term in one.memory.terms):
-        sizes = [one.memory.terms.get(term) for one in plan.programs]
+def _memory_table(programs: Sequence[ProgramPlan | Starting]) -> Table:
+    table = Table("GiB per chip", *(one.program for one in programs))
+    for term in dict.fromkeys(term for one in programs for term in one.memory.terms):
+        sizes = [one.memory.terms.get(term) for one in programs]
         table.add_row(term, *("" if size is None else _gib(size) for size in sizes))
-    table.add_row("peak", *(_gib(one.memory.peak) for one in plan.programs))
-    table.add_row("fits", *(_yes(one.fits) for one in plan.programs))
+    table.add_row("peak", *(_gib(one.memory.peak) for one in programs))
+    table.add_row("fits", *(_yes(one.fits) for one in programs))
     return table
 
 

@@ -113,20 +113,34 @@ def make_state(
 ) -> TrainState:
     """Wrap parameters into a fresh state, every leaf sharded.
 
-    Plain ``jit(optimizer.init)`` would replicate the moments. So the shardings of the whole state
-    are computed first and passed to jit.
-
     Raises:
       UserError: the state is larger than this machine's memory.
+    """
+    make = state_maker(models, optimizers, trains, seed, mesh, rules)
+    check_fits(jax.eval_shape(make, params), "parameters and optimiser state")
+    state: TrainState = make(params)
+    return state
+
+
+def state_maker(
+    models: Models,
+    optimizers: Optimizers,
+    trains: Trains,
+    seed: int,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+) -> Any:
+    """The jitted program that wraps parameters into a fresh state.
+
+    Plain ``jit(optimizer.init)`` would replicate the moments. So the shardings of the whole state
+    are computed first and passed to jit. The parameters are copied: the step donates its state, and
+    the caller may still need them.
     """
 
     def create(params: Params) -> TrainState:
         return _fresh_state(params, optimizers, trains, seed)
 
-    check_fits(jax.eval_shape(create, params), "parameters and optimiser state")
-    shardings = state_shardings(models, optimizers, trains, mesh, rules)
-    # Copies: the step donates its state, and the caller may still need ``params``.
-    return jax.jit(create, out_shardings=shardings)(params)
+    return jax.jit(create, out_shardings=state_shardings(models, optimizers, trains, mesh, rules))
 
 
 def abstract_state(

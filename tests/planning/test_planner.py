@@ -59,6 +59,20 @@ def test_a_plan_has_all_four_programs_with_their_terms(plan: Plan) -> None:
     assert embed.memory.terms["parameters"] < search.memory.peak < train.memory.peak
 
 
+def test_the_start_holds_the_given_parameters_beside_the_state(plan: Plan) -> None:
+    train, (start, restart) = plan.programs[0], plan.starting
+    parameters, optimiser = (train.memory.terms[name] for name in ("parameters", "optimiser"))
+    rest = restart.memory.terms["step and key"]
+    assert restart.memory.peak == parameters + optimiser + rest and 0 < rest < 50
+    assert start.memory.terms["parameters"] == parameters
+    state = start.memory.terms["batch, padding, results"]
+    assert restart.memory.peak <= state < 1.1 * restart.memory.peak  # and its table of arrays
+    assert [one["program"] for one in as_json(plan)["starting"]] == ["start", "restart"]
+    assert plan.goes
+    full = dataclasses.replace(start, fits=False)
+    assert not dataclasses.replace(plan, starting=[full, restart]).goes
+
+
 def test_a_run_larger_than_this_machines_memory_is_planned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
