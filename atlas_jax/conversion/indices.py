@@ -13,11 +13,12 @@ from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
 from atlas_jax.core.paths import check_output_file, check_output_folder, remove_tree
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
+from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.corpus.opening import open_store
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import new_index
-from atlas_jax.index.store_files import StoreConfig, hash_id
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
 from atlas_jax.models.assembly import load_retriever, load_tokenizers
 from atlas_jax.models.config import ModelSpec
@@ -121,17 +122,12 @@ def _write_corpus(corpus: Path, shards: IndexShards) -> None:
 
 
 def _check_unique(hashes_n: np.ndarray, shards: IndexShards) -> None:
-    rows = np.argsort(hashes_n, kind="stable")
-    equal = hashes_n[rows[1:]] == hashes_n[rows[:-1]]
-    seen: dict[str, str] = {}
-    for row in np.union1d(rows[1:][equal], rows[:-1][equal]).tolist():
+    for row, first in repeated(hashes_n, lambda row: shards.at(row)[0]["id"]):
         passage, place = shards.at(row)
-        if passage["id"] in seen:
-            raise UserError(
-                f"{place} has the id {passage['id']!r}, and so has {seen[passage['id']]}; every "
-                "passage needs an id of its own"
-            )
-        seen[passage["id"]] = place
+        raise UserError(
+            f"{place} has the id {passage['id']!r}, and so has {shards.at(first)[1]}; every "
+            "passage needs an id of its own"
+        )
 
 
 def _take_over(shards: IndexShards, config: CorpusConfig, store: PassageStore, by: str) -> None:

@@ -1,5 +1,6 @@
 """Strict reading and atomic writing of JSON-lines files, plain or gzip'd."""
 
+import array
 import contextlib
 import dataclasses
 import gzip
@@ -11,6 +12,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+
+import numpy as np
 
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
@@ -178,6 +181,19 @@ def raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     except (EOFError, OSError, zlib.error) as error:
         problem = str(error) or type(error).__name__
         raise UserError(f"{path}:{number + 1}: cannot read on: {problem}") from error
+
+
+def line_starts(path: str | os.PathLike[str]) -> np.ndarray:
+    """The byte at which each line of a plain file begins, and at last its size; int64.
+
+    Raises:
+      UserError: as `raw_lines`.
+    """
+    starts, at = array.array("q", [0]), 0
+    for _, raw in raw_lines(path):
+        at += len(raw)
+        starts.append(at)
+    return np.asarray(starts, np.int64)
 
 
 def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:

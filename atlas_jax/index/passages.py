@@ -12,9 +12,10 @@ Neither building nor reading holds the corpus in memory. A store is a folder:
 """
 
 import array
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -28,6 +29,7 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import as_path, input_file
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
+from atlas_jax.core.unique import hash_id
 from atlas_jax.core.whole import whole_folder
 from atlas_jax.index.files import open_npy
 from atlas_jax.index.search import SearchResult
@@ -37,7 +39,6 @@ from atlas_jax.index.store_files import (
     StoreConfig,
     content_hashes,
     copy_corpus,
-    hash_id,
     line_of,
     read_corpus,
     tokenise,
@@ -213,6 +214,25 @@ class PassageStore:
         where = f"{self.directory / _TEXT}: row {row}"
         record: Record = strict_json.parse_as(raw, _StoredPassage, where)
         return record
+
+    def passages(self, rows: Sequence[int]) -> list[Record]:
+        """The passages of some rows, whose bytes are asked for together before the first is read.
+
+        Raises:
+          IndexError: there is no such row.
+        """
+        self._expect(rows)
+        return [self.passage(row) for row in rows]
+
+    def _expect(self, rows: Sequence[int]) -> None:
+        """Tell the system which bytes of the text will be read, so that it reads them at once."""
+        if not hasattr(os, "posix_fadvise"):  # not Linux
+            return
+        # Without the file what is mapped is read all the same.
+        with contextlib.suppress(OSError), (self.directory / _TEXT).open("rb") as file:
+            for row in rows:
+                start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def row_of(self, passage_id: str) -> int:
         """The index row of a passage id.

@@ -23,6 +23,7 @@ from atlas_jax.core.layouts import Layout
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.index.files import create_npy
 
 FIELDS = ("id", "title", "section", "text")
@@ -146,11 +147,6 @@ def line_of(record: Record) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def hash_id(passage_id: str) -> int:
-    """64 bits of an id, for id_hashes.npy."""
-    return int.from_bytes(hashlib.blake2b(passage_id.encode("utf-8"), digest_size=8).digest())
-
-
 def copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], str]) -> str:
     """Write the text, its offsets and the index of ids; returns the hash of the text.
 
@@ -166,31 +162,29 @@ def copy_corpus(folder: Path, records: Iterable[Record], place: Callable[[int], 
             offsets.append(offsets[-1] + len(line))
             id_hashes.append(hash_id(record["id"]))
     hashes = np.asarray(id_hashes, np.uint64)
+    _check_unique(folder, hashes, offsets, place)
     rows = np.argsort(hashes, kind="stable")
-    hashes = hashes[rows]
-    equal = hashes[1:] == hashes[:-1]
-    _check_unique(folder, np.union1d(rows[1:][equal], rows[:-1][equal]), offsets, place)
     np.save(folder / "offsets.npy", np.asarray(offsets, np.uint64))
-    np.save(folder / "id_hashes.npy", hashes)
+    np.save(folder / "id_hashes.npy", hashes[rows])
     np.save(folder / "id_rows.npy", rows)
     return digest.hexdigest()
 
 
 def _check_unique(
-    folder: Path, suspects: np.ndarray, offsets: Sequence[int], place: Callable[[int], str]
+    folder: Path, hashes: np.ndarray, offsets: Sequence[int], place: Callable[[int], str]
 ) -> None:
     """Compare the ids of rows with equal hashes."""
-    seen: dict[str, int] = {}
     with (folder / "passages.jsonl").open("rb") as file:
-        for row in suspects.tolist():
+
+        def id_of(row: int) -> str:
             file.seek(offsets[row])
-            passage_id = json.loads(file.readline())["id"]
-            if passage_id in seen:
-                raise UserError(
-                    f"duplicate passage id {passage_id!r}: {place(seen[passage_id])} and "
-                    f"{place(row)}; every passage needs an id of its own"
-                )
-            seen[passage_id] = row
+            return str(json.loads(file.readline())["id"])
+
+        for row, first in repeated(hashes, id_of):
+            raise UserError(
+                f"duplicate passage id {id_of(row)!r}: {place(first)} and {place(row)}; every "
+                "passage needs an id of its own"
+            )
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -6,7 +6,7 @@ query, and the text to write for it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,9 @@ from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, r
 from atlas_jax.core.layouts import Layout, read_layout
 from atlas_jax.core.shortening import Shorten
 from atlas_jax.tasks import metrics
+
+# Fields that a line of every task may have.
+_SHARED: FieldTypes = {"id": (str, int), "gold": list, "negatives": list, "passages": list}
 
 PassageText = Mapping[str, Any]  # id, title, section, text
 
@@ -116,8 +119,8 @@ class Task(Protocol):
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
-    ) -> list[Any]:
-        """Check a jsonl file and return its records.
+    ) -> Sequence[Any]:
+        """Check a jsonl file and return its records, in memory or read when they are asked for.
 
         Args:
           path: the file.
@@ -339,6 +342,45 @@ def load_records(
 ) -> list[Record]:
     """Read the records of a task's file.
 
+    Args:
+      path, required, optional, not_empty, rows, layouts: as in `read_records`.
+      check: further checks of the task; raises a UserError that begins with the place.
+
+    Raises:
+      UserError: names file, line and field; or two records have the same id; or the file is empty.
+    """
+    lines: dict[str, int] = {}
+
+    def take(number: int, record: Record) -> None:
+        if record.id in lines:
+            raise UserError(f"{record.place}: {taken(record.id, lines[record.id])}")
+        if check is not None:
+            check(record)
+        lines[record.id] = number
+
+    read = read_records(path, required, optional, not_empty, take, rows, layouts)
+    records = [record for _, record in read]
+    if not records:
+        raise UserError(f"{path}: there is no record in it")
+    return records
+
+
+def taken(record_id: str, line: int) -> str:
+    """What is said of a record whose id an earlier line has."""
+    return f"id {record_id!r} is taken by line {line}"
+
+
+def read_records(
+    path: str | Path,
+    required: FieldTypes,
+    optional: FieldTypes,
+    not_empty: Collection[str],
+    check: Callable[[int, Record], None] | None = None,
+    rows: RowsConfig = STRICT,
+    layouts: Sequence[Layout] = (),
+) -> Iterator[tuple[int, Record]]:
+    """Yield line and record of a task's file; ids may repeat.
+
     In every task a line may have `id` (by default the line's number), `gold` and `negatives` (ids)
     and `passages` (objects with `text` and optionally `id`, `title`, `section`).
 
@@ -347,51 +389,53 @@ def load_records(
       required: types of the task's required fields.
       optional: types of the task's optional fields.
       not_empty: names of text fields that must contain more than blanks.
-      check: further checks of the task; raises a UserError that begins with the place.
+      check: called with the line and its record; raises a UserError to refuse it.
       rows: what happens to a broken line.
       layouts: other layouts that the file may have; () = only the task's own.
 
     Raises:
-      UserError: names file, line and field; or two records have the same id; or the file is empty.
+      UserError: names file, line and field.
     """
-    shared: FieldTypes = {"id": (str, int), "gold": list, "negatives": list, "passages": list}
-    records: list[Record] = []
-    lines: dict[str, int] = {}
+    made: list[Record] = []
 
     def take(number: int, raw: dict[str, Any], layout: Layout | None = None) -> None:
+        made.clear()
         where = f"{path}:{number}"
         if layout is not None:
-            check_fields(raw, required, {**shared, **optional}, where)
+            check_fields(raw, required, {**_SHARED, **optional}, where)
         for name in not_empty:
             if not str(raw[name]).strip():
                 called = layout.called.get(name, name) if layout else name
                 raise UserError(f"{where}: field {called!r} is empty")
-        own = {name: raw[name] for name in (*required, *optional) if name in raw}
-        record = Record(
-            id=str(raw["id"]) if raw.get("id") is not None else str(number),
-            place=where,
-            fields=own,
-            gold_ids=_ids(raw, "gold", where),
-            passages=_given_passages(raw, where),
-            meta={name: raw[name] for name in raw if name not in own and name not in shared},
-            negative_ids=_ids(raw, "negatives", where),
-        )
-        if record.id in lines:
-            raise UserError(f"{where}: id {record.id!r} is taken by line {lines[record.id]}")
+        record = record_of(raw, (*required, *optional), where, str(number))
         if check is not None:
-            check(record)
-        lines[record.id] = number
-        records.append(record)
+            check(number, record)
+        made.append(record)
 
     if layouts:
         read = read_layout(path, layouts, take, rows)
     else:
-        read = read_jsonl(path, required, {**shared, **optional}, take, rows)
-    for _ in read:
-        pass
-    if not records:
-        raise UserError(f"{path}: there is no record in it")
-    return records
+        read = read_jsonl(path, required, {**_SHARED, **optional}, take, rows)
+    for number, _ in read:
+        yield number, made[0]
+
+
+def record_of(raw: Mapping[str, Any], names: Sequence[str], where: str, number: str) -> Record:
+    """The record of a line, `names` being the task's own fields; its id is `number` if it has none.
+
+    Raises:
+      UserError: a field that every task knows is at fault; begins with `where`.
+    """
+    own = {name: raw[name] for name in names if name in raw}
+    return Record(
+        id=str(raw["id"]) if raw.get("id") is not None else number,
+        place=where,
+        fields=own,
+        gold_ids=_ids(raw, "gold", where),
+        passages=_given_passages(raw, where),
+        meta={name: raw[name] for name in raw if name not in own and name not in _SHARED},
+        negative_ids=_ids(raw, "negatives", where),
+    )
 
 
 def _ids(raw: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class _Damaged:
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
-    ) -> list[Record]:
+    ) -> Sequence[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
         return load_passages(path, self.min_words, f"{type(self).__name__}.min_words", rows)
 

@@ -66,7 +66,7 @@ class LMTask:
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
-    ) -> list[Record]:
+    ) -> Sequence[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
         return load_passages(path, self.min_words, "LMTask.min_words", rows)
 

@@ -91,7 +91,7 @@ class MLMTask:
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
-    ) -> list[Record]:
+    ) -> Sequence[Record]:
         """See `Task.load`; passages of fewer than `min_words` words are left out."""
         return load_passages(path, self.min_words, "MLMTask.min_words", rows)
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.core.layouts import PASSAGES
-from atlas_jax.tasks.base import Record, load_records
+from atlas_jax.tasks.base import Record
+from atlas_jax.tasks.file_records import FileRecords, open_records
 
 
 def load_passages(
     path: str | Path, min_words: int, binding: str, rows: RowsConfig = STRICT
-) -> list[Record]:
-    """Records `{id, title?, section?, text}` of at least `min_words` words.
+) -> FileRecords:
+    """Records `{id, title?, section?, text}` of at least `min_words` words; the file keeps them.
 
     Raises:
       UserError: names file, line and field; or no passage is long enough (`binding` names the
@@ -19,8 +20,11 @@ def load_passages(
     """
     required: FieldTypes = {"id": (str, int), "text": str}
     optional: FieldTypes = {"title": str, "section": str}
-    records = load_records(path, required, optional, ["id", "text"], rows=rows, layouts=PASSAGES)
-    records = [r for r in records if len(r.fields["text"].split()) >= min_words]
+
+    def is_long(record: Record) -> bool:
+        return len(record.fields["text"].split()) >= min_words
+
+    records = open_records(path, required, optional, ["id", "text"], PASSAGES, is_long, rows)
     if not records:
         raise UserError(f"{path}: no passage has {min_words} words ({binding})")
     return records

@@ -1,16 +1,17 @@
 """Task `section`: write a passage from its title and section, with other passages to help."""
 
+import array
 import dataclasses
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.formats import fill
 from atlas_jax.core.jsonl import STRICT, RowsConfig
+from atlas_jax.core.unique import hash_id
 from atlas_jax.tasks.base import (
     Example,
     Prediction,
@@ -19,6 +20,7 @@ from atlas_jax.tasks.base import (
     score_answers,
     score_retrieval,
 )
+from atlas_jax.tasks.file_records import FileRecords
 from atlas_jax.tasks.pretext import check_range, load_passages
 
 _FILTERS = ("none", "passage", "section")
@@ -65,19 +67,9 @@ class SectionTask:
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
-    ) -> list[Record]:
+    ) -> Sequence[Record]:
         """See `Task.load`; a record knows the other passages of its section."""
-        records = load_passages(path, self.min_words, "SectionTask.min_words", rows)
-        together: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for record in records:
-            together[_place(record)].append(record.id)
-        records = [
-            dataclasses.replace(
-                record, fields={**record.fields, "same_section": together[_place(record)]}
-            )
-            for record in records
-            if _place(record)[1]
-        ]
+        records = _InSections(load_passages(path, self.min_words, "SectionTask.min_words", rows))
         if not records:
             raise UserError(f"{path}: no passage has a field 'section' that is not empty")
         return records
@@ -109,6 +101,44 @@ class SectionTask:
     ) -> dict[str, float]:
         """Exact match, F1, ROUGE-1, -2 and -L of the text; recall as in `tasks.base`."""
         return score_answers(predictions, rouge=True) | score_retrieval(predictions, recall_at)
+
+
+class _InSections(Sequence[Record]):
+    """The records that have a section; each is told the ids of its section's passages.
+
+    Of each record a hash of its title and section is kept, and its place among equal ones: 24
+    bytes.
+    """
+
+    def __init__(self, records: FileRecords) -> None:
+        self._records = records
+        hashes, rows = array.array("Q"), array.array("q")
+        for row, record in enumerate(records):
+            if _place(record)[1]:
+                hashes.append(_hash(record))
+                rows.append(row)
+        hashes_n = np.asarray(hashes, np.uint64)
+        order_n = np.argsort(hashes_n, kind="stable")
+        self._rows_n = np.asarray(rows, np.int64)
+        self._hashes_n, self._alike_n = hashes_n[order_n], self._rows_n[order_n]
+
+    def __len__(self) -> int:
+        return len(self._rows_n)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The record of a row, with `same_section`; of a slice a list of them."""
+        if isinstance(row, slice):
+            return [self[one] for one in range(len(self))[row]]
+        record = self._records[int(self._rows_n[row])]
+        hashed = np.uint64(_hash(record))
+        first, last = (np.searchsorted(self._hashes_n, hashed, side) for side in ("left", "right"))
+        alike = (self._records[one] for one in self._alike_n[first:last].tolist())
+        same = [one.id for one in alike if _place(one) == _place(record)]
+        return dataclasses.replace(record, fields={**record.fields, "same_section": same})
+
+
+def _hash(record: Record) -> int:
+    return hash_id("\n".join(_place(record)))
 
 
 def _place(record: Record) -> tuple[str, str]:

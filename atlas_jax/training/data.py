@@ -47,15 +47,15 @@ def training_batches(
 
     mine = range(batch_size) if rows is None else rows
 
-    def make_batch(step: int, records: Sequence[Any]) -> Batch:
+    def make_batch(step: int, numbers: Sequence[int]) -> Batch:
         examples = []
         for row in mine:
             rng = np.random.Generator(np.random.Philox(key=[seed, step * batch_size + row]))
-            examples.append(task.example(records[row], rng, step=step))
+            examples.append(task.example(records[int(numbers[row])], rng, step=step))
         return batcher(examples)
 
-    stream = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
-    # Records are in memory; only those of this process become examples and tokens.
+    stream = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
+    # Only this process's records are read, if they lie in a file, and become examples and tokens.
     batches = stream.batch(batch_size, drop_remainder=True, batch_fn=list).map_with_index(
         make_batch
     )
