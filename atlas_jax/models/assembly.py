@@ -196,21 +196,32 @@ def open_retriever(spec: ModelSpec) -> tuple[DualEncoder, Tokenizer]:
     return DualEncoder(made), tokenizer
 
 
-def initial_retriever(config: ModelConfig, model: DualEncoder, seed: int = 0) -> Params:
-    """The retriever's parameters to begin with, on the default device.
+def initial_retriever(
+    config: ModelConfig, model: DualEncoder, seed: int = 0, shardings: Any = None
+) -> Params:
+    """The retriever's parameters to begin with.
+
+    Args:
+      shardings: tree of where they belong; None = on the default device.
 
     Raises:
       UserError: as `assemble`.
     """
     if not config.retriever:
-        return _random_retriever(model, seed)
-    read, _ = _read_params(config, "retriever", model.config, abstract_retriever(model))
-    return jax.tree.map(jax.numpy.asarray, read)
+        return _random_retriever(model, seed, shardings)
+    expected = meta.unbox(boxed_retriever(model))
+    read, _ = _read_params(config, "retriever", model.config, expected)
+    if shardings is None:
+        return jax.tree.map(jax.numpy.asarray, read)
+    placed: Params = multihost.place(read, shardings)
+    return placed
 
 
-def abstract_retriever(model: DualEncoder) -> Params:
-    """Shapes of the retriever's parameters; nothing is allocated."""
-    return jax.eval_shape(lambda: _random_retriever(model, 0))
+def boxed_retriever(model: DualEncoder) -> Params:
+    """Shapes of the retriever's parameters with their logical axes; nothing is allocated."""
+    tokens = jax.ShapeDtypeStruct((1, 4), jax.numpy.int32)
+    boxed: Params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    return boxed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,8 +453,12 @@ def _from_retriever(drawn: Params, spec: ModelSpec, config: ReaderConfig) -> Par
     return start_from_tower(drawn, tower, config, found.tokenizer.eos_id)
 
 
-def _random_retriever(model: DualEncoder, seed: int) -> Params:
+def _random_retriever(model: DualEncoder, seed: int, shardings: Any) -> Params:
     tokens = jax.numpy.ones((1, 4), jax.numpy.int32)
+
+    def init(key: jax.Array) -> Params:
+        drawn: Params = meta.unbox(model.init(key, tokens, tokens)["params"])
+        return drawn
+
     # Jitted: outside of a compiled program one row cannot be spread over several devices.
-    init = jax.jit(lambda key: meta.unbox(model.init(key, tokens, tokens)["params"]))
-    return init(jax.random.key(seed))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

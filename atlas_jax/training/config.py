@@ -120,6 +120,11 @@ class RetrieverTrainConfig:
         )
         require(bool(self.task) == bool(self.file), f"{name}.file", self.file, "given with a task")
 
+    @property
+    def passages_in_batch(self) -> int:
+        """A gold passage and the hard negatives for each query."""
+        return self.batch_size * (1 + self.hard_negatives)
+
 
 @dataclass(frozen=True)
 class StepConfig(ReadConfig):

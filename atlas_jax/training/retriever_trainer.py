@@ -6,17 +6,16 @@ passage, with hard negatives if wanted.
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from atlas_jax.answering.truncation import evenly
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
@@ -27,8 +26,7 @@ from atlas_jax.core.types import Array, Params
 from atlas_jax.corpus.opening import open_store
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
-    Tokenizers,
-    abstract_retriever,
+    boxed_retriever,
     expectations,
     initial_retriever,
     load_tokenizers,
@@ -38,7 +36,6 @@ from atlas_jax.models.expects import Expects
 from atlas_jax.models.folder import ModelPart, save_model
 from atlas_jax.retriever.contrastive import crop_pair, crop_width
 from atlas_jax.retriever.dual_encoder import DualEncoder
-from atlas_jax.tasks.base import Example
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import FINAL, RetrieverTrainConfig
@@ -50,11 +47,12 @@ from atlas_jax.training.contrastive_step import (
 from atlas_jax.training.loop import Loop, run_loop
 from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.provenance import file_mark
+from atlas_jax.training.query_pairs import Share, query_pairs
 from atlas_jax.training.run import RetrieverRun
 from atlas_jax.training.speed import Speed, Uses, contrastive_flops
+from atlas_jax.training.state import moment_shardings
 
 _CROP_STREAM = 1  # folded into the step's key, so that crops and dropout differ
-_CHECKED = 100_000  # records that are checked before the first step
 
 
 def train_retriever(told: RetrieverRun) -> ContrastiveState:
@@ -73,8 +71,12 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
         store = open_store(told.corpus, tokenizers)
         store.check_vocab(retriever=model.config.vocab_size)
         shapes, begin, step_fn = _make(model, told, mesh, rules)
-        batches = query_pairs(store, tokenizers, told) if told.task else _rows(store, config)
         rows = batch_sharding("RetrieverTrainConfig.batch_size", config.batch_size, mesh, rules)
+        share = Share.of(rows, config)
+        if told.task:
+            batches = query_pairs(store, tokenizers, told, share)
+        else:
+            batches = _rows(store, config, share)
 
         settings = {
             "RetrieverTrainConfig.batch_size": config.batch_size,
@@ -90,8 +92,10 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
         def place(pair: tuple[Array | None, np.ndarray]) -> tuple[Any, ...]:
             queries, passage_rows = pair
             passages = store.retriever_tokens_nm[passage_rows, :length]
-            placed: tuple[Any, ...] = multihost.place((queries, passages), rows)
-            return placed
+            return (
+                multihost.place_rows(queries, rows, config.batch_size),
+                multihost.place_rows(passages, rows, config.passages_in_batch),
+            )
 
         def export(state: ContrastiveState) -> None:
             _export(directory / FINAL, model, state, tokenizer, expects, told)
@@ -141,7 +145,8 @@ def _make(
 ) -> tuple[ContrastiveState, Callable[[], ContrastiveState], CompiledOnce]:
     """The state's shapes, what makes it, and its step.
 
-    The state lies everywhere but for the queue, which lies over all devices.
+    Parameters and their moments lie as in `train`, those of the momentum encoder as the
+    retriever's. The queue lies over all devices.
     """
     config, contrastive = told.train, told.contrastive
     optimizer = make_optimizer(told.optimizer)
@@ -149,18 +154,23 @@ def _make(
     def fresh(params: Params) -> ContrastiveState:
         return make_contrastive_state(model, params, contrastive, optimizer, config.seed)
 
-    def begin() -> ContrastiveState:
-        params = initial_retriever(told.models.config, model, config.seed)
-        return multihost.place(fresh(params), shardings)
-
-    shapes = jax.eval_shape(fresh, abstract_retriever(model))
-    everywhere = partitioning.replicated(mesh)
-    shardings = jax.tree.map(lambda _: everywhere, shapes)
+    boxed, everywhere = boxed_retriever(model), partitioning.replicated(mesh)
+    params, specs = meta.unbox(boxed), partitioning.param_shardings(boxed, mesh, rules)
+    shapes = jax.eval_shape(fresh, params)
+    shardings = jax.tree.map(lambda _: everywhere, shapes).replace(
+        params=specs,
+        key_params=None if shapes.key_params is None else specs,
+        opt_state=moment_shardings(shapes.opt_state, params, specs, everywhere),
+    )
     if contrastive.queue_size and contrastive.queue_size % partitioning.index_parts(mesh) == 0:
         over_all = NamedSharding(mesh, partitioning.logical_to_spec(("index", None), rules))
-        shardings = dataclasses.replace(
-            shardings, queue=dataclasses.replace(shardings.queue, keys_me=over_all)
-        )
+        shardings = shardings.replace(queue=shardings.queue.replace(keys_me=over_all))
+
+    def begin() -> ContrastiveState:
+        params = initial_retriever(told.models.config, model, config.seed, specs)
+        state: ContrastiveState = jax.jit(fresh, out_shardings=shardings)(params)
+        return state
+
     step = make_contrastive_step(model, contrastive, optimizer)
 
     def cropped(
@@ -188,84 +198,19 @@ def _make(
     return shapes, begin, once
 
 
-def _rows(store: PassageStore, config: RetrieverTrainConfig) -> Any:
+def _rows(store: PassageStore, config: RetrieverTrainConfig, share: Share) -> Any:
     """Endless (None, store rows), shuffled anew each epoch; the iterator has a state."""
     if config.batch_size > store.count:
         raise UserError(
             f"RetrieverTrainConfig.batch_size = {config.batch_size} is more than the "
             f"{store.count} passages of {store.directory}; a passage would be its own negative"
         )
+    mine = np.asarray(share.passages)
     rows = grain.MapDataset.range(store.count).seed(config.seed).shuffle().repeat()
     batches = rows.batch(
-        config.batch_size, drop_remainder=True, batch_fn=lambda rows: (None, np.stack(rows))
+        config.batch_size, drop_remainder=True, batch_fn=lambda rows: (None, np.stack(rows)[mine])
     )
     return iter(batches.to_iter_dataset())
-
-
-def query_pairs(store: PassageStore, tokenizers: Tokenizers, told: RetrieverRun) -> Any:
-    """Endless (query tokens, rows of passages); groups of records stay together.
-
-    The rows are first the gold passage of each query, then `hard_negatives` of the negatives of
-    each. A query and its negatives depend only on the seed and the place in the stream. Records at
-    the end of the file that do not fill a group are left out.
-    """
-    config, task, data = told.train, told.task, told.data
-    assert task is not None
-    records = task.load(config.file, rows=told.rows)
-    groups = len(records) // config.group
-    if groups * config.group < config.batch_size:
-        raise UserError(
-            f"RetrieverTrainConfig.batch_size = {config.batch_size} is more than the "
-            f"{len(records)} records of {config.file} (in groups of {config.group})"
-        )
-
-    def examples_of(index: int, group: int) -> list[tuple[Example, list[str]]]:
-        rng = np.random.Generator(np.random.Philox(key=[config.seed, index]))
-        chosen = records[group * config.group : (group + 1) * config.group]
-        examples = [task.example(record, rng) for record in chosen]
-        return [(example, negatives(example, rng)) for example in examples]
-
-    def negatives(example: Example, rng: np.random.Generator) -> list[str]:
-        if not config.hard_negatives:
-            return []
-        if not example.negative_ids:
-            raise UserError(
-                f"{config.file}: record {example.id!r} has no field 'negatives', from which "
-                f"RetrieverTrainConfig.hard_negatives = {config.hard_negatives} are drawn"
-            )
-        few = len(example.negative_ids) < config.hard_negatives  # then some are drawn twice
-        return list(rng.choice(example.negative_ids, config.hard_negatives, replace=few))
-
-    def tokenise(
-        groups: Sequence[list[tuple[Example, list[str]]]],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        examples, hard = zip(*itertools.chain.from_iterable(groups), strict=True)
-        ids = tokenizers.retriever.encode_batch([e.retriever_text for e in examples], True)
-        ids_b = [*(gold_id(e) for e in examples), *itertools.chain.from_iterable(hard)]
-        rows = np.array([store.row_of(str(passage_id)) for passage_id in ids_b])
-        length, side = data.retriever_query_length, data.truncate_query  # as data.Batcher has it
-        return tokenizers.retriever.pad_to(ids, length, side), rows
-
-    def gold_id(example: Example) -> str:
-        if not example.gold_ids:
-            raise UserError(
-                f"{config.file}: record {example.id!r} names no gold passage to be paired with "
-                f"(RetrieverTrainConfig.task = {config.task!r})"
-            )
-        return example.gold_ids[0]
-
-    # Faulty records are found before the first step.
-    for place in evenly(len(records), _CHECKED):
-        example = task.example(records[place])
-        store.row_of(gold_id(example))
-        for passage_id in negatives(example, np.random.default_rng(0)):
-            store.row_of(str(passage_id))
-    stream = grain.MapDataset.range(groups).seed(config.seed).shuffle().repeat()
-    # The stream has no end, so nothing is dropped; but its length, rounded up, would overflow.
-    batches = stream.map_with_index(examples_of).batch(
-        config.batch_size // config.group, drop_remainder=True, batch_fn=tokenise
-    )
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def _longest(store: PassageStore) -> int:

@@ -19,7 +19,7 @@ from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.models.config import ModelSpec
 from atlas_jax.training.config import RetrieverTrainConfig
 from atlas_jax.training.metrics import read_metrics
-from atlas_jax.training.retriever_trainer import query_pairs
+from atlas_jax.training.query_pairs import Share, query_pairs
 from atlas_jax.training.run import RetrieverRun
 from tests.training.runs import CAPITALS, COUNTRIES, read_lines, write_lines
 
@@ -68,7 +68,7 @@ class Corpus:
             progress=False,
         )  # fmt: skip
 
-    def pairs(self, **settings: Any) -> Any:
+    def pairs(self, share: Share | None = None, **settings: Any) -> Any:
         fields = {"task": "cloze", "file": str(self.file), "batch_size": 8, **settings}
         config = RetrieverTrainConfig(model_dir="run", total_steps=1, **fields)
         data = from_gin.told(DataConfig)
@@ -76,7 +76,7 @@ class Corpus:
         told = RetrieverRun(
             train=config, models=ModelSpec(), corpus=CorpusSpec(), task=task, data=data
         )
-        return query_pairs(self.store, self.tokenizers, told)
+        return query_pairs(self.store, self.tokenizers, told, share or Share.whole(config))
 
     def texts(self, batch: tuple[np.ndarray, np.ndarray]) -> list[tuple[str, str]]:
         """Of each pair, the query and the passage's id."""
@@ -132,6 +132,26 @@ def test_pairs_depend_on_seed_and_place_alone(corpus: Corpus) -> None:
     assert corpus.texts(next(corpus.pairs(group=2, seed=6))) != first[0]
     queries = [dict((b, a) for a, b in batch) for batch in (*first, *rest)]
     assert len({query["p-Arvo"] for query in queries if "p-Arvo" in query}) > 1, "wording varies"
+
+
+def test_processes_make_what_their_devices_hold(corpus: Corpus, tmp_path: Path) -> None:
+    rows = read_lines(corpus.file)
+    asked = [
+        {"id": f"q{i}", "question": f"who is {row['title']}?", "answers": ["x"],
+         "gold": [row["id"]], "negatives": [rows[i - 1]["id"], rows[i - 2]["id"], rows[0]["id"]]}
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    told = {"task": "qa", "file": str(write_lines(tmp_path / "qa.jsonl", asked)), "group": 2}
+    whole = corpus.pairs(**told, hard_negatives=2)
+    shares = [Share(range(first, first + 4), range(3 * first, 3 * first + 12)) for first in (0, 4)]
+    parts = [corpus.pairs(share, **told, hard_negatives=2) for share in shares]
+    for _ in range(4):
+        queries, passages = next(whole)
+        for share, part in zip(shares, parts, strict=True):
+            own_queries, own_passages = next(part)
+            np.testing.assert_array_equal(own_queries, queries[share.queries])
+            np.testing.assert_array_equal(own_passages, passages[share.passages])
+    assert queries.shape[0] == 8 and passages.shape == (24,)
 
 
 def test_a_long_query_is_cut_as_everywhere_else(corpus: Corpus) -> None:
