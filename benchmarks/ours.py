@@ -36,7 +36,8 @@ from benchmarks.workloads import (
 )
 
 
-def _models(sizes: Sizes) -> Models:
+def models_of(sizes: Sizes) -> Models:
+    """Reader and retriever of these sizes, without dropout."""
     reader = ReaderConfig(
         vocab_size=sizes.reader_vocab,
         emb_dim=sizes.reader_width,
@@ -60,7 +61,7 @@ def _models(sizes: Sizes) -> Models:
 
 def train_step(sizes: Sizes) -> Callable[[], object]:
     """PDist step of reader and both towers on given passages."""
-    models, rules = _models(sizes), STANDARD_RULES
+    models, rules = models_of(sizes), STANDARD_RULES
     mesh = partitioning.make_mesh(MeshConfig())
     optimizers = {
         part: make_optimizer(OptimizerConfig(learning_rate=1e-5, schedule="constant"))
@@ -102,7 +103,7 @@ def train_step(sizes: Sizes) -> Callable[[], object]:
 
 def generate(sizes: Sizes) -> Callable[[], object]:
     """Encode k passages a query, fuse them, decode 16 tokens greedily with a cache."""
-    models = _models(sizes)
+    models = models_of(sizes)
     params = init_params(models, 0, partitioning.make_mesh(MeshConfig()), ())
     tokens_bkl = reader_inputs(sizes).tokens_bkl.astype(np.int32)
     # No token has this id, so every row is decoded to the full length, as on the other side.
@@ -111,10 +112,8 @@ def generate(sizes: Sizes) -> Callable[[], object]:
     @jax.jit
     def answer(params: Params, tokens_bkl: jax.Array) -> jax.Array:
         enc_bkld = fid.encode(models.reader, params, tokens_bkl)
-        b, k, length, d = enc_bkld.shape
-        fused = enc_bkld.reshape(b, k * length, d)  # k passages become one source
-        mask_bs = (tokens_bkl > 0).reshape(b, k * length)
-        return generate_tokens(models.reader, params, fused, mask_bs, config)[0]
+        enc_bsd, mask_bs, _ = fid.fuse(models.reader, enc_bkld, tokens_bkl)
+        return generate_tokens(models.reader, params, enc_bsd, mask_bs, config)[0]
 
     return lambda: jax.block_until_ready(answer(params["reader"], tokens_bkl))
 
@@ -122,7 +121,7 @@ def generate(sizes: Sizes) -> Callable[[], object]:
 def embed(sizes: Sizes) -> Callable[[], object]:
     """Embed passages sorted by length, in batches of few static lengths, one on each core."""
     CompilerConfig(cores=1).apply()
-    retriever = _models(sizes).retriever
+    retriever = models_of(sizes).retriever
     tokens = passages_of_real_lengths(sizes).astype(np.int32)
     params = retriever.init(jax.random.key(0), tokens[:1], True, method="embed_passage")
     embed_fn = jax.jit(

@@ -72,6 +72,13 @@ def passages_of_real_lengths(sizes: Sizes, seed: int = 0) -> np.ndarray:
     return np.where(np.arange(128) < lengths[:, None], tokens, 0)
 
 
+def lengths_of_paragraphs(sizes: Sizes, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Tokens of a paragraph with its question: 150 on average, deviation 60, up to the limit."""
+    rng = np.random.default_rng(seed)
+    shortest = sizes.query_length + 2
+    return np.clip(rng.gamma(6, 25, shape).astype(int), shortest, sizes.length)
+
+
 def search_arrays(sizes: Sizes, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(embeddings [n, e], queries [b, e]) in float32."""
     rng = np.random.default_rng(seed)

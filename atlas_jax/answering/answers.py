@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from atlas_jax.core import partitioning
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Batch, Choices, Params, Passages
 from atlas_jax.distillation import adist
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.forced import NEVER
 from atlas_jax.reader.generate import GenerationConfig, generate
-from atlas_jax.reader.t5 import T5, copyable
+from atlas_jax.reader.packing import Inputs, packed_or_padded
+from atlas_jax.reader.t5 import T5
 
 
 @flax.struct.dataclass
@@ -73,6 +74,8 @@ class Reading:
       chooses: choose among the batch's choices instead of generating a text.
       explains: compute what each passage contributed.
       scores_targets: compute how likely the targets are.
+      packed_rows: rows that the passages of a query share where they fit, see `packing`; 0 = each
+        has its own.
     """
 
     k: int
@@ -80,6 +83,7 @@ class Reading:
     chooses: bool = False
     explains: bool = False
     scores_targets: bool = False
+    packed_rows: int = 0
 
 
 def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh: Mesh) -> Answer:
@@ -90,8 +94,15 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
     """
 
     def answer(params: Params, batch: Batch, passages: Passages, first: Array | int = 0) -> Answers:
-        enc_bkld, tokens_bkl = read(reader, params, batch, passages, reading)
-        source = (reader, params["reader"], enc_bkld, tokens_bkl)
+        tokens_bkl = joined(reader, params, batch, passages, reading)
+
+        def of(given: Inputs) -> Answers:
+            enc = encoded(reader, params, given, passages, reading)
+            return answered((reader, params["reader"], enc, given), batch, first)
+
+        return packed_or_padded(of, tokens_bkl, reading.packed_rows)
+
+    def answered(source: _Source, batch: Batch, first: Array | int) -> Answers:
         if reading.chooses:
             assert batch.choices is not None
             answers = _choose(source, batch.choices, batch.prompt_tokens_bp)
@@ -101,18 +112,18 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
         if reading.explains:
             more["evidence"] = explained(source, answers.tokens_bt, batch.prompt_tokens_bp)
         if reading.scores_targets:
-            prompted = fid.join_prompt(batch.taught_prompt_bp, batch.target_tokens_bt)
+            prompted = inputs.join_prompt(batch.taught_prompt_bp, batch.target_tokens_bt)
             more["target_log_probs_b"] = _log_probs(source, *prompted)
         return answers.replace(**more)  # type: ignore[attr-defined]
 
     return jax.jit(answer, out_shardings=partitioning.replicated(mesh))
 
 
-def read(
+def joined(
     reader: T5, params: Params, batch: Batch, passages: Passages, reading: Reading
-) -> tuple[jax.Array, jax.Array]:
-    """Encode the passages that are read: enc_bkld, tokens_bkl."""
-    tokens_bkl = fid.join_inputs(
+) -> jax.Array:
+    """The reader's input for each passage that is read, tokens_bkl."""
+    tokens_bkl = inputs.join_inputs(
         batch.query_tokens_bq,
         passages.reader_tokens_bkl[:, : reading.k],
         passages.mask_bk[:, : reading.k],
@@ -120,15 +131,20 @@ def read(
         EOS_ID,
         reader.config.block_start,
     )
-    tokens_bkl = fid.behind_prompt(reader, params["reader"], tokens_bkl)
+    return inputs.behind_prompt(reader, params["reader"], tokens_bkl)
+
+
+def encoded(
+    reader: T5, params: Params, given: Inputs, passages: Passages, reading: Reading
+) -> jax.Array:
+    """States of the inputs that `joined` made, packed or not; see `fid.encode`."""
     apart = passages.apart_bkf
-    enc_bkld = fid.encode(
+    return fid.encode(
         reader,
         params["reader"],
-        tokens_bkl,
+        given,
         apart_bkf=None if apart is None else apart[:, : reading.k],
     )
-    return enc_bkld, tokens_bkl
 
 
 def sample_keys(config: GenerationConfig, b: int, first: Array | int) -> jax.Array | None:
@@ -139,24 +155,17 @@ def sample_keys(config: GenerationConfig, b: int, first: Array | int) -> jax.Arr
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers_b)
 
 
-_Source = tuple[T5, Params, jax.Array, jax.Array]  # reader, parameters, enc_bkld, tokens_bkl
+_Source = tuple[T5, Params, jax.Array, Inputs]  # reader, parameters, states, what they encode
 
 
 def _generate(
     source: _Source, config: GenerationConfig, prompt_bp: Array | None, first: Array | int
 ) -> Answers:
-    reader, params, enc_bkld, tokens_bkl = source
-    keys_b = sample_keys(config, len(enc_bkld), first)
-    fused = (enc_bkld.shape[0], enc_bkld.shape[1] * enc_bkld.shape[2])  # k passages, one source
+    reader, params, *read = source
+    enc_bsd, mask_bs, copyable_bs = fid.fuse(reader, *read)
+    keys_b = sample_keys(config, len(enc_bsd), first)
     tokens_bt, scores_b = generate(
-        reader,
-        params,
-        enc_bkld.reshape(*fused, -1),
-        (tokens_bkl != PAD_ID).reshape(fused),
-        config,
-        keys_b,
-        prompt_bp,
-        copyable(tokens_bkl, reader.config).reshape(fused),
+        reader, params, enc_bsd, mask_bs, config, keys_b, prompt_bp, copyable_bs
     )
     return Answers(tokens_bt=tokens_bt, scores_b=scores_b)
 
@@ -165,7 +174,7 @@ def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answe
     """Take the choice with the highest weighted log-probability; the first of equal ones."""
     b, c, t = choices.tokens_bct.shape
     prompt = None if prompt_bp is None else jnp.repeat(prompt_bp, c, axis=0)
-    decoder, targets = fid.join_prompt(prompt, choices.tokens_bct.reshape(b * c, t))
+    decoder, targets = inputs.join_prompt(prompt, choices.tokens_bct.reshape(b * c, t))
     logp_bct = fid.variant_logprobs(*source, targets.reshape(b, c, -1), decoder.reshape(b, c, -1))
     # A prompt shifts the targets to the right: shift their log-probabilities back.
     prompt_b = jnp.zeros((b,), jnp.int32)
@@ -192,7 +201,7 @@ def _log_probs(source: _Source, decoder_bt: Array, targets_bt: Array) -> Array:
 
 def explained(source: _Source, tokens_bt: Array, prompt_bp: Array | None) -> Evidence:
     """What each passage did for the answers with these tokens."""
-    decoder_bt, targets_bt = fid.join_prompt(prompt_bp, tokens_bt)
+    decoder_bt, targets_bt = inputs.join_prompt(prompt_bp, tokens_bt)
 
     def total(logp: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(targets_bt[:, None] != PAD_ID, logp, 0.0), axis=-1)

@@ -1,6 +1,7 @@
 """Build what answers a run's questions from its settings, in the same way for every command."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from atlas_jax.answering.answers import Answer, Reading, make_answer
 from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
 from atlas_jax.answering.evaluator import Evaluator, Found, make_find, mean_loss, score
+from atlas_jax.answering.packed_rows import lengths_of, packed_rows
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.answering.truncation import tell_cut
@@ -216,7 +218,11 @@ def make_evaluation(
     answer = None
     if config.generate:
         targets = config.loss != "none" and any(e.target_text for e in examples)
-        reading = Reading(k, told.read.reader_length, choices > 0, config.explain, targets)
+        lengths = functools.partial(
+            lengths_of, examples, tokenizers, told.data, told.corpus.formats, store
+        )
+        rows = packed_rows(told.read, models, k, config.batch_size, lengths)
+        reading = Reading(k, told.read.reader_length, choices > 0, config.explain, targets, rows)
         answer = make_answer(models.reader, told.generation, reading, mesh)
     finder, wide = Finder(models.retriever, tokenizers, searched, mesh, rules), max([*recall_at, k])
     evaluator = make_evaluator(

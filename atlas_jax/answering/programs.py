@@ -5,11 +5,14 @@ import threading
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from atlas_jax.answering.answers import Reading
 from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.batcher import most_choices
 from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
 from atlas_jax.answering.evaluator import Evaluator, Find
+from atlas_jax.answering.packed_rows import Lengths, packed_rows, store_lengths
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.writer import ToldAnswer, Writer, answer_of, whole_answer
 from atlas_jax.corpus.corpus import Corpus
@@ -89,6 +92,7 @@ class Programs:
         self._finds: dict[tuple[int, Models], tuple[Source, Find]] = {}
         self._answers: dict[tuple[Reading, GenerationConfig, Models], ToldAnswer] = {}
         self._writers: dict[tuple[Reading, GenerationConfig, Models], Writer] = {}
+        self._rows: dict[tuple[int, int, Models], int] = {}  # that k passages share, by batch
 
     def of(self, shape: Shape, made: Assembled) -> Evaluator:
         """What answers batches of this shape by these models; the mesh has to be active.
@@ -140,7 +144,8 @@ class Programs:
         if shape.decoding:
             generation = dataclasses.replace(generation, method=shape.decoding)
         reader = made.models.reader
-        reading = Reading(shape.k, told.read.reader_length, shape.choices > 0)
+        chooses, rows = shape.choices > 0, self._packed_rows(shape, made.models)
+        reading = Reading(shape.k, told.read.reader_length, chooses, packed_rows=rows)
         key = reading, generation, made.models
         if generation.method == "beam" or reading.chooses:
             whole = dataclasses.replace(reading, explains=shape.explains)
@@ -151,3 +156,16 @@ class Programs:
         if key not in self._writers:
             self._writers[key] = Writer(reader, generation, reading, made.mesh)
         return answer_of(self._writers[key], shape.explains)
+
+    def _packed_rows(self, shape: Shape, models: Models) -> int:
+        """See `packed_rows`; the questions are unknown and taken to be as long as they may be."""
+
+        def lengths() -> Lengths | None:
+            if self._corpus is None:
+                return None
+            return np.array([self._told.data.query_length]), store_lengths(self._corpus.store)
+
+        key = shape.k, shape.rows, models
+        if key not in self._rows:
+            self._rows[key] = packed_rows(self._told.read, models, shape.k, shape.rows, lengths)
+        return self._rows[key]

@@ -12,11 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.answering.answers import Answers, Reading, explained, make_answer, read, sample_keys
+from atlas_jax.answering.answers import (
+    Answers,
+    Reading,
+    encoded,
+    explained,
+    joined,
+    make_answer,
+    sample_keys,
+)
 from atlas_jax.core import partitioning
-from atlas_jax.core.types import PAD_ID, Array, Batch, Params, Passages
+from atlas_jax.core.types import Array, Batch, Params, Passages
+from atlas_jax.reader import fid
 from atlas_jax.reader.generate import GenerationConfig, Writing, start_writing, write
-from atlas_jax.reader.t5 import T5, copyable
+from atlas_jax.reader.packing import Packed, pack
+from atlas_jax.reader.t5 import T5
 
 # Called with the tokens so far, int32 [b, max_length].
 OnTokens = Callable[[np.ndarray], None]
@@ -26,7 +36,8 @@ class Writer:
     """Writes the answers of batches of one reading; `Answers` of a batch by calling it.
 
     It reads the passages, writes, and explains in three programs. The last two run as often as
-    needed.
+    needed. Where passages share rows (`Reading.packed_rows`), a program before these packs them. If
+    they do not fit, the three are compiled for padded passages.
     """
 
     def __init__(
@@ -38,25 +49,37 @@ class Writer:
           reading: it neither chooses nor scores targets; whether it explains is told by `of`.
         """
         self._reader, self._generation, self._mesh = reader, generation, mesh
+        self._packs = 0 < reading.packed_rows < reading.k
 
-        def begin(params: Params, batch: Batch, passages: Passages) -> Any:
-            enc_bkld, tokens_bkl = read(reader, params, batch, passages, reading)
-            fused = (enc_bkld.shape[0], enc_bkld.shape[1] * enc_bkld.shape[2])
+        def packed(params: Params, batch: Batch, passages: Passages) -> Any:
+            tokens_bkl = joined(reader, params, batch, passages, reading)
+            found, fits = pack(tokens_bkl, reading.packed_rows)
+            return found, jax.lax.with_sharding_constraint(fits, partitioning.replicated(mesh))
+
+        def begin(
+            params: Params, batch: Batch, passages: Passages, given: Packed | None = None
+        ) -> Any:
+            if given is None:
+                inputs: Any = joined(reader, params, batch, passages, reading)
+            else:
+                inputs = given
+            enc = encoded(reader, params, inputs, passages, reading)
+            enc_bsd, mask_bs, copyable_bs = fid.fuse(reader, enc, inputs)
             writing = start_writing(
                 reader,
                 params["reader"],
-                enc_bkld.reshape(*fused, -1),  # k passages, one source
-                (tokens_bkl != PAD_ID).reshape(fused),
+                enc_bsd,
+                mask_bs,
                 generation,
                 batch.prompt_tokens_bp,
-                copyable(tokens_bkl, reader.config).reshape(fused),
+                copyable_bs,
             )
-            return (enc_bkld, tokens_bkl), writing.apart()
+            return (enc, inputs), writing.apart()
 
         def explain(params: Params, source: Any, tokens_bt: Array, prompt_bp: Any) -> Any:
             return explained((reader, params["reader"], *source), tokens_bt, prompt_bp)
 
-        self._begin = jax.jit(begin)
+        self._pack, self._begin = jax.jit(packed), jax.jit(begin)
         self._explain = jax.jit(explain, out_shardings=partitioning.replicated(mesh))
         self._writes: dict[Any, Any] = {}  # by the shardings of what changes
 
@@ -74,7 +97,11 @@ class Writer:
         Args:
           on_tokens: called after each token.
         """
-        source, (still, moving) = self._begin(params, batch, passages)
+        given = None
+        if self._packs:
+            packed, fits = self._pack(params, batch, passages)
+            given = packed if bool(fits) else None
+        source, (still, moving) = self._begin(params, batch, passages, given)
         write_on = self._write_on(moving)
         length = moving[1][1].shape[1]
         first = np.uint32(first)

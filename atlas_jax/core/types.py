@@ -10,6 +10,7 @@ Every array name ends with its axes, one letter each::
     d  model width              h  heads
     v  vocabulary               x  excluded rows per query
     c  choices per query        p  decoder prompt tokens
+    g  packed rows per query
 
 Token id 0 is padding everywhere; row -1 means "no passage".
 """

@@ -17,6 +17,7 @@ from atlas_jax.models.config import DTYPES
 SEARCHERS = ("exact", "scann")
 INDEX_DTYPES = (*DTYPES, "int8")
 PASSAGE_SOURCES = ("index", "file", "none")
+FROM_LENGTHS = -1  # of ReadConfig.packed_rows
 AS_OF_FLAG = {"as_of": "CorpusConfig.as_of"}
 
 
@@ -143,11 +144,15 @@ class ReadConfig:
         with the present passage tower, and read the k best. Applies to training and
         evaluation. Useful for an int8 index, whose rows are rounded, and for ``joint``
         training, whose index is stale between two refreshes.
+      packed_rows: rows of ``reader_length`` tokens that the ``k`` passages of a query share, see
+        docs/packing.md. 0 = each passage has a row of its own. -1 = as many as the lengths of
+        questions and passages ask for.
     """
 
     k: bounds.Passages = 20
     reader_length: bounds.Length = 256
     rerank: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    packed_rows: Annotated[int, Meta(ge=FROM_LENGTHS, le=1 << 20)] = 0
 
     def __post_init__(self) -> None:
         """Check the fields.

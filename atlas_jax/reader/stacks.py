@@ -257,11 +257,15 @@ class Encoder(nn.Module):
         self.dropout = dropout(cfg)
 
     def __call__(
-        self, x_nld: Float[Array, "n l d"], mask_nl: Bool[Array, "n l"], deterministic: bool
+        self, x_nld: Float[Array, "n l d"], mask_nql: Bool[Array, "n _ l"], deterministic: bool
     ) -> Float[Array, "n l d"]:
-        """Embedded tokens [n, l, d] -> normed states [n, l, d]."""
+        """Embedded tokens [n, l, d] -> normed states [n, l, d].
+
+        Args:
+          mask_nql: which tokens each token attends to; q is l, or 1 if all attend to the same.
+        """
         length = x_nld.shape[1]
-        biases = (self.relpos_bias(length, length), mask_bias(mask_nl)[:, None, None, :])
+        biases = (self.relpos_bias(length, length), mask_bias(mask_nql)[:, None])
         x = self.dropout(x_nld, deterministic=deterministic)
         if self.config.scan_layers:
             x, _ = self.layers(x, biases, deterministic)

@@ -70,17 +70,32 @@ class T5(WithPrefixes):
         return self.decode(enc, tokens_nl > 0, decoder_input_nt, deterministic, copied)
 
     def encode(
-        self, tokens_nl: Int[Array, "n l"], deterministic: bool = True
+        self,
+        tokens_nl: Int[Array, "n l"],
+        deterministic: bool = True,
+        segments_nl: Int[Array, "n l"] | None = None,
     ) -> Float[Array, "n l d"]:
         """Tokens [n, l] (0 is padding) -> encoder states [n, l, d].
 
-        A pair encoder needs two blocks, as `fid.join_inputs` makes them. States at padding are
+        A pair encoder needs two blocks, as `inputs.join_inputs` makes them. States at padding are
         finite but have no meaning.
+
+        Args:
+          segments_nl: number of the text that each token belongs to, if several lie side by side
+            in a row; each is encoded as if it were alone. Not for a pair encoder.
+
+        Raises:
+          ValueError: segments for a pair encoder.
         """
         x = self._embed(tokens_nl)
         if self.config.encoder == "pair":
+            if segments_nl is not None:
+                raise ValueError("a pair encoder reads one question and passage a row")
             return self.encoder(x, tokens_nl, deterministic)
-        return self.encoder(x, tokens_nl > 0, deterministic)
+        visible = (tokens_nl > 0)[:, None]
+        if segments_nl is not None:
+            visible &= segments_nl[:, :, None] == segments_nl[:, None]
+        return self.encoder(x, visible, deterministic)
 
     def encode_apart(self, tokens_nl: Int[Array, "n l"]) -> Float[Array, "n l d"]:
         """States [n, l, d] of single blocks after a pair encoder's lower layers."""

@@ -184,6 +184,12 @@ class StepConfig(ReadConfig):
             self.accumulate,
             "1 with StepConfig.reads",
         )
+        require(
+            not self.reads or self.packed_rows == 0,
+            "StepConfig.packed_rows",
+            self.packed_rows,
+            "0 with StepConfig.reads",
+        )
 
     @property
     def embeds_passages(self) -> bool:

@@ -15,7 +15,8 @@ from atlas_jax.distillation.signals import Signals
 from atlas_jax.distillation.table import LOSSES
 from atlas_jax.models.parameters import Models
 from atlas_jax.models.towers import embed, embed_query
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
+from atlas_jax.reader.packing import Inputs, Packed, packed_or_padded_loss
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.state import merge
 
@@ -26,8 +27,8 @@ def make_loss_sums(
     """Build ``loss_sums(trainable, frozen, source, batch, key) -> (total, sums)``.
 
     ``sums[part]`` holds ``loss`` (a sum) and ``count`` (its divisor; for the reader the number of
-    target tokens). Neither loss has a gradient for the other model, so one backward pass of the
-    total serves both.
+    target tokens), and ``sums["packed"]`` is 1 if the passages were read packed. Neither loss has a
+    gradient for the other model, so one backward pass of the total serves both.
     """
     trains_retriever = config.retriever_training != "fixed"
     distil = LOSSES[distillation.loss]
@@ -43,68 +44,79 @@ def make_loss_sums(
             passages = rerank(models.retriever, params["retriever"], query_be, passages, config.k)
         keys = (reader_key, query_key, passage_key)
         parts = [
-            read(params, *part, keys) for part in _parts(config.reads, query_be, batch, passages)
+            read(trainable, frozen, *part, keys)
+            for part in _parts(config.reads, query_be, batch, passages)
         ]
-        sums = jax.tree.map(lambda *x: sum(x), *parts)
-        total = sums["reader"]["loss"] + sums["retriever"]["loss"]
-        return total, {p: {**sums[p], "count": jnp.maximum(sums[p]["count"], 1)} for p in PARTS}
+        total, sums = jax.tree.map(lambda *x: sum(x), *parts)
+        counts = {p: {**sums[p], "count": jnp.maximum(sums[p]["count"], 1)} for p in PARTS}
+        return total, sums | counts
 
     def read(
-        params: Params,
+        trainable: Params,
+        frozen: Params,
         query_be: Array,
         batch: Batch,
         passages: Passages,
         keys: tuple[Array, Array, Array],
-    ) -> Any:
-        """The sums of some rows, all of which read the same number of passages."""
+    ) -> tuple[Array, Any]:
+        """Loss and sums of some rows, all of which read the same number of passages."""
         reader_key, query_key, passage_key = keys
-        targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
-        decoder_bt, targets_bt = fid.join_prompt(batch.taught_prompt_bp, targets_bt)
-        tokens_bkl = fid.join_inputs(
+        params = merge(trainable, frozen)
+        tokens_bkl = inputs.join_inputs(
             batch.query_tokens_bq,
-            fid.hide(passages.reader_tokens_bkl, passages.rows_bk, batch.hidden_b3),
+            inputs.hide(passages.reader_tokens_bkl, passages.rows_bk, batch.hidden_b3),
             passages.mask_bk,
             config.reader_length,
             EOS_ID,
             models.reader.config.block_start,
         )
-        tokens_bkl = fid.behind_prompt(models.reader, params["reader"], tokens_bkl)
-        has_dropout = models.reader.config.dropout_rate > 0
-        encoder_key, decoder_key = jax.random.split(reader_key)
-        enc_bkld = fid.encode(
-            models.reader,
-            params["reader"],
-            tokens_bkl,
-            encoder_key if has_dropout else None,
-            passages.apart_bkf,
-        )
-        logp_bt = fid.fused_logprobs(
-            models.reader,
-            params["reader"],
-            enc_bkld,
-            tokens_bkl,
-            targets_bt,
-            decoder_key if has_dropout else None,
-            decoder_bt,
-        )
-        reader_sum, tokens = fid.summed_loss(logp_bt, targets_bt)
-        sums = {"reader": {"loss": reader_sum, "count": tokens}}
-        if not trains_retriever:
-            sums["retriever"] = {"loss": jnp.zeros(()), "count": jnp.zeros(())}
-            return sums
+        tokens_bkl = inputs.behind_prompt(models.reader, params["reader"], tokens_bkl)
+        scores_bk = None
+        if trains_retriever:
+            scores_bk = _retriever_scores(
+                models, config, params["retriever"], query_be, batch, passages, query_key,
+                passage_key,
+            )  # fmt: skip
 
-        scores_bk = _retriever_scores(
-            models, config, params["retriever"], query_be, batch, passages, query_key, passage_key
-        )
+        def loss(trained: tuple[Params, Array | None], given: Inputs) -> tuple[Array, Any]:
+            reader, scores_bk = trained
+            reader = merge({"reader": reader}, {"reader": frozen["reader"]})["reader"]
+            sums = reader_sums(reader, given, scores_bk, batch, passages, reader_key)
+            return sums["reader"]["loss"] + sums["retriever"]["loss"], sums
+
+        trained = (trainable["reader"], scores_bk)
+        return packed_or_padded_loss(loss, trained, tokens_bkl, config.packed_rows)
+
+    def reader_sums(
+        params: Params,
+        given: Inputs,
+        scores_bk: Array | None,
+        batch: Batch,
+        passages: Passages,
+        key: Array,
+    ) -> Any:
+        """What the reader makes of its inputs, and what that teaches the retriever's scores."""
+        targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
+        decoder_bt, targets_bt = inputs.join_prompt(batch.taught_prompt_bp, targets_bt)
+        model, apart = models.reader, passages.apart_bkf
+        has_dropout = model.config.dropout_rate > 0
+        encoder_key, decoder_key = jax.random.split(key) if has_dropout else (None, None)
+        enc = fid.encode(model, params, given, encoder_key, apart)
+        logp_bt = fid.fused_logprobs(model, params, enc, given, targets_bt, decoder_key, decoder_bt)
+        reader_sum, tokens = fid.summed_loss(logp_bt, targets_bt)
+        sums: Any = {
+            "reader": {"loss": reader_sum, "count": tokens},
+            "retriever": {"loss": jnp.zeros(()), "count": jnp.zeros(())},
+            "packed": jnp.float32(isinstance(given, Packed)),
+        }
+        if scores_bk is None:
+            return sums
         # Gold scores are taken without dropout; without any, the encoder's output is reused.
-        gold_params = jax.lax.stop_gradient(params["reader"])
-        gold_enc_bkld = (
-            fid.encode(models.reader, gold_params, tokens_bkl, apart_bkf=passages.apart_bkf)
-            if has_dropout
-            else jax.lax.stop_gradient(enc_bkld)
-        )
+        gold_params, gold_enc = jax.lax.stop_gradient((params, enc))
+        if has_dropout:
+            gold_enc = fid.encode(model, gold_params, given, apart_bkf=apart)
         signals = _signals(
-            models, gold_params, gold_enc_bkld, tokens_bkl, targets_bt, decoder_bt,
+            models, gold_params, gold_enc, given, targets_bt, decoder_bt,
             scores_bk=scores_bk, mask_bk=passages.mask_bk, weight_b=batch.weight_b,
         )  # fmt: skip
         distil_sum, rows = distil(signals, distillation)
@@ -168,17 +180,17 @@ def _retriever_scores(
 def _signals(
     models: Models,
     params: Params,
-    enc_bkld: Array,
-    tokens_bkl: Array,
+    enc: Array,
+    given: Inputs,
     targets_bt: Array,
     decoder_bt: Array,
     **of_retriever: Array,
 ) -> Signals:
-    """The reader's signals for a batch; ``params`` and ``enc_bkld`` carry no gradient.
+    """The reader's signals for a batch; ``params`` and ``enc`` carry no gradient.
 
-    ``decoder_bt`` is the decoder's input: the targets, after their prompt (`fid.join_prompt`).
+    ``decoder_bt`` is the decoder's input: the targets, after their prompt (`inputs.join_prompt`).
     """
-    reader_args = (models.reader, params, enc_bkld, tokens_bkl, targets_bt)
+    reader_args = (models.reader, params, enc, given, targets_bt)
 
     def passage_logprobs(temperature: float) -> Array:
         return fid.passage_logprobs(*reader_args, temperature, decoder_bt=decoder_bt)

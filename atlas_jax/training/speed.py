@@ -168,12 +168,19 @@ class Sizes:
       reader_length: of a reader input, in tokens.
       k: reader inputs of a query, 1 for closed book.
       passage: tokens of a passage that the passage tower reads; 0 = none is retrieved.
+      packed_rows: rows of `reader_length` tokens that these inputs share; 0 = each has its own.
     """
 
     trains: Trains
     reader_length: int
     k: int
     passage: int
+    packed_rows: int = 0
+
+    @property
+    def read(self) -> int:
+        """Tokens that the reader reads for a query, with padding."""
+        return (self.packed_rows or self.k) * self.reader_length
 
 
 def step_flops(params: Params, batch: Batch, sizes: Sizes, uses: Uses = once) -> float:
@@ -204,7 +211,7 @@ def step_flops(params: Params, batch: Batch, sizes: Sizes, uses: Uses = once) ->
 
     tied = "logits_dense" not in params["reader"]["decoder"]  # the embedding table serves
     targets = batch.target_tokens_bt.size
-    total = cost(_over_source, "reader") * rows * sizes.k * sizes.reader_length
+    total = cost(_over_source, "reader") * rows * sizes.read
     total += cost(lambda reader: _over_target(reader, tied), "reader") * targets
     if sizes.passage:
         one = "encoder" in params["retriever"]
@@ -244,7 +251,7 @@ def step_speed(
     It counts the tokens of reader inputs and targets, with padding, and the passages read.
     """
     rows = batch.query_tokens_bq.shape[0]
-    tokens = rows * sizes.k * sizes.reader_length + batch.target_tokens_bt.size
+    tokens = rows * sizes.read + batch.target_tokens_bt.size
     counts = {"tokens": tokens}
     if sizes.passage:
         counts["passages"] = rows * sizes.k

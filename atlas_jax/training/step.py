@@ -96,6 +96,8 @@ def make_train_step(
             "target_tokens": sums["reader"]["count"],
             "skipped": new_state.skipped,
         }
+        if config.packed_rows:  # share of the microbatches whose passages fitted into these rows
+            metrics["packed"] = sums["packed"] / config.accumulate
         return new_state, metrics
 
     return step

@@ -65,6 +65,7 @@ from atlas_jax.training.freshness import Freshness, check_freshness
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
 from atlas_jax.training.optimizers import make_optimizer, make_schedule
+from atlas_jax.training.packed_step import packed_step
 from atlas_jax.training.provenance import check_learnt, check_resumed, file_mark
 from atlas_jax.training.run import TrainRun, retrieves
 from atlas_jax.training.speed import TRACES, Sizes, Speed, StepClock, Tracer, step_speed
@@ -86,7 +87,7 @@ class _Run:
     """The objects that stay the same during the loop.
 
     Attributes:
-      told: everything that the run was told.
+      told: everything that the run was told, with the number of packed rows that it takes.
       shapes: of the state, with shardings; a checkpoint is read into them.
       begin: makes the state of a run that has no checkpoint: reads or draws the parameters.
       place: a process's rows of a batch -> the batch on the mesh.
@@ -201,6 +202,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
     )
     optimizers = {part: make_optimizer(told.optimizers[part]) for part in PARTS}
     shaping = (optimizers, what_trains(step_config, models))
+    step_config = packed_step(told, records, models, tokenizers, store)
     step = make_train_step(
         models,
         step_config,
@@ -221,7 +223,7 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
         return taken_over(state, source) if source.optimizer_state else state
 
     return _Run(
-        told=told,
+        told=dataclasses.replace(told, step=step_config),
         directory=directory,
         models=models,
         tokenizers=tokenizers,
@@ -449,6 +451,7 @@ def _speed(run: _Run, params: Params, batch: Batch) -> Speed:
         trains=what_trains(told.step, models),
         reader_length=told.step.reader_length,
         k=1 if closed_book else told.step.k,
+        packed_rows=told.step.packed_rows,
         passage=0 if closed_book else told.corpus.formats.retriever_length,
     )
     return step_speed(params, batch, sizes, models.retriever.config.tower.uses, told.profile)

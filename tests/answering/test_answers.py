@@ -11,7 +11,7 @@ from atlas_jax.answering.answers import Answers, Reading, make_answer
 from atlas_jax.core import partitioning
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.core.types import Batch, Choices, Passages
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.generate import GenerationConfig
 from tests.reader.small import random_params
 from tests.training.models import READER_VOCAB, tiny_models
@@ -64,7 +64,7 @@ def answer(made: Batch, reading: Reading, **generation: Any) -> Answers:
 def log_probs(text: Any, decoder: Any) -> jax.Array:
     """Of every decoder token, read from these passages, [b, t]."""
     mask = jnp.ones(text.shape[:2], bool)
-    tokens = fid.join_inputs(QUERY, text, mask, LENGTH, 1)
+    tokens = inputs.join_inputs(QUERY, text, mask, LENGTH, 1)
     enc = fid.encode(READER, PARAMS, tokens)
     logits = fid.fused_logits(READER, PARAMS, enc, tokens, decoder)
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), decoder[..., None], axis=-1)

@@ -12,7 +12,7 @@ import pytest
 from atlas_jax.core.errors import UserError
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.t5 import T5
 from tests.reader.small import PAIR, random_params
 
@@ -44,7 +44,7 @@ def test_they_are_what_the_reader_computes(tmp_path: Path) -> None:
     found = states(tmp_path / "kept", told).reshape(40, BLOCK, -1)
     tokens = told.reader_tokens_nl.astype(np.int32)
     expected = np.asarray(fid.encode_apart(MODEL, PARAMS, tokens, BLOCK))
-    real = np.asarray(fid.passage_blocks(tokens, BLOCK, 1, 2)) != 0
+    real = np.asarray(inputs.passage_blocks(tokens, BLOCK, 1, 2)) != 0
     assert real[0].sum() == 2 and real[1].all()
     np.testing.assert_allclose(found[real], expected[real], rtol=2e-3, atol=2e-3)  # float16
 

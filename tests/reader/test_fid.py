@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.t5 import T5
 from tests.reader.small import config, passages, random_params
 
@@ -53,7 +53,7 @@ def test_join_inputs_equals_a_loop() -> None:
     passage = (rng.integers(2, 9, (4, 3, 7)) * (np.arange(7) < lengths)).astype(np.uint16)
     mask = rng.random((4, 3)) < 0.7
     for length in (4, 9, 16):
-        joined = np.asarray(fid.join_inputs(query, passage, mask, length, eos_id=1))
+        joined = np.asarray(inputs.join_inputs(query, passage, mask, length, eos_id=1))
         assert joined.dtype == np.int32 and joined.shape == (4, 3, length)
         for b in range(4):
             for k in range(3):
@@ -66,7 +66,7 @@ def test_join_inputs_equals_a_loop() -> None:
 
 
 def test_shift_right() -> None:
-    np.testing.assert_array_equal(fid.shift_right(np.array([[5, 6, 1]])), [[0, 5, 6]])
+    np.testing.assert_array_equal(inputs.shift_right(np.array([[5, 6, 1]])), [[0, 5, 6]])
 
 
 def test_passages_are_encoded_apart() -> None:

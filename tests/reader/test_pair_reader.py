@@ -17,7 +17,7 @@ from atlas_jax.core.partitioning import (
     make_mesh,
     param_shardings,
 )
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.generate import GenerationConfig, generate
 from atlas_jax.reader.pointer import Pointer
 from atlas_jax.reader.t5 import T5, copyable
@@ -41,7 +41,7 @@ TARGETS = np.array(
 
 
 def joined(passages: Any = PASSAGES, mask: Any = MASK) -> Any:
-    return fid.join_inputs(QUERIES, passages, mask, LENGTH, END, START)
+    return inputs.join_inputs(QUERIES, passages, mask, LENGTH, END, START)
 
 
 TOKENS = joined()
@@ -68,14 +68,14 @@ def test_the_blocks_are_those_of_a_loop() -> None:
 
 
 def test_a_passage_that_is_too_long_keeps_its_end_token() -> None:
-    cut = fid.join_inputs(QUERIES, PASSAGES, MASK, 9, END, START)
+    cut = inputs.join_inputs(QUERIES, PASSAGES, MASK, 9, END, START)
     np.testing.assert_array_equal(cut[3, 0, 5:], [START, *PASSAGES[3, 0, :2], END])
 
 
 def test_hidden_tokens_are_padding_and_move_nothing() -> None:
     rows = np.arange(12).reshape(4, 3)
     hidden = np.array([[0, 1, 2], [-1, 0, 4], [99, 0, 4], [10, 0, 3]])
-    shown = fid.hide(PASSAGES, rows, hidden)
+    shown = inputs.hide(PASSAGES, rows, hidden)
     expected = PASSAGES.copy()
     expected[0, 0, 1], expected[3, 1, :3] = 0, 0
     np.testing.assert_array_equal(shown, expected)
@@ -94,7 +94,7 @@ def test_kept_states_give_what_running_the_lower_layers_gives() -> None:
 
 
 def test_a_passage_alone_does_not_depend_on_the_question_but_what_is_made_of_both_does() -> None:
-    swapped = fid.join_inputs(QUERIES[::-1], PASSAGES, MASK, LENGTH, END, START)
+    swapped = inputs.join_inputs(QUERIES[::-1], PASSAGES, MASK, LENGTH, END, START)
     at = (3, 1, slice(5, 12))  # a passage of row 3
     assert np.abs(np.asarray(encoded(swapped)[at] - encoded()[at])).max() > 1e-2
 
@@ -185,7 +185,7 @@ def test_without_weights_what_stands_next_changes_nothing() -> None:
 
 
 def test_without_a_passage_all_is_of_the_vocabulary() -> None:
-    nothing = fid.join_inputs(QUERIES, 0 * PASSAGES[:, :1, :1], MASK[:, :1], LENGTH, END, START)
+    nothing = inputs.join_inputs(QUERIES, 0 * PASSAGES[:, :1, :1], MASK[:, :1], LENGTH, END, START)
     assert (np.asarray(copyable(nothing, CONFIG)) == 0).all()
     enc = encoded(nothing)
     logits = fid.fused_logits(MODEL, PARAMS, enc, nothing, TARGETS)

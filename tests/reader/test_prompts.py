@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.generate import GenerationConfig, generate
 from atlas_jax.reader.t5 import T5
 from tests.reader.small import config, passages, random_params
@@ -87,7 +87,7 @@ def test_a_least_length_above_the_greatest_is_refused() -> None:
 
 
 def test_a_prompt_stands_before_the_target_without_a_gap() -> None:
-    decoder, targets = fid.join_prompt(jnp.asarray(PROMPT), jnp.asarray(TARGETS[:, :3]))
+    decoder, targets = inputs.join_prompt(jnp.asarray(PROMPT), jnp.asarray(TARGETS[:, :3]))
     assert decoder.tolist() == [[7, 9, 5, 6, 7], [5, 8, 1, 0, 0], [9, 10, 1, 0, 0]]
     assert targets.tolist() == [[0, 0, 5, 6, 7], [0, 8, 1, 0, 0], [9, 10, 1, 0, 0]]
 
@@ -107,7 +107,7 @@ def scores_of(params: Any, decoder: Any, targets: Any) -> dict[str, jax.Array]:
 
 def test_scores_behind_a_prompt_are_those_of_the_later_tokens() -> None:
     # Prompt and target in one are a target without prompt: its last tokens score the same.
-    decoder, targets = fid.join_prompt(jnp.asarray(PROMPT), jnp.asarray(TARGETS))
+    decoder, targets = inputs.join_prompt(jnp.asarray(PROMPT), jnp.asarray(TARGETS))
     ours = scores_of(PARAMS, decoder, targets)
     plain = scores_of(PARAMS, decoder, decoder)
     real = np.asarray(targets) > 0

@@ -9,7 +9,7 @@ import pytest
 from flax.core import meta
 
 from atlas_jax.core.deltas import DeltaConfig, folded, new_delta, with_delta
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.attention import Attention, KeyValue, mask_bias
 from atlas_jax.reader.generate import GenerationConfig, generate
 from atlas_jax.reader.scanned import stack_layers
@@ -150,7 +150,7 @@ def test_decoding_is_what_teacher_forcing_says(method: str, delta: DeltaConfig, 
 
     @jax.jit
     def decoded(params: Any) -> Any:
-        tokens = fid.behind_prompt(model, params, jnp.asarray(TOKENS))
+        tokens = inputs.behind_prompt(model, params, jnp.asarray(TOKENS))
         enc = fid.encode(model, params, tokens)
         b, k, length, d = enc.shape
         source, mask = enc.reshape(b, k * length, d), (tokens != 0).reshape(b, -1)
@@ -168,7 +168,7 @@ def test_decoding_is_what_teacher_forcing_says(method: str, delta: DeltaConfig, 
 
 def test_a_prompt_stands_in_front_of_every_real_passage() -> None:
     params = loud(PROMPT)
-    tokens = np.asarray(fid.behind_prompt(MODEL, params, jnp.asarray(TOKENS)))
+    tokens = np.asarray(inputs.behind_prompt(MODEL, params, jnp.asarray(TOKENS)))
     assert tokens.shape == (3, 4, 8)
     v = CONFIG.vocab_size
     np.testing.assert_array_equal(tokens[0, 0, :3], [v, v + 1, v + 2])

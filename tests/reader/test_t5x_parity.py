@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from atlas_jax.reader import fid
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.t5 import T5
 
@@ -48,16 +48,14 @@ def test_outputs() -> None:
         expected = dict(file)
     source, targets = expected["encoder_input_tokens"], expected["decoder_target_tokens"]
     np.testing.assert_array_equal(
-        fid.shift_right(targets)[targets > 0], expected["decoder_input_tokens"][targets > 0]
+        inputs.shift_right(targets)[targets > 0], expected["decoder_input_tokens"][targets > 0]
     )
 
     @jax.jit
     def run(params: Any) -> tuple[jax.Array, jax.Array]:
         encoded = model.apply({"params": params}, source, method="encode")
-        inputs = expected["decoder_input_tokens"]
-        return encoded, model.apply(
-            {"params": params}, encoded, source > 0, inputs, method="decode"
-        )
+        read = expected["decoder_input_tokens"]
+        return encoded, model.apply({"params": params}, encoded, source > 0, read, method="decode")
 
     encoded, logits = run(params)
     real = source > 0

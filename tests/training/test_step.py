@@ -59,7 +59,8 @@ class Run:
         # The sum of the two losses is not scale free, so plain gradients show through eps=1.
         optimizer = OptimizerConfig(kind=kind, learning_rate=0.1, schedule="constant", epsilon=1.0)
         self.optimizers = {part: make_optimizer(optimizer) for part in PARTS}
-        self.config = StepConfig(k=4, reader_length=14, retriever_training=training, **step)
+        fields = {"k": 4, "reader_length": 14, "retriever_training": training, **step}
+        self.config = StepConfig(**fields)
         trains = train_state.what_trains(self.config, self.models)
         args = (self.optimizers, trains, self.mesh, rules)
         self.shardings = train_state.state_shardings(self.models, *args)

@@ -26,8 +26,10 @@ def run(gin_file: Path, *bindings: str) -> int:
     )
 
 
+# Long enough for two inputs of 113 tokens, so that three passages share two rows.
+PACKED = ("StepConfig.packed_rows=-1", "StepConfig.reader_length=226")
 MODES = {
-    "query_side": (),
+    "query_side": PACKED,
     "fixed, searched on the host": (
         "StepConfig.retriever_training=fixed",
         "CorpusConfig.searcher=scann",
@@ -36,6 +38,7 @@ MODES = {
         "TrainConfig.passages=file",
         "EvalConfig.passages=file",
         "StepConfig.retriever_training=joint",
+        *PACKED,
     ),
     "closed_book": (
         "TrainConfig.passages='none'",
@@ -51,6 +54,10 @@ def test_every_mode_trains_evaluates_and_exports(
     gin_file: Path, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(gin_file, *MODES[mode]) == 0, capsys.readouterr().err
+    learns = mode in ("query_side", "file")
+    # Told for the training and for its evaluation.
+    shared = "of 226 tokens each on average: they share 2 rows (StepConfig.packed_rows)"
+    assert capsys.readouterr().err.count(shared) == 2 * learns
     model_dir = gin_file.parent / "run"
     assert (model_dir / "final" / "reader.safetensors").is_file()
     assert "TrainConfig.total_steps = 2" in (model_dir / "config.gin").read_text()
@@ -58,7 +65,7 @@ def test_every_mode_trains_evaluates_and_exports(
     trained = [row for row in read_metrics(model_dir) if "train/reader_loss" in row]
     assert [row["step"] for row in trained] == [1, 2]
     assert all(row["train/reader_loss"] > 0 and row["train/skipped"] == 0 for row in trained)
-    learns = mode in ("query_side", "file")
+    assert [row.get("train/packed") for row in trained] == [1.0 if learns else None] * 2
     losses = [row["train/retriever_loss"] for row in trained]
     assert [loss > 0 for loss in losses] == [learns, learns], losses
 
