@@ -151,6 +151,7 @@ async function compare(left, right) {
   kept = current;
   versions.choose(right);
   again();
+  $("panes").scrollIntoView(); // the list of versions is below long passages
 }
 
 async function failed(error) {

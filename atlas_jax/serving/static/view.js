@@ -178,7 +178,9 @@ function words(result) {
 
 function answerCard(result, before) {
   if (result.mode === "search") return null;
-  const changed = before && !before.pending && !result.pending && before.answer !== result.answer;
+  // An answer as of another version is no change of this one.
+  const changed = before && !before.pending && !result.pending && before.asOf === result.asOf
+    && before.answer !== result.answer;
   return make("div", { class: "answer-card" },
     make("p", { class: "eyebrow", dir: "auto" }, result.settings.question),
     words(result),
