@@ -51,7 +51,7 @@ def test_two_versions_side_by_side_and_a_link_to_them(page: Any, versioned: Serv
     titles = [one.inner_text() for one in page.query_selector_all(".pane-title")]
     assert "Now, version 2" in titles[0] and "As of version 1" in titles[1]
     assert page.query_selector_all(f"{NOW} .moved.new")
-    assert not page.query_selector_all(".was")  # the other version's answer is no change of this one
+    assert not page.query_selector_all(".was")  # it is no change of the newest one
     assert page.evaluate("document.querySelector('.pane').getBoundingClientRect().top") >= 0
     assert page.input_value("#version") == "1"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
