@@ -392,7 +392,6 @@ def plan_run(passages: int | None) -> AnyRun:
     return Run(
         entry=entry,
         refreshes=refreshes,
-        evaluates=entry == "evaluate" or bool(evaluation.file),
         models=Models(T5(told(ReaderConfig)), DualEncoder(retriever), tuple(deltas.items())),
         step=step,
         distillation=told(DistillationConfig),

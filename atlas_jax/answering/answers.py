@@ -52,6 +52,7 @@ class Answers:
       evidence: None if it was not asked for.
       target_log_probs_b: float32 log-probability of the batch's own targets; None if it was not
         asked for.
+      target_lengths_b: int32, tokens of these targets; None as they are.
     """
 
     tokens_bt: Array
@@ -59,6 +60,7 @@ class Answers:
     choice_log_probs_bc: Array | None = None
     evidence: Evidence | None = None
     target_log_probs_b: Array | None = None
+    target_lengths_b: Array | None = None
 
 
 Answer = Callable[..., Answers]  # (params, batch, passages, first=0), see `make_answer`
@@ -114,6 +116,9 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
         if reading.scores_targets:
             prompted = inputs.join_prompt(batch.taught_prompt_bp, batch.target_tokens_bt)
             more["target_log_probs_b"] = _log_probs(source, *prompted)
+            more["target_lengths_b"] = jnp.sum(
+                batch.target_tokens_bt != PAD_ID, axis=1, dtype=jnp.int32
+            )
         return answers.replace(**more)  # type: ignore[attr-defined]
 
     return jax.jit(answer, out_shardings=partitioning.replicated(mesh))

@@ -119,13 +119,19 @@ class Batcher:
         other._store = store
         return other
 
-    def __call__(self, examples: Sequence[Example], rows: int | None = None) -> Batch:
-        """Make a batch of the examples.
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        rows: int | None = None,
+        mine: Sequence[int] | None = None,
+    ) -> Batch:
+        """Make a batch of the examples, or this process's rows of it.
 
         Args:
           examples: at least one.
           rows: rows of the batch; None = as many as there are examples. Rows without an
             example repeat the first example's query, with an empty target and weight 0.
+          mine: the rows of the batch that are made, `multihost.local_rows`; None = all.
 
         Raises:
           UserError: an example has no passages of its own although they are to be read, or
@@ -136,6 +142,11 @@ class Batcher:
         rows = len(examples) if rows is None else rows
         if not 0 < len(examples) <= rows:
             raise ValueError(f"{len(examples)} examples for a batch of {rows} rows")
+        rows_b = np.arange(rows) if mine is None else np.asarray(mine)
+        is_real_b = rows_b < len(examples)
+        # Rows beyond the examples take the first one's content.
+        used, take = np.unique(np.where(is_real_b, rows_b, 0), return_inverse=True)
+        examples = [examples[row] for row in used.tolist()]
         for example in examples:
             self._check(example)
         config, tokenizers = self._config, self._tokenizers
@@ -151,10 +162,6 @@ class Batcher:
         )
         prompts, targets, joined = self._prompts_and_targets(examples)
         side = config.truncate_query
-        # Rows beyond the examples take the first one's content.
-        take = np.arange(rows)
-        is_real_b = take < len(examples)
-        take = np.where(is_real_b, take, 0)
         targets_bt = reader.pad_to(targets, config.target_length)[take]
         given = self._given(examples) if self._k else None
         choices = self._choice_tokens(examples) if self._choices else None

@@ -17,7 +17,7 @@ class EvalConfig:
     file: data file; "" = no evaluation during training (evaluate requires it).
     task, passages: as in TrainConfig.
     k: passages that the reader reads; 0 = as many as in training, StepConfig.k.
-    batch_size: rows per compiled call; the last batch is padded to it.
+    batch_size: questions per compiled call; any number, which is filled up to divide over the mesh.
     generate: False = retrieve only (no answers are written, only retrieval is scored).
     recall_at: the k of recall@k. The largest one decides how many passages are searched. Values
         above the number of passages are left out.
@@ -70,7 +70,7 @@ class RetrieveConfig:
         for an int8 index.
     negatives: write up to that many `negatives` for each row, best first, to train a retriever
         with. They are found passages that are not gold and contain no accepted answer.
-    batch_size: questions per compiled call.
+    batch_size: questions per compiled call; as in EvalConfig.
     """
 
     file: str

@@ -16,7 +16,7 @@ from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.answering.truncation import tell_cut
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import Rule, batch_sharding
+from atlas_jax.core.partitioning import Rule, batch_sharding, filled_batch
 from atlas_jax.core.types import Params
 from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.corpus import Corpus
@@ -63,18 +63,10 @@ class Search:
     rerank_binding: str = "StepConfig.rerank"
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """How many questions are answered at a time, and the binding that says so."""
-
-    size: int
-    binding: str = "EvalConfig.batch_size"
-
-
 def make_evaluator(
     finder: Finder,
     search: Search,
-    rows: Rows,
+    rows: int,
     data: DataConfig,
     answer: Answer | None = None,
     formats: StoreConfig = StoreConfig(),
@@ -86,13 +78,14 @@ def make_evaluator(
     """Put together what finds passages for a batch of questions and answers from them.
 
     Args:
+      rows: questions that are answered at a time; a batch is filled up to a multiple of the parts
+        of the mesh.
       answer: writes the answers; None = passages are only found.
       formats: of passages that come with the questions.
       choices: see `Batcher`, as are `length_penalty`, `limits` and `edited`.
 
     Raises:
-      UserError: the corpus has fewer passages than asked for, or the rows do not divide over
-        the mesh; the binding is named.
+      UserError: the corpus has fewer passages than asked for; the binding is named.
     """
     corpus, mesh = finder.corpus if search.passages == "index" else None, finder.mesh
     reranks = corpus is not None and search.rerank > 0
@@ -101,6 +94,7 @@ def make_evaluator(
         wide, binding = search.rerank, search.rerank_binding
     source = make_source(search.passages, corpus, wide, binding, finder.retriever, mesh)
     store = corpus.store if corpus else None
+    padded = filled_batch(rows, mesh, finder.rules)
     return Evaluator(
         batcher=Batcher(
             finder.tokenizers,
@@ -113,8 +107,9 @@ def make_evaluator(
             limits=limits,
             edited=edited,
         ),
-        batch_size=rows.size,
-        rows=batch_sharding(rows.binding, rows.size, mesh, finder.rules),
+        batch_size=rows,
+        padded=padded,
+        rows=batch_sharding("the batch", padded, mesh, finder.rules),
         source=source,
         find=make_find(finder.retriever, source, mesh, search.k if reranks else 0),
         answer=answer,
@@ -180,7 +175,9 @@ def make_certify(
             return {}
         some = sample(examples, config)
         parts = (some[at : at + rows] for at in range(0, len(some), rows))
-        return check.certificate(params, (evaluator.batcher(one, rows) for one in parts), config)
+        return check.certificate(
+            params, (evaluator.batcher(one, evaluator.padded) for one in parts), config
+        )
 
     return certify
 
@@ -233,7 +230,7 @@ def make_evaluation(
             told.read.rerank,
             "EvalConfig.k" if config.k else "StepConfig.k",
         ),
-        Rows(config.batch_size),
+        config.batch_size,
         told.data,
         answer,
         told.corpus.formats,

@@ -17,7 +17,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
+from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.retrieval import at_most, rerank, with_edited
 from atlas_jax.corpus.sources import DeviceSource, Source
@@ -105,7 +105,8 @@ class Evaluator:
 
     Attributes:
       batcher: makes batches.
-      batch_size: rows per compiled call; the last batch is filled up to it.
+      batch_size: examples per compiled call.
+      padded: rows of that call; more than examples where these do not divide over the mesh.
       rows: sharding of a batch.
       source: where passages come from.
       find: see `make_find`.
@@ -116,6 +117,7 @@ class Evaluator:
 
     batcher: Batcher
     batch_size: int
+    padded: int
     rows: NamedSharding
     source: Source
     find: Find
@@ -143,16 +145,14 @@ class Evaluator:
         shown = bool(progress) and multihost.is_first()
         bar = show_progress(progress, total=len(examples), shown=shown)
         with bar:
-            waiting: tuple[Sequence[Example], np.ndarray, Any] | None = None
+            waiting: tuple[Sequence[Example], Any] | None = None
             for start in starts:
                 some = examples[start : start + self.batch_size]
-                batch = self.batcher(some, self.batch_size)
-                results = self._compute(params, batch, first + start)
+                results = self._compute(params, some, first + start)
                 if waiting is not None:  # the devices work on the next batch meanwhile
                     found += self._read(*waiting)
                     bar.update(len(waiting[0]))
-                lengths_b = np.asarray(batch.target_tokens_bt != PAD_ID).sum(axis=1)
-                waiting = (some, lengths_b, results)
+                waiting = (some, results)
             if waiting is not None:
                 found += self._read(*waiting)
                 bar.update(len(waiting[0]))
@@ -183,21 +183,26 @@ class Evaluator:
           on_texts: called after each token with each answer so far, where it is known before the
             end; for an evaluator of `Programs`.
         """
-        batch = self.batcher(examples, self.batch_size)
-        lengths_b = np.asarray(batch.target_tokens_bt != PAD_ID).sum(axis=1)
-        found = self._find(params, batch)
-        passages = list(self._read(examples, lengths_b, (*_kept(found[1]), None)))
+        found = self._find(params, examples)
+        passages = list(self._read(examples, (*_kept(found[1]), None)))
         yield passages
         if self.answer is not None:
             answers = self._answer(params, *found, first, self._on_tokens(passages, on_texts))
-            yield list(self._read(examples, lengths_b, (*_kept(found[1]), answers)))
+            yield list(self._read(examples, (*_kept(found[1]), answers)))
 
-    def _compute(self, params: Params, batch: Batch, first: int) -> Any:
-        found = self._find(params, batch)
+    def _compute(self, params: Params, examples: Sequence[Example], first: int) -> Any:
+        found = self._find(params, examples)
         return (*_kept(found[1]), self._answer(params, *found, first))
 
-    def _find(self, params: Params, batch: Batch) -> tuple[Batch, Passages]:
-        batch = multihost.place(batch, self.rows)
+    def _placed(self, examples: Sequence[Example]) -> Batch:
+        """The batch of some examples on the mesh; each process tokenises what its devices hold."""
+        mine = multihost.local_rows(self.rows, self.padded)
+        batch = self.batcher(examples, self.padded, mine)
+        placed: Batch = multihost.place_rows(batch, self.rows, self.padded)
+        return placed
+
+    def _find(self, params: Params, examples: Sequence[Example]) -> tuple[Batch, Passages]:
+        batch = self._placed(examples)
         return batch, self.find(params, self.source.of_batch(params, batch), batch)
 
     def _answer(
@@ -232,16 +237,16 @@ class Evaluator:
             return text
         return as_written(text, (p[name] for p in passages for name in ("text", "title")))
 
-    def _read(
-        self, examples: Sequence[Example], lengths_b: np.ndarray, results: Any
-    ) -> Iterator[Found]:
+    def _read(self, examples: Sequence[Example], results: Any) -> Iterator[Found]:
         rows_bk, scores_bk, mask_bk, answers = jax.device_get(results)
+        mask_bk = mask_bk & (rows_bk != NO_ROW)
+        stored = self._stored(np.unique(rows_bk[: len(examples)][mask_bk[: len(examples)]]))
         texts = self.tokenizer.decode_batch(answers.tokens_bt) if answers else []
         for i, example in enumerate(examples):
-            at = np.flatnonzero(mask_bk[i] & (rows_bk[i] != NO_ROW))
+            at = np.flatnonzero(mask_bk[i])
             passages = tuple(
                 {
-                    **self._passage(example, int(rows_bk[i][j])),
+                    **_passage(example, int(rows_bk[i][j]), stored),
                     "score": float(scores_bk[i][j]),
                     **_evidence(answers, i, int(j)),
                 }
@@ -258,19 +263,29 @@ class Evaluator:
                 text = self._spelt(text, passages)
             found = Found(example, passages, text, float(answers.scores_b[i]), chosen)
             if answers.target_log_probs_b is not None and example.target_text:
-                scored = float(answers.target_log_probs_b[i]), int(lengths_b[i])
+                scored = float(answers.target_log_probs_b[i]), int(answers.target_lengths_b[i])
                 found = dataclasses.replace(
                     found, target_log_probability=scored[0], target_tokens=scored[1]
                 )
             yield found
 
-    def _passage(self, example: Example, row: int) -> Mapping[str, Any]:
-        if self.store is not None:
-            stored = self.store.passage(row)
-            edited = (one for one in example.edited if one["id"] == stored["id"])
-            return next(edited, stored)
-        assert example.given_passages is not None
-        return example.given_passages[row]
+    def _stored(self, rows: np.ndarray) -> Mapping[int, Mapping[str, Any]] | None:
+        """The passages of index rows, each read by one process; None where nothing is searched."""
+        if self.store is None:
+            return None
+        wanted = rows.tolist()
+        return dict(zip(wanted, multihost.divided(wanted, self.store.passages), strict=True))
+
+
+def _passage(
+    example: Example, row: int, stored: Mapping[int, Mapping[str, Any]] | None
+) -> Mapping[str, Any]:
+    """The passage of a row, as the example edits it, or the one that the example brought along."""
+    if stored is not None:
+        found = stored[row]
+        return next((one for one in example.edited if one["id"] == found["id"]), found)
+    assert example.given_passages is not None
+    return example.given_passages[row]
 
 
 def _kept(passages: Passages) -> tuple[Any, Any, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from atlas_jax.answering.atlas import Atlas
-from atlas_jax.answering.evaluation import Finder, Rows, Search, make_certify, make_evaluator
+from atlas_jax.answering.evaluation import Finder, Search, make_certify, make_evaluator
 from atlas_jax.answering.evaluator import score, write_predictions
 from atlas_jax.answering.results import Evaluated
 from atlas_jax.answering.run import AnswerRun, IndexRun, RetrieveRun
@@ -111,7 +111,7 @@ def retrieve(told: RetrieveRun) -> dict[str, float]:
         evaluator = make_evaluator(
             finder,
             Search("index", config.k, config.rerank, "RetrieveConfig.k", "RetrieveConfig.rerank"),
-            Rows(config.batch_size, "RetrieveConfig.batch_size"),
+            config.batch_size,
             told.data,
         )
         tell_unscorable(config.file, examples, False, corpus.store)

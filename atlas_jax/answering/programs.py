@@ -10,7 +10,7 @@ import numpy as np
 from atlas_jax.answering.answers import Reading
 from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.batcher import most_choices
-from atlas_jax.answering.evaluation import Finder, Rows, Search, make_evaluator
+from atlas_jax.answering.evaluation import Finder, Search, make_evaluator
 from atlas_jax.answering.evaluator import Evaluator, Find
 from atlas_jax.answering.packed_rows import Lengths, packed_rows, store_lengths
 from atlas_jax.answering.run import AnswerRun
@@ -126,7 +126,7 @@ class Programs:
         evaluator = make_evaluator(
             Finder(made.models.retriever, made.tokenizers, self._corpus, made.mesh, made.rules),
             Search(told.evaluation.passages, searched, told.read.rerank, "k"),
-            Rows(shape.rows),
+            shape.rows,
             dataclasses.replace(told.data, max_excluded=shape.excluded),
             self._answer(shape, made) if shape.reads else None,
             told.corpus.formats,

@@ -12,11 +12,12 @@ same MODEL_DIR. Each process reads only its own rows of a training batch.
 
 import argparse
 import contextlib
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from jax.sharding import Sharding
 
 from atlas_jax.core.errors import UserError, one_line
 
+T = TypeVar("T")
 MODES = ("auto", "on", "off")
 _ADDRESS = re.compile(r".+:\d{1,5}")
 # Where a Cloud TPU VM shows its chips: v2 to v4, and later ones.
@@ -181,6 +183,34 @@ def of_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
+def divided(items: Sequence[T], make: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+    """What `make` gives for all items, on every process; each item is made by one of them.
+
+    All processes must call it with the same items.
+
+    Args:
+      items: process p of P makes those at p, p + P, ...
+      make: gives a JSON value for each.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return make(items)
+    made = make(items[jax.process_index() :: count])
+    found: list[Any] = [None] * len(items)
+    for index, raw in enumerate(_gathered(json.dumps(made).encode("utf-8"))):
+        found[index::count] = json.loads(raw)
+    return found
+
+
+def _gathered(raw: bytes) -> list[bytes]:
+    """The bytes of each process, on every process."""
+    sizes = multihost_utils.process_allgather(np.int32(len(raw)))
+    width = 1 << int(sizes.max()).bit_length()  # few widths, so that little is compiled
+    padded = np.frombuffer(raw.ljust(width, b"\0"), np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+
+
 def local_rows(sharding: Sharding, rows: int) -> list[int]:
     """The rows of a batch that this process must provide, ascending.
 
@@ -200,6 +230,8 @@ def place_rows(tree: Any, sharding: Sharding, rows: int) -> Any:
       sharding: over their first axis.
       rows: of the whole batch.
     """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), tree
     )

@@ -345,6 +345,12 @@ def batch_sharding(
     return NamedSharding(mesh, logical_to_spec(("batch",), rules))
 
 
+def filled_batch(rows: int, mesh: Mesh, rules: tuple[Rule, ...]) -> int:
+    """`rows`, rounded up to a multiple of the parts of a batch."""
+    parts = batch_parts(mesh, rules)
+    return -(-rows // parts) * parts
+
+
 def batch_parts(mesh: Mesh, rules: tuple[Rule, ...]) -> int:
     """Number of parts of the mesh over which the rows of a batch are spread."""
     axes = logical_to_spec(("batch",), rules)[0] or ()

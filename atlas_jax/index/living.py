@@ -159,9 +159,20 @@ class LivingStore(PassageStore):
         """See `PassageStore.passage`."""
         if not 0 <= row < self.count:
             raise IndexError(f"row {row} of a store of {self.count} passages")
+        number, own = self._in_segment(row)
+        return self.segments[number].passage(own)
+
+    def _in_segment(self, row: int) -> tuple[int, int]:
+        """The number of a row's segment, and its row there."""
         place = int(self.places_n[row])
         number = int(np.searchsorted(self.starts, place, side="right")) - 1
-        return self.segments[number].passage(place - int(self.starts[number]))
+        return number, place - int(self.starts[number])
+
+    def _expect(self, rows: Sequence[int]) -> None:
+        """See `PassageStore._expect`."""
+        places = [self._in_segment(row) for row in rows]
+        for number, segment in enumerate(self.segments):
+            segment._expect([own for at, own in places if at == number])
 
     def find(self, passage_id: str) -> int | None:
         """See `PassageStore.find`."""

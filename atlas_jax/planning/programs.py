@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from atlas_jax.answering.answers import Reading, make_answer
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import batch_parts, batch_sharding
+from atlas_jax.core.partitioning import batch_sharding, filled_batch
 from atlas_jax.core.types import Batch, DeviceIndex, Passages
 from atlas_jax.corpus.retrieval import make_device_retrieve, no_passages, rerank, retrieved_already
 from atlas_jax.index.int8 import abstract_rows, as_floats
@@ -95,12 +95,12 @@ def resident(program: Program, run: AnyRun, mesh: Mesh) -> dict[str, int]:
 
 def refused_batch(name: str, run: AnyRun, mesh: Mesh) -> str:
     """Why a run would refuse the program's batch, which is planned with more rows; else ""."""
-    if name in ("search", "decode") and not run.evaluates:
-        return ""
+    if name in ("search", "decode"):
+        return ""  # a run fills them up, too
     try:
         batch_sharding(*run.batch_of(name), mesh, run.rules)
     except UserError as error:
-        rows = _multiple(run.batch_of(name)[1], run, mesh)
+        rows = filled_batch(run.batch_of(name)[1], mesh, run.rules)
         return f"a run stops here: {error}; planned with {rows}"
     return ""
 
@@ -134,7 +134,7 @@ def _pretrain(run: Pretraining, mesh: Mesh) -> Program:
 
 def _embed(run: Run, mesh: Mesh) -> Program:
     params = _tower(run, mesh, "passage_encoder")
-    rows = _multiple(run.corpus.embed_batch_size, run, mesh)
+    rows = filled_batch(run.corpus.embed_batch_size, mesh, run.rules)
     tokens = _rows(run, mesh, (rows, run.store.retriever_length), jnp.int32)
     function = jax.jit(
         passage_tower(run.models.retriever), out_shardings=partitioning.replicated(mesh)
@@ -149,7 +149,7 @@ def _search(run: Run, mesh: Mesh) -> Program:
         if run.step.rerank
         else {"retriever": _tower(run, mesh, "query_encoder")}
     )
-    rows = _multiple(run.answer_batch, run, mesh)
+    rows = filled_batch(run.answer_batch, mesh, run.rules)
     retrieve, source = _source(run, mesh, rows, run.answer_searched)
 
     def find(params: Any, source: Any, batch: Batch) -> Passages:
@@ -165,7 +165,7 @@ def _search(run: Run, mesh: Mesh) -> Program:
 
 
 def _decode(run: Run, mesh: Mesh) -> Program:
-    rows = _multiple(run.answer_batch, run, mesh)
+    rows = filled_batch(run.answer_batch, mesh, run.rules)
     params = {"reader": _params(run, mesh)["reader"]}
     reading = Reading(run.answer_k, run.step.reader_length)
     answer: Any = make_answer(run.models.reader, run.generation, reading, mesh)
@@ -194,12 +194,6 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 def _rows(run: AnyRun, mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     sharding = batch_sharding(run.batch_of("train")[0], shape[0], mesh, run.rules)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def _multiple(rows: int, run: AnyRun, mesh: Mesh) -> int:
-    """`rows`, rounded up to a multiple of the number of parts of a batch."""
-    parts = batch_parts(mesh, run.rules)
-    return -(-rows // parts) * parts
 
 
 def _batch(run: Run, mesh: Mesh, rows: int) -> Batch:

@@ -38,14 +38,12 @@ class Run:
     Attributes:
       entry: the entry point; `evaluate` stands for all that search or answer without training.
       refreshes: whether passages are embedded anew while the index is searched.
-      evaluates: whether the run answers questions.
       answer_batch, answer_k: rows of a batch, and passages read for each, when it answers.
       answer_depth: passages found for each of these rows; recall may need more than are read.
     """
 
     entry: Entry
     refreshes: bool
-    evaluates: bool
     models: Models
     step: StepConfig
     distillation: DistillationConfig
@@ -140,7 +138,6 @@ class Pretraining:
 
     entry: ClassVar[str] = "pretrain_encoder"
     programs: ClassVar[tuple[str, ...]] = PROGRAMS["pretrain_encoder"]
-    evaluates: ClassVar[bool] = False
     refreshes: ClassVar[bool] = False
     on_devices: ClassVar[bool] = False
     row_bytes: ClassVar[int] = 0

@@ -1,6 +1,7 @@
 """Several local processes do what one does: train, stop together, go on, index and evaluate."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,23 @@ RunLog.advance = lambda log: (time.sleep(float(sys.argv[1])), advance(log))
 sys.exit(importlib.import_module(f"atlas_jax.{sys.argv[2]}").main(sys.argv[3:]))
 """
 
+# At its end it tells how many passages it has read and how many questions it has tokenised.
+COUNTING = """
+import atexit, collections
+from atlas_jax.answering.batcher import Batcher
+from atlas_jax.index.passages import PassageStore
+counts = collections.Counter()
+def counted(owner, name):
+    plain = getattr(owner, name)
+    def call(*given):
+        counts[name] += 1
+        return plain(*given)
+    setattr(owner, name, call)
+counted(PassageStore, "passage")
+counted(Batcher, "_query")
+atexit.register(lambda: print("counts", counts["passage"], counts["_query"]))
+"""
+
 Processes = list[subprocess.Popen[str]]
 
 
@@ -47,6 +65,7 @@ def start(
     *bindings: str,
     pause: float = 0,
     command: str = "train",
+    child: str = CHILD,
 ) -> Processes:
     """Begin a run of `write_run` in so many processes, which share the four devices."""
     own = [
@@ -55,18 +74,23 @@ def start(
         "StepConfig.retriever_training='joint'",
         "CorpusConfig.embed_batch_size=4",
     ]
-    return begin(command, str(gin_file), [*own, *bindings], count, pause)
+    return begin(command, str(gin_file), [*own, *bindings], count, pause, child)
 
 
 def begin(
-    command: str, gin_file: str, bindings: Sequence[str], count: int, pause: float = 0
+    command: str,
+    gin_file: str,
+    bindings: Sequence[str],
+    count: int,
+    pause: float = 0,
+    child: str = CHILD,
 ) -> Processes:
     """Begin any command in so many processes, which share the four devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [
-        *(sys.executable, "-c", CHILD, str(pause), command, f"--gin_file={gin_file}"),
+        *(sys.executable, "-c", child, str(pause), command, f"--gin_file={gin_file}"),
         *(f"--gin.{binding}" for binding in bindings),
     ]
     environment = {
@@ -149,7 +173,10 @@ def test_two_processes_index_and_evaluate_as_one_does(
     retriever_tokenizer_file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Of 13 questions in batches of 5, which do not divide over the devices."""
     gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    asked = (read_lines(tmp_path / "train.jsonl") * 3)[:13]
+    write_lines(tmp_path / "many.jsonl", [{**row, "id": str(i)} for i, row in enumerate(asked)])
     load_gin([str(gin_file)])
     with use_devices(from_gin.devices()) as (mesh, rules):
         made = assemble(from_gin.models(), mesh, rules)
@@ -163,6 +190,8 @@ def test_two_processes_index_and_evaluate_as_one_does(
             f"CorpusConfig.index={folder}/index",
             "CorpusConfig.dtype=int8",
             f"EvalConfig.predictions={folder}/predictions.jsonl",
+            f"EvalConfig.file={tmp_path}/many.jsonl",
+            "EvalConfig.batch_size=5",
             "StepConfig.rerank=8",
         ]
 
@@ -171,9 +200,20 @@ def test_two_processes_index_and_evaluate_as_one_does(
         assert main([f"--gin_file={gin_file}", *(f"--gin.{b}" for b in bindings(alone))]) == 0
         printed[main.__module__.rpartition(".")[2]] = capsys.readouterr().out
     for command in printed:
-        first, second = finish(start(gin_file, together, 2, *bindings(together), command=command))
+        own = (*bindings(together), "MeshConfig.data=2", "MeshConfig.fsdp=2")
+        run = start(gin_file, together, 2, *own, command=command, child=COUNTING + CHILD)
+        first, second = finish(run)
         said = printed[command].replace(str(alone), str(together))
         assert said in first and said not in second  # one of them reports
+    # Each passage of a batch is read by one of them, each question tokenised by one.
+    found = read_lines(together / "predictions.jsonl")
+    batches = [found[at : at + 5] for at in range(0, len(found), 5)]
+    wanted = sum(len({p["id"] for row in batch for p in row["passages"]}) for batch in batches)
+    counts = [re.findall(r"^counts (\d+) (\d+)$", out, re.MULTILINE)[-1] for out in (first, second)]
+    passages, questions = (list(map(int, column)) for column in zip(*counts, strict=True))
+    passages[0] -= len({name for row in asked for name in row["gold"]})  # it looks for them
+    assert sum(passages) == wanted and max(passages) - min(passages) <= len(batches)
+    assert sum(questions) <= 13 + len(batches) and max(questions) < 13  # and what fills a batch up
     names = [next((run / "index").glob("*.scales.npy")) for run in (alone, together)]
     np.testing.assert_allclose(*map(np.load, names), rtol=1e-4)
     rows = [read_lines(run / "predictions.jsonl") for run in (alone, together)]
