@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -123,6 +124,18 @@ def input_file(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path} is {kind}; a regular file is needed")
     check_fetched(found)
     return found
+
+
+def expect_bytes(handle: int, ranges: Iterable[tuple[int, int]]) -> None:
+    """Tell the system which bytes will be read soon, so that it reads all of them at once.
+
+    Args:
+      handle: of an open file.
+      ranges: first byte and the byte behind the last. Only Linux is told.
+    """
+    if hasattr(os, "posix_fadvise"):
+        for start, end in ranges:
+            os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_WILLNEED)
 
 
 def check_fetched(path: Path) -> None:

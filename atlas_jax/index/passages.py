@@ -26,7 +26,7 @@ from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.core.parts import PARTS
-from atlas_jax.core.paths import as_path, input_file
+from atlas_jax.core.paths import as_path, expect_bytes, input_file
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
 from atlas_jax.core.unique import hash_id
@@ -225,14 +225,10 @@ class PassageStore:
         return [self.passage(row) for row in rows]
 
     def _expect(self, rows: Sequence[int]) -> None:
-        """Tell the system which bytes of the text will be read, so that it reads them at once."""
-        if not hasattr(os, "posix_fadvise"):  # not Linux
-            return
-        # Without the file what is mapped is read all the same.
+        """Ask for the text of some rows; without its file, what is mapped is read all the same."""
+        at = self._offsets
         with contextlib.suppress(OSError), (self.directory / _TEXT).open("rb") as file:
-            for row in rows:
-                start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+            expect_bytes(file.fileno(), ((int(at[row]), int(at[row + 1])) for row in rows))
 
     def row_of(self, passage_id: str) -> int:
         """The index row of a passage id.

@@ -4,7 +4,8 @@ import array
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -21,7 +22,7 @@ from atlas_jax.core.jsonl import (
     line_starts,
 )
 from atlas_jax.core.layouts import Layout
-from atlas_jax.core.paths import input_file, is_remote
+from atlas_jax.core.paths import expect_bytes, input_file, is_remote
 from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.tasks.base import Record, read_records, record_of, taken
 
@@ -33,12 +34,13 @@ class _Bytes:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._handle = os.dup(file.fileno())
-
-    def __del__(self) -> None:
-        os.close(self._handle)
+        weakref.finalize(self, os.close, self._handle)
 
     def read(self, start: int, end: int) -> bytes:
         return os.pread(self._handle, end - start, start)
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        expect_bytes(self._handle, ranges)
 
 
 class FileRecords(Sequence[Record]):
@@ -88,6 +90,11 @@ class FileRecords(Sequence[Record]):
         check_fields(raw, required, optional, where)
         return record_of(raw, (*required, *optional), where, str(line))
 
+    def expect(self, rows: Sequence[int]) -> None:
+        """Ask for the bytes of some records, which are then read one by one."""
+        starts, ends, _ = self._places[:, list(rows)].tolist()
+        self._told[1].expect(zip(starts, ends, strict=True))
+
     def line(self, row: int) -> int:
         """The line of a record in its file."""
         return int(self._places[2, row])
@@ -95,6 +102,13 @@ class FileRecords(Sequence[Record]):
     def without(self, rows: Sequence[int]) -> "FileRecords":
         """All records but some."""
         return FileRecords(*self._told, np.delete(self._places, rows, axis=1))
+
+
+def fetch(records: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """Some of a task's records; where they lie in a file, their bytes are asked for together."""
+    if isinstance(records, FileRecords):
+        records.expect(rows)
+    return [records[row] for row in rows]
 
 
 def open_records(

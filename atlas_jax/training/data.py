@@ -9,6 +9,7 @@ import numpy as np
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Batch
 from atlas_jax.tasks.base import Example, Task
+from atlas_jax.tasks.file_records import fetch
 
 _PREFETCH = 4  # batches that one thread makes ahead of the step
 
@@ -49,9 +50,10 @@ def training_batches(
 
     def make_batch(step: int, numbers: Sequence[int]) -> Batch:
         examples = []
-        for row in mine:
+        own = fetch(records, [int(numbers[row]) for row in mine])
+        for row, record in zip(mine, own, strict=True):
             rng = np.random.Generator(np.random.Philox(key=[seed, step * batch_size + row]))
-            examples.append(task.example(records[int(numbers[row])], rng, step=step))
+            examples.append(task.example(record, rng, step=step))
         return batcher(examples)
 
     stream = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()

@@ -1,7 +1,9 @@
 """Records that stay in their file are those that lay in memory, for a fortieth of the bytes."""
 
+import contextlib
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from atlas_jax.core.jsonl import FieldTypes, RowsConfig
 from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.tasks.base import Record, load_records
+from atlas_jax.tasks.file_records import fetch
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.pretext import load_passages
 from atlas_jax.tasks.section import SectionTask
@@ -206,3 +209,28 @@ def test_sections_are_told_from_the_file(tmp_path: Path) -> None:
     assert same["1"] == same["3"] == ["1", "3", "5", "7", "9", "11"]  # T1, B
     assert "2" not in same and len(same) == 9
     assert [record.id for record in found[1:3]] == ["1", "3"]
+
+
+def test_a_batch_is_fetched_as_its_records_are_read(tmp_path: Path) -> None:
+    found = load_passages(plain(tmp_path), 1, "X.min_words")
+    rows = [7, 0, 7, 19]
+    assert fetch(found, rows) == fetch(list(found), rows) == [found[row] for row in rows]
+
+
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    path = plain(tmp_path)
+
+    def handles() -> int:
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # that of the list itself
+                count += os.path.samestat(os.fstat(int(name)), path.stat())
+        return count
+
+    found = load_passages(path, 1, "X.min_words")
+    assert handles() == 1
+    part = found[3:]
+    del found
+    assert len(part) == 17 and part[0].id == "3" and handles() == 1
+    del part
+    assert handles() == 0
