@@ -31,7 +31,7 @@ from atlas_jax.encoders.masking import MaskingConfig
 from atlas_jax.encoders.model import EncoderModelConfig
 from atlas_jax.encoders.objectives import with_objectives
 from atlas_jax.index.refresh import RefreshPolicy
-from atlas_jax.index.scann_search import ScannConfig
+from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.index.staleness import StalenessConfig
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelConfig, ModelSpec

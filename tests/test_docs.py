@@ -12,7 +12,7 @@ import atlas_jax
 from atlas_jax import cli, from_gin
 from atlas_jax.answering.config import EvalConfig
 from atlas_jax.core.config import load_gin
-from atlas_jax.index.scann_search import ScannConfig
+from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.training.config import StepConfig, TrainConfig
 
 ROOT = Path(atlas_jax.__file__).parents[1]

@@ -211,6 +211,14 @@ def _gathered(raw: bytes) -> list[bytes]:
     return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
 
+def of_all(tree: Any) -> list[Any]:
+    """Every process's arrays, on every process, which all must call it with the same shapes."""
+    if jax.process_count() == 1:
+        return [tree]
+    stacked = multihost_utils.process_allgather(tree)
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(jax.process_count())]
+
+
 def local_rows(sharding: Sharding, rows: int) -> list[int]:
     """The rows of a batch that this process must provide, ascending.
 

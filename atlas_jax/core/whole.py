@@ -105,3 +105,11 @@ def _take_place(partial: Path, target: Path, old: Path, inside: bool) -> None:
 def unwritten(path: str | os.PathLike[str], error: OSError) -> UserError:
     """The error for a file or folder that could not be written."""
     return UserError(f"{path} could not be written, nothing of it was kept: {error}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -24,6 +24,8 @@ from atlas_jax.index import changes
 from atlas_jax.index.changes import Batch
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.scann_index import ScannConfig
+from atlas_jax.index.scann_segments import save_scann_of
 from atlas_jax.index.segment_indices import (
     encoder_of,
     folder_of,
@@ -137,8 +139,13 @@ def compact(
     index: str | os.PathLike[str] = "",
     keep: int = 1,
     reader_states: str | os.PathLike[str] = "",
+    scann: ScannConfig = ScannConfig(),
 ) -> LivingStore:
     """Join the segments of a store, of its index and of a reader's states; give up old versions.
+
+    Args:
+      keep: see `changes.compact`.
+      scann: settings of the host searcher, where the index has been searched by it.
 
     Raises:
       UserError: see `changes.compact`; or a segment has no embeddings in the index.
@@ -146,7 +153,8 @@ def compact(
 
     def copy(name: str, living: LivingStore) -> None:
         if index:
-            save_compacted(index, name, living, encoder_of(index, living))
+            folder = save_compacted(index, name, living, encoder_of(index, living))
+            save_scann_of(index, folder, scann)
         if os.fspath(reader_states):
             save_states(reader_states, name, living)
 

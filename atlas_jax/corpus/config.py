@@ -10,7 +10,7 @@ from atlas_jax.core import bounds
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.paths import is_remote
-from atlas_jax.index.scann_search import ScannConfig
+from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import DTYPES
 

@@ -32,6 +32,7 @@ from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import embeddings_layout, to_device
 from atlas_jax.index.saved import load_index
 from atlas_jax.index.scann_search import ScannSearcher
+from atlas_jax.index.scann_segments import scann_in_memory, scann_of_segments
 from atlas_jax.index.search import Searcher
 from atlas_jax.index.segment_indices import load_embeddings
 
@@ -115,7 +116,7 @@ class Corpus:
         if self._config.index:
             found = self._embedder.hash(params)
             saved = load_embeddings(self._config.index, self.store, found)
-            self._place(saved.embeddings_ne, 0, found)
+            self._place(saved.embeddings_ne, 0, found, self._config.index)
         elif self._versions is None:
             self._place(
                 self._embedder.to_memory(params, self.store), 0, self._embedder.hash(params)
@@ -132,7 +133,7 @@ class Corpus:
         given = version == 0 and self._config.index
         folder = self._config.index if given else self._folder(version)
         saved = load_embeddings(folder, self.store, made_by)
-        self._place(saved.embeddings_ne, version, made_by)
+        self._place(saved.embeddings_ne, version, made_by, folder)
 
     def refresh(self, params: Params, folder: Path | None = None) -> None:
         """Embed all passages anew with the present passage tower; the version counts up.
@@ -360,13 +361,17 @@ class Corpus:
 
     def _make(self, params: Params, version: int, folder: Path) -> None:
         made_by = self._embedder.to_directory(params, self.store, folder, version, self.dtype)
-        self._place(load_index(folder, self.store, made_by).embeddings_ne, version, made_by)
+        saved = load_index(folder, self.store, made_by)
+        self._place(saved.embeddings_ne, version, made_by, folder)
 
     def _folder(self, version: int) -> Path:
         assert self._versions is not None
         return self._versions / f"{version:06d}"
 
-    def _place(self, embeddings_ne: Any, version: int, made_by: str) -> None:
+    def _place(
+        self, embeddings_ne: Any, version: int, made_by: str, folder: str | Path | None = None
+    ) -> None:
+        """Search these embeddings, which lie in the index `folder` or in memory alone."""
         self.version, self.encoder_hash, self.next_row = version, made_by, 0
         self.dtype = dtype_of(embeddings_ne)
         if self.on_host:
@@ -376,7 +381,11 @@ class Corpus:
                     "CorpusConfig.searcher = 'scann' would compress once more; build it with "
                     "CorpusConfig.dtype = 'bfloat16', or use 'exact'"
                 )
-            self.searcher = ScannSearcher(embeddings_ne, self._spec.scann)
+            if folder is None:
+                self.searcher = scann_in_memory(embeddings_ne, self._spec.scann)
+            else:
+                of_these = (self.store, embeddings_ne, self._spec.scann)
+                self.searcher = scann_of_segments(folder, *of_these)
             # Embeddings in memory are dropped, unless this run trains: the searcher has a copy.
             kept = self._versions is not None or isinstance(embeddings_ne, np.memmap)
             self.host_ne = embeddings_ne if kept else None

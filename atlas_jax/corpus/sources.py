@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import Array, Batch, DeviceIndex, Params, Passages
 from atlas_jax.corpus.corpus import Corpus
@@ -65,17 +66,24 @@ class DeviceSource:
 class HostSource:
     """Embed the queries on the devices, search and gather on the host."""
 
-    def __init__(self, corpus: Corpus, k: int, retriever: DualEncoder) -> None:
+    def __init__(self, corpus: Corpus, k: int, retriever: DualEncoder, mesh: Mesh) -> None:
         """Search for k passages."""
-        self._corpus, self._k = corpus, k
-        self._embed = jax.jit(lambda params, batch: embed_query(retriever, params, batch))
+        self._corpus, self._k, self._mesh = corpus, k, mesh
+        self._embed = jax.jit(
+            lambda params, batch: embed_query(retriever, params, batch),
+            out_shardings=partitioning.replicated(mesh),
+        )
 
     def of_batch(self, params: Params, batch: Batch) -> Passages:
-        """The passages of this batch."""
+        """The passages of this batch; each process finds them all, from what all have searched."""
         assert self._corpus.searcher is not None
         query_be = np.asarray(self._embed(params, batch))
-        found = self._corpus.searcher.search(query_be, self._k, np.asarray(batch.excluded_rows_bx))
-        return self._corpus.store.gather_passages(found)
+        excluded_bx = multihost.to_host(batch.excluded_rows_bx)
+        found = self._corpus.searcher.search(query_be, self._k, excluded_bx)
+        passages = self._corpus.store.gather_passages(found)
+        if jax.process_count() == 1:
+            return passages
+        return multihost.place(passages, partitioning.replicated(self._mesh))
 
     def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
         """See `Source.retrieve`."""
@@ -126,8 +134,7 @@ def make_source(
       binding: what set k, for the error.
 
     Raises:
-      UserError: k is more than the corpus has, or a host searcher is to serve several
-        processes.
+      UserError: k is more than the corpus has.
     """
     if passages == "none":
         return NoSource()
@@ -141,8 +148,4 @@ def make_source(
         )
     if not corpus.on_host:
         return DeviceSource(corpus, k, mesh)
-    if jax.process_count() > 1:
-        raise UserError(
-            "CorpusConfig.searcher = 'scann' serves one process; use 'exact' on several"
-        )
-    return HostSource(corpus, k, retriever)
+    return HostSource(corpus, k, retriever, mesh)

@@ -24,7 +24,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.locks import locked
 from atlas_jax.core.paths import as_path, check_output_folder
-from atlas_jax.core.whole import unwritten
+from atlas_jax.core.whole import remove, unwritten
 from atlas_jax.index.files import create_npy, open_npy
 from atlas_jax.index.int8 import INT8, Int8Rows, dtype_of
 from atlas_jax.index.passages import PassageStore
@@ -413,18 +413,18 @@ def _is_index_folder(folder: Path) -> bool:
 
 
 def _remove_unnamed(folder: Path) -> None:
-    """Remove half-written files, and arrays that `index.json` does not name."""
+    """Remove half-written files, and all of arrays that `index.json` does not name."""
     for path in folder.glob(".*"):
         if path.name not in (_PROGRESS, _LOCK):
-            path.unlink(missing_ok=True)
+            remove(path)
     try:
         manifest: _Manifest = strict_json.read(folder / _MANIFEST, _Manifest)
-        named = manifest["embeddings"]
+        named = manifest["embeddings"].partition(".")[0]
     except UserError:  # no index yet, or a damaged one
         named = ""
-    for path in folder.glob("embeddings-*.npy"):
-        if path.name not in (named, _scales(named)):
-            path.unlink(missing_ok=True)
+    for path in folder.glob("embeddings-*.*"):
+        if path.name.partition(".")[0] != named:
+            remove(path)
 
 
 def _remove_if_empty(folder: Path) -> None:

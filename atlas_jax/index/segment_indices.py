@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.whole import remove
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.living import LivingStore, segment_folder
 from atlas_jax.index.passages import PassageStore
@@ -31,15 +32,12 @@ def load_embeddings(
     Raises:
       UserError: as `load_index`, of a segment; or segments are of different types.
     """
-    if not isinstance(store, LivingStore):
-        return load_index(directory, store, encoder_hash)
-    names = store.version["segments"]
-    if store.is_plain or _is_of(directory, store):
-        name = FIRST if _is_of(directory, store) else names[0]
-        return load_index(folder_of(directory, store, name), store, encoder_hash)
+    folders = folders_of(directory, store)
+    if not isinstance(store, LivingStore) or store.is_plain or _is_of(directory, store):
+        return load_index(folders[0], store, encoder_hash)
     loaded = [
-        load_index(folder_of(directory, segment, name), segment, encoder_hash)
-        for name, segment in zip(names, store.segments, strict=True)
+        load_index(folder, segment, encoder_hash)
+        for folder, segment in zip(folders, store.segments, strict=True)
     ]
     kinds = [dtype_of(one.embeddings_ne) for one in loaded]
     if len(set(kinds)) > 1:
@@ -47,6 +45,17 @@ def load_embeddings(
     arrays = [one.embeddings_ne for one in loaded]
     joined = jax.tree.map(lambda *leaves: store.living(list(leaves)), *arrays)
     return SavedIndex(joined, loaded[0].version, encoder_hash)
+
+
+def folders_of(directory: str | os.PathLike[str], store: PassageStore) -> list[Path]:
+    """Where an index has the embeddings of a store as of its version, one folder after the other.
+
+    They are those of its segments, unless the index is of this very version.
+    """
+    if not isinstance(store, LivingStore) or _is_of(directory, store):
+        return [Path(directory)]
+    pairs = zip(store.segments, store.version["segments"], strict=True)
+    return [folder_of(directory, segment, name) for segment, name in pairs]
 
 
 def folder_of(directory: str | os.PathLike[str], segment: PassageStore, name: str) -> Path:
@@ -57,12 +66,17 @@ def folder_of(directory: str | os.PathLike[str], segment: PassageStore, name: st
 
 def save_compacted(
     directory: str | os.PathLike[str], name: str, store: LivingStore, encoder_hash: str
-) -> None:
-    """Copy the embeddings of the living rows, for the segment that `compact` writes."""
+) -> Path:
+    """Copy the embeddings of the living rows, for the segment that `compact` writes.
+
+    Returns:
+      The folder that has them.
+    """
     found = load_embeddings(directory, store, encoder_hash)
     segment = PassageStore.open(segment_folder(store.directory, name))
     folder = Path(directory) / _SEGMENTS / name
     save_index(folder, found.embeddings_ne, segment, encoder_hash, found.version)
+    return folder
 
 
 def index_dtype(directory: str | os.PathLike[str], store: LivingStore) -> str:
@@ -83,8 +97,8 @@ def remove_unnamed(directory: str | os.PathLike[str], store: LivingStore) -> Non
     for path in unnamed(store.directory, folder.iterdir() if folder.is_dir() else ()):
         shutil.rmtree(path, ignore_errors=True)
     if first_is_given_up(store.directory) and not _is_of(directory, store):
-        for path in Path(directory).glob("embeddings-*.npy"):
-            path.unlink(missing_ok=True)
+        for path in Path(directory).glob("embeddings-*.*"):  # but not the other segments' folder
+            remove(path)
         (Path(directory) / "index.json").unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ from atlas_jax.corpus import recall
 from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.recall import RecallCheck, check_bound, interval, sample
 from atlas_jax.index.inspection import describe
-from atlas_jax.index.scann_search import ScannConfig
+from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.index.search import SearchResult
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import assemble, export_model

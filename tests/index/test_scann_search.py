@@ -5,7 +5,8 @@ import pytest
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import NO_ROW
-from atlas_jax.index.scann_search import ScannConfig, ScannSearcher
+from atlas_jax.index.scann_index import ScannConfig
+from atlas_jax.index.scann_segments import scann_in_memory
 
 pytest.importorskip("scann")
 KINDS = {
@@ -33,8 +34,8 @@ def exact(rows_ne, query_be, k):
 @pytest.mark.parametrize("kind", KINDS)
 def test_recall_against_exact(kind):
     rows_ne, query_be = data()
-    searcher = ScannSearcher(rows_ne, KINDS[kind])
-    assert searcher.kind == kind
+    searcher = scann_in_memory(rows_ne, KINDS[kind])
+    assert [part.index.kind for part in searcher.parts] == [kind]
     got = searcher.search(query_be, 20)
     rows_bk, scores_bk = exact(rows_ne, query_be, 20)
     recall = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(got.rows_bk, rows_bk, strict=True)])
@@ -50,7 +51,7 @@ def test_recall_against_exact(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_excluded_rows_are_replaced_by_the_next_best(kind):
     rows_ne, query_be = data()
-    searcher = ScannSearcher(rows_ne, KINDS[kind])
+    searcher = scann_in_memory(rows_ne, KINDS[kind])
     found_bk = searcher.search(query_be, 15).rows_bk
     excluded_bx = found_bk[:, :5].copy()
     excluded_bx[0] = NO_ROW
@@ -66,7 +67,7 @@ def test_k_rows_whenever_there_are_k(kind):
     rows_ne, query_be = data()
     config = KINDS[kind]
     config = ScannConfig(config.hash_from, config.tree_from, leaves_searched=0.001)
-    searcher = ScannSearcher(rows_ne, config)
+    searcher = scann_in_memory(rows_ne, config)
     got = searcher.search(query_be[:2], 3000)
     assert (got.rows_bk != NO_ROW).all()
     assert all(len(set(rows)) == 3000 for rows in got.rows_bk)
@@ -78,14 +79,14 @@ def test_k_rows_whenever_there_are_k(kind):
 
 def test_ties_go_to_the_lower_row():
     rows_ne = np.ones((40, 4), np.float32)
-    got = ScannSearcher(rows_ne).search(np.ones((1, 4)), 40)
+    got = scann_in_memory(rows_ne, ScannConfig()).search(np.ones((1, 4)), 40)
     np.testing.assert_array_equal(got.rows_bk[0], np.arange(40))
 
 
 def test_k_above_the_corpus_and_bad_config_are_errors():
     rows_ne, query_be = data(n=100)
     with pytest.raises(UserError, match="k=101 .* index of 100"):
-        ScannSearcher(rows_ne).search(query_be, 101)
+        scann_in_memory(rows_ne, ScannConfig()).search(query_be, 101)
     with pytest.raises(UserError, match="ScannConfig.leaves_searched"):
         ScannConfig(leaves_searched=0.0)
     with pytest.raises(UserError, match="ScannConfig.hash_from"):
@@ -95,4 +96,4 @@ def test_k_above_the_corpus_and_bad_config_are_errors():
 def test_without_scann_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scann", None)
     with pytest.raises(UserError, match="ScaNN cannot be imported.*exact search"):
-        ScannSearcher(np.ones((3, 2), np.float32))
+        scann_in_memory(np.ones((3, 2), np.float32), ScannConfig())

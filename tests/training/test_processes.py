@@ -223,6 +223,33 @@ def test_two_processes_index_and_evaluate_as_one_does(
 
 
 @pytest.mark.slow
+def test_two_processes_search_their_shares_with_scann(
+    tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
+) -> None:
+    """Both train on what one finds, and each saves what it has built of its own rows."""
+    pytest.importorskip("scann", reason="needs ScaNN")
+    gin_file = write_run(tmp_path, reader_tokenizer_file, retriever_tokenizer_file)
+    found = []
+    for count in (1, 2):
+        folder = tmp_path / f"run_{count}"
+        finish(
+            start(
+                gin_file, folder, count, "MeshConfig.data=4", "CorpusConfig.searcher='scann'",
+                "ScannConfig.hash_from=4", "ScannConfig.rescored=100",
+            )
+        )  # fmt: skip
+        rows = losses(folder)
+        found.append([[row[f"train/{name}"] for row in rows] for name in ("reader_loss",)])
+        saved = sorted(path.suffix for path in folder.rglob("embeddings-*.scann*"))
+        assert saved == ([".scann"] if count == 1 else [".scann-1-of-2", ".scann-2-of-2"])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+    file = Path("predictions") / f"step_{STEPS:07d}.jsonl"
+    predictions = [read_lines(tmp_path / f"run_{count}" / file) for count in (1, 2)]
+    one, two = ([[p["id"] for p in row["passages"]] for row in rows] for rows in predictions)
+    assert one == two
+
+
+@pytest.mark.slow
 def test_processes_embed_many_batches_together(
     tmp_path: Path, reader_tokenizer_file: Path, retriever_tokenizer_file: Path
 ) -> None:
