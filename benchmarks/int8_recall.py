@@ -8,9 +8,7 @@ BERT's; with the two files, rows and queries are those of the model folder --mod
 """
 
 import argparse
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,9 @@ import numpy as np
 
 from atlas_jax.core.types import DeviceIndex
 from atlas_jax.demo.paths import nano_checkpoint
-from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.int8 import stored_as
-from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.models.assembly import load_retriever
-from atlas_jax.models.config import ModelConfig, ModelSpec
-from atlas_jax.models.towers import embed
+from benchmarks.vectors import embedded
 
 K = 20
 DTYPES = ("bfloat16", "int8")
@@ -44,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("|---|---|---|---|---|---|")
     _table(f"random, {flags.rows} x 768", *_random(flags.rows, flags.queries))
     if flags.passages and flags.questions:
-        _table(Path(flags.model).name, *_embedded(flags))
+        texts = flags.model, flags.passages, flags.questions
+        _table(Path(flags.model).name, *embedded(*texts, flags.queries))
     return 0
 
 
@@ -91,33 +86,6 @@ def _random(rows: int, queries: int, width: int = 768) -> tuple[np.ndarray, np.n
         return centres[chosen] + rng.standard_normal((count, width), np.float32)
 
     return around(rows), around(queries)
-
-
-def _embedded(flags: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Passages and questions as the model folder's two towers embed them."""
-    config = ModelConfig(reader=flags.model, retriever=flags.model)
-    model, params, tokenizer = load_retriever(ModelSpec(config))
-    formats = StoreConfig()
-    passages = [
-        formats.text("retriever", {"title": "", "section": "", **record})
-        for record in _lines(flags.passages)
-    ]
-    questions = [record["question"] for record in _lines(flags.questions)][: flags.queries]
-
-    def embedded(texts: list[str], tower: str) -> np.ndarray:
-        encoded = tokenizer.encode_batch(texts, True)
-        length = min(formats.retriever_length, model.config.max_positions)
-        tokens = tokenizer.pad_to(encoded, length)
-        function = jax.jit(lambda tokens_nm: embed(model, params, tower, tokens_nm))
-        return embed_corpus(function, tokens, 64)
-
-    return embedded(passages, "embed_passage"), embedded(questions, "embed_query")
-
-
-def _lines(path: str) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if path.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)
 
 
 if __name__ == "__main__":
