@@ -2,8 +2,9 @@
 
 A product [.., m, c] x [.., c, n] counts 2 m n c for each of its batch entries. Nothing else is
 counted: norms, softmax and updates are below one per cent in these models. The body of a scan
-counts as often as it runs. Of several branches the most expensive one counts. A rematerialised
-product counts each time it is computed.
+counts as often as it runs. Of several branches the last one counts, which is that for True: a
+step's conditions are that its gradient is finite and that its passages fit into their rows. A
+rematerialised product counts each time it is computed.
 """
 
 import math
@@ -33,7 +34,7 @@ def _equation_flops(eqn: Any, loop_trips: int, scan_once: bool) -> float:
         for value in eqn.params.values()
     ]
     if eqn.primitive.name == "cond":
-        return max((max(found, default=0.0) for found in inner), default=0.0)
+        return sum(found[-1] for found in inner if found)
     times = 1.0
     if not scan_once and eqn.primitive.name == "scan":
         times = eqn.params["length"]

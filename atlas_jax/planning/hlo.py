@@ -1,9 +1,10 @@
 """HBM bytes, collectives and FLOPs of a compiled program, from its optimised HLO text.
 
 XLA's own cost analysis counts the body of a loop once. Here each computation counts as often as it
-runs. The trip count of a `while` is found in one of three places: in its `known_trip_count` (the
-CPU's compiler writes it, the TPU's does not); in its condition, which compares a counter with it;
-or in what the caller gives.
+runs. A `conditional` whose branches hold products is the choice between packed and padded passages;
+only its branch for True counts, as in `flops`. The trip count of a `while` is found in one of three
+places: in its `known_trip_count` (the CPU's compiler writes it, the TPU's does not); in its
+condition, which compares a counter with it; or in what the caller gives.
 """
 
 import dataclasses
@@ -21,8 +22,10 @@ from atlas_jax.planning.traffic import continues, moved
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
+_PRODUCTS = ("dot", "convolution")
 _WINDOWED = "windowed_dot_general_body"
 _LOOP_PARTS = re.compile(r"(condition|body)=%?([\w.\-]+)")
+_TRUE_BRANCH = re.compile(r"true_computation=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -137,7 +140,7 @@ class Program:
         for name, runs in self._runs.items():
             body = self.computations[name]
             for one in body:
-                if one.opcode in ("dot", "convolution"):
+                if one.opcode in _PRODUCTS:
                     left, right = (operand.type for operand in body.operands(one)[:2])
                     total += runs * product_flops(one.opcode, one.type, left, right, one.rest)
         return total
@@ -170,9 +173,23 @@ class Program:
                 if _WINDOWED in body:
                     self._again[body] += max(0.0, times - runs)
             inside = fused or one.opcode not in ("while", "conditional", "call", "async-start")
-            for called in one.called:
+            for called in self._branches(one) if one.opcode == "conditional" else one.called:
                 if called in self.computations:
                     self._count(called, times, inside)
+
+    def _branches(self, one: Instruction) -> list[str]:
+        """The branches of a `conditional` that count; that for True is the last of a list."""
+        if not any(self._has_products(name) for name in one.called):
+            return one.called
+        found = _TRUE_BRANCH.search(one.rest)
+        return [found[1]] if found else one.called[-1:]
+
+    def _has_products(self, name: str) -> bool:
+        """Whether a computation, or one that it calls, holds a product."""
+        return any(
+            one.opcode in _PRODUCTS or any(self._has_products(called) for called in one.called)
+            for one in self.computations.get(name, ())
+        )
 
     def _trips(self, loop: Instruction, outside: Computation) -> int:
         """How often the body of a `while` runs."""

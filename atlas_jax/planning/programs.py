@@ -15,6 +15,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.answering.answers import Reading, make_answer
+from atlas_jax.answering.packed_rows import packed_rows
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import batch_sharding, filled_batch
@@ -167,7 +168,8 @@ def _search(run: Run, mesh: Mesh) -> Program:
 def _decode(run: Run, mesh: Mesh) -> Program:
     rows = filled_batch(run.answer_batch, mesh, run.rules)
     params = {"reader": _params(run, mesh)["reader"]}
-    reading = Reading(run.answer_k, run.step.reader_length)
+    packed = packed_rows(run.step, run.models, run.answer_k, rows, lambda: None)
+    reading = Reading(run.answer_k, run.step.reader_length, packed_rows=packed)
     answer: Any = make_answer(run.models.reader, run.generation, reading, mesh)
     args = (params, _batch(run, mesh, rows), _given(run, mesh, rows, run.answer_k))
     return Program("decode", answer, args, {"parameters": params}, run.generation.max_length)

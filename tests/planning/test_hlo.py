@@ -164,6 +164,15 @@ def test_products_in_nested_loops_are_those_of_the_traced_program() -> None:
     assert compiled.cost_analysis()["flops"] < expected / 4  # loops once
 
 
+def test_of_a_conditional_the_branch_for_true_counts() -> None:
+    def choose(x: Any, y: Any) -> Any:
+        return jax.lax.cond(x[0, 0] > 0, lambda: jnp.sum(x @ x), lambda: jnp.sum(y.T @ y))
+
+    x, y = jnp.ones((64, 64)), jnp.ones((64, 96))
+    found = Program(compiled_text(choose, x, y)).product_flops
+    assert found == 2 * 64**3 == matmul_flops(jax.make_jaxpr(choose)(x, y))
+
+
 @pytest.mark.parametrize("equation", ["bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "nd,df->nf"])
 def test_products_with_batch_axes_count_as_traced(equation: str) -> None:
     sizes = dict(b=2, q=16, k=24, h=4, d=32, n=48, f=96)

@@ -81,6 +81,19 @@ def test_a_run_larger_than_this_machines_memory_is_planned(
     assert shard_bytes(program.terms["parameters"]) > 1000
 
 
+@pytest.mark.parametrize("name", ["train", "decode"])
+def test_packed_passages_count_as_the_rows_that_they_share(name: str) -> None:
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+
+    def flops(rows: int) -> float:
+        run = tiny_run(f"StepConfig.packed_rows={rows}")
+        return compiled_programs.count_flops(make_program(name, run, mesh), run, mesh)[0]
+
+    padded = flops(0)
+    assert flops(-1) == flops(4) == padded  # no corpus is read; as many rows as passages
+    assert 0.5 * padded < flops(2) < 0.9 * padded
+
+
 def test_an_int8_index_counts_its_scales() -> None:
     run = tiny_run("CorpusConfig.dtype=int8")
     terms = make_program("search", run, make_mesh(MeshConfig(2, 2, 2))).terms
