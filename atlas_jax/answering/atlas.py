@@ -140,7 +140,7 @@ class Atlas:
 
         Raises:
           UserError: an id or a passage is at fault; the store was changed elsewhere; there is no
-            corpus, or it has a searcher that cannot be changed. Nothing is changed then.
+            corpus, or ScaNN searches one whose index is not saved. Nothing is changed then.
         """
         corpus = self._corpus
         if corpus is None:
@@ -161,8 +161,9 @@ class Atlas:
                 store, fresh = self._segments.change(
                     Batch(add, replace, delete), in_memory=True, after=self.passages_version
                 )
+                swap = corpus.swap(store, fresh)
                 with self._turns.writing():
-                    corpus.swap(store, fresh)
+                    swap()
             self._growth.begin()
             return self.passages_version
 

@@ -20,7 +20,7 @@ from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.retrieval import at_most, rerank, with_edited
-from atlas_jax.corpus.sources import DeviceSource, Source
+from atlas_jax.corpus.sources import DeviceSource, HostSource, Source
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.towers import embed_query
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -160,7 +160,7 @@ class Evaluator:
 
     def over(self, corpus: Corpus) -> "Evaluator":
         """The same compiled programs over another corpus, whose index has the same shape."""
-        assert isinstance(self.source, DeviceSource)
+        assert isinstance(self.source, DeviceSource | HostSource)
         return dataclasses.replace(
             self,
             batcher=self.batcher.over(corpus.store),

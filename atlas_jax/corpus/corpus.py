@@ -7,6 +7,7 @@ then the checkpoint holds them itself. So a resumed run searches exactly what th
 
 import copy
 import dataclasses
+import functools
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -236,10 +237,10 @@ class Corpus:
         Raises:
           UserError: says what can.
         """
-        if self.on_host:
+        if self.on_host and not self._config.index:
             raise UserError(
-                "CorpusConfig.searcher = 'scann' cannot change its index; use 'exact', or "
-                "`atlas-jax index` and load it again"
+                "CorpusConfig.searcher = 'scann' can change only an index that is saved; build one "
+                "with `atlas-jax build_index`, and bind CorpusConfig.index to it"
             )
 
     @property
@@ -251,7 +252,7 @@ class Corpus:
     @property
     def is_nearly_full(self) -> bool:
         """Whether little room is left."""
-        return self.store.count > _NEARLY * self.capacity
+        return self.index is not None and self.store.count > _NEARLY * self.capacity
 
     def wider(self, count: int = 0) -> int:
         """Rows after the next growth, with room for ``count`` passages and more."""
@@ -270,13 +271,29 @@ class Corpus:
         assert self.index is not None
         self.index = self._hot.grown(self.index, rows)
 
-    def swap(self, store: LivingStore, made: Fresh | None) -> None:
-        """Search the next version of the store instead; nobody may search meanwhile.
+    def swap(self, store: LivingStore, made: Fresh | None) -> Callable[[], None]:
+        """Make ready to search the next version of the store.
 
         Args:
           store: the next version.
           made: of its new segment, None if it has none.
+
+        Returns:
+          What searches it from now on; to be called while nobody searches.
         """
+        if not self.on_host:
+            return functools.partial(self._write, store, made)
+        found = self._beside(store, 0)
+        return functools.partial(self._take, found, store)
+
+    def _take(self, found: "Corpus", store: LivingStore) -> None:
+        """Search on the host what another corpus searches."""
+        assert isinstance(self.store, LivingStore)
+        self.searcher, self.host_ne = found.searcher, found.host_ne
+        self.store.become(store, store.places_n)
+
+    def _write(self, store: LivingStore, made: Fresh | None) -> None:
+        """Write what changed to the devices."""
         assert self.index is not None and isinstance(self.store, LivingStore)
         old = self.store
         gone = np.flatnonzero(~np.isin(old.places_n, store.places_n))
@@ -307,7 +324,7 @@ class Corpus:
     @property
     def keeps_earlier(self) -> bool:
         """Whether `earlier` can load a version."""
-        return bool(self._config.index) and not self.on_host
+        return bool(self._config.index)
 
     def earlier(self, as_of: str) -> "Corpus":
         """This corpus as of a version or a time, with an index of the same shape beside this one's.
@@ -321,34 +338,35 @@ class Corpus:
           UserError: there is no such version, its embeddings are not saved, or it has no room.
         """
         config = self._config
-        if self.on_host:
-            raise UserError(
-                "as_of: an earlier version can be searched beside the newest one only where the "
-                "devices search; load it by itself"
-            )
         if not config.index:
             raise UserError(
                 "as_of: the embeddings of earlier versions are not saved; build an index with "
                 "`atlas-jax build_index`, and bind CorpusConfig.index to it"
             )
-        assert self.index is not None and isinstance(self.store, LivingStore)
-        rows, open_segments = self.capacity, self.store.segments
-        store = LivingStore.as_of(config.store, as_of, opened=open_segments)
-        if store.count > rows:
+        assert isinstance(self.store, LivingStore)
+        store = LivingStore.as_of(config.store, as_of, opened=self.store.segments)
+        rows = 0 if self.on_host else self.capacity
+        if store.count > rows and not self.on_host:
             raise UserError(
                 f"as_of: version {store.version['version']} has {store.count:,} passages, but "
                 f"there is room for {rows:,}; bind CorpusConfig.capacity = {store.count} or more"
             )
-        saved = load_embeddings(config.index, store, self.encoder_hash)
-        spec = dataclasses.replace(self._spec, config=dataclasses.replace(config, capacity=rows))
-        made = Corpus(store, self._embedder, spec, self._mesh, self._retriever_tokens)
-        made.states = self.states
-        made._place(saved.embeddings_ne, self.version, self.encoder_hash)
+        made = self._beside(store, rows)
         if made.dtype != self.dtype:
             raise UserError(
                 f"as_of: the saved embeddings of version {store.version['version']} are in "
                 f"{made.dtype}, those that are searched in {self.dtype}"
             )
+        return made
+
+    def _beside(self, store: LivingStore, capacity: int) -> "Corpus":
+        """This corpus with another version of the store and its saved embeddings."""
+        config = dataclasses.replace(self._config, capacity=capacity)
+        saved = load_embeddings(config.index, store, self.encoder_hash)
+        spec = dataclasses.replace(self._spec, config=config)
+        made = Corpus(store, self._embedder, spec, self._mesh, self._retriever_tokens)
+        made.states = self.states
+        made._place(saved.embeddings_ne, self.version, self.encoder_hash, config.index)
         return made
 
     def keep_versions(self, needed: Collection[int]) -> None:

@@ -74,6 +74,12 @@ class HostSource:
             out_shardings=partitioning.replicated(mesh),
         )
 
+    def over(self, corpus: Corpus) -> "HostSource":
+        """The same search in another corpus."""
+        other = copy.copy(self)
+        other._corpus = corpus
+        return other
+
     def of_batch(self, params: Params, batch: Batch) -> Passages:
         """The passages of this batch; each process finds them all, from what all have searched."""
         assert self._corpus.searcher is not None
