@@ -19,7 +19,7 @@ from rich.console import Console
 from atlas_jax import from_gin
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import SLICE_AXES, MeshConfig
+from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.core.paths import check_output_file
 from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.report import show, write_json
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--mesh", action="append", default=[], metavar="D,F,M",
-        help="data,fsdp,model sizes, repeatable; without it the likeliest ones are tried",
+        help="data,fsdp,model sizes, and expert if there is a fourth; repeatable; without it the "
+        "likeliest ones are tried",
     )  # fmt: skip
     parser.add_argument("--try_meshes", type=int, default=3, help="how many (default: 3)")
     parser.add_argument(
@@ -96,9 +97,12 @@ def _mesh(text: str, shape: MeshConfig) -> MeshConfig:
         sizes = [int(size) for size in text.split(",")]
     except ValueError:
         sizes = []
-    if len(sizes) != len(SLICE_AXES):
-        raise UserError(f"--mesh={text}: expected three numbers, data,fsdp,model, as 1,64,4")
-    return dataclasses.replace(shape, **dict(zip(SLICE_AXES, sizes, strict=True)))
+    axes = {3: ("data", "fsdp", "model"), 4: ("data", "fsdp", "model", "expert")}.get(len(sizes))
+    if axes is None:
+        raise UserError(
+            f"--mesh={text}: expected three numbers, data,fsdp,model, as 1,64,4; a fourth is expert"
+        )
+    return dataclasses.replace(shape, **dict(zip(axes, sizes, strict=True)))
 
 
 if __name__ == "__main__":

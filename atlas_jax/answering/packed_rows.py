@@ -44,9 +44,14 @@ def packed_rows(
       lengths_of: called where the lengths decide; None = they are not known.
 
     Raises:
-      UserError: a pair encoder shall read several passages a row.
+      UserError: a pair encoder, or a reader with experts, shall read several passages a row.
     """
     rows, config = told.packed_rows, models.reader.config
+    if rows > 0 and config.num_experts:
+        raise UserError(
+            f"StepConfig.packed_rows = {rows}: passages that share a row would compete for the "
+            f"places of ReaderConfig.num_experts = {config.num_experts} experts; bind it to 0"
+        )
     if rows > 0 and config.encoder == "pair":
         raise UserError(
             f"StepConfig.packed_rows = {rows}: a reader with ReaderConfig.encoder = 'pair' reads "
@@ -55,7 +60,7 @@ def packed_rows(
     if rows > 0:
         share = -(-rows * k // told.k)
         return share if share < k else 0
-    if rows == 0 or k == 1 or config.encoder == "pair":
+    if rows == 0 or k == 1 or config.encoder == "pair" or config.num_experts:
         return 0
     lengths = lengths_of()
     if lengths is None:

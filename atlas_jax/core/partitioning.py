@@ -23,13 +23,14 @@ from msgspec import Meta
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
 
-SLICE_AXES = ("data", "fsdp", "model")
+SLICE_AXES = ("data", "fsdp", "expert", "model")
 MESH_AXES = ("dcn", *SLICE_AXES)
 
 LOGICAL_AXES = frozenset(
     {
         "batch", "rows", "passages", "length", "target", "embed", "embedding", "heads", "kv",
         "joined_kv", "mlp", "vocab", "relpos_buckets", "layers", "index", "unsharded",
+        "expert", "expert_group", "expert_mlp", "unmodeled",
         # No model here has these; T5X's standard rules name them.
         "abspos_buckets", "stack", "mlp_activations",
     }
@@ -39,10 +40,13 @@ Rule = tuple[str, str | tuple[str, ...] | None]
 
 STANDARD_RULES: tuple[Rule, ...] = (
     ("rows", MESH_AXES),  # passages that are encoded, each on its own: `passage_rows`
-    ("batch", ("dcn", "data", "fsdp")),
+    ("batch", ("dcn", "data", "fsdp", "expert")),
+    ("expert", "expert"),
+    ("expert_group", ("dcn", "data", "fsdp")),  # texts whose tokens are with their experts
     ("index", SLICE_AXES),  # the queue of contrastive pretraining; a passage index: `index_axes`
     ("vocab", "model"),
     ("mlp", "model"),
+    ("expert_mlp", "model"),
     ("heads", "model"),
     ("joined_kv", "model"),
     ("embed", "fsdp"),
@@ -60,14 +64,16 @@ class MeshConfig:
       data: splits the batch; each part has a copy of the parameters.
       fsdp: splits the batch, and the width of every parameter and of its moments.
       model: splits heads, MLP and vocabulary, in parameters and activations.
-      dcn: number of slices, joined by the data-centre network; each has data x fsdp x model
-        devices.
+      dcn: number of slices, joined by the data-centre network; each has data x fsdp x expert x
+        model devices.
+      expert: splits the batch, and the experts of Switch layers.
     """
 
     data: _Devices = -1
     fsdp: _Devices = 1
     model: _Devices = 1
     dcn: _Devices = 1
+    expert: _Devices = 1
 
     def __post_init__(self) -> None:
         """Refuse values that are not a number of devices."""
@@ -102,7 +108,7 @@ class PartitionRules:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange the devices as dcn x data x fsdp x model; with TPUs, dcn counts their slices.
+    """Arrange the devices by `MESH_AXES`; with TPUs, dcn counts their slices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or dcn is not the number
@@ -118,7 +124,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         shape = " x ".join(f"{axis}={s}" for axis, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(
             f"MeshConfig: {shape} does not use the {len(devices)} devices exactly; "
-            "the product of dcn, data, fsdp and model has to equal their number"
+            "the product of dcn, data, fsdp, expert and model has to equal their number"
         )
     # Auto axes: the Explicit default of jax.make_mesh refuses linen's constraints.
     types = (AxisType.Auto,) * len(MESH_AXES)
@@ -128,9 +134,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if sizes[0] != slices:
         raise UserError(
             f"MeshConfig.dcn = {sizes[0]}, but the {len(devices)} devices lie on {slices} slices: "
-            f"bind MeshConfig.dcn = {slices}, and data x fsdp x model to the devices of one"
+            f"bind MeshConfig.dcn = {slices}, and data x fsdp x expert x model to the devices of "
+            "one"
         )
-    arranged = create_hybrid_device_mesh((1, *sizes[1:]), (slices, 1, 1, 1), devices)
+    arranged = create_hybrid_device_mesh(
+        (1, *sizes[1:]), (slices, *(1 for _ in SLICE_AXES)), devices
+    )
     return Mesh(arranged, MESH_AXES, axis_types=types)
 
 

@@ -53,6 +53,8 @@ class AlbertConfig(BertConfig):
         {"vocab_size", "mlp_dim", "max_positions", "type_vocab_size", "factor_dim"}
     )
 
+    NO_EXPERTS: ClassVar[str] = "an ALBERT's layers share what experts would have for themselves"
+
     activation: str = "gelu_tanh"
     initializer: str = "truncated_normal"
     dropout_rate: bounds.BelowOne = 0.0

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core import adapters
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.experts import EXPERT_FIELDS, ExpertFields, SwitchMlp
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
@@ -39,8 +40,10 @@ INITIALIZERS: dict[str, Callable[..., Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig(EncoderConfig):
+class BertConfig(ExpertFields, EncoderConfig):
     """A BERT; the defaults are those of BERT base as Hugging Face has it.
+
+    It may have Switch layers, see `ExpertFields`.
 
     Attributes:
         activation: 'gelu' (exact, Hugging Face's BERT) or 'gelu_tanh' (its approximation by
@@ -51,10 +54,16 @@ class BertConfig(EncoderConfig):
             second is cut off at two standard deviations, as in the original BERT and ALBERT.
     """
 
-    NEUTRAL: ClassVar[frozenset[str]] = EncoderConfig.NEUTRAL | {"initializer"}
+    NEUTRAL: ClassVar[frozenset[str]] = EncoderConfig.NEUTRAL | {
+        "initializer", "train_capacity_factor", "balance_weight",
+    }  # fmt: skip
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset(
-        {"vocab_size", "num_layers", "mlp_dim", "max_positions", "type_vocab_size"}
-    )
+        {
+            "vocab_size", "num_layers", "mlp_dim", "max_positions", "type_vocab_size",
+            "num_experts", "expert_every",
+        }
+    )  # fmt: skip
+    NO_EXPERTS: ClassVar[str] = ""  # why this kind of encoder has none
 
     activation: str = "gelu"
     released_layer_norm: bool = False
@@ -65,6 +74,8 @@ class BertConfig(EncoderConfig):
         super().__post_init__()
         self._check_one_of("activation", tuple(ACTIVATIONS))
         self._check_one_of("initializer", tuple(INITIALIZERS))
+        scanned = "with scan_layers = True all layers have to be alike" if self.scan_layers else ""
+        self.check_experts(self.num_layers, self.NO_EXPERTS or scanned)
 
     @property
     def table_dim(self) -> int:
@@ -86,6 +97,8 @@ class BertConfig(EncoderConfig):
         fields = super().output_fields()
         if self.activation == "gelu":  # older fingerprints do not have this field
             del fields["activation"]
+        if not self.num_experts:
+            fields = {name: x for name, x in fields.items() if name not in EXPERT_FIELDS}
         return fields
 
 
@@ -203,10 +216,12 @@ class BertLayer(nn.Module):
 
     Attributes:
         parts: which of the two blocks it has, in the order in which they run.
+        switch: whether the feed-forward block has experts.
     """
 
     config: BertConfig
     parts: tuple[str, ...] = ("attention", "feed_forward")
+    switch: bool = False
 
     @nn.compact
     def __call__(
@@ -231,12 +246,28 @@ class BertLayer(nn.Module):
 
     def _feed_forward(self, x_bld: jax.Array, deterministic: bool) -> jax.Array:
         cfg = self.config
-        y_blf = dense(cfg, cfg.mlp_dim, ("embed", "mlp"), "intermediate")(x_bld)
-        y_blf = constrain(ACTIVATIONS[cfg.activation](y_blf), "batch", "length", "mlp")
-        y_bld = dense(cfg, cfg.hidden_dim, ("mlp", "embed"), "output")(y_blf)
+        if self.switch:
+            y_bld = switch_mlp(cfg)(x_bld, deterministic)
+        else:
+            y_blf = dense(cfg, cfg.mlp_dim, ("embed", "mlp"), "intermediate")(x_bld)
+            y_blf = constrain(ACTIVATIONS[cfg.activation](y_blf), "batch", "length", "mlp")
+            y_bld = dense(cfg, cfg.hidden_dim, ("mlp", "embed"), "output")(y_blf)
         y_bld = nn.Dropout(cfg.dropout_rate)(y_bld, deterministic=deterministic)
         x_bld = layer_norm(cfg, "output_layer_norm")(x_bld + y_bld)
         return constrain(x_bld, "batch", "length", "embed")
+
+
+def switch_mlp(config: BertConfig) -> SwitchMlp:
+    """The experts in place of a layer's feed-forward block, with its activation and biases."""
+    return SwitchMlp(
+        config,
+        config.mlp_dim,
+        (ACTIVATIONS[config.activation],),
+        jnp.dtype(config.dtype),
+        INITIALIZERS[config.initializer],
+        use_bias=True,
+        name="mlp",
+    )
 
 
 class BertEncoder(nn.Module):
@@ -254,8 +285,8 @@ class BertEncoder(nn.Module):
 
     def make_layers(self) -> None:
         """Make the layers, as attributes of this module."""
-        layer = rematerialised(BertLayer, self.config)
-        self.layers = [layer(self.config) for _ in range(self.config.num_layers)]
+        cfg, layer = self.config, rematerialised(BertLayer, self.config)
+        self.layers = [layer(cfg, switch=cfg.is_switch(i)) for i in range(cfg.num_layers)]
 
     def steps(self) -> list[Layer]:
         """One function per layer, from its input states to its output states."""

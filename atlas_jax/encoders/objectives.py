@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.experts import EXPERT_FIELDS
 from atlas_jax.core.types import Array
 from atlas_jax.encoders.bert import BertConfig
 from atlas_jax.encoders.model import EncoderModelConfig
@@ -169,7 +170,7 @@ def with_objectives(config: EncoderModelConfig, objectives: Sequence[str]) -> En
 
 
 def generator_config(config: EncoderModelConfig, share: float) -> EncoderModelConfig:
-    """ELECTRA's generator for a discriminator: narrower, equally deep, with an MLM head.
+    """ELECTRA's generator for a discriminator: narrower, equally deep, without experts.
 
     Its embedding tables and their norm are the discriminator's, so they have the same width.
 
@@ -188,12 +189,13 @@ def generator_config(config: EncoderModelConfig, share: float) -> EncoderModelCo
         )
     tower = config.tower
     assert isinstance(tower, BertConfig)
+    options = {k: v for k, v in config.encoder_options.items() if k not in EXPERT_FIELDS}
     heads = max(1, round(config.num_heads * share))
     width = max(1, round(config.hidden_dim * share / heads)) * heads
     return dataclasses.replace(
         config,
         encoder="albert" if config.encoder == "albert" else "electra",
-        encoder_options={**config.encoder_options, "factor_dim": tower.table_dim},
+        encoder_options={**options, "factor_dim": tower.table_dim},
         hidden_dim=width,
         num_heads=heads,
         mlp_dim=max(1, round(config.mlp_dim * share)),

@@ -60,6 +60,8 @@ class XlnetConfig(BertConfig):
         {"vocab_size", "num_layers", "mlp_dim"}
     )
 
+    NO_EXPERTS: ClassVar[str] = "the layers of an XLNet are plain"
+
     vocab_size: bounds.Vocabulary = 32000
 
     def __post_init__(self) -> None:

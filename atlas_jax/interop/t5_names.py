@@ -7,6 +7,7 @@ relative positions as (buckets, heads); both are transposed here.
 import re
 from collections.abc import Iterable, Mapping
 
+from atlas_jax.core.errors import UserError
 from atlas_jax.interop.tensors import Tensor, needed_shape
 
 EMBEDDING = "token_embedder/embedding"
@@ -26,7 +27,15 @@ def huggingface_names(config: Mapping[str, object]) -> dict[str, tuple[str, bool
 
     Args:
       config: fields of a ReaderConfig.
+
+    Raises:
+      UserError: the reader has experts.
     """
+    if config.get("num_experts"):
+        raise UserError(
+            f"this reader has {config['num_experts']} experts in a layer, and a T5 of Hugging Face "
+            "or Meta has none; write atlas-jax"
+        )
     names: dict[str, tuple[str, bool]] = {EMBEDDING: (SHARED, False)}
     for stack in ("encoder", "decoder"):
         for i in range(int(str(config[f"num_{stack}_layers"]))):

@@ -132,11 +132,16 @@ def write_checkpoint(part: Part, folder: Path, scan: bool, step: int) -> Path:
       step: used if the part's optimiser state has no step.
 
     Raises:
-      UserError: the part is not a reader, or only some layers have a moment, so that it cannot
-        be scanned.
+      UserError: the part is not a reader, it has experts, or only some layers have a moment, so
+        that it cannot be scanned.
     """
     if part.kind != "reader":
         raise UserError("a T5X checkpoint holds a T5; choose --part=reader, or write hf")
+    if part.config.get("num_experts"):
+        raise UserError(
+            f"this reader has {part.config['num_experts']} experts in a layer, and what is written "
+            "here is a plain T5; write atlas-jax"
+        )
     if part.config.get("relpos_max_distance", _MAX_DISTANCE) != _MAX_DISTANCE:
         raise UserError(
             f"ReaderConfig.relpos_max_distance = {part.config['relpos_max_distance']}: T5X's "

@@ -42,7 +42,7 @@ class Case:
 
 def batch_split(mesh: MeshConfig) -> int:
     """Number of parts into which a mesh splits a batch."""
-    return mesh.dcn * mesh.data * mesh.fsdp
+    return mesh.dcn * mesh.data * mesh.fsdp * mesh.expert
 
 
 def advise(case: Case, memory: Memory, hbm_bytes: int) -> list[str]:
@@ -88,9 +88,9 @@ def windowed(work: Work, roof: Roofline, chip: Chip) -> list[str]:
 
 def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:
     found, model = [], case.mesh.model
-    groups = case.chips // model
+    groups = case.chips // model // case.mesh.expert
     for fsdp in reversed([size for size in divisors(groups) if size > case.mesh.fsdp]):
-        wider = MeshConfig(groups // fsdp, fsdp, model, case.mesh.dcn)
+        wider = MeshConfig(groups // fsdp, fsdp, model, case.mesh.dcn, case.mesh.expert)
         if divides(case.run, wider, case.devices):
             found.append(
                 f"spread the state further: MeshConfig.fsdp = {fsdp}, data = {groups // fsdp}"
@@ -234,10 +234,13 @@ def _smaller_batch(case: Case) -> list[str]:
 
 def _split_further(case: Case) -> MeshConfig | None:
     """The mesh with the next larger `model` over which the run divides."""
-    for model in divisors(case.chips):
+    chips = case.chips // case.mesh.expert
+    for model in divisors(chips):
         if case.mesh.model < model <= MAX_MODEL:
-            fsdp = math.gcd(case.mesh.fsdp, case.chips // model)
-            found = MeshConfig(case.chips // model // fsdp, fsdp, model, case.mesh.dcn)
+            fsdp = math.gcd(case.mesh.fsdp, chips // model)
+            found = dataclasses.replace(
+                case.mesh, data=chips // model // fsdp, fsdp=fsdp, model=model
+            )
             if divides(case.run, found, case.devices):
                 return found
     return None

@@ -1,10 +1,13 @@
 """Meshes of a slice that make sense for a run, the most promising first."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, batch_sharding, make_mesh
 from atlas_jax.planning.estimate import shard_bytes
+from atlas_jax.planning.experts import experts_of
 from atlas_jax.planning.programs import held
 from atlas_jax.planning.run import AnyRun
 
@@ -22,7 +25,8 @@ def candidates(run: AnyRun, devices: Any, hbm_bytes: int, slices: int = 1) -> li
     """Meshes over which batch, heads and parameters divide, the most promising first.
 
     Fewer chips per copy of a layer means less communication, so `model` is as small as the batch
-    allows. Copying the state (`data`) and spreading it (`fsdp`) are both tried, where it has room:
+    allows. Experts are spread no further than needed. Copying the state (`data`) and spreading it
+    (`fsdp`) are both tried, where it has room:
     which is quicker, only the compiled program tells. Then come meshes that spread it as far as
     needed to leave room for a step.
 
@@ -30,26 +34,33 @@ def candidates(run: AnyRun, devices: Any, hbm_bytes: int, slices: int = 1) -> li
       UserError: no mesh fits; says why the last one did not.
     """
     n, refused = len(devices) // slices, ""
-    found, roomy = list[tuple[tuple[float, int, int], MeshConfig]](), list[MeshConfig]()
-    for model in divisors(n):
-        if model > MAX_MODEL:
+    found, roomy = list[tuple[tuple[float, int, int, int], MeshConfig]](), list[MeshConfig]()
+    for config in _shapes(n, slices, experts_of(run)):
+        try:
+            resident = _resident(run, config, devices)
+        except UserError as error:
+            refused = str(error)
             continue
-        for fsdp in divisors(n // model):
-            config = MeshConfig(n // model // fsdp, fsdp, model, slices)
-            try:
-                resident = _resident(run, config, devices)
-            except UserError as error:
-                refused = str(error)
-                continue
-            crowded = max(0.0, resident - RESIDENT_SHARE * hbm_bytes)
-            found.append(((crowded, model, fsdp), config))
-            if resident <= hbm_bytes:
-                roomy.append(config)
+        crowded = max(0.0, resident - RESIDENT_SHARE * hbm_bytes)
+        found.append(((crowded, config.model, config.fsdp, config.expert), config))
+        if resident <= hbm_bytes:
+            roomy.append(config)
     if not found:
         raise UserError(f"no mesh over {n} chips divides this run: {refused}")
     found.sort(key=lambda entry: entry[0])
     ordered = [config for _, config in found]
     return list(dict.fromkeys([*_data_and_fsdp(roomy), *_spread_first(ordered)]))
+
+
+def _shapes(chips: int, slices: int, experts: int) -> Iterator[MeshConfig]:
+    """Every way to divide a slice's chips; over experts only where there are some."""
+    for model in divisors(chips):
+        if model > MAX_MODEL:
+            continue
+        for fsdp in divisors(chips // model):
+            rest = chips // model // fsdp
+            for expert in divisors(math.gcd(rest, experts) if experts else 1):
+                yield MeshConfig(rest // expert, fsdp, model, slices, expert)
 
 
 def divides(run: AnyRun, config: MeshConfig, devices: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.partitioning import MESH_AXES, SLICE_AXES, MeshConfig
+from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
 from atlas_jax.planning.advice import Case, advise, windowed
 from atlas_jax.planning.compiled import compile_program, compiler_flops, count_flops
 from atlas_jax.planning.estimate import Memory, Work, largest_index, measure, resident_memory
@@ -205,7 +205,10 @@ def plan_program(
     )
 
 
+_RARE = ("dcn", "expert")
+
+
 def mesh_name(config: MeshConfig) -> str:
-    """`data=1 fsdp=64 model=4`, and `dcn=2` before it if there are two slices."""
-    axes = SLICE_AXES if config.dcn == 1 else MESH_AXES
+    """`data=1 fsdp=64 model=4`; `dcn` and `expert` only where they divide something."""
+    axes = [axis for axis in MESH_AXES if axis not in _RARE or getattr(config, axis) != 1]
     return " ".join(f"{axis}={getattr(config, axis)}" for axis in axes)

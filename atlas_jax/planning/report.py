@@ -14,6 +14,7 @@ from atlas_jax import __version__
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.planning.estimate import Work
+from atlas_jax.planning.experts import rooms
 from atlas_jax.planning.planner import Plan, ProgramPlan, mesh_name
 from atlas_jax.planning.roofline import Roofline
 from atlas_jax.planning.starting import Starting
@@ -33,6 +34,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "slices": plan.slices,
         "hbm_bytes_per_chip": chip.hbm_bytes,
         **run.told,
+        **({"experts": [dataclasses.asdict(room) for room in rooms(run)]} if rooms(run) else {}),
         "recommended_mesh": mesh_name(recommended) if recommended else None,
         "possible_meshes": plan.possible,
         "tried": [_program_json(one) for one in plan.tried],
@@ -138,6 +140,11 @@ def show(plan: Plan, console: Console) -> None:
     console.print(_work_table(plan))
     if plan.recommended is not None:
         console.print(f"recommended mesh: {mesh_name(plan.recommended)}" + _of_how_many(plan))
+    for room in rooms(plan.run):
+        console.print(
+            f"{room.text} of {room.tokens} tokens: {room.experts} experts in {room.layers} layers, "
+            f"each with {room.places} places"
+        )
     for warning in dict.fromkeys(one.warning for one in plan.programs if one.warning):
         console.print(f"warning: {warning}")
     for one in plan.programs:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.experts import ExpertFields
 from atlas_jax.encoders.bert import BertConfig
 
 RematPolicy = Literal["none", "minimal", "full"]
@@ -18,8 +19,8 @@ _ACTIVATIONS = (("relu",), ("gelu", "linear"))
 
 
 @dataclasses.dataclass(frozen=True)
-class ReaderConfig:
-    """A T5 encoder-decoder.
+class ReaderConfig(ExpertFields):
+    """A T5 encoder-decoder, which may have Switch layers (`ExpertFields`).
 
     T5 1.0 is ``mlp_activations=('relu',), logits_via_embedding=True``; T5 1.1 and its
     LM-adapted form are ``('gelu', 'linear')`` and ``False`` (the defaults).
@@ -116,6 +117,10 @@ class ReaderConfig:
         if self.pointer_ends and not self.pointer:
             raise UserError("ReaderConfig.pointer_ends = True needs ReaderConfig.pointer = True")
         self._check_pair()
+        refused = "with scan_layers = True all layers have to be alike" if self.scan_layers else ""
+        if self.encoder == "pair":
+            refused = "a pair encoder's layers are a BERT's, without experts"
+        self.check_experts(min(self.num_encoder_layers, self.num_decoder_layers), refused)
 
     def _check_pair(self) -> None:
         if self.encoder == "t5":
@@ -169,6 +174,11 @@ class ReaderConfig:
             dtype=self.dtype,
             remat_policy=self.remat_policy,
         )
+
+    @property
+    def varies(self) -> bool:
+        """Whether the reader computes something else while it trains: dropout, other capacities."""
+        return self.dropout_rate > 0 or self.num_experts > 0
 
     @property
     def compute_dtype(self) -> Any:

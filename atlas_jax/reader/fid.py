@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer
 
+from atlas_jax.core.experts import Routed, routed_apply
 from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Params
 from atlas_jax.reader.inputs import passage_blocks, shift_right
@@ -27,6 +28,7 @@ def encode(
     inputs: Inputs,
     dropout_key: jax.Array | None = None,
     apart_bkf: Float[Array, "b k f"] | None = None,
+    routed: Routed | None = None,
 ) -> Float[Array, "b g l d"]:
     """Encode each passage on its own: states of all rows, [b, g, l, d].
 
@@ -37,9 +39,10 @@ def encode(
       apart_bkf: states from a pair encoder's lower layers (`encode_apart`) of the passages'
         blocks, which are the last m tokens of each input; m x d numbers in a row. None = these
         layers are run.
+      routed: gets what the routers of Switch layers decide.
     """
     with passage_rows():
-        return _encode_rows(model, params, inputs, dropout_key, apart_bkf)
+        return _encode_rows(model, params, inputs, dropout_key, apart_bkf, routed)
 
 
 def _encode_rows(
@@ -48,6 +51,7 @@ def _encode_rows(
     inputs: Inputs,
     dropout_key: jax.Array | None,
     apart_bkf: jax.Array | None,
+    routed: Routed | None,
 ) -> jax.Array:
     tokens_bkl = tokens_of(inputs)
     b, k, length = tokens_bkl.shape
@@ -56,7 +60,8 @@ def _encode_rows(
         segments = None
         if isinstance(inputs, Packed):
             segments = constrain(inputs.segments_bgl.reshape(b * k, length), "batch", "length")
-        enc = _apply(model, params, "encode", dropout_key, flat, segments_nl=segments)
+        args = (model, params, "encode", dropout_key, flat)
+        enc = routed_apply(_apply, routed, flat != PAD_ID, *args, segments_nl=segments)
         return enc.reshape(b, k, length, -1)
     apart_bkmd = apart_bkf.reshape(b, k, -1, model.config.emb_dim)  # tokens apart again
     width = apart_bkmd.shape[2]
@@ -134,14 +139,18 @@ def fused_logprobs(
     targets_bt: Int[Array, "b t"],
     dropout_key: jax.Array | None = None,
     decoder_bt: Int[Array, "b t"] | None = None,
+    routed: Routed | None = None,
 ) -> Float[Array, "b t"]:
     """Log-probability of each target token read from all passages at once, float32 [b, t].
 
-    Args: as of ``fused_logits``; ``decoder_bt`` as of ``passage_logprobs``.
+    Args: as of ``fused_logits``; ``decoder_bt`` as of ``passage_logprobs``; ``routed`` as of
+      ``encode``.
     """
     enc_bsd, mask_bs, copyable_bs = fuse(model, enc_bgld, inputs)
     read = (enc_bsd, mask_bs[:, None], _inputs(targets_bt, decoder_bt)[:, None])
-    states, _ = _apply(model, params, "decode_states", dropout_key, *read)
+    real_bt = (targets_bt if decoder_bt is None else decoder_bt) != PAD_ID
+    decoding = (model, params, "decode_states", dropout_key, *read)
+    states, _ = routed_apply(_apply, routed, real_bt, *decoding)
     return _target_logprobs(model, params, states, targets_bt[:, None], read, copyable_bs)[:, 0]
 
 

@@ -7,9 +7,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import variance_scaling
 from jaxtyping import Bool, Float, Int, Shaped
 
 from atlas_jax.core import adapters
+from atlas_jax.core.experts import SwitchMlp
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, RMSNorm
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
@@ -91,17 +93,36 @@ class Mlp(nn.Module):
         return Dense(cfg.emb_dim, ("mlp", "embed"), dtype=cfg.compute_dtype, name="wo")(hidden)
 
 
+def feed_forward(config: ReaderConfig, switch: bool) -> Mlp | SwitchMlp:
+    """A layer's MLP, of experts in a Switch layer."""
+    if not switch:
+        return Mlp(config)
+    return SwitchMlp(
+        config,
+        config.mlp_dim,
+        tuple(_ACTIVATIONS[name] for name in config.mlp_activations),
+        config.compute_dtype,
+        variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,)),
+        dropout_rate=config.dropout_rate,
+    )
+
+
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each after a norm and with a residual connection."""
+    """Self-attention and MLP, each after a norm and with a residual connection.
+
+    Attributes:
+      switch: whether the MLP has experts.
+    """
 
     config: ReaderConfig
+    switch: bool = False
 
     def setup(self) -> None:
         """Create the sub-layers."""
         self.pre_attention_layer_norm = norm(self.config)
         self.attention = Attention(self.config)
         self.pre_mlp_layer_norm = norm(self.config)
-        self.mlp = Mlp(self.config)
+        self.mlp = feed_forward(self.config, self.switch)
         self.dropout = dropout(self.config)
 
     def __call__(
@@ -120,9 +141,14 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and MLP, each after a norm and with a residual connection."""
+    """Self-attention, cross-attention and MLP, each after a norm and with a residual connection.
+
+    Attributes:
+      switch: whether the MLP has experts.
+    """
 
     config: ReaderConfig
+    switch: bool = False
 
     def setup(self) -> None:
         """Create the sub-layers."""
@@ -131,7 +157,7 @@ class DecoderLayer(nn.Module):
         self.pre_cross_attention_layer_norm = norm(self.config)
         self.encoder_decoder_attention = Attention(self.config)
         self.pre_mlp_layer_norm = norm(self.config)
-        self.mlp = Mlp(self.config)
+        self.mlp = feed_forward(self.config, self.switch)
         self.dropout = dropout(self.config)
 
     def __call__(
@@ -229,7 +255,7 @@ def _make_layers(layer_class: Any, config: ReaderConfig, count: int, methods: An
             static_argnums=(deterministic + 1,),
         )
     if not config.scan_layers:
-        return [layer_class(config) for _ in range(count)]
+        return [layer_class(config, config.is_switch(i)) for i in range(count)]
     lifted = {
         name: {
             "variable_axes": {"params": 0},

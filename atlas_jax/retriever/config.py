@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from atlas_jax.core.errors import UserError
 from atlas_jax.encoders.registry import NamedEncoderConfig
 
 POOLINGS = ("average", "sqrt", "cls")
@@ -29,6 +30,11 @@ class RetrieverConfig(NamedEncoderConfig):
         """Raise `UserError`, naming the gin binding, when a field is out of range."""
         super().__post_init__()
         self._check_one_of("pooling", POOLINGS)
+        if self.encoder_options.get("num_experts"):
+            raise UserError(
+                "RetrieverConfig.encoder_options: num_experts must be 0 in a retriever; the reader "
+                "and what pretrain_encoder trains can have experts"
+            )
 
     @property
     def embedding_dim(self) -> int:

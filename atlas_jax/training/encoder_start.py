@@ -115,11 +115,17 @@ def open_start(
       trains: whether the run trains.
 
     Raises:
-      UserError: as `load_encoder`; or a classifier that does not fit the task; or other adapters
-        than the folder's.
+      UserError: as `load_encoder`; a classifier that does not fit the task; other adapters than the
+        folder's; or experts that would train.
     """
     wanted = (head,) if head and (head == "mlm" or not trains) else ()
     encoder = load_encoder(folder, wanted, base, **fields)
+    tower: Any = encoder.config.tower
+    if trains and tower.num_experts:
+        raise UserError(
+            f"the encoder of {folder} has {tower.num_experts} experts, which only pretrain_encoder "
+            "trains: here nothing would keep them balanced"
+        )
     known = frozenset(traverse_util.flatten_dict(encoder.params, sep="/"))
     if head == "sentence":
         encoder, kept = _classifier(encoder, folder, classes, task, seed, trains)

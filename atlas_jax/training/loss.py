@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.experts import Routed, balance
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import EOS_ID, Array, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import Retrieve, rerank
@@ -16,6 +17,7 @@ from atlas_jax.distillation.table import LOSSES
 from atlas_jax.models.parameters import Models
 from atlas_jax.models.towers import embed, embed_query
 from atlas_jax.reader import fid, inputs
+from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.reader.packing import Inputs, Packed, packed_or_padded_loss
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.state import merge
@@ -27,8 +29,10 @@ def make_loss_sums(
     """Build ``loss_sums(trainable, frozen, source, batch, key) -> (total, sums)``.
 
     ``sums[part]`` holds ``loss`` (a sum) and ``count`` (its divisor; for the reader the number of
-    target tokens), and ``sums["packed"]`` is 1 if the passages were read packed. Neither loss has a
-    gradient for the other model, so one backward pass of the total serves both.
+    target tokens), and ``sums["packed"]`` is 1 if the passages were read packed. With Switch layers
+    the reader's loss has ``balance_weight`` times their balance loss, and ``balance`` and
+    ``dropped`` are its two figures (`experts.balance`) as sums. Neither loss has a gradient for the
+    other model, so one backward pass of the total serves both.
     """
     trains_retriever = config.retriever_training != "fixed"
     distil = LOSSES[distillation.loss]
@@ -99,21 +103,22 @@ def make_loss_sums(
         targets_bt = jnp.where(batch.weight_b[:, None] > 0, batch.target_tokens_bt, 0)
         decoder_bt, targets_bt = inputs.join_prompt(batch.taught_prompt_bp, targets_bt)
         model, apart = models.reader, passages.apart_bkf
-        has_dropout = model.config.dropout_rate > 0
-        encoder_key, decoder_key = jax.random.split(key) if has_dropout else (None, None)
-        enc = fid.encode(model, params, given, encoder_key, apart)
-        logp_bt = fid.fused_logprobs(model, params, enc, given, targets_bt, decoder_key, decoder_bt)
-        reader_sum, tokens = fid.summed_loss(logp_bt, targets_bt)
+        varies, routed = model.config.varies, Routed() if model.config.num_experts else None
+        encoder_key, decoder_key = jax.random.split(key) if varies else (None, None)
+        enc = fid.encode(model, params, given, encoder_key, apart, routed)
+        logp_bt = fid.fused_logprobs(
+            model, params, enc, given, targets_bt, decoder_key, decoder_bt, routed
+        )
         sums: Any = {
-            "reader": {"loss": reader_sum, "count": tokens},
+            "reader": _reader_sums(model.config, logp_bt, targets_bt, routed),
             "retriever": {"loss": jnp.zeros(()), "count": jnp.zeros(())},
             "packed": jnp.float32(isinstance(given, Packed)),
         }
         if scores_bk is None:
             return sums
-        # Gold scores are taken without dropout; without any, the encoder's output is reused.
+        # Gold scores are those of inference; where it is the same, the encoder's output is reused.
         gold_params, gold_enc = jax.lax.stop_gradient((params, enc))
-        if has_dropout:
+        if varies:
             gold_enc = fid.encode(model, gold_params, given, apart_bkf=apart)
         signals = _signals(
             models, gold_params, gold_enc, given, targets_bt, decoder_bt,
@@ -124,6 +129,18 @@ def make_loss_sums(
         return sums
 
     return loss_sums
+
+
+def _reader_sums(
+    config: ReaderConfig, logp_bt: Array, targets_bt: Array, routed: Routed | None
+) -> dict[str, Array]:
+    """The reader's loss and count, and what its routers did; all as sums over target tokens."""
+    loss, tokens = fid.summed_loss(logp_bt, targets_bt)
+    if not routed:
+        return {"loss": loss, "count": tokens}
+    uneven, dropped = (figure * tokens for figure in balance(routed))
+    loss = loss + config.balance_weight * uneven
+    return {"loss": loss, "count": tokens, "balance": uneven, "dropped": dropped}
 
 
 def _parts(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atlas_jax.core.experts import Routed, balance, routed_apply
 from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.encoders.heads import BOUNDARY_PLACES
 from atlas_jax.encoders.masking import Masked, MaskingConfig, mask_tokens
@@ -66,19 +67,28 @@ class PretrainingLoss:
     def __call__(
         self, params: Params, key: jax.Array, batch: EncoderBatch
     ) -> tuple[Array, Metrics]:
-        """The loss of a batch: what is asked of MLM + spans + sentences + 50 x replaced."""
+        """The loss of a batch: what is asked of MLM + spans + sentences + 50 x replaced.
+
+        Switch layers of the encoder add `balance_weight` times their balance loss.
+        """
         mask_key, sample_key, dropout_key, other_key = jax.random.split(key, 4)
         masked = self._masked(batch.tokens_bl, mask_key)
         model: Any = EncoderModel(self.config)
         if self.permuted:
             return self._permuted(model, params, masked, batch, sample_key, dropout_key)
+        routed: Routed = []
         if not self.electra:
-            states_bld = self._states(model, params, masked.tokens_bl, batch, dropout_key)
+            states_bld = self._states(model, params, masked.tokens_bl, batch, dropout_key, routed)
             loss, metrics, _ = self._tokens(model, params, states_bld, masked)
         else:
             loss, metrics, states_bld = self._replaced(
-                model, params, masked, batch, sample_key, dropout_key, other_key
+                model, params, masked, batch, sample_key, dropout_key, other_key, routed
             )
+        if routed:
+            own, dropped = balance(routed)
+            tower: Any = self.config.tower
+            loss = loss + tower.balance_weight * own
+            metrics |= {"balance_loss": own, "dropped_share": dropped}
         if self.spans:
             own, accuracy = self._boundaries(model, params, states_bld, masked)
             loss = loss + own
@@ -102,13 +112,15 @@ class PretrainingLoss:
 
     def _states(
         self, model: Any, params: Params, tokens_bl: jax.Array, batch: EncoderBatch,
-        key: jax.Array,
+        key: jax.Array, routed: Routed,
     ) -> jax.Array:  # fmt: skip
         more = {"types_bl": batch.types_bl} if self.pairs else {}
         if self.unified:
             own = jax.random.fold_in(key, 2)
             more["mask"] = unified_masks(own, jnp.asarray(batch.tokens_bl) != PAD_ID)
-        states_bld: jax.Array = model.apply(
+        switches = model.config.tower.num_experts > 0
+        states_bld: jax.Array = routed_apply(
+            model.apply, routed if switches else None, jnp.asarray(tokens_bl) != PAD_ID,
             {"params": params}, tokens_bl, self.deterministic, method="states",
             rngs={"dropout": key}, **more,
         )  # fmt: skip
@@ -165,17 +177,17 @@ class PretrainingLoss:
 
     def _replaced(
         self, model: Any, params: Params, masked: Masked, batch: EncoderBatch,
-        sample_key: jax.Array, dropout_key: jax.Array, other_key: jax.Array,
+        sample_key: jax.Array, dropout_key: jax.Array, other_key: jax.Array, routed: Routed,
     ) -> tuple[Array, Metrics, jax.Array]:  # fmt: skip
         """ELECTRA's loss, its metrics, and the discriminator's states."""
         generator: Any = EncoderModel(generator_config(self.config, self.generator_share))
         small = generator_params(params)
-        states_bld = self._states(generator, small, masked.tokens_bl, batch, other_key)
+        states_bld = self._states(generator, small, masked.tokens_bl, batch, other_key, routed)
         loss, metrics, logits_bpv = self._tokens(generator, small, states_bld, masked)
         new_bp = sampled(sample_key, logits_bpv)
         tokens_bl = with_tokens(batch.tokens_bl, masked.positions_bp, masked.weights_bp, new_bp)
         replaced_bl = tokens_bl != batch.tokens_bl  # a sample that hits the original is real
-        states_bld = self._states(model, params, tokens_bl, batch, dropout_key)
+        states_bld = self._states(model, params, tokens_bl, batch, dropout_key, routed)
         logits_bl = model.apply({"params": params}, states_bld, method="replaced_logits")
         own, accuracy = replaced_loss(logits_bl, replaced_bl, batch.tokens_bl != PAD_ID)
         metrics |= {"replaced_loss": own, "replaced_accuracy": accuracy}

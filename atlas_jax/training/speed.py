@@ -298,10 +298,10 @@ def encoder_flops(params: Params, moving: Params, tokens: int, uses: Uses = once
 def _kernels(tree: Any, *parts: str, uses: Uses = once) -> int:
     """Parameters in matrices of a tree, all or those whose path has one of these parts.
 
-    Each counts as often as it is used.
+    Each counts as often as it is used; of experts each token uses one.
     """
     return sum(
-        leaf.size * uses(name)
+        leaf.size // (leaf.shape[0] if "/expert/" in name else 1) * uses(name)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if (name := jax.tree_util.keystr(path, simple=True, separator="/")).endswith("kernel")
         and (not parts or any(part in name for part in parts))

@@ -88,19 +88,24 @@ def make_train_step(
             key=state.key,
             skipped=state.skipped + jnp.where(finite, 0, 1),
         )
-        metrics = {
-            "reader_loss": losses["reader"],
-            "retriever_loss": losses["retriever"],
-            "reader_grad_norm": norms["reader"],
-            "retriever_grad_norm": norms["retriever"],
-            "target_tokens": sums["reader"]["count"],
-            "skipped": new_state.skipped,
-        }
+        metrics = _metrics(sums, losses, norms) | {"skipped": new_state.skipped}
         if config.packed_rows:  # share of the microbatches whose passages fitted into these rows
             metrics["packed"] = sums["packed"] / config.accumulate
         return new_state, metrics
 
     return step
+
+
+def _metrics(sums: Any, losses: Metrics, norms: Metrics) -> Metrics:
+    """What a step tells; of a reader with experts, also whether they are used evenly."""
+    reader = sums["reader"]
+    found = {f"{part}_loss": losses[part] for part in PARTS}
+    found |= {f"{part}_grad_norm": norms[part] for part in PARTS}
+    found["target_tokens"] = reader["count"]
+    if "balance" in reader:
+        found["reader_balance_loss"] = reader["balance"] / reader["count"]
+        found["reader_dropped_share"] = reader["dropped"] / reader["count"]
+    return found
 
 
 def compile_train_step(

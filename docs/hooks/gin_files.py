@@ -14,6 +14,7 @@ The files of `gin/`, each with what its header says. Put them together on the co
 FOLDERS = {
     "models": "sizes of reader and retriever",
     "encoders": "other encoders of the retriever",
+    "experts": "readers with Switch layers",
     "deltas": "adapters and LoRA",
     "corpora": "how a corpus is cut and formatted",
     "tasks": "what a line of a data file means",

@@ -25,15 +25,15 @@ from atlas_jax.core.partitioning import (
 
 def test_mesh_takes_the_remaining_devices() -> None:
     mesh = partitioning.make_mesh(MeshConfig(data=-1, fsdp=2, model=2))
-    assert dict(mesh.shape) == {"dcn": 1, "data": 2, "fsdp": 2, "model": 2}
+    assert dict(mesh.shape) == {"dcn": 1, "data": 2, "fsdp": 2, "expert": 1, "model": 2}
 
 
 def test_devices_that_simulate_slices_are_taken_in_order() -> None:
     mesh = partitioning.make_mesh(MeshConfig(data=-1, model=2, dcn=2))
-    assert dict(mesh.shape) == {"dcn": 2, "data": 2, "fsdp": 1, "model": 2}
+    assert dict(mesh.shape) == {"dcn": 2, "data": 2, "fsdp": 1, "expert": 1, "model": 2}
     ids = [[device.id for device in one.flat] for one in mesh.devices]
     assert ids == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert partitioning.index_axes(mesh) == ("data", "fsdp", "model")
+    assert partitioning.index_axes(mesh) == ("data", "fsdp", "expert", "model")
     assert partitioning.index_parts(mesh) == 4
     assert partitioning.over_slices(mesh, 6) == PartitionSpec("dcn")
     assert partitioning.over_slices(mesh, 3) == PartitionSpec()
@@ -59,7 +59,7 @@ class Chip:
 def test_tpu_slices_are_told_apart() -> None:
     chips = [Chip(id, slice_index=id % 2) for id in range(8)]  # in no order
     mesh = partitioning.make_mesh(MeshConfig(fsdp=2, dcn=2), chips)  # type: ignore[arg-type]
-    assert dict(mesh.shape) == {"dcn": 2, "data": 2, "fsdp": 2, "model": 1}
+    assert dict(mesh.shape) == {"dcn": 2, "data": 2, "fsdp": 2, "expert": 1, "model": 1}
     assert [{chip.slice_index for chip in one.flat} for one in mesh.devices] == [{0}, {1}]
     with pytest.raises(UserError, match="on 2 slices: bind MeshConfig.dcn = 2"):
         partitioning.make_mesh(MeshConfig(), chips)  # type: ignore[arg-type]
@@ -73,10 +73,15 @@ def test_mesh_refuses_sizes_that_do_not_fit(sizes: tuple[int, int, int]) -> None
 
 def test_rules_use_each_mesh_axis_once() -> None:
     spec = partitioning.logical_to_spec
-    assert spec(("batch", "length", "embed")) == PartitionSpec(("dcn", "data", "fsdp"), None, None)
+    rows = ("dcn", "data", "fsdp", "expert")
+    assert spec(("batch", "length", "embed")) == PartitionSpec(rows, None, None)
+    assert spec(("expert", "embed", "expert_mlp")) == PartitionSpec("expert", "fsdp", "model")
+    assert spec(("expert", "expert_group", "length", "embed")) == PartitionSpec(
+        "expert", ("dcn", "data", "fsdp"), None, None
+    )
     assert spec(("embed", "joined_kv")) == PartitionSpec("fsdp", "model")
     assert spec(("vocab", "embed")) == PartitionSpec("model", "fsdp")
-    assert spec(("index", None)) == PartitionSpec(("data", "fsdp", "model"), None)
+    assert spec(("index", None)) == PartitionSpec(("data", "fsdp", "expert", "model"), None)
 
 
 def test_unknown_axis_names_raise_with_or_without_a_mesh() -> None:

@@ -10,6 +10,7 @@ import pytest
 from flax.core import meta
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.experts import EXPERT_FIELDS
 from atlas_jax.encoders.config import EncoderConfig
 from atlas_jax.encoders.registry import ENCODERS, encoder_config, make_encoder
 from atlas_jax.retriever.config import RetrieverConfig
@@ -25,6 +26,8 @@ CHANGED: dict[str, Any] = {
     "inner_groups": 2, "position_offset": 1,
 }  # fmt: skip
 
+EXPERTS = {"num_experts": 3, "expert_every": 1, "eval_capacity_factor": 1.0}
+
 
 def shapes(config: EncoderConfig) -> Any:
     """Names and shapes of an encoder's parameters."""
@@ -39,6 +42,17 @@ def test_every_field_that_changes_the_output_is_in_its_fingerprint(name: str) ->
     for field in dataclasses.fields(plain):
         if field.name in plain.NEUTRAL:
             assert field.name not in plain.output_fields()
+            continue
+        if field.name in EXPERT_FIELDS:
+            if not plain.NO_EXPERTS:
+                with_experts = dataclasses.replace(plain, num_experts=2)
+                changed = dataclasses.replace(with_experts, **{field.name: EXPERTS[field.name]})
+                differs = (
+                    shapes(changed) != shapes(with_experts)
+                    if field.name in plain.TOLD_BY_PARAMETERS
+                    else changed.output_fields() != with_experts.output_fields()
+                )
+                assert differs, field.name
             continue
         value = CHANGED[field.name]
         if getattr(plain, field.name) == value:
@@ -83,7 +97,7 @@ def test_positions_begin_where_the_encoder_says() -> None:
         (
             {"encoder_options": {"depth": 3}},
             "RetrieverConfig.encoder_options: 'depth' is no option of the encoder 'bert'; "
-            "it has activation, initializer",
+            "it has activation, balance_weight, eval_capacity_factor, expert_every, initializer, ",
         ),
         ({"encoder_options": {"num_layers": 3}}, "'num_layers' is no option"),
         ({"encoder_options": {"activation": "relu"}}, "activation = 'relu': must be one of gelu"),

@@ -12,6 +12,7 @@ from atlas_jax.models.encoder_folder import draw_encoder
 from atlas_jax.plan import UNREAD
 from atlas_jax.planning.advice import Case, advise
 from atlas_jax.planning.estimate import Memory
+from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.planner import make_plan
 from atlas_jax.planning.programs import held, make_program
 from atlas_jax.planning.report import as_json
@@ -95,3 +96,34 @@ def test_what_cannot_be_planned_is_refused() -> None:
     run = planned("BATCH_SIZE=12")
     with pytest.raises(UserError, match=r"EncoderTrainConfig.batch_size = 12"):
         make_program("pretrain", run, make_mesh(MeshConfig(8, 1, 1)))
+
+
+def test_a_plan_with_experts_counts_their_places_and_spreads_them() -> None:
+    sizes = ["VOCAB_SIZE=64", "BATCH_SIZE=16", "LENGTH=32", "NUM_EXPERTS=4"]
+    small = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
+    sizes += [f"EncoderModelConfig.{name}={size}" for name, size in small.items()]
+    load_gin(["runs/switch_encoder.gin"], sizes, unread=UNREAD)
+    run = from_gin.plan_run(None)
+    meshes = candidates(run, jax.devices(), SLICE.chip.hbm_bytes)
+    assert {mesh.expert for mesh in meshes} == {1, 2, 4}
+    found = make_plan(run, SLICE, jax.devices(), [MeshConfig(8), MeshConfig(2, expert=4)])
+    copied, spread = found.tried
+    assert copied.work is not None and spread.work is not None
+    # A token's own products, those of the places of all experts (1.25 times the tokens, which are
+    # 10 places of each expert for a text), and those that send tokens there and back.
+    rows, d, f, e, v, c = 16 * 32, 16, 32, 4, 64, 10
+    layer = 2 * rows * (4 * d * d) + 2 * 2 * rows * 32 * d
+    plain = layer + 2 * rows * 2 * d * f
+    switch = layer + 2 * rows * d * e + 2 * (16 * e * c) * 2 * d * f + 2 * 2 * rows * e * c * d
+    head = 2 * 16 * 5 * (d * d + d * v)
+    assert copied.work.model_flops * 8 == pytest.approx(3 * (plain + switch + head), rel=0.05)
+    experts = 4 * (2 * d * f + d + f) * 4  # bytes
+    saved = copied.memory.terms["parameters"] - spread.memory.terms["parameters"]
+    assert saved == experts * 3 // 4
+    told = as_json(found)
+    assert told["experts"] == [
+        {"text": "rows", "tokens": 32, "experts": 4, "layers": 1, "places": 10}
+    ]
+    assert [one["mesh"] for one in told["tried"]] == [
+        "data=8 fsdp=1 model=1", "data=2 fsdp=1 expert=4 model=1",
+    ]  # fmt: skip

@@ -149,8 +149,8 @@ def test_a_group_over_two_slices_sends_each_byte_out_once(
 
 
 def test_what_leaves_the_slice_goes_at_the_speed_of_the_other_network() -> None:
-    devices = np.array(jax.devices()).reshape(2, 4, 1, 1)
-    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    devices = np.array(jax.devices()).reshape(2, 4, 1, 1, 1)
+    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     found = Wiring(mesh, parse_slice("v5e-4")).sent(
         [Collective("all-reduce", 100, 8, 1.0, tuple(range(8)))]
     )
