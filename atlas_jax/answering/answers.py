@@ -53,6 +53,8 @@ class Answers:
       target_log_probs_b: float32 log-probability of the batch's own targets; None if it was not
         asked for.
       target_lengths_b: int32, tokens of these targets; None as they are.
+      calls_b: int32, how often the decoder was called for each generated text; None where answers
+        are chosen, or found by beam search.
     """
 
     tokens_bt: Array
@@ -61,6 +63,7 @@ class Answers:
     evidence: Evidence | None = None
     target_log_probs_b: Array | None = None
     target_lengths_b: Array | None = None
+    calls_b: Array | None = None
 
 
 Answer = Callable[..., Answers]  # (params, batch, passages, first=0), see `make_answer`
@@ -169,10 +172,8 @@ def _generate(
     reader, params, *read = source
     enc_bsd, mask_bs, copyable_bs = fid.fuse(reader, *read)
     keys_b = sample_keys(config, len(enc_bsd), first)
-    tokens_bt, scores_b = generate(
-        reader, params, enc_bsd, mask_bs, config, keys_b, prompt_bp, copyable_bs
-    )
-    return Answers(tokens_bt=tokens_bt, scores_b=scores_b)
+    made = generate(reader, params, enc_bsd, mask_bs, config, keys_b, prompt_bp, copyable_bs)
+    return Answers(tokens_bt=made.tokens_bt, scores_b=made.scores_b, calls_b=made.calls_b)
 
 
 def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answers:

@@ -9,7 +9,14 @@ from jax.sharding import Mesh
 
 from atlas_jax.answering.answers import Answer, Reading, make_answer
 from atlas_jax.answering.batcher import Batcher, DataConfig, most_choices
-from atlas_jax.answering.evaluator import Evaluator, Found, make_find, mean_loss, score
+from atlas_jax.answering.evaluator import (
+    Evaluator,
+    Found,
+    make_find,
+    mean_loss,
+    score,
+    tokens_per_call,
+)
 from atlas_jax.answering.packed_rows import lengths_of, packed_rows
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
@@ -123,7 +130,13 @@ Certify = Callable[[Params], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A file of examples, with everything that answers and scores it, as often as wanted."""
+    """A file of examples, with everything that answers and scores it, as often as wanted.
+
+    Attributes:
+      loss_rows: see `mean_loss`.
+      certify: see `make_certify`.
+      looks_up: whether answers are decoded with drafts, so that it is told how much they save.
+    """
 
     task: Task
     examples: Sequence[Example]
@@ -131,11 +144,14 @@ class Evaluation:
     recall_at: tuple[int, ...]
     loss_rows: int = 0
     certify: Certify | None = None
+    looks_up: bool = False
 
     def run(self, params: Params) -> tuple[list[Found], dict[str, float]]:
         """Answer all examples with these parameters; returns the answers, then the scores."""
         found = self.evaluator(params, self.examples)
         scores = score(self.task, found, self.recall_at) | mean_loss(found, self.loss_rows)
+        if self.looks_up:
+            scores |= tokens_per_call(found)
         return found, scores | (self.certify(params) if self.certify else {})
 
 
@@ -242,4 +258,5 @@ def make_evaluation(
     loss_rows = config.batch_size if config.loss == "batches" else 0
     wide = max(wide, told.read.rerank)
     certify = make_certify(evaluator, finder, examples, wide, told.corpus.recall)
-    return Evaluation(told.task, examples, evaluator, recall_at, loss_rows, certify)
+    looks_up = told.generation.lookup_tokens > 0
+    return Evaluation(told.task, examples, evaluator, recall_at, loss_rows, certify, looks_up)

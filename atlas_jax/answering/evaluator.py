@@ -17,7 +17,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.core.types import NO_ROW, Batch, Params, Passages
+from atlas_jax.core.types import NO_ROW, PAD_ID, Batch, Params, Passages
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.retrieval import at_most, rerank, with_edited
 from atlas_jax.corpus.sources import DeviceSource, HostSource, Source
@@ -45,6 +45,9 @@ class Found:
       choice_log_probs: of each of the example's choices.
       target_log_probability: of the example's own target; None if it was not asked for.
       target_tokens: number of tokens that it sums over.
+      written_tokens: of a generated answer, the end token included.
+      decoder_calls: how often the decoder was called for them; 0 where no answer was generated, or
+        one was found by beam search.
     """
 
     example: Example
@@ -54,6 +57,8 @@ class Found:
     choice_log_probs: tuple[float, ...] = ()
     target_log_probability: float | None = None
     target_tokens: int = 0
+    written_tokens: int = 0
+    decoder_calls: int = 0
 
     def prediction(self) -> Prediction:
         """The part that the task scores."""
@@ -262,6 +267,10 @@ class Evaluator:
             else:
                 text = self._spelt(text, passages)
             found = Found(example, passages, text, float(answers.scores_b[i]), chosen)
+            if answers.calls_b is not None:
+                written = int(np.sum(answers.tokens_bt[i] != PAD_ID))
+                calls = int(answers.calls_b[i])
+                found = dataclasses.replace(found, written_tokens=written, decoder_calls=calls)
             if answers.target_log_probs_b is not None and example.target_text:
                 scored = float(answers.target_log_probs_b[i]), int(answers.target_lengths_b[i])
                 found = dataclasses.replace(
@@ -324,6 +333,12 @@ def mean_loss(found: Sequence[Found], rows: int) -> dict[str, float]:
         if tokens:
             means.append(-sum(one.target_log_probability or 0.0 for one in scored) / tokens)
     return {"loss": float(np.mean(means))} if means else {}
+
+
+def tokens_per_call(found: Sequence[Found]) -> dict[str, float]:
+    """`tokens_per_call`: tokens of all answers by calls of the decoder; empty without calls."""
+    calls = sum(one.decoder_calls for one in found)
+    return {"tokens_per_call": sum(one.written_tokens for one in found) / calls} if calls else {}
 
 
 def write_predictions(

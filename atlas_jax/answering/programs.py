@@ -142,7 +142,7 @@ class Programs:
     def _answer(self, shape: Shape, made: Assembled) -> ToldAnswer:
         told, generation = self._told, self._told.generation
         if shape.decoding:
-            generation = dataclasses.replace(generation, method=shape.decoding)
+            generation = generation.by(shape.decoding)
         reader = made.models.reader
         chooses, rows = shape.choices > 0, self._packed_rows(shape, made.models)
         reading = Reading(shape.k, told.read.reader_length, chooses, packed_rows=rows)

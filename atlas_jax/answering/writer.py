@@ -95,7 +95,8 @@ class Writer:
         """The answers; see `make_answer`.
 
         Args:
-          on_tokens: called after each token.
+          on_tokens: called after each token, or with `lookup_tokens` after each call that brings
+            the shortest unfinished text forward.
         """
         given = None
         if self._packs:
@@ -105,18 +106,21 @@ class Writer:
         write_on = self._write_on(moving)
         length = moving[1][1].shape[1]
         first = np.uint32(first)
-        for until in range(1, length + 1) if on_tokens else (length,):
+        until = 1 if on_tokens else length
+        while True:
             moving, told = write_on(params, still, moving, np.int32(until), first)
-            if on_tokens is not None:
-                tokens_bt, ended_b = jax.device_get(told[:2])
-                on_tokens(tokens_bt)
-                if ended_b.all():
-                    break
-        tokens_bt, _, scores_b = told
+            if on_tokens is None:
+                break
+            tokens_bt, reached = jax.device_get(told[:2])
+            on_tokens(tokens_bt)
+            if reached == length:
+                break
+            until = int(reached) + 1
+        tokens_bt, _, scores_b, calls_b = told
         evidence = None
         if explains:
             evidence = self._explain(params, source, tokens_bt, batch.prompt_tokens_bp)
-        return Answers(tokens_bt=tokens_bt, scores_b=scores_b, evidence=evidence)
+        return Answers(tokens_bt=tokens_bt, scores_b=scores_b, evidence=evidence, calls_b=calls_b)
 
     def _write_on(self, moving: Any) -> Any:
         """The program for arrays placed like these; its results are placed alike."""
@@ -133,7 +137,7 @@ class Writer:
         writing = Writing.joined(still, moving)
         keys_b = sample_keys(config, len(writing.last_b), first)
         writing = write(self._reader, params["reader"], writing, config, keys_b, jnp.asarray(until))
-        told = (writing.tokens(config), writing.ended_b, writing.scores_b)
+        told = (writing.tokens(config), writing.reached, writing.scores_b, writing.calls_b)
         return writing.apart()[1], told
 
 

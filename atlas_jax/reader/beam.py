@@ -108,7 +108,7 @@ def _advance(
     candidates_bct = jax.lax.dynamic_update_slice_in_dim(
         candidates_bct, token_bc[..., None], index, axis=2
     )
-    last_b = forced.is_last_b(index, config)
+    last_b = forced.is_last(index, config)
     ends_bc = token_bc == config.eos_id
     if config.beam_rules == "v5":
         ends_bc |= last_b[:, None]

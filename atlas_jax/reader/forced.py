@@ -42,24 +42,40 @@ class Forced:
 
     def token_b(self, index: jax.Array) -> jax.Array:
         """The prompt's token at this position; padding after its end."""
+        return self.tokens(jnp.broadcast_to(index, (len(self.length_b), 1)))[:, 0]
+
+    def tokens(self, places_bw: jax.Array) -> jax.Array:
+        """The prompts' tokens at w positions of each query; padding after their ends."""
         if not self.width:
-            return jnp.full_like(self.length_b, PAD_ID)
-        at = jnp.minimum(index, self.width - 1)
-        token_b = jax.lax.dynamic_index_in_dim(self.prompt_bp, at, axis=1, keepdims=False)
-        return jnp.where(index < self.length_b, token_b, PAD_ID)
+            return jnp.full_like(places_bw, PAD_ID)
+        at_bw = jnp.minimum(places_bw, self.width - 1)
+        tokens_bw = jnp.take_along_axis(self.prompt_bp, at_bw, axis=1)
+        return jnp.where(places_bw < self.length_b[:, None], tokens_bw, PAD_ID)
 
-    def is_last_b(self, index: jax.Array, config: "GenerationConfig") -> jax.Array:
-        """Whether the token at this position is the last that may be generated."""
-        return index + 1 >= self.length_b + config.max_length
+    def is_last(self, places: jax.Array, config: "GenerationConfig") -> jax.Array:
+        """Whether the token at a position is the last that may be generated.
 
-    def no_end(self, logits: jax.Array, index: jax.Array, config: "GenerationConfig") -> jax.Array:
-        """Logits or scores [b, ..., v] that forbid the end token while it is too early."""
+        Args:
+          places: int32, a scalar for all queries, or [b, ...].
+        """
+        return places + 1 >= self._lengths(places) + config.max_length
+
+    def no_end(self, logits: jax.Array, places: jax.Array, config: "GenerationConfig") -> jax.Array:
+        """Logits or scores [b, ..., v] that forbid the end token while it is too early.
+
+        Args:
+          places: int32, a scalar for all of them, or [b, ...] without v.
+        """
         if not config.min_length:
             return logits
-        early_b = index < self.length_b + config.min_length
+        early = places < self._lengths(places) + config.min_length
+        early = early.reshape(*early.shape, *(1,) * (logits.ndim - early.ndim))
         is_end = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == config.eos_id
-        early = early_b.reshape(-1, *(1,) * (logits.ndim - 1))
         return jnp.where(early & is_end, NEVER, logits)
+
+    def _lengths(self, places: jax.Array) -> jax.Array:
+        """The prompts' lengths, [b], or [b, 1, ...] beside positions [b, ...]."""
+        return self.length_b.reshape(-1, *(1,) * max(0, places.ndim - 1))
 
     def remove(self, tokens_bt: jax.Array, length: int) -> jax.Array:
         """The generated tokens alone, [b, length]."""

@@ -1,14 +1,15 @@
 """Cached decoding with static shapes: greedy, beam search, sampling.
 
 Keys and values of the source are computed once, and all beams of a query share them. Those of the
-target are written in place, one position a step. The loop ends when every row has ended. For greedy
-and beam search, tokens equal those of Hugging Face's ``generate`` for T5.
+target are written in place, one position a step, or in greedy decoding several (`lookup`). The loop
+ends when every row has ended. For greedy and beam search, tokens equal those of Hugging Face's
+``generate`` for T5.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -21,6 +22,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.reader.beam import beam_search
 from atlas_jax.reader.forced import Forced
+from atlas_jax.reader.lookup import write_by_lookup
 from atlas_jax.reader.stacks import DecodingState
 from atlas_jax.reader.t5 import T5
 
@@ -32,6 +34,8 @@ class GenerationConfig:
     Attributes:
       max_length: tokens generated at most, the end token included; a prompt does not count.
       min_length: tokens generated before the end token may come; a prompt does not count.
+      lookup_tokens: tokens that are copied from the source and tried in one call of the decoder
+        (greedy; see `lookup`). The answers are those of 0, which tries none.
       method: ``'greedy'``, ``'beam'`` or ``'sample'``.
       eos_id: the end token.
       num_beams: hypotheses kept per query (beam).
@@ -54,6 +58,7 @@ class GenerationConfig:
 
     max_length: bounds.Length = 16
     min_length: bounds.AtLeast0 = 0
+    lookup_tokens: Annotated[int, Meta(ge=0, le=64)] = 0
     method: Literal["greedy", "beam", "sample"] = "greedy"
     eos_id: bounds.AtLeast0 = 1
     num_beams: Annotated[int, Meta(ge=1, le=1024)] = 4
@@ -77,6 +82,33 @@ class GenerationConfig:
                 f"GenerationConfig.min_length = {self.min_length!r}: must be from 0 to below "
                 f"max_length = {self.max_length}"
             )
+        if self.lookup_tokens and self.method != "greedy":
+            raise UserError(
+                f"GenerationConfig.lookup_tokens = {self.lookup_tokens}: must be 0 with "
+                f"GenerationConfig.method = {self.method!r}; tokens from the passages are tried in "
+                "greedy decoding alone"
+            )
+
+    def by(self, method: Literal["greedy", "beam", "sample"]) -> "GenerationConfig":
+        """The same settings for another method."""
+        lookup_tokens = self.lookup_tokens if method == "greedy" else 0
+        return dataclasses.replace(self, method=method, lookup_tokens=lookup_tokens)
+
+
+class Generated(NamedTuple):
+    """What was decoded.
+
+    Attributes:
+      tokens_bt: int32, the end token included where there is one, then padding (also in beam
+        search, where Hugging Face pads T5 with its end token).
+      scores_b: float32 log-probability of the tokens under the model (before temperature,
+        restrictions and the minimum length); in beam search divided by length ** penalty.
+      calls_b: int32, how often the decoder was called for each; None for beam search.
+    """
+
+    tokens_bt: Int[Array, "b t"]
+    scores_b: Float[Array, " b"]
+    calls_b: Int[Array, " b"] | None = None
 
 
 def generate(
@@ -88,7 +120,7 @@ def generate(
     key: jax.Array | None = None,
     prompt_bp: Int[Array, "b p"] | None = None,
     copyable_bs: Int[Array, "b s"] | None = None,
-) -> tuple[Int[Array, "b {config.max_length}"], Float[Array, " b"]]:
+) -> Generated:
     """Decode one output per query. Pure; jit it with model and config closed over.
 
     Args:
@@ -100,16 +132,11 @@ def generate(
       key: randomness, for ``method='sample'``: a key for all queries, or keys [b].
       prompt_bp: int32 tokens that each output begins with, padded right; they are neither
         returned nor scored. None = no prompt.
-      copyable_bs: tokens of the source that may be copied (`t5.copyable`), for a pointer.
-
-    Returns:
-      tokens_bt: int32 [b, max_length], the end token included where there is one, then
-        padding (also in beam search, where Hugging Face pads T5 with its end token).
-      scores_b: float32 log-probability of the tokens under the model (before temperature,
-        restrictions and the minimum length); in beam search divided by length ** penalty.
+      copyable_bs: tokens of the source that may be copied (`t5.copyable`), for a pointer and for
+        ``lookup_tokens``.
 
     Raises:
-      ValueError: sampling without a key.
+      ValueError: sampling without a key, or ``lookup_tokens`` without ``copyable_bs``.
     """
     source = (enc_bsd, enc_mask_bs, config, prompt_bp, copyable_bs)
     if config.method == "beam":
@@ -117,9 +144,9 @@ def generate(
         step = functools.partial(model.apply, {"params": params}, method="step")
         caches_axis = 1 if model.config.scan_layers else 0
         tokens_bt, scores_b = beam_search(step, decoding, forced, caches_axis, config)
-        return forced.remove(tokens_bt, config.max_length), scores_b
+        return Generated(forced.remove(tokens_bt, config.max_length), scores_b)
     writing = write(model, params, start_writing(model, params, *source), config, key)
-    return writing.tokens(config), writing.scores_b
+    return Generated(writing.tokens(config), writing.scores_b, writing.calls_b)
 
 
 def _started(
@@ -133,7 +160,8 @@ def _started(
 ) -> tuple[Any, Forced]:
     variants = config.num_beams if config.method == "beam" else 1
     forced = Forced.of(prompt_bp, enc_bsd.shape[0], config)
-    length = forced.width + config.max_length
+    # Tokens that are tried last may lie behind the end of the text.
+    length = forced.width + config.max_length + config.lookup_tokens
     source = (enc_bsd, enc_mask_bs, variants, length, copyable_bs)
     return model.apply({"params": params}, *source, method="start_decoding"), forced
 
@@ -149,6 +177,8 @@ class Writing:
       written_bt: int32 tokens so far, the prompt included, then padding.
       ended_b: whether the text is complete.
       scores_b: float32 log-probability so far, see `generate`.
+      calls_b: int32, how often the decoder was called for each text.
+      source_bs: tokens that drafts are copied from; None without `lookup_tokens`.
     """
 
     decoding: DecodingState
@@ -157,25 +187,37 @@ class Writing:
     written_bt: jax.Array
     ended_b: jax.Array
     scores_b: jax.Array
+    calls_b: jax.Array
+    source_bs: jax.Array | None = None
 
     def tokens(self, config: GenerationConfig) -> jax.Array:
         """The tokens so far without the prompts, [b, max_length]."""
         return self.forced.remove(self.written_bt, config.max_length)
+
+    @property
+    def reached(self) -> jax.Array:
+        """Position up to which every unfinished text is written; the end if none is unfinished."""
+        return jnp.min(jnp.where(self.ended_b, self.written_bt.shape[1], self.decoding.index))
 
     def apart(self) -> tuple[Any, Any]:
         """What stays as it is while the texts are written, and what changes with each token."""
         decoding = self.decoding
         changing = (decoding.index, decoding.self_caches, decoding.pointer)
         still = dataclasses.replace(decoding, index=None, self_caches=None, pointer=None)
-        texts = (self.last_b, self.written_bt, self.ended_b, self.scores_b)
-        return (still, self.forced), (changing, texts)
+        return (still, self.forced, self.source_bs), (changing, self.texts)
 
     @classmethod
     def joined(cls, still: Any, moving: Any) -> "Writing":
         """The inverse of `apart`."""
-        (decoding, forced), ((index, self_caches, pointer), texts) = still, moving
+        (decoding, forced, source_bs), ((index, self_caches, pointer), texts) = still, moving
         whole = dataclasses.replace(decoding, index=index, self_caches=self_caches, pointer=pointer)
-        return cls(whole, forced, *texts)
+        last_b, written_bt, ended_b, scores_b, calls_b = texts
+        return cls(whole, forced, last_b, written_bt, ended_b, scores_b, calls_b, source_bs)
+
+    @property
+    def texts(self) -> tuple[jax.Array, ...]:
+        """The fields that change with each token beside `decoding`."""
+        return self.last_b, self.written_bt, self.ended_b, self.scores_b, self.calls_b
 
 
 def start_writing(
@@ -190,6 +232,10 @@ def start_writing(
     """Texts of which nothing is written yet; the arguments are those of `generate`."""
     decoding, forced = _started(model, params, enc_bsd, enc_mask_bs, config, prompt_bp, copyable_bs)
     b, length = enc_bsd.shape[0], forced.width + config.max_length
+    if config.lookup_tokens:
+        if copyable_bs is None:
+            raise ValueError("generate: lookup_tokens needs copyable_bs, the tokens of the source")
+        decoding = dataclasses.replace(decoding, index=jnp.zeros((b,), jnp.int32))
     return Writing(
         decoding=decoding,
         forced=forced,
@@ -197,6 +243,8 @@ def start_writing(
         written_bt=jnp.full((b, length), PAD_ID, jnp.int32),
         ended_b=jnp.zeros((b,), bool),
         scores_b=jnp.zeros((b,), jnp.float32),
+        calls_b=jnp.zeros((b,), jnp.int32),
+        source_bs=copyable_bs if config.lookup_tokens else None,
     )
 
 
@@ -213,12 +261,16 @@ def write(
     Args:
       key: as in `generate`; the same for each part of a text.
       until: int32 scalar, the position at which to stop, the prompt counted; None = at the end.
+        With ``lookup_tokens`` a text may then be written further.
 
     Raises:
       ValueError: sampling without a key.
     """
     if config.method == "sample" and key is None:
         raise ValueError("generate: method='sample' needs a key")
+    if config.lookup_tokens:
+        steps = functools.partial(model.apply, {"params": params}, method="steps")
+        return write_by_lookup(steps, writing, config, until)
     step = functools.partial(model.apply, {"params": params}, method="step")
 
     def choose(logits_bv: jax.Array, index: jax.Array) -> jax.Array:
@@ -269,12 +321,12 @@ def _decode_rows(
     forced, length = writing.forced, writing.written_bt.shape[1]
 
     def unfinished(carry: Any) -> jax.Array:
-        decoding, _, _, ended_b, _ = carry
+        decoding, _, _, ended_b, *_ = carry
         going = (decoding.index < length) & ~jnp.all(ended_b)
         return going if until is None else going & (decoding.index < until)
 
     def body(carry: Any) -> Any:
-        decoding, last_b, tokens_bt, ended_b, scores_b = carry
+        decoding, last_b, tokens_bt, ended_b, scores_b, calls_b = carry
         index = decoding.index
         logits_bv, decoding = step(last_b, decoding)
         chosen_b = choose(forced.no_end(logits_bv, index, config), index).astype(jnp.int32)
@@ -284,12 +336,13 @@ def _decode_rows(
         picked_b = jnp.take_along_axis(logits_bv, chosen_b[:, None], axis=1)[:, 0]
         logprob_b = picked_b - jax.nn.logsumexp(logits_bv, axis=-1)
         scores_b = scores_b + jnp.where(ended_b | in_prompt_b, 0.0, logprob_b)
+        calls_b = calls_b + (~ended_b).astype(jnp.int32)
         chosen_b = jnp.where(ended_b, PAD_ID, chosen_b)
         tokens_bt = jax.lax.dynamic_update_slice_in_dim(tokens_bt, chosen_b[:, None], index, axis=1)
         ends_b = (chosen_b == config.eos_id) & ~in_prompt_b
-        ended_b |= ends_b | forced.is_last_b(index, config)
-        return decoding, chosen_b, tokens_bt, ended_b, scores_b
+        ended_b |= ends_b | forced.is_last(index, config)
+        return decoding, chosen_b, tokens_bt, ended_b, scores_b, calls_b
 
-    texts = (writing.last_b, writing.written_bt, writing.ended_b, writing.scores_b)
-    decoding, *after = jax.lax.while_loop(unfinished, body, (writing.decoding, *texts))
+    start: Any = (writing.decoding, *writing.texts)
+    decoding, *after = jax.lax.while_loop(unfinished, body, start)
     return Writing(decoding, forced, *after)

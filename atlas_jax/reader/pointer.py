@@ -54,7 +54,7 @@ class PointerState:
 
     Attributes:
       before_n: the token before the one that is fed next; 0 at the beginning.
-      logits_ns: the last step's pointer logits.
+      logits_ns: the last position's pointer logits.
     """
 
     before_n: Array
@@ -101,6 +101,51 @@ class Pointer(nn.Module):
         Returns:
           float32 log a, [b, r, t, s], and the log-odds of the vocabulary, [b, r, t].
         """
+        first = PointerState(
+            before_n=jnp.zeros(inputs_brt.shape[:2], jnp.int32),
+            logits_ns=jnp.zeros(mask_brs.shape, jnp.float32),
+        )
+        logits, odds_brt = self._over(states_brtd, inputs_brt, first, source, mask_brs, 1)
+        return jax.nn.log_softmax(logits, axis=-1), odds_brt
+
+    def step(
+        self,
+        states_nwd: Float[Array, "n w d"],
+        tokens_nw: Int[Array, "n w"],
+        last: PointerState,
+        source: Pointed,
+        mask_bs: Bool[Array, "b s"],
+    ) -> tuple[Float[Array, "n w s"], Float[Array, "n w"], PointerState]:
+        """The next w positions, as `__call__`.
+
+        Returns:
+          Log a [n, w, s], the log-odds [n, w], and the states [n, w] and [n, w, s] after each.
+        """
+        b, s = source.tokens_bs.shape
+        n, w = tokens_nw.shape
+        r = n // b  # variants of one source
+        logits, odds_brw = self._over(
+            states_nwd.reshape(b, r, w, -1),
+            tokens_nw.reshape(b, r, w),
+            PointerState(last.before_n.reshape(b, r), last.logits_ns.reshape(b, r, s)),
+            source,
+            jnp.broadcast_to(mask_bs[:, None], (b, r, s)),
+            w,
+        )
+        logits_nws = logits.reshape(n, w, s)  # variants become rows again
+        log_pointer = jax.nn.log_softmax(logits_nws, axis=-1)
+        return log_pointer, odds_brw.reshape(n, w), PointerState(tokens_nw, logits_nws)
+
+    def _over(
+        self,
+        states_brtd: jax.Array,
+        inputs_brt: jax.Array,
+        last: PointerState,
+        source: Pointed,
+        mask_brs: jax.Array,
+        unroll: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits [b, r, t, s] and log-odds [b, r, t] of positions after ``last`` ([b, r, ...])."""
         may_brs = mask_brs & (source.tokens_bs != PAD_ID)[:, None]
         base = jnp.einsum(
             "brtd,bsd->brts",
@@ -108,7 +153,7 @@ class Pointer(nn.Module):
             source.keys_bsd,
             preferred_element_type=jnp.float32,
         ) * (self.config.emb_dim**-0.5)
-        before = jnp.pad(inputs_brt, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+        before = jnp.concatenate([last.before_n[..., None], inputs_brt[..., :-1]], axis=-1)
         inputs: Any = (base, inputs_brt, before, self.go_on(states_brtd))
 
         def step(last_brs: jax.Array, now: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -118,38 +163,10 @@ class Pointer(nn.Module):
             return logits, (logits, _at(next_brs, ends_b1s))
 
         ends_b1s = None if source.ends_bs is None else source.ends_bs[:, None]
-        first = jnp.zeros(may_brs.shape, jnp.float32)
         over_t = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
-        _, over_t = jax.lax.scan(step, first, over_t)
+        _, over_t = jax.lax.scan(step, last.logits_ns, over_t, unroll=unroll)
         logits, ends_brt = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), over_t)
-        odds_brt = self._odds(states_brtd, may_brs[:, :, None], ends_brt)
-        return jax.nn.log_softmax(logits, axis=-1), odds_brt
-
-    def step(
-        self,
-        state_nd: Float[Array, "n d"],
-        tokens_n: Int[Array, " n"],
-        last: PointerState,
-        source: Pointed,
-        mask_bs: Bool[Array, "b s"],
-    ) -> tuple[Float[Array, "n s"], Float[Array, " n"], PointerState]:
-        """One position, as `__call__`: log a [n, s], the log-odds [n], the next state."""
-        b, s = source.tokens_bs.shape
-        n = len(tokens_n)
-        query_brd = self.query(state_nd).reshape(b, n // b, -1)  # variants of one source
-        base = jnp.einsum(
-            "brd,bsd->brs", query_brd, source.keys_bsd, preferred_element_type=jnp.float32
-        ).reshape(n, s) * (self.config.emb_dim**-0.5)
-        repeat = n // b
-        source_ns = jnp.repeat(source.tokens_bs, repeat, axis=0)
-        may_ns = jnp.repeat(mask_bs, repeat, axis=0) & (source_ns != PAD_ID)
-        logits_ns, next_ns = _gone_on(
-            base, tokens_n, last.before_n, self.go_on(state_nd), last.logits_ns, source_ns, may_ns
-        )
-        ends_bs = source.ends_bs
-        ends_ns = None if ends_bs is None else jnp.repeat(ends_bs, repeat, axis=0)
-        odds_n = self._odds(state_nd, may_ns, _at(next_ns, ends_ns))
-        return jax.nn.log_softmax(logits_ns, axis=-1), odds_n, PointerState(tokens_n, logits_ns)
+        return logits, self._odds(states_brtd, may_brs[:, :, None], ends_brt)
 
     def _odds(self, states: jax.Array, may: jax.Array, ends: jax.Array) -> jax.Array:
         """Log-odds of the vocabulary; it gets everything where nothing may be copied."""

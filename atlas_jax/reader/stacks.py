@@ -1,6 +1,7 @@
 """T5's layers, and the encoder and decoder that they make up."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,17 +41,19 @@ class SourceMask(NamedTuple):
 
 @flax.struct.dataclass
 class DecodingState:
-    """What cached decoding carries from step to step.
+    """What cached decoding carries from step to step; n = b * r targets.
 
     Attributes:
-      index: int32 scalar, position that the next token takes.
+      index: int32, position that the next token takes: a scalar, or [n] where each target has
+        come to a position of its own.
       self_caches: keys and values of the targets so far, each [b * r, h, t, c]; one pair per
         layer, or one pair with a leading axis ``layers`` when layers are scanned.
       source_caches: keys and values of the source, [b, h, s, c], in the same structure.
       source_mask: visible source positions.
       position_bias_1htt: self-attention bias of all positions.
       source: the tokens that may be copied; None without a pointer.
-      pointer: the pointer's last position; None without a pointer.
+      pointer: the pointer's last position (after `T5.steps` each of the last w, on an axis behind
+        n); None without a pointer.
       source_mask_bs: bool, visible source positions.
     """
 
@@ -62,6 +65,25 @@ class DecodingState:
     source: Pointed | None = None
     pointer: PointerState | None = None
     source_mask_bs: Array | None = None
+
+    def keep(self, count: int | Int[Array, " n"]) -> "DecodingState":
+        """The state after the first ``count`` tokens that `T5.steps` was fed with.
+
+        What the caches hold behind them is not seen, and is overwritten by the tokens that come
+        there.
+
+        Args:
+          count: from 0 to w. Of a target that keeps none, the pointer means nothing.
+        """
+
+        def last(x: jax.Array) -> jax.Array:
+            if isinstance(count, int):
+                return x[:, count - 1]
+            at = jnp.maximum(count - 1, 0).reshape(-1, *(1,) * (x.ndim - 1))
+            return jnp.take_along_axis(x, at, axis=1, mode="clip")[:, 0]
+
+        pointer = jax.tree.map(last, self.pointer)
+        return dataclasses.replace(self, index=self.index + count, pointer=pointer)
 
 
 def dropout(config: ReaderConfig) -> nn.Dropout:
@@ -187,26 +209,21 @@ class DecoderLayer(nn.Module):
         """Keys and values of the source for ``step``."""
         return None, self.encoder_decoder_attention.keys_values(enc_bsd)
 
-    def step(
+    def steps(
         self,
-        x_n1d: Float[Array, "n 1 d"],
+        x_nwd: Float[Array, "n w d"],
         cache: KeyValue,
         source: KeyValue,
-        biases: tuple[Float[Array, "#n #h 1 _"], ...],
+        biases: tuple[Float[Array, "#n #h w _"], ...],
         source_mask: SourceMask,
-        index: Int[Array, ""],
-    ) -> tuple[Float[Array, "n 1 d"], KeyValue]:
-        """Decode one position, which enters the cache at ``index``."""
-        y = self.pre_self_attention_layer_norm(x_n1d)
+        index: Int[Array, "*n"],
+    ) -> tuple[Float[Array, "n w d"], KeyValue]:
+        """Decode the next w positions, which enter the cache from ``index`` on."""
+        y = self.pre_self_attention_layer_norm(x_nwd)
         now = self.self_attention.keys_values(y)
-        cache = KeyValue(
-            *(
-                jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=2)
-                for old, new in zip(cache, now, strict=True)
-            )
-        )
+        cache = KeyValue(*(_enter(old, new, index) for old, new in zip(cache, now, strict=True)))
         y, _ = self.self_attention(y, cache, biases, True)
-        x, _ = self._read_source(x_n1d + y, source, source_mask, True)
+        x, _ = self._read_source(x_nwd + y, source, source_mask, True)
         return self._feed_forward(x, True), cache
 
     def _read_source(
@@ -225,6 +242,14 @@ class DecoderLayer(nn.Module):
     def _feed_forward(self, x: jax.Array, deterministic: bool) -> jax.Array:
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
         return x + self.dropout(y, deterministic=deterministic)
+
+
+def _enter(cache_nhtc: jax.Array, new_nhwc: jax.Array, index: jax.Array) -> jax.Array:
+    """Write w positions of each row from its index on."""
+    if not index.ndim:
+        return jax.lax.dynamic_update_slice_in_dim(cache_nhtc, new_nhwc, index, axis=2)
+    update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)  # of one row
+    return jax.vmap(update)(cache_nhtc, new_nhwc, index)
 
 
 def _attention_mass(probs_bhts: Any, value_bhsc: Any, weight_bt: jax.Array) -> jax.Array:
@@ -310,7 +335,7 @@ class Decoder(nn.Module):
         """Create layers, position table, final norm and, unless tied, the head."""
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
-        methods = {"__call__": (0, 5), "source_cache": (0, 1), "step": (2, 3)}
+        methods = {"__call__": (0, 5), "source_cache": (0, 1), "steps": (2, 3)}
         self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers, methods)
         self.decoder_norm = norm(cfg)
         self.dropout = dropout(cfg)
@@ -368,24 +393,28 @@ class Decoder(nn.Module):
             position_bias_1htt=self.relpos_bias(length, length) + causal,
         )
 
-    def step(
-        self, x_n1d: Float[Array, "n 1 d"], state: DecodingState
-    ) -> tuple[Float[Array, "n 1 d"], DecodingState]:
-        """Embedded tokens of one position -> normed states [n, 1, d] and the next state."""
-        bias = jax.lax.dynamic_slice_in_dim(state.position_bias_1htt, state.index, 1, axis=2)
+    def steps(
+        self, x_nwd: Float[Array, "n w d"], state: DecodingState
+    ) -> tuple[Float[Array, "n w d"], DecodingState]:
+        """Embedded tokens of the next w positions -> normed states [n, w, d] and the new caches."""
+        table, w = state.position_bias_1htt, x_nwd.shape[1]
+        if state.index.ndim:
+            places_nw = state.index[:, None] + jnp.arange(w)[None]
+            bias = jnp.take(table[0], places_nw, axis=1, mode="clip").transpose(1, 0, 2, 3)
+        else:
+            bias = jax.lax.dynamic_slice_in_dim(table, state.index, w, axis=2)
         shared = ((bias,), state.source_mask, state.index)
-        x = x_n1d
+        x = x_nwd
         if self.config.scan_layers:
-            x, caches = self.layers.step(x, state.self_caches, state.source_caches, *shared)
+            x, caches = self.layers.steps(x, state.self_caches, state.source_caches, *shared)
         else:
             caches = []
             for layer, cache, source in zip(
                 self.layers, state.self_caches, state.source_caches, strict=True
             ):
-                x, cache = layer.step(x, cache, source, *shared)
+                x, cache = layer.steps(x, cache, source, *shared)
                 caches.append(cache)
-        state = dataclasses.replace(state, index=state.index + 1, self_caches=caches)
-        return self.decoder_norm(x), state
+        return self.decoder_norm(x), dataclasses.replace(state, self_caches=caches)
 
 
 def mask_source(mask_brs: jax.Array, t: int) -> SourceMask:

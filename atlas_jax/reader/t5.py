@@ -247,20 +247,32 @@ class T5(WithPrefixes):
         self, tokens_n: Int[Array, " n"], state: DecodingState
     ) -> tuple[Float[Array, "n v"], DecodingState]:
         """Feed one token per target, n = b * variants; float32 logits [n, v] of the next."""
-        x = self._embed_targets(tokens_n[:, None])
-        x, state = self.decoder.step(x, state)
-        logits_nv = self.logits(x[:, 0])
+        logits_n1v, state = self.steps(tokens_n[:, None], state)
+        return logits_n1v[:, 0], state.keep(1)
+
+    def steps(
+        self, tokens_nw: Int[Array, "n w"], state: DecodingState
+    ) -> tuple[Float[Array, "n w v"], DecodingState]:
+        """Feed w tokens per target at once.
+
+        Returns:
+          float32 logits [n, w, v] of what follows each of them, and a state for
+          `DecodingState.keep`, which says how many of the tokens count.
+        """
+        x = self._embed_targets(tokens_nw)
+        x, state = self.decoder.steps(x, state)
+        logits_nwv = self.logits(x)
         if state.source is None:
-            return logits_nv, state
+            return logits_nwv, state
         assert state.pointer is not None and state.source_mask_bs is not None
-        log_pointer_ns, odds_n, pointer = self.decoder.pointer.step(
-            x[:, 0], tokens_n, state.pointer, state.source, state.source_mask_bs
+        log_pointer_nws, odds_nw, pointer = self.decoder.pointer.step(
+            x, tokens_nw, state.pointer, state.source, state.source_mask_bs
         )
         b, s = state.source.tokens_bs.shape
         copied = over_vocabulary(
-            log_pointer_ns.reshape(b, -1, s), state.source.tokens_bs, logits_nv.shape[-1]
-        ).reshape(logits_nv.shape)  # variants become rows again
-        mixed = log_mixture(jax.nn.log_softmax(logits_nv), copied, odds_n[:, None])
+            log_pointer_nws.reshape(b, -1, s), state.source.tokens_bs, logits_nwv.shape[-1]
+        ).reshape(logits_nwv.shape)  # variants and positions apart again
+        mixed = log_mixture(jax.nn.log_softmax(logits_nwv), copied, odds_nw[..., None])
         return mixed, dataclasses.replace(state, pointer=pointer)
 
     def _point(

@@ -9,7 +9,7 @@ from atlas_jax import from_gin
 from atlas_jax.answering import evaluation, inference
 from atlas_jax.answering.atlas import Atlas
 from atlas_jax.answering.evaluation import make_evaluation
-from atlas_jax.answering.evaluator import Found, mean_loss
+from atlas_jax.answering.evaluator import Found, mean_loss, tokens_per_call
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.devices import use_devices
@@ -45,6 +45,7 @@ def test_answers_do_not_depend_on_the_batch_size(
     assert [one.example.id for one in found] == [str(i) for i in range(1, 12)]
     assert [one.answer for one in found] == [one.answer for one in together]
     assert scores == {}  # no accepted answers, nothing searched
+    assert all(0 < one.written_tokens <= one.decoder_calls for one in found)  # greedy
     assert small.evaluator.answer is not None
     assert small.evaluator.answer._cache_size() == 1  # type: ignore[attr-defined]
     assert small.evaluator.find._cache_size() == 1  # type: ignore[attr-defined]
@@ -58,6 +59,15 @@ def test_the_loss_is_a_mean_over_tokens_or_over_the_means_of_batches() -> None:
     assert mean_loss(rows, 0) == {"loss": pytest.approx((4 + 2 + 6) / 5)}
     assert mean_loss(rows, 2) == {"loss": pytest.approx(((4 + 2) / 4 + 6) / 2)}
     assert mean_loss(rows[3:], 0) == mean_loss(rows[3:], 2) == {}
+
+
+def test_tokens_per_call_is_over_all_answers_that_were_written() -> None:
+    def found(tokens: int, calls: int) -> Found:
+        return Found(Example("1", "q"), (), "a", written_tokens=tokens, decoder_calls=calls)
+
+    rows = [found(6, 2), found(3, 3), found(0, 0)]
+    assert tokens_per_call(rows) == {"tokens_per_call": pytest.approx(9 / 5)}
+    assert tokens_per_call(rows[2:]) == {}  # a beam search is not counted
 
 
 @pytest.mark.parametrize(("loss", "asked"), [("tokens", True), ("batches", True), ("none", False)])

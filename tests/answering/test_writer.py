@@ -17,10 +17,14 @@ LONGEST = 6
 
 
 @pytest.mark.parametrize("prompt", [None, PROMPT], ids=["plain", "prompt"])
-@pytest.mark.parametrize("method", ["greedy", "sample"])
+@pytest.mark.parametrize(
+    "decoding",
+    [{}, {"method": "sample", "seed": 3}, {"lookup_tokens": 2}],
+    ids=["greedy", "sample", "lookup"],
+)
 @pytest.mark.parametrize("devices", [1, 2])
-def test_each_token_as_it_is_written(devices: int, method: Any, prompt: Any) -> None:
-    generation = GenerationConfig(max_length=LONGEST, method=method, seed=3)
+def test_each_token_as_it_is_written(devices: int, decoding: Any, prompt: Any) -> None:
+    generation = GenerationConfig(max_length=LONGEST, **decoding)
     mesh = partitioning.make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
     with partitioning.activate(mesh):
         params, made, found = {"reader": PARAMS}, batch(prompt=prompt), passages()
@@ -43,4 +47,23 @@ def test_each_token_as_it_is_written(devices: int, method: Any, prompt: Any) -> 
     np.testing.assert_array_equal(seen[-1], whole.tokens_bt)
     for before, after in zip(seen, seen[1:], strict=False):
         grown = (before != after).sum(axis=1)
-        assert (grown <= 1).all() and (before[before > 0] == after[before > 0]).all()
+        assert (grown <= 1 + generation.lookup_tokens).all()
+        assert (before[before > 0] == after[before > 0]).all()
+    if prompt is None:
+        assert len(seen) <= whole.calls_b.max()
+
+
+def test_drafts_change_no_answer() -> None:
+    mesh = partitioning.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    with partitioning.activate(mesh):
+        plain, looked_up = (
+            make_answer(
+                READER,
+                GenerationConfig(max_length=LONGEST, lookup_tokens=drafted),
+                Reading(K, LENGTH),
+                mesh,
+            )({"reader": PARAMS}, batch(prompt=PROMPT), passages())
+            for drafted in (0, 3)
+        )
+    np.testing.assert_array_equal(looked_up.tokens_bt, plain.tokens_bt)
+    assert (np.asarray(looked_up.calls_b) < np.asarray(plain.calls_b)).any()  # the prompts at least

@@ -27,7 +27,7 @@ def decode(model: T5 = MODEL, key: int = 0, **settings: Any) -> tuple[np.ndarray
     @jax.jit
     def whole(params: Any, key: jax.Array) -> Any:
         encoded = model.apply({"params": params}, SOURCE, method="encode")
-        return generate(model, params, encoded, SOURCE > 0, GenerationConfig(**settings), key)
+        return generate(model, params, encoded, SOURCE > 0, GenerationConfig(**settings), key)[:2]
 
     tokens, scores = whole(params(), jax.random.key(key))
     return np.asarray(tokens), np.asarray(scores)
@@ -86,7 +86,7 @@ def test_all_rows_ending_at_once_takes_one_step() -> None:
     same = np.repeat(SOURCE[:1], 4, axis=0)
     encoded = MODEL.apply({"params": params()}, same, method="encode")
     settings = GenerationConfig(max_length=8, eos_id=int(greedy()[0][0, 0]))
-    tokens, _ = generate(model, params(), encoded, same > 0, settings)
+    tokens, *_ = generate(model, params(), encoded, same > 0, settings)
     jax.effects_barrier()
     assert len(steps) == 1
     assert (np.asarray(tokens)[:, 1:] == 0).all()
@@ -109,7 +109,7 @@ def test_beam_search_ends_before_the_last_position(early_stopping: Any) -> None:
         length_penalty=0.0,
     )  # fmt: skip
     encoded = MODEL.apply({"params": params()}, same, method="encode")
-    tokens, _ = generate(Counting(config()), params(), encoded, same > 0, settings)
+    tokens, *_ = generate(Counting(config()), params(), encoded, same > 0, settings)
     jax.effects_barrier()
     assert 1 < len(steps) < settings.max_length  # the second beam ends after the first
     assert (np.asarray(tokens) == [eos_id] + 7 * [0]).all()
@@ -207,7 +207,7 @@ def test_first_tokens_are_sampled_with_their_probabilities() -> None:
     source = np.repeat(SOURCE[:1], rows, axis=0)
     encoded = MODEL.apply({"params": params()}, SOURCE[:1], method="encode")
     settings = GenerationConfig(max_length=1, method="sample", temperature=2.0, top_k=5, eos_id=999)
-    tokens, _ = jax.jit(
+    tokens, *_ = jax.jit(
         lambda params, encoded: generate(
             MODEL,
             params,

@@ -87,7 +87,7 @@ def decode(
     @jax.jit
     def whole(params: Any) -> Any:
         encoded = model.apply({"params": params}, source, method="encode")
-        return generate(model, params, encoded, source > 0, settings)
+        return generate(model, params, encoded, source > 0, settings)[:2]
 
     tokens, scores = whole(params)
     return np.asarray(tokens), np.asarray(scores)

@@ -27,7 +27,7 @@ def decode(prompt: np.ndarray | None = None, **settings: Any) -> tuple[np.ndarra
     def whole(params: Any) -> Any:
         encoded = MODEL.apply({"params": params}, source, method="encode")
         settled = GenerationConfig(**settings)
-        return generate(MODEL, params, encoded, source > 0, settled, None, prompt)
+        return generate(MODEL, params, encoded, source > 0, settled, None, prompt)[:2]
 
     tokens, scores = whole(PARAMS)
     return np.asarray(tokens), np.asarray(scores)

@@ -49,7 +49,7 @@ def answer(model: T5, params: Any, tokens: Any, _: Any) -> Any:
     b, k, length, d = encoded.shape
     settings = GenerationConfig(max_length=5, method="beam", num_beams=2, eos_id=3)
     mask = tokens.reshape(b, k * length) > 0
-    return generate(model, params, encoded.reshape(b, k * length, d), mask, settings)
+    return generate(model, params, encoded.reshape(b, k * length, d), mask, settings)[:2]
 
 
 BATCH_RULES = tuple(rule for rule in STANDARD_RULES if rule[0] != "rows")

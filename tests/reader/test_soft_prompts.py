@@ -154,7 +154,7 @@ def test_decoding_is_what_teacher_forcing_says(method: str, delta: DeltaConfig, 
         enc = fid.encode(model, params, tokens)
         b, k, length, d = enc.shape
         source, mask = enc.reshape(b, k * length, d), (tokens != 0).reshape(b, -1)
-        found, scores = generate(model, params, source, mask, settings)
+        found, scores, _ = generate(model, params, source, mask, settings)
         return found, scores, fid.fused_logits(model, params, enc, tokens, found)
 
     tokens, scores, logits = decoded(params)
