@@ -28,7 +28,7 @@ def test_cached_decoding_goes_through_the_experts_of_whole_targets() -> None:
         settings = GenerationConfig(max_length=8, eos_id=999)
         return generate(model, params, encoded, SOURCE > 0, settings, jax.random.key(0))
 
-    tokens, scores = (np.asarray(x) for x in decode(params))
+    tokens, scores = (np.asarray(x) for x in decode(params)[:2])
     inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
     logits = jax.jit(model.apply)({"params": params}, SOURCE, inputs)
     logprobs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
