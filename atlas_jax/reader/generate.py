@@ -136,6 +136,7 @@ def generate(
         ``lookup_tokens``.
 
     Raises:
+      UserError: ``lookup_tokens`` with a reader that has experts.
       ValueError: sampling without a key, or ``lookup_tokens`` without ``copyable_bs``.
     """
     source = (enc_bsd, enc_mask_bs, config, prompt_bp, copyable_bs)
@@ -229,7 +230,18 @@ def start_writing(
     prompt_bp: Int[Array, "b p"] | None = None,
     copyable_bs: Int[Array, "b s"] | None = None,
 ) -> Writing:
-    """Texts of which nothing is written yet; the arguments are those of `generate`."""
+    """Texts of which nothing is written yet; the arguments are those of `generate`.
+
+    Raises:
+      UserError: ``lookup_tokens`` with a reader that has experts.
+      ValueError: ``lookup_tokens`` without ``copyable_bs``.
+    """
+    if config.lookup_tokens and model.config.num_experts:
+        raise UserError(
+            f"GenerationConfig.lookup_tokens = {config.lookup_tokens}: must be 0 with "
+            f"ReaderConfig.num_experts = {model.config.num_experts}; an expert has places for so "
+            "many tokens of a call, so a draft could be read in another way than its tokens alone"
+        )
     decoding, forced = _started(model, params, enc_bsd, enc_mask_bs, config, prompt_bp, copyable_bs)
     b, length = enc_bsd.shape[0], forced.width + config.max_length
     if config.lookup_tokens:

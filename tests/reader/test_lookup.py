@@ -201,3 +201,16 @@ def test_drafts_need_the_tokens_of_the_source() -> None:
         decoded(
             T5_PLAIN, GenerationConfig(lookup_tokens=2), random_params(T5_PLAIN), TOKENS, None, None
         )
+
+
+def test_experts_read_one_token_a_call() -> None:
+    model = T5(config(num_experts=2))
+    with pytest.raises(UserError, match=r"lookup_tokens = 2: must be 0 with ReaderConfig.num_exp"):
+        decoded(
+            model,
+            GenerationConfig(lookup_tokens=2),
+            random_params(model),
+            TOKENS,
+            None,
+            TOKENS.reshape(ROWS, -1),
+        )
