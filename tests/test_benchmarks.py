@@ -106,7 +106,7 @@ def test_the_work_is_that_of_the_products() -> None:
     from benchmarks import ours
 
     sizes = dataclasses.replace(Sizes(), batch=1, passages=1, embed_passages=1)
-    models = ours._models(sizes)
+    models = ours.models_of(sizes)
     source, target = jnp.ones((1, sizes.length), int), jnp.ones((1, sizes.target), int)
     assert models.reader is not None
     lengths = (passages_of_real_lengths(sizes) > 0).sum(axis=1)
