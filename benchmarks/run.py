@@ -61,9 +61,10 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def _worker(side: str, workload: str, sizes: list[str]) -> Iterator[subprocess.Popen[str]]:
+def worker(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A module in a process that is measured: it is told lines and answers them."""
     with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", side, workload, *sizes],
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -87,8 +88,8 @@ def answer(process: subprocess.Popen[str]) -> str:
 def measure(workload: str, rounds: int, sizes: list[str]) -> dict[str, Any]:
     """Seconds of every round and peak memory (MiB) of both sides."""
     with (
-        _worker(SIDES["ours"], workload, sizes) as ours,
-        _worker(SIDES["theirs"], workload, sizes) as theirs,
+        worker("benchmarks.worker", SIDES["ours"], workload, *sizes) as ours,
+        worker("benchmarks.worker", SIDES["theirs"], workload, *sizes) as theirs,
     ):
         sides = {"ours": ours, "theirs": theirs}
         ways = {name: json.loads(answer(process)) for name, process in sides.items()}

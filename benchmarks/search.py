@@ -16,8 +16,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from atlas_jax.demo import factbook
 from atlas_jax.index.files import create_npy
 from atlas_jax.mini import convert_minilm
 from atlas_jax.training.chips import CHIPS
-from benchmarks.run import answer, environment
+from benchmarks.run import answer, environment, worker
 from benchmarks.search_ways import WAYS, K
 from benchmarks.search_worker import AIMS, BATCH, QUERIES, TRUTH, TUNED_ON, VECTORS
 from benchmarks.vectors import embedded, repeated
 
 _BLOCK = 65_536  # rows that are compared at once for the truth
 _ASKED = 640  # queries, drawn from those given
+_WORKER = "benchmarks.search_worker"
 _FIRST = "exact"  # the way that all are compared with
 
 
@@ -127,7 +128,11 @@ def build(name: str, folder: Path) -> dict[str, float]:
     told = folder / f"{name}.json"
     if not told.exists():
         print(f"building {WAYS[name].name}", file=sys.stderr)
-        subprocess.run(_command("build", name, folder), check=True, env=environment())
+        subprocess.run(
+            [sys.executable, "-m", _WORKER, "build", name, str(folder)],
+            check=True,
+            env=environment(),
+        )
     found: dict[str, float] = json.loads(told.read_text())
     return found
 
@@ -138,7 +143,7 @@ def measure(chosen: Sequence[str], folder: Path, rounds: int) -> dict[str, dict[
     with ExitStack() as alive:
         workers = {}
         for name in tqdm(chosen, desc="loading and tuning"):
-            workers[name] = alive.enter_context(_worker(name, folder))
+            workers[name] = alive.enter_context(worker(_WORKER, "search", name, str(folder)))
             results[name] = json.loads(answer(workers[name]))
             results[name]["seconds"] = [[] for _ in AIMS]
         for _ in tqdm(range(rounds), desc="rounds"):
@@ -151,25 +156,6 @@ def measure(chosen: Sequence[str], folder: Path, rounds: int) -> dict[str, dict[
                     process.stdin.flush()
                     results[name]["seconds"][aim].append(float(answer(process)))
     return results
-
-
-@contextmanager
-def _worker(name: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        _command("search", name, folder),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _command(what: str, name: str, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.search_worker", what, name, str(folder)]
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
