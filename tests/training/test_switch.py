@@ -11,7 +11,6 @@ import pytest
 from flax.core import meta
 
 from atlas_jax import from_gin
-from atlas_jax import pretrain_encoder as command
 from atlas_jax.core.config import clear_gin, load_gin
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.devices import Devices
@@ -27,6 +26,7 @@ from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.pretrain_loss import PretrainingLoss, tables_of
 from atlas_jax.training.speed import encoder_flops
 from atlas_jax.training.trainer import train
+from tests.training.encoder_runs import check_ten_steps_and_a_killed_run
 from tests.training.runs import write_run
 from tests.training.test_encoder_trainer import SIZES, WORDS, run, texts
 from tests.training.test_step import SINGLE, Run, assert_close
@@ -114,27 +114,11 @@ def test_an_encoders_loss_has_its_balance() -> None:
 
 @pytest.mark.slow
 def test_the_gin_file_runs_ten_steps_and_a_killed_run_ends_alike(texts: Path) -> None:
-    found = []
-    for name, stops in (("whole", (10,)), ("parts", (6, 10))):
-        for steps in stops:
-            bindings = {
-                "MODEL_DIR": texts / f"switch_{name}", "PASSAGES": texts / "passages.jsonl",
-                "TOKENIZER": texts / "tokenizer.json", "TRAIN_STEPS": steps, "WARMUP_STEPS": 0,
-                "BATCH_SIZE": 8, "LENGTH": 20, "VOCAB_SIZE": 57, "CHECKPOINT_EVERY": 6,
-                "LEARNING_RATE": 1e-2, "NUM_EXPERTS": 4,
-            }  # fmt: skip
-            sizes = {"hidden_dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 16}
-            flags = [f"--gin.{macro}={value}" for macro, value in bindings.items()]
-            flags += [f"--gin.EncoderModelConfig.{key}={size}" for key, size in sizes.items()]
-            flags += ["--gin.encoder/OptimizerConfig.schedule='constant'"]
-            flags += ["--gin.EncoderTrainConfig.log_every=1", "--gin.EXPERT_PARALLEL=4"]
-            files = ["--gin_file=runs/switch_encoder.gin", "--gin_file=mesh/expert.gin"]
-            assert command.main([*files, *flags]) == 0
-        folder = texts / f"switch_{name}"
-        found.append((folder / "final" / "encoder.safetensors").read_bytes())
-        rows = [row for row in read_metrics(folder) if "train/balance_loss" in row]
-        assert len(rows) == 10 and rows[-1]["train/mlm_loss"] < rows[0]["train/mlm_loss"]
-    assert found[0] == found[1]
+    files = ["--gin_file=runs/switch_encoder.gin", "--gin_file=mesh/expert.gin"]
+    more = [*files, "--gin.NUM_EXPERTS=4", "--gin.EXPERT_PARALLEL=4"]
+    *_, folder = check_ten_steps_and_a_killed_run(
+        texts, "switch", more, "train/mlm_loss", "train/balance_loss"
+    )
     kernel = load_encoder(folder / "final").params["encoder"]["layers_1"]["mlp"]["expert"]["wi"]
     assert kernel["kernel"].shape == (4, 8, 16)
     with pytest.raises(UserError, match="has 4 experts, which only pretrain_encoder trains"):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from atlas_jax import pretrain_encoder as command
 from atlas_jax.core.errors import UserError
 from atlas_jax.encoders.masking import MaskingConfig, mask_tokens
 from atlas_jax.encoders.model import EncoderModel, EncoderModelConfig
@@ -20,6 +19,7 @@ from atlas_jax.training.encoder_texts import EncoderBatch
 from atlas_jax.training.encoder_trainer import pretrain_encoder
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.pretrain_loss import PretrainingLoss, tables_of
+from tests.training.encoder_runs import check_ten_steps_and_a_killed_run
 from tests.training.test_encoder_trainer import SIZES, run, texts
 
 __all__ = ["texts"]  # a fixture
@@ -74,27 +74,11 @@ def test_the_loss_is_that_of_the_targets_in_one_drawn_order() -> None:
 
 @pytest.mark.slow
 def test_the_gin_file_runs_ten_steps_and_a_killed_run_ends_alike(texts: Path) -> None:
-    found = []
-    for name, stops in (("whole", (10,)), ("parts", (6, 10))):
-        for steps in stops:
-            bindings = {
-                "MODEL_DIR": texts / f"xlnet_{name}", "PASSAGES": texts / "passages.jsonl",
-                "TOKENIZER": texts / "tokenizer.json", "TRAIN_STEPS": steps, "WARMUP_STEPS": 0,
-                "BATCH_SIZE": 8, "LENGTH": 20, "VOCAB_SIZE": 57, "CHECKPOINT_EVERY": 6,
-                "LEARNING_RATE": 1e-2,
-            }  # fmt: skip
-            sizes = {"hidden_dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 16}
-            flags = [f"--gin.{macro}={value}" for macro, value in bindings.items()]
-            flags += [f"--gin.EncoderModelConfig.{key}={size}" for key, size in sizes.items()]
-            flags += ["--gin.encoder/OptimizerConfig.schedule='constant'"]
-            flags += ["--gin.EncoderTrainConfig.log_every=1"]
-            assert command.main(["--gin_file=runs/xlnet_base.gin", *flags]) == 0
-        folder = texts / f"xlnet_{name}"
+    folders = check_ten_steps_and_a_killed_run(
+        texts, "xlnet", ["--gin_file=runs/xlnet_base.gin"], "train/plm_loss", "train/plm_loss"
+    )
+    for folder in folders:
         assert load_encoder(folder / "final", ("plm",)).config.encoder == "xlnet"
-        found.append((folder / "final" / "encoder.safetensors").read_bytes())
-        rows = [row for row in read_metrics(folder) if "train/plm_loss" in row]
-        assert len(rows) == 10 and rows[-1]["train/plm_loss"] < rows[0]["train/plm_loss"]
-    assert found[0] == found[1]
 
 
 @pytest.mark.slow
