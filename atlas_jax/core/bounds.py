@@ -39,6 +39,7 @@ BatchSize = Annotated[int, Meta(ge=1, le=1 << 20)]
 Passages = Annotated[int, Meta(ge=1, le=1 << 20)]  # per query
 Length = Annotated[int, Meta(ge=1, le=1 << 20)]  # of a text, in tokens
 LengthOrModels = Annotated[int, Meta(ge=0, le=1 << 20)]  # 0 = as long as the model takes
+Port = Annotated[int, Meta(ge=0, le=65535)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]

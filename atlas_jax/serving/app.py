@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -143,7 +142,7 @@ class _Routes:
     async def openapi(self, request: Request) -> Response:
         """The description of all this."""
         del request
-        return Response(msgspec.json.encode(description()), media_type="application/json")
+        return JSONResponse(description())
 
     async def models(self, request: Request) -> Response:
         """What is served."""

@@ -1,9 +1,7 @@
 """The settings of the server."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from msgspec import Meta
+from typing import Literal
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import require
@@ -48,7 +46,7 @@ class ServeConfig:
     """
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    port: bounds.Port = 8080
     names: tuple[str, ...] = ()
     api_key_file: str = ""
     ks: tuple[bounds.Passages, ...] = (5, 20)

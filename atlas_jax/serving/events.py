@@ -4,14 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
-import msgspec
-
 from atlas_jax.answering.results import Passage
 from atlas_jax.serving.logs import failed
 from atlas_jax.serving.problems import Refused, problem_of
 from atlas_jax.serving.queue import DeadlinePassed, Ticket
 from atlas_jax.serving.replies import answer_reply, passage_reply
-from atlas_jax.serving.schemas import AnswerEvent, FoundEvent, StatusReply, TokensEvent
+from atlas_jax.serving.schemas import AnswerEvent, FoundEvent, StatusReply, TokensEvent, Told
 from atlas_jax.serving.service import Done, Service
 
 
@@ -41,7 +39,7 @@ class Events:
     def __init__(self, service: Service, request_id: str) -> None:
         self._service, self._request_id = service, request_id
         self._told: dict[int, str] = {}  # each answer so far
-        self._events = asyncio.Queue[tuple[str, msgspec.Struct]]()
+        self._events = asyncio.Queue[tuple[str, Told]]()
 
     def found(self, number: int, question: str, passages: Sequence[Passage]) -> None:
         """Tell the passages of a question; to be called in the event loop."""
@@ -83,5 +81,5 @@ class Events:
             self._events.put_nowait(("error", problem))
 
 
-def _encoded(name: str, value: msgspec.Struct) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(value))
+def _encoded(name: str, value: Told) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), value.model_dump_json().encode())

@@ -1,11 +1,10 @@
 """The server's log: one JSON object a line on stderr."""
 
 import datetime
+import json
 import logging
 import traceback
 from typing import Any
-
-import msgspec
 
 LOG = logging.getLogger("atlas_jax.serving")
 
@@ -24,7 +23,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return msgspec.json.encode(line).decode()
+        return json.dumps(line, ensure_ascii=False)
 
 
 def event(name: str, level: int = logging.INFO, exc_info: Any = None, **fields: Any) -> None:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-import msgspec
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from atlas_jax import __version__
 from atlas_jax.serving import schemas
+from atlas_jax.serving.schemas import Sent, Told
 
-_REFERENCE = "#/components/schemas/{name}"
+_REFERENCE = "#/components/schemas/{model}"
 _FAULTS = {
     "400": "A field is at fault; `detail` names it.",
     "401": "The API key is missing or wrong.",
@@ -21,8 +23,9 @@ _FAULTS = {
 }
 _ASK_FAULTS = tuple(status for status in _FAULTS if status != "403")
 _CHANGE_FAULTS = ("400", "401", "403", "408", "413", "415", "503")
+_Route = tuple[str, str, type[Sent] | None, type[Told] | None, tuple[str, ...]]
 # Path -> method, what it does, request, reply, the faults beside 401.
-ROUTES: dict[str, tuple[str, str, Any, Any, tuple[str, ...]]] = {
+ROUTES: dict[str, _Route] = {
     "/v1/passages": ("post", "Add, replace and delete passages, as one version.",
                      schemas.PassagesRequest, schemas.ChangedReply, _CHANGE_FAULTS),
     "/v1/answers": ("post", "Answer one question or several.", schemas.AnswersRequest,
@@ -49,10 +52,6 @@ _DELETE = (
 
 def description() -> dict[str, Any]:
     """The document that /openapi.json serves (OpenAPI 3.1)."""
-    kinds = [kind for route in ROUTES.values() for kind in route[2:4] if kind is not None]
-    _, components = msgspec.json.schema_components(
-        [*kinds, schemas.Problem], ref_template=_REFERENCE
-    )
     paths = {path: {route[0]: _operation(path, *route[1:])} for path, route in ROUTES.items()}
     paths["/v1/passages/{id}"]["delete"] = _operation("/v1/passages/{id}", *_DELETE)
     return {
@@ -65,14 +64,28 @@ def description() -> dict[str, Any]:
         "security": [{}, {"key": []}],
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": _components(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
+def _components() -> dict[str, Any]:
+    """What every route takes and gives, as JSON Schema."""
+    kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schemas.Problem, "serialization")]
+    for _, _, request, reply, _ in ROUTES.values():
+        kinds += [(request, "validation")] if request is not None else []
+        kinds += [(reply, "serialization")] if reply is not None else []
+    found: dict[str, Any] = models_json_schema(kinds, ref_template=_REFERENCE)[1]["$defs"]
+    return found
+
+
 def _operation(
-    path: str, summary: str, request: Any, reply: Any, faults: tuple[str, ...]
+    path: str,
+    summary: str,
+    request: type[Sent] | None,
+    reply: type[Told] | None,
+    faults: tuple[str, ...],
 ) -> dict[str, Any]:
     made: dict[str, Any] = {"summary": summary, "responses": {"200": {"description": "Done."}}}
     if reply is not None:
@@ -89,12 +102,12 @@ def _operation(
         made["parameters"] = [{"name": "before", "in": "query", "schema": {"type": "integer"}}]
     words = {**_FAULTS, "404": "There is none of this id."}
     for status in faults:
-        kind, media = schemas.Problem, "application/problem+json"
+        content = _content("application/problem+json", schemas.Problem)
         if path == "/readyz":
-            kind, media = reply, "application/json"
-        made["responses"][status] = {"description": words[status], "content": _content(media, kind)}
+            content = _content("application/json", schemas.StatusReply)
+        made["responses"][status] = {"description": words[status], "content": content}
     return made
 
 
-def _content(media: str, kind: Any) -> dict[str, Any]:
-    return {media: {"schema": {"$ref": _REFERENCE.format(name=kind.__name__)}}}
+def _content(media: str, kind: type[BaseModel]) -> dict[str, Any]:
+    return {media: {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}}

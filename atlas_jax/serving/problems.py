@@ -3,7 +3,6 @@
 import http
 import math
 
-import msgspec
 from starlette.responses import Response
 
 from atlas_jax.core.errors import UserError
@@ -53,5 +52,5 @@ def problem_of(error: BaseException, request_id: str) -> tuple[Refused, Problem]
 def problem_response(error: BaseException, request_id: str) -> Response:
     """The error as a response."""
     told, problem = problem_of(error, request_id)
-    body = msgspec.json.encode(problem)
+    body = problem.model_dump_json()
     return Response(body, told.status, told.headers, media_type=MEDIA_TYPE)

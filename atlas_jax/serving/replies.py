@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import msgspec
 from starlette.responses import Response
 
 from atlas_jax.answering.results import Passage
@@ -13,6 +12,7 @@ from atlas_jax.serving.schemas import (
     AnswerReply,
     FoundReply,
     PassageReply,
+    Told,
     VersionReply,
     VersionsReply,
 )
@@ -21,10 +21,10 @@ from atlas_jax.serving.service import Done
 _VERSIONS = 100  # told at once
 
 
-def json_response(value: msgspec.Struct, status: int = 200) -> Response:
+def json_response(value: Told, status: int = 200) -> Response:
     """A value as JSON, which nobody on the way may keep."""
     headers = {"cache-control": "no-store"}
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+    return Response(value.model_dump_json(), status, headers, media_type="application/json")
 
 
 def answer_reply(done: Done) -> AnswerReply:

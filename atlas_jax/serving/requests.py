@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from atlas_jax.answering.asked import Asked
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.serving.config import ServeConfig
+from atlas_jax.serving.faults import validated
 from atlas_jax.serving.problems import Refused
 from atlas_jax.serving.schemas import AnswersRequest, PassagesRequest, RetrieveRequest
 
@@ -37,7 +37,7 @@ async def read_request(request: Request, kind: type[T], config: ServeConfig) -> 
         raise Refused(408, message, {"connection": "close"}) from None
     except ClientDisconnect:
         raise Refused(400, "the client left before its body was complete") from None
-    return strict_json.parse_as(raw, kind, "the body")
+    return validated(strict_json.parse(raw, "the body"), kind, "the body")
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -95,7 +95,7 @@ def changes_of(sent: PassagesRequest, config: ServeConfig) -> list[dict[str, str
         texts = [getattr(one, name) for one in sent.passages]
         _check_lengths(f"passages: {name}", texts, getattr(config, most), most)
     _check_lengths("delete", sent.delete, config.max_characters, "max_characters")
-    return [msgspec.to_builtins(one) for one in sent.passages]
+    return [one.model_dump() for one in sent.passages]
 
 
 def _check_lengths(name: str, texts: Sequence[str], most: int, binding: str) -> None:
