@@ -18,6 +18,7 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.change import compact
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
 from atlas_jax.index.changes import Batch, Passage, change
+from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import ModelSpec
 from atlas_jax.models.folder import partial_parts
@@ -192,7 +193,12 @@ def change_index(
 
 
 def compact_index(
-    *, store: AnyPath, index: AnyPath = "", keep: int = 1, reader_states: AnyPath = ""
+    *,
+    store: AnyPath,
+    index: AnyPath = "",
+    keep: int = 1,
+    reader_states: AnyPath = "",
+    scann: ScannConfig = ScannConfig(),
 ) -> int:
     """Join the segments of a store and its index, and give up all but the newest versions.
 
@@ -200,6 +206,7 @@ def compact_index(
       store, index: folders; name the index, or its old embeddings stay and new ones are missing.
       reader_states: folder of ``CorpusConfig.reader_states``, whose parts are joined, too.
       keep: versions that can still be read, the compacted one among them.
+      scann: how the index is searched, if ScaNN searches it: for this it is trained anew.
 
     Returns:
       The number of the compacted version.
@@ -207,7 +214,7 @@ def compact_index(
     Raises:
       UserError: a folder at fault, or another process that changes the store.
     """
-    return compact(store, index, keep, reader_states).version["version"]
+    return compact(store, index, keep, reader_states, scann).version["version"]
 
 
 @dataclasses.dataclass(frozen=True)

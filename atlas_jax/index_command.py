@@ -32,6 +32,7 @@ from atlas_jax.index.inspection import (
     lines_of,
     lines_of_versions,
 )
+from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.index.store_files import read_corpus
 
 USAGE_ERROR = 2
@@ -96,13 +97,16 @@ def compact(argv: Sequence[str]) -> int:
     parser.add_argument("--index", default="", help="folder of its index, which is joined, too")
     parser.add_argument("--reader_states", default="", help="folder of what a reader keeps, too")
     parser.add_argument("--keep", type=int, default=1, help="versions that can still be read")
-    return launch(_compact, parser, argv)
+    from atlas_jax import from_gin  # so that the settings of ScaNN can be bound; needs no model
+
+    scann = functools.partial(from_gin.told, ScannConfig)
+    return launch(lambda flags: _compact(flags, scann()), parser, argv)
 
 
-def _compact(flags: argparse.Namespace) -> None:
+def _compact(flags: argparse.Namespace, scann: ScannConfig) -> None:
     from atlas_jax.corpus.change import compact as join
 
-    found = join(flags.store, flags.index, flags.keep, flags.reader_states)
+    found = join(flags.store, flags.index, flags.keep, flags.reader_states, scann)
     _tell(flags.store, found.version["version"])
 
 

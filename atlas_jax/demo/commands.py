@@ -54,6 +54,11 @@ class Place:
         """The index by the retriever that a lesson taught; missing where none did."""
         return self.out / "taught_index"
 
+    @property
+    def states(self) -> Path:
+        """What the reader keeps of the passages; missing where it keeps nothing."""
+        return self.out / "reader_states"
+
     def model_dir(self, mode: str) -> Path:
         """The folder of one training run."""
         names = {**ROW_NAMES, READ: "read", FIND: "find"}
@@ -181,8 +186,8 @@ class Commands:
         return [bind("STORE", place.store), bind("INDEX", place.index_of(mode))]
 
     def _corpus(self, mode: str) -> list[str]:
-        states = self.place.out / "reader_states"
-        kept = [bind("CorpusConfig.reader_states", states)] if self.recipe.states else []
+        states = bind("CorpusConfig.reader_states", self.place.states)
+        kept = [states] if self.recipe.states else []
         return [*self._index(mode), *kept]
 
     def _reader(self, mode: str) -> Path:

@@ -97,6 +97,8 @@ def command(demo: Path, out: Path) -> list[str]:
             bind("STORE", place.store),
             bind("INDEX", place.index_of(JOINT)),
         ]
+        if place.states.is_dir():
+            bindings.append(bind("CorpusConfig.reader_states", place.states))
         examples = place.data / ASKED
     else:
         data = out / "data"

@@ -35,5 +35,9 @@ def test_the_trained_model_or_the_shipped_one(tmp_path: Path) -> None:
     examples = str(demo / "data" / "questions_asked.jsonl")
     store = str(demo / "store")
     assert bound(command(demo, out)) == [str(trained), store, str(demo / "index"), examples]
+    assert from_gin.told(CorpusConfig).reader_states == ""
+    (demo / "reader_states").mkdir()
+    bound(command(demo, out))
+    assert from_gin.told(CorpusConfig).reader_states == str(demo / "reader_states")
     (demo / "taught_index").mkdir()
     assert bound(command(demo, out)) == [str(trained), store, str(demo / "taught_index"), examples]

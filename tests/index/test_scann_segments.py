@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atlas_jax import cli
 from atlas_jax.core.types import NO_ROW
-from atlas_jax.corpus.change import compact
 from atlas_jax.index.changes import Batch, change
 from atlas_jax.index.int8 import stored_as
 from atlas_jax.index.living import LivingStore
@@ -181,7 +181,10 @@ def test_segments_are_searched_and_merged_without_their_deleted_rows(
     excluded_bx = found.search(queries(), 4).rows_bk
     check_exact(found.search(queries(), K, excluded_bx), rows_ne, excluded_bx)
 
-    merged = compact(store.directory, index, keep=1, scann=CONFIG)
+    places = [f"--store={store.directory}", f"--index={index}"]
+    told = [f"--gin.ScannConfig.{name}={value}" for name, value in vars(CONFIG).items()]
+    assert cli.main(["index", "compact", *places, *told]) == 0
+    merged = LivingStore.as_of(store.directory)
     (folder,) = index.rglob("*.scann")
     assert folder.parent.name == merged.version["segments"][0]
     monkeypatch.setattr(ScannIndex, "made", never)
