@@ -2,17 +2,16 @@
 
     python -m benchmarks.reading --model work/run/final [--part dev] [--count 200]
 
-The model is asked about the Factbook: in the words of its question files, in other words
-(`wordings.py`), and with the corpus cut into passages another way. Each is asked with several
-numbers of passages. Choose settings on `dev`; `test` is for the last figures.
+The model is asked about the Factbook: in the words of its question files, in other words, and with
+the corpus cut into passages another way (`atlas_jax/demo/factbook_variants.py`). Each is asked with
+several numbers of passages. Choose settings on `dev`; `test` is for the last figures.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,38 +19,9 @@ from rich.table import Table
 import atlas_jax
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
-from atlas_jax.tasks.metrics import answer_in_passage
-from benchmarks.wordings import reworded
+from atlas_jax.demo.factbook_variants import cut_again, found_again, reworded
 
-Row = dict[str, Any]
 READS = (1, 4, 8, 16)
-CUT_WORDS = 60
-
-
-def cut_again(passages: Iterable[Row], words: int = CUT_WORDS) -> list[Row]:
-    """The texts of each title, joined and cut anew, each piece with about this many words."""
-    texts: dict[str, list[str]] = {}
-    for passage in passages:
-        texts.setdefault(passage["title"], []).extend(passage["text"].split())
-    return [
-        {"id": f"{title}-{start}", "title": title, "section": "",
-         "text": " ".join(text[start : start + words])}
-        for title, text in texts.items()
-        for start in range(0, len(text), words)
-    ]  # fmt: skip
-
-
-def found_again(questions: Iterable[Row], passages: Sequence[Row]) -> list[Row]:
-    """Questions with the passages of their title that hold an answer as gold; others are left."""
-    by_title: dict[str, list[Row]] = {}
-    for passage in passages:
-        by_title.setdefault(passage["title"], []).append(passage)
-    told = (
-        {**q, "gold": [p["id"] for p in by_title[q["title"]]
-                       if answer_in_passage(p["text"], q["answers"])]}
-        for q in questions
-    )  # fmt: skip
-    return [question for question in told if question["gold"]]
 
 
 def measure(model: Path, suites: Mapping[str, tuple[Path, Path]]) -> dict[str, dict[str, float]]:

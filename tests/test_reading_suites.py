@@ -4,10 +4,9 @@ import statistics
 from collections import Counter
 
 from atlas_jax.demo.factbook_relations import RELATIONS
+from atlas_jax.demo.factbook_variants import WORDINGS, cut_again, found_again, reworded
 from atlas_jax.tasks.metrics import answer_in_passage
 from benchmarks.invented import invent
-from benchmarks.reading import cut_again, found_again
-from benchmarks.wordings import WORDINGS, reworded
 
 
 def test_an_invented_corpus_answers_its_questions() -> None:

@@ -5,47 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atlas_jax.claims.data import Data
-from atlas_jax.claims.steps import Made, Step, Value
+from atlas_jax.claims.pairs import Bindings, Pair
+from atlas_jax.claims.steps import Made, Step
 from atlas_jax.demo import factbook
 from atlas_jax.training.config import FINAL, FINAL_INDEX
 
 FACTBOOK, SQUAD = "factbook", "squad_open"  # folders of --data
-Bindings = dict[str, Value]
-
 CLOSED_BOOK: Bindings = {
     "TrainConfig.passages": "none",
     "EvalConfig.passages": "none",
     "RETRIEVER_TRAINING": "fixed",
 }
-# Half of the demo's lesson, since twenty readers are taught: one for each seed and each beginning.
-LESSON_STEPS = 180
-# As in runs/demo_task.gin after a lesson, but with all kinds of retriever training. The reader
-# takes small steps and answers from one passage (`k` is larger).
-TAUGHT: Bindings = {"READER_LEARNING_RATE": 1e-4, "EvalConfig.k": 1}
-# For prose, not lists of fields: the retriever reads the text itself.
-SQUAD_READING: Bindings = {
-    "PASSAGE_LENGTH": 192,
-    "RETRIEVER_LENGTH": 128,
-    "StoreConfig.retriever_format": "{title} {text}",
-}
-PRETEXT_STEPS = 40
-# The rates of the recipe table. Batch and length are small enough for a minute on a laptop.
-PRETRAINING: Bindings = {
-    "RETRIEVER_TRAINING": "joint",
-    "REFRESH": str(PRETEXT_STEPS // 2),
-    "TRAIN_STEPS": PRETEXT_STEPS,
-    "WARMUP_STEPS": 4,
-    "READER_LEARNING_RATE": 1e-4,
-    "RETRIEVER_LEARNING_RATE": 1e-5,
-    "EVAL_FILE": "",
-}
-# A passage in and a passage out would take minutes.
-PRETEXT_LENGTHS: dict[str, Bindings] = {
-    "mlm": {"QUERY_LENGTH": 128, "TARGET_LENGTH": 48},
-    "lm": {"QUERY_LENGTH": 96, "TARGET_LENGTH": 48},
-    "section": {"QUERY_LENGTH": 64, "TARGET_LENGTH": 48},
-    "cloze": {"QUERY_LENGTH": 64},
-}
+STATES = "CorpusConfig.reader_states"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,57 +26,77 @@ class Bench:
     Attributes:
       data: the files.
       checkpoint: the model folder that every row begins with.
+      pair: how it is taught.
     """
 
     data: Data
     checkpoint: Path
+    pair: Pair
 
-    def corpus(self, passages: Path | Made, reading: Bindings | None = None) -> Bindings:
-        """Bindings STORE and INDEX of a corpus, indexed with the checkpoint's retriever."""
+    def corpus(
+        self, passages: Path | Made, reading: Bindings | None = None, states: bool = True
+    ) -> Bindings:
+        """Bindings of a corpus, indexed with the checkpoint's retriever.
+
+        Args:
+          reading: bindings that say how the passages are read.
+          states: whether runs keep what the reader computes of a passage alone, if the pair does.
+            It takes as long as reading every passage once.
+        """
+        recipe = self.pair.recipe
         step = Step(
             "build_index",
-            ("runs/build_index.gin", "corpora/factbook.gin"),
+            ("runs/build_index.gin", recipe.corpus),
             {
                 "INITIAL_CHECKPOINT_PATH": self.checkpoint,
                 "PASSAGES": passages,
                 "STORE": Made("store"),
                 "INDEX": Made("index"),
+                **recipe.embedding,
                 **(reading or {}),
             },
         )
-        return {"STORE": Made("store", step), "INDEX": Made("index", step), **(reading or {})}
+        kept: Bindings = {}
+        if recipe.states:
+            kept = {STATES: Made("reader_states", step) if states else ""}
+        found = {name: Made(name.lower(), step) for name in ("STORE", "INDEX")}
+        return {**found, **kept, **(reading or {})}
 
-    def train(self, seed: int, bindings: Bindings, *files: str) -> Step:
-        """Training as in runs/demo_64shot.gin, from the checkpoint or what `bindings` name."""
+    def train(self, seed: int, bindings: Bindings, *files: str, run: str = "") -> Step:
+        """Training on a row's questions, from the checkpoint or what `bindings` name.
+
+        Args:
+          run: gin file of runs/; "" = the pair's `task`.
+        """
         start: Bindings = {
             "MODEL_DIR": Made("."),
             "INITIAL_CHECKPOINT_PATH": self.checkpoint,
             "TrainConfig.seed": seed,
             "EvalConfig.recall_at": (1, 5, 20),
         }
-        return Step("train", ("runs/demo_64shot.gin", *files), {**start, **bindings})
+        return Step("train", (f"runs/{run or self.pair.task}.gin", *files), {**start, **bindings})
 
     def taught(
         self, seed: int, questions: Path, passages: Path, bindings: Bindings | None = None
     ) -> Bindings:
         """Bindings to begin with a reader that the task's questions have already taught.
 
-        The lesson is runs/demo_read.gin; the retriever is not changed.
+        The lesson is the recipe's; the retriever is not changed.
         """
         lesson = Step(
             "train",
-            ("runs/demo_read.gin",),
+            (f"runs/{self.pair.recipe.lesson}.gin",),
             {
                 "MODEL_DIR": Made("."),
                 "INITIAL_CHECKPOINT_PATH": self.checkpoint,
                 "QUESTION_FILE": questions,
                 "TRAIN_FILE": passages,
-                "TRAIN_STEPS": LESSON_STEPS,
                 "TrainConfig.seed": seed,
+                **self.pair.lesson,
                 **(bindings or {}),
             },
         )
-        return {"INITIAL_CHECKPOINT_PATH": Made(FINAL, lesson), **TAUGHT}
+        return {"INITIAL_CHECKPOINT_PATH": Made(FINAL, lesson), **self.pair.taught}
 
     def evaluate(self, trained: Step, bindings: Bindings) -> Step:
         """Ask a trained model again, in its own configuration but for `bindings`."""
@@ -129,24 +120,37 @@ class Bench:
         """
         questions = self.data.factbook(factbook.few_shot_name(seed))
         passages = self.data.factbook("passages_pretraining.jsonl")
-        return self.train(
-            seed,
-            {
-                **self.corpus(self.data.factbook("passages.jsonl")),
-                **self.taught(seed, questions, passages, before),
-                "TRAIN_FILE": questions,
-                "EVAL_FILE": self.data.sample(self.data.factbook("test.jsonl")),
-                **(bindings or {}),
-            },
-            *files,
-        )
+        asked: Bindings = {
+            **self.corpus(self.data.factbook("passages.jsonl")),
+            "EVAL_FILE": self.data.sample(self.data.factbook("test.jsonl")),
+        }
+        own = bindings or {}
+        if self._by_heart(own):
+            return self.train(seed, {**asked, "TRAIN_FILE": questions, **own}, *files)
+        asked |= self.taught(seed, questions, passages, before)
+        titles = self.pair.recipe.titles
+        if titles:
+            again: Bindings = {
+                "TRAIN_FILE": passages,
+                "QUESTION_FILE": questions,
+                "EvalConfig.task": "qa",
+            }
+            return self.train(seed, {**asked, **again, **own}, *files, run=titles)
+        return self.train(seed, {**asked, "TRAIN_FILE": questions, **own}, *files)
+
+    def _by_heart(self, bindings: Bindings) -> bool:
+        """Whether a row is closed book and has no lesson before it."""
+        closed = bindings.get("TrainConfig.passages") == "none"
+        return closed and not self.pair.closed_lesson
 
     def squad(self, seed: int, bindings: Bindings | None = None) -> Step:
         """64 questions about SQuAD's paragraphs."""
         return self.train(
             seed,
             {
-                **self.corpus(self.data.of(f"{SQUAD}/passages.jsonl"), SQUAD_READING),
+                **self.corpus(
+                    self.data.of(f"{SQUAD}/passages.jsonl"), self.pair.prose, states=False
+                ),
                 "TRAIN_FILE": self.data.findable(self.data.of(f"{SQUAD}/train.jsonl"), seed),
                 "EVAL_FILE": self.data.sample(self.data.of(f"{SQUAD}/test.jsonl")),
                 **(bindings or {}),
@@ -161,14 +165,13 @@ class Bench:
             {
                 **self.corpus(passages),
                 "TRAIN_FILE": self.data.factbook("passages_pretraining.jsonl"),
-                **PRETRAINING,
-                **PRETEXT_LENGTHS[task],
+                **self.pair.pretraining(task),
             },
             f"tasks/{task}.gin",
         )
         return self.questions(
             seed,
-            {"INDEX": Made(FINAL_INDEX, pretext)},
+            {"INDEX": Made(FINAL_INDEX, pretext)} if self.pair.joint else {},
             before={"INITIAL_CHECKPOINT_PATH": Made(FINAL, pretext)},
         )
 
@@ -185,10 +188,24 @@ class Bench:
                 "NGRAM": ngram,
             },
         )
-        reading = {
-            name: trained.bindings[name] for name in SQUAD_READING if name in trained.bindings
-        }
-        return self.evaluate(trained, self.corpus(Made("clean.jsonl", clean), reading))
+        prose = self.pair.prose
+        reading = {name: trained.bindings[name] for name in prose if name in trained.bindings}
+        return self.evaluate(
+            trained, self.corpus(Made("clean.jsonl", clean), reading, states=False)
+        )
+
+    def reworded(self, trained: Step) -> Step:
+        """Ask a model of the Factbook again, in words that no question file has."""
+        test = self.data.reworded(self.data.factbook("test.jsonl"))
+        return self.evaluate(trained, {"EVAL_FILE": self.data.sample(test)})
+
+    def cut_again(self, trained: Step) -> Step:
+        """Ask a model of the Factbook again, over passages that are cut another way."""
+        passages, test = self.data.cut_again(
+            self.data.factbook("passages.jsonl"), self.data.factbook("test.jsonl")
+        )
+        corpus = self.corpus(passages, states=False)
+        return self.evaluate(trained, {**corpus, "EVAL_FILE": self.data.sample(test)})
 
     def edition(
         self, seed: int, edition: str, other: str, bindings: Bindings | None = None
@@ -197,18 +214,22 @@ class Bench:
         train = self.data.of(f"{FACTBOOK}/temporal_train.jsonl")
         drawn = self.data.few_shot(train, seed)
         test = self.data.sample(self.data.of(f"{FACTBOOK}/temporal_test.jsonl"), changed=True)
+        own = bindings or {}
+        lesson: Bindings = {}
+        if not self._by_heart(own):
+            lesson = self.taught(
+                seed,
+                self.data.of_edition(drawn, edition),
+                self.data.about(self._passages(edition), train),
+            )
         return self.train(
             seed,
             {
                 **self._edition(edition, other),
-                **self.taught(
-                    seed,
-                    self.data.of_edition(drawn, edition),
-                    self.data.about(self._passages(edition), train),
-                ),
+                **lesson,
                 "TRAIN_FILE": drawn,
                 "EVAL_FILE": test,
-                **(bindings or {}),
+                **own,
             },
             "tasks/temporal.gin",
         )
@@ -249,7 +270,7 @@ class Bench:
                 "TRAIN_FILE": self.data.few_shot(train, seed),
                 "EVAL_FILE": self.data.sample(self.data.of(f"{FACTBOOK}/choice_test.jsonl")),
                 "ORDERS": "cyclic",
-                "QUERY_LENGTH": 96,
+                **self.pair.choice,
                 **(bindings or {}),
             },
             "tasks/multiple_choice.gin",

@@ -9,6 +9,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_splits import draw_few_shot, stable_random
+from atlas_jax.demo.factbook_variants import cut_again, found_again, reworded
 
 Record = dict[str, Any]
 
@@ -130,6 +131,18 @@ class Data:
             return stable_random("claims", seed).sample(rows, count)
 
         return self._write(f"{_name(path)}_{count}shot_seed{seed}", draw)
+
+    def reworded(self, path: Path) -> Path:
+        """Questions about the Factbook in words that no question file has."""
+        return self._write(f"{_name(path)}_reworded", lambda: list(map(reworded, _read(path))))
+
+    def cut_again(self, passages: Path, questions: Path) -> tuple[Path, Path]:
+        """The Factbook's passages cut another way, and the questions that they still answer."""
+        cut = self._write(f"{_name(passages)}_cut_again", lambda: cut_again(_read(passages)))
+        asked = self._write(
+            f"{_name(questions)}_cut_again", lambda: found_again(_read(questions), _read(cut))
+        )
+        return cut, asked
 
     def _write(self, name: str, draw: Callable[[], list[Record]]) -> Path:
         """Draw and write a file, once in a process."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from atlas_jax.claims.pairs import Pair
 from atlas_jax.claims.results import Results, row_name
 from atlas_jax.claims.rows import Group, Row
 from atlas_jax.demo.plot import INK, STYLE, save_png
@@ -16,7 +17,9 @@ _BAR, _BASELINE, _DOT, _PALE = "#3a87c0", "#b8bfc7", "#0b3c5d", "#6b7280"
 _WIDE = 38  # characters of a title's line
 
 
-def write_figure(path: str | os.PathLike[str], groups: Sequence[Group], results: Results) -> None:
+def write_figure(
+    path: str | os.PathLike[str], groups: Sequence[Group], results: Results, pair: Pair
+) -> None:
     """Write the figure as a PNG, atomically; rows that have not run are named as such."""
     columns = 2
     lines = [groups[at : at + columns] for at in range(0, len(groups), columns)]
@@ -36,7 +39,7 @@ def write_figure(path: str | os.PathLike[str], groups: Sequence[Group], results:
                 axis.set_visible(True)
                 _panel(axis, group, results)
         figure.suptitle(
-            "The paper's claims at nano scale",
+            f"The paper's claims, shown with the {pair.recipe.name} pair",
             x=0.012,
             y=0.995,
             ha="left",

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from atlas_jax.claims.bench import (
     CLOSED_BOOK,
     FACTBOOK,
-    PRETEXT_STEPS,
     SQUAD,
     Bench,
-    Bindings,
     MakeStep,
 )
+from atlas_jax.claims.pairs import PRETEXT_STEPS, Bindings
 from atlas_jax.claims.steps import Step
 from atlas_jax.claims.verdict import Expects
 from atlas_jax.core.errors import UserError, nearest
@@ -172,8 +171,8 @@ GROUPS: tuple[Group, ...] = (
             *(Claim("Of the three pretext tasks of the paper, masked language modelling is best",
                     "mlm", task) for task in ("lm", "section")),
         ),
-        "The nano model has been pretrained jointly before, on cloze queries; the row `none` adds "
-        "no steps. The other rows have batches of eight and targets of at most 48 tokens. Both "
+        "The pair has been pretrained before, on pieces of text; the row `none` adds no steps. The "
+        "other rows have batches of eight and targets of at most 48 tokens. Of the nano pair both "
         "towers are trained, and the index is refreshed once on the way and once at the end. The "
         "lesson comes after these steps.",
     ),
@@ -198,7 +197,7 @@ GROUPS: tuple[Group, ...] = (
     ),
     Group(
         "k",
-        "Passages read, after training with five",
+        "Passages read, after training with five (nano) or eight (mini)",
         "Fusion-in-Decoder (arXiv 2007.01282), section 4, on which Atlas builds",
         QA,
         tuple(map(_depth, DEPTHS)),
@@ -208,8 +207,7 @@ GROUPS: tuple[Group, ...] = (
             Claim("More passages than in training give still better answers", "k = 20", "k = 5"),
         ),
         "All rows share one training. The paper trains with the number of passages that it "
-        "reads. The lesson before the training shows the reader one stretch of one passage at a "
-        "time.",
+        "reads. The nano pair's lesson shows the reader one stretch of one passage at a time.",
     ),
     Group(
         "editions",
@@ -294,6 +292,25 @@ GROUPS: tuple[Group, ...] = (
         ),
         "The paper does this to MMLU. The orders are the four rotations of the options, in "
         "training and evaluation.",
+    ),
+    Group(
+        "robust",
+        "Asked in other words, and over the corpus cut another way",
+        "not in the paper",
+        QA,
+        (
+            Row("as asked", _questions),
+            Row("other words", lambda b, seed: b.reworded(b.questions(seed))),
+            Row("another cut", lambda b, seed: b.cut_again(b.questions(seed))),
+        ),
+        (
+            Claim("Words that no question file has are answered as well",
+                  "other words", "as asked", "alike"),
+            Claim("Passages of sixty words, whatever they cut in two, serve as well",
+                  "another cut", "as asked", "alike"),
+        ),
+        "All rows share one training. Over the other cut only the questions are asked whose answer "
+        "still stands in one passage.",
     ),
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""The paper's claims at nano scale: rows of short runs, a table and a figure.
+"""The paper's claims at a small scale: rows of short runs, a table and a figure.
 
-Each row is a chain of ordinary runs (index, train, evaluate) from the nano model, with a gin file
+Each row is a chain of ordinary runs (index, train, evaluate) from a shipped pair, with a gin file
 in its folder. Finished runs are not repeated. A row that fails does not stop the others. The table
 names rows that have not run. docs/reports/claims.md lists the rows and the content of --data.
 """
@@ -14,10 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from atlas_jax import mini
 from atlas_jax.claims import results as results_file
 from atlas_jax.claims.bench import Bench
 from atlas_jax.claims.data import Data
 from atlas_jax.claims.figure import write_figure
+from atlas_jax.claims.pairs import MINI, PAIRS, Pair
 from atlas_jax.claims.results import Measured, Results, row_name
 from atlas_jax.claims.rows import GROUPS, Group, Row, selected
 from atlas_jax.claims.runner import Runner, Stopped
@@ -30,8 +32,8 @@ from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo.factbook import FEW_SHOT_SEEDS
 from atlas_jax.demo.paths import nano_checkpoint
+from atlas_jax.demo.recipes import shipped
 
-JSON, TABLE, FIGURE = "claims.json", "claims.md", "claims.png"
 FAILED = 1
 
 
@@ -45,7 +47,7 @@ class Plan:
       rows: those to run now.
       seeds: of each row.
       minutes: no step begins after this time; 0 = no limit.
-      report: folder of table, figure and claims.json.
+      report: folder of table, figure and JSON.
     """
 
     bench: Bench
@@ -54,6 +56,21 @@ class Plan:
     seeds: Sequence[int]
     minutes: float
     report: Path
+
+    @property
+    def table(self) -> Path:
+        """The page with the rows and the verdicts."""
+        return self.report / f"{self.bench.pair.report}.md"
+
+    @property
+    def figure(self) -> Path:
+        """The page's figure."""
+        return self.report / f"{self.bench.pair.report}.png"
+
+    @property
+    def json(self) -> Path:
+        """The scores measured so far."""
+        return self.report / f"{self.bench.pair.report}.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,20 +82,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=300, help="asked of each row")
     parser.add_argument("--minutes", type=float, default=0, help="begin no run after this")
     parser.add_argument("--data", type=Path, help="folder for the rows that need other data")
-    parser.add_argument("--checkpoint", type=Path, help="model folder to begin with (nano)")
+    parser.add_argument("--pair", choices=list(PAIRS), default="",
+                        help="what every row begins with (default: mini where MiniLM is installed, "
+                        "else nano)")  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path,
+                        help="model folder instead of the pair's, taught as it is")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("work/claims"), help="folder of the runs")
-    parser.add_argument("--report", type=Path, default=Path("docs/reports"),
-                        help=f"folder of {TABLE}, {FIGURE} and {JSON}")  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, default=Path("docs/reports"), help="folder of table, figure and JSON"
+    )
     flags = parser.parse_args(expand_arguments(sys.argv[1:] if argv is None else argv))
     try:
         if flags.questions < 1:
             raise UserError(f"--questions {flags.questions}: expected 1 or more")
         if flags.data and not flags.data.is_dir():
             raise UserError(f"--data {flags.data}: no such folder")
+        pair = PAIRS[shipped(flags.pair).name]
         plan = Plan(
             bench=Bench(
                 Data(flags.out / "data", flags.data, flags.questions),
-                flags.checkpoint or nano_checkpoint(),
+                flags.checkpoint or _shipped(pair, flags.out),
+                pair,
             ),
             runner=Runner(flags.out / "runs"),
             rows=selected(GROUPS, flags.only),
@@ -92,6 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"claims: error: {error}", file=sys.stderr)
         return USER_ERROR
+
+
+def _shipped(pair: Pair, out: Path) -> Path:
+    """The pair's model folder; the mini pair is put together first."""
+    if pair is not MINI:
+        return nano_checkpoint()
+    folder = out / "mini"
+    if not folder.exists() and mini.main([f"--output={folder}"]):
+        raise UserError("the mini pair could not be put together (see above)")
+    return folder
 
 
 def run(plan: Plan, groups: Sequence[Group]) -> int:
@@ -110,10 +144,10 @@ def run(plan: Plan, groups: Sequence[Group]) -> int:
         code = INTERRUPTED
     found = _collect(plan, groups)
     plan.report.mkdir(parents=True, exist_ok=True)
-    results_file.write(plan.report / JSON, found)
-    write_figure(plan.report / FIGURE, groups, found)
-    with atomic_text(plan.report / TABLE) as file:
-        file.write(page(groups, found, FIGURE))
+    results_file.write(plan.json, found)
+    write_figure(plan.figure, groups, found, plan.bench.pair)
+    with atomic_text(plan.table) as file:
+        file.write(page(groups, found, plan.bench.pair))
     failures = {**broken, **_failures(plan, steps)}
     _tell(plan, groups, found, failures)
     return code or (FAILED if failures else 0)
@@ -193,7 +227,7 @@ def _collect(plan: Plan, groups: Sequence[Group]) -> Results:
         measured={name: seeds for name, seeds in measured.items() if seeds},
         versions=results_file.versions(),
     )
-    return results_file.merged(results_file.read(plan.report / JSON), present, keys)
+    return results_file.merged(results_file.read(plan.json), present, keys)
 
 
 def _tell(plan: Plan, groups: Sequence[Group], found: Results, failures: Mapping[str, str]) -> None:
@@ -208,4 +242,4 @@ def _tell(plan: Plan, groups: Sequence[Group], found: Results, failures: Mapping
             print(f"  {verdict.verdict:9}  {claim.row} {relation} {claim.against}{difference}")
     for name, problem in failures.items():
         print(f"claims: error: {name}: {problem}", file=sys.stderr)
-    print(f"\n{plan.report / TABLE}, {plan.report / FIGURE}, {plan.report / JSON}")
+    print(f"\n{plan.table}, {plan.figure}, {plan.json}")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from atlas_jax.claims.pairs import Pair
 from atlas_jax.claims.results import Results
 from atlas_jax.claims.rows import Claim, Group, Row
 from atlas_jax.claims.verdict import (
@@ -19,19 +20,20 @@ from atlas_jax.claims.verdict import (
 from atlas_jax.demo.report import HEADINGS
 
 HEAD = """\
-# The paper's claims at nano scale
+# The paper's claims, shown with the {pair} pair
 
-`make claims` writes this page from [claims.json](claims.json). Each row starts from the nano model,
-which has a few million parameters, and learns from the same few examples. The paper's models have
-up to 11 billion parameters. A rule says which of the paper's claims such a small model shows, and
-which it does not.
+`make claims` writes this page from [{report}.json]({report}.json). {about}
+
+Every row learns from the same few examples. The paper's models have up to 11 billion parameters. A
+rule says which of the paper's claims so small a model shows, and which it does not.
 
     make claims                               # what pip brings: the Factbook of 2026
     make claims ARGS="--data path/to/data"    # and all other rows
     make claims ARGS="--only losses --seeds 1 --questions 200 --minutes 30"
 
+`--pair mini` and `--pair nano` choose the pair; without it, it is mini where MiniLM is installed.
 Rows that are done are not run again. `work/claims/runs/` has a folder for each run, named by the
-content of its configuration, checkpoint and data. claims.json says which folders belong to a row.
+content of its configuration, checkpoint and data. {report}.json says which folders belong to a row.
 The `config.gin` in a folder runs it again:
 
     atlas-jax train --gin_file=work/claims/runs/KEY/config.gin \\
@@ -42,36 +44,25 @@ lines are as in [Data formats](../data_formats.md).
 
 | rows | files below DIR |
 |---|---|
-| editions | `factbook/passages_{2015,2026}.jsonl`, `factbook/temporal_{train,test}.jsonl` |
-| claims | `factbook/passages_2026.jsonl`, `factbook/claims_{train,test}.jsonl` |
-| choice | `factbook/passages_2026.jsonl`, `factbook/choice_{train,test}.jsonl` |
-| SQuAD | `squad_open/{passages,train,test}.jsonl` |
+| editions | `factbook/passages_{{2015,2026}}.jsonl`, `factbook/temporal_{{train,test}}.jsonl` |
+| claims | `factbook/passages_2026.jsonl`, `factbook/claims_{{train,test}}.jsonl` |
+| choice | `factbook/passages_2026.jsonl`, `factbook/choice_{{train,test}}.jsonl` |
+| SQuAD | `squad_open/{{passages,train,test}}.jsonl` |
 
 The questions of `temporal` and `choice` say their `relation` and `entity`, so that a draw covers
 all relations. The questions of SQuAD's `train` say the `bm25_rank` of their passage (1 = first).
 With it 64 questions are drawn that make sense without their passage.
-
-In the rows with 64 questions about the Factbook's countries, these questions first teach the reader
-in a lesson (`runs/demo_read.gin` for 180 steps instead of 720). Without it the reader copies, but
-does not know which value a question means. The lesson needs labels, so the rows of SQuAD, claims
-and choice have no lesson.
-
-The retriever learns from the reader alone, in 60 steps with five passages. The answers are read
-from the first passage, except in the rows of `k`.
 
 Each seed draws other training examples, in another order. All seeds are asked the same questions.
 Scores are in percent: mean ± standard deviation over the seeds.
 """
 
 
-def page(groups: Sequence[Group], results: Results, figure: str) -> str:
-    """The whole page.
-
-    Args:
-      figure: name of the figure's file beside it.
-    """
-    lines = [HEAD, "**Rule.** " + RULE, "", *_setup(results), "", *_summary(groups, results)]
-    lines += ["", f"![Scores of every row, a panel a group]({figure})"]
+def page(groups: Sequence[Group], results: Results, pair: Pair) -> str:
+    """The whole page; the figure lies beside it."""
+    head = HEAD.format(pair=pair.recipe.name, report=pair.report, about=pair.about)
+    lines = [head, "**Rule.** " + RULE, "", *_setup(results), "", *_summary(groups, results)]
+    lines += ["", f"![Scores of every row, a panel a group]({pair.report}.png)"]
     for group in groups:
         lines += ["", f"## {group.title}", "", f"{group.source}. `--only {group.name}`", ""]
         lines += [group.note, ""] if group.note else []

@@ -94,7 +94,7 @@ class Commands:
             bind("PASSAGES", self.asked.passages),
             bind("STORE", self.place.store),
             bind("INDEX", folder),
-            *self.recipe.embedding,
+            *(f"--gin.{name}={value}" for name, value in self.recipe.embedding.items()),
         ]
 
     def teach(self, stage: str) -> list[str]:

@@ -7,6 +7,7 @@ of its own teaches its retriever before.
 
 import dataclasses
 import importlib.util
+from collections.abc import Mapping
 
 from atlas_jax import mini
 from atlas_jax.core.errors import UserError
@@ -45,7 +46,7 @@ class Recipe:
     find: str
     titles: str
     task: str
-    embedding: tuple[str, ...]
+    embedding: Mapping[str, int]
     modes: tuple[str, ...]
     closed_book: tuple[str, ...]
     states: bool
@@ -60,7 +61,7 @@ NANO = Recipe(
     find="demo_find",
     titles="",
     task="demo_task",
-    embedding=(),
+    embedding={},
     modes=(CLOSED, FIXED, TAUGHT, JOINT),
     # this reader has not been taught before
     closed_book=("--gin.TRAIN_STEPS=60", "--gin.READER_LEARNING_RATE=5e-4"),
@@ -75,7 +76,7 @@ MINI = Recipe(
     find="",
     titles="mini_titles_found",
     task="mini_64shot",
-    embedding=("--gin.EMBED_BATCH_SIZE=32",),
+    embedding={"EMBED_BATCH_SIZE": 32},
     modes=(CLOSED, FIXED, JOINT),
     closed_book=(),
     states=True,

@@ -1,9 +1,14 @@
-"""Wordings for the Factbook's relations that no question file of the project has."""
+"""The Factbook in ways that nothing was trained on: other words, and another cut into passages."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from atlas_jax.demo.factbook_relations import subject
+from atlas_jax.tasks.metrics import answer_in_passage
+
+Row = dict[str, Any]
+CUT_WORDS = 60
+# Of each relation, a wording that no question file has.
 
 WORDINGS = {
     "capital": "From which town is {} governed?",
@@ -49,7 +54,33 @@ WORDINGS = {
 }
 
 
-def reworded(question: Mapping[str, Any]) -> dict[str, Any]:
+def reworded(question: Mapping[str, Any]) -> Row:
     """A question `{title, relation, ...}` of the Factbook in the other wording."""
     text = WORDINGS[question["relation"]].replace("{}", subject(question["title"]))
     return {**question, "question": text[0].upper() + text[1:]}
+
+
+def cut_again(passages: Iterable[Row], words: int = CUT_WORDS) -> list[Row]:
+    """The texts of each title, joined and cut anew, each piece with about this many words."""
+    texts: dict[str, list[str]] = {}
+    for passage in passages:
+        texts.setdefault(passage["title"], []).extend(passage["text"].split())
+    return [
+        {"id": f"{title}-{start}", "title": title, "section": "",
+         "text": " ".join(text[start : start + words])}
+        for title, text in texts.items()
+        for start in range(0, len(text), words)
+    ]  # fmt: skip
+
+
+def found_again(questions: Iterable[Row], passages: Sequence[Row]) -> list[Row]:
+    """Questions with the passages of their title that hold an answer as gold; others are left."""
+    by_title: dict[str, list[Row]] = {}
+    for passage in passages:
+        by_title.setdefault(passage["title"], []).append(passage)
+    told = (
+        {**q, "gold": [p["id"] for p in by_title[q["title"]]
+                       if answer_in_passage(p["text"], q["answers"])]}
+        for q in questions
+    )  # fmt: skip
+    return [question for question in told if question["gold"]]
