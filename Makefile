@@ -3,7 +3,7 @@
 # make explore a browser page to ask the demo's trained model, or the shipped one
 # make test    all tests
 # make bench   ours against PyTorch, transformers and faiss, as a table and as JSON
-# make claims  the paper's claims at nano scale: what is missing of docs/reports/claims.md
+# make claims  the paper's claims with the mini pair: what is missing of docs/reports/claims.md
 # make plan-table   what fits on which TPU slice: rows that are missing or stale, for an hour
 # make docs    the site, into work/site; a page with a dead link or without a place is an error
 # make lint    ruff, mypy, import-linter, shellcheck
@@ -47,7 +47,7 @@ demo: $(RUN) $(MINI)
 explore: $(SERVE)
 	$(BIN)/python -m atlas_jax.demo.explore $(ARGS)
 
-claims: $(RUN)
+claims: $(RUN) $(MINI)
 	$(BIN)/python -m atlas_jax claims $(ARGS)
 
 test: $(DEV)

@@ -22,7 +22,9 @@ from atlas_jax.demo.report import HEADINGS
 HEAD = """\
 # The paper's claims, shown with the {pair} pair
 
-`make claims` writes this page from [{report}.json]({report}.json). {about}
+`make claims` writes this page from [{report}.json]({report}.json).
+
+{about}
 
 Every row learns from the same few examples. The paper's models have up to 11 billion parameters. A
 rule says which of the paper's claims so small a model shows, and which it does not.

@@ -6,6 +6,7 @@ import pytest
 from matplotlib import image
 
 from atlas_jax.claims.figure import write_figure
+from atlas_jax.claims.pairs import MINI, NANO
 from atlas_jax.claims.results import Measured, Results, merged, read, write
 from atlas_jax.claims.rows import Claim, Group, Row
 from atlas_jax.claims.table import page
@@ -49,7 +50,7 @@ RESULTS = Results(
 
 
 def test_the_table_has_means_spreads_verdicts_and_what_is_missing():
-    text = page(GROUPS, RESULTS, "x.png")
+    text = page(GROUPS, RESULTS, MINI)
     assert "| plain | 3 | 12.0 ± 2.0 | 50.0 ± 0.0 |" in text
     assert "| better | 3 | 22.0 ± 2.0 | – |" in text
     assert "| other | 3 | 2.0 ± 0.0 | – |" in text
@@ -61,11 +62,11 @@ def test_the_table_has_means_spreads_verdicts_and_what_is_missing():
     assert "Of 3 comparisons: 1 shown, 1 not shown, 0 opposite, 0 one seed, 1 not run." in text
     assert "* first: Other is like plain (`other` against `plain`: not shown)" in text
     assert "At most 200 questions a row; seeds 0, 1, 2; checkpoint `abc`; jax 1.2." in text
-    assert "](x.png)" in text
+    assert "](claims.png)" in text
 
 
 def test_every_line_of_a_table_has_as_many_cells():
-    lines = page(GROUPS, RESULTS, "x.png").splitlines()
+    lines = page(GROUPS, RESULTS, MINI).splitlines()
     tables = "\n".join(line if line.startswith("|") else "" for line in lines).split("\n\n")
     for table in filter(None, (t.strip() for t in tables)):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
@@ -74,7 +75,7 @@ def test_every_line_of_a_table_has_as_many_cells():
 def test_the_figure_is_a_picture_even_where_nothing_has_run(tmp_path):
     nothing = dataclasses.replace(RESULTS, measured={})
     for name, results in (("all", RESULTS), ("nothing", nothing)):
-        write_figure(tmp_path / f"{name}.png", GROUPS, results)
+        write_figure(tmp_path / f"{name}.png", GROUPS, results, NANO)
     full, empty = (image.imread(tmp_path / f"{name}.png") for name in ("all", "nothing"))
     assert full.shape[1] == 12 * 160
     assert (full[..., :3] < 0.7).any(axis=2).sum() > 2 * (empty[..., :3] < 0.7).any(axis=2).sum()

@@ -1,7 +1,7 @@
 """The rows as they are written: consistent, their configurations complete, no data needed."""
 
+import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,9 @@ from atlas_jax import from_gin
 from atlas_jax.answering.leaks import LeakConfig
 from atlas_jax.claims.bench import Bench
 from atlas_jax.claims.data import Data
-from atlas_jax.claims.rows import GROUPS, selected
+from atlas_jax.claims.pairs import MINI as MINI_PAIR
+from atlas_jax.claims.pairs import NANO as NANO_PAIR
+from atlas_jax.claims.rows import GROUPS, PRETEXTS, selected
 from atlas_jax.claims.runner import Runner
 from atlas_jax.claims.steps import Keys, arguments
 from atlas_jax.core.config import load_gin
@@ -18,6 +20,8 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.demo import factbook
+from atlas_jax.mini import PART
+from atlas_jax.retriever.config import RetrieverConfig
 from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.training.trainer import _check
 from tests.nano import NANO
@@ -26,7 +30,7 @@ ALL = [(group, row) for group in GROUPS for row in group.rows]
 
 
 def _fact(number, **fields):
-    return {"id": str(number), "relation": "r", "entity": f"e{number}", **fields}
+    return {"id": str(number), "relation": "capital", "entity": f"e{number}", **fields}
 
 
 @pytest.fixture
@@ -35,7 +39,8 @@ def data(tmp_path, monkeypatch):
     given = tmp_path / "given"
     editions = {f"{field}_{year}": [f"{field} {year}"]
                 for field in ("answers", "gold") for year in (2015, 2026)}  # fmt: skip
-    facts = [_fact(n, changed=n % 2 == 0, question=f"q{n}?", title=f"T{n % 150}", **editions)
+    facts = [_fact(n, changed=n % 2 == 0, question=f"q{n}?", title=f"T{n % 150}",
+                   answers=[f"answer {n}"], text=f"text with answer {n}", **editions)
              for n in range(200)]  # fmt: skip
     labels = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")
     claims = [_fact(n, label=labels[n % 3]) for n in range(90)]
@@ -63,10 +68,11 @@ def _rows(path):
     return [row for _, row in read_jsonl(path)]
 
 
-def test_every_row_has_a_complete_configuration_of_its_own_for_each_seed(data, tmp_path):
-    (tmp_path / "nano").mkdir()
-    (tmp_path / "nano" / "config.json").write_text("{}")
-    bench, keys = Bench(data, tmp_path / "nano"), Keys()
+@pytest.mark.parametrize("pair", [NANO_PAIR, MINI_PAIR], ids=lambda pair: pair.recipe.name)
+def test_every_row_has_a_complete_configuration_of_its_own_for_each_seed(pair, data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    bench, keys = Bench(data, tmp_path / "model", pair), Keys()
     of_row = {}
     for group, row in ALL:
         found = [keys.of(row.step(bench, seed)) for seed in (0, 1)]
@@ -94,7 +100,7 @@ def test_claims_compare_rows_of_their_group():
 
 def test_a_row_reads_only_what_it_says(tmp_path):
     """Rows without `needs` do with what the package brings."""
-    bench = Bench(Data(tmp_path, None, 10), tmp_path)
+    bench = Bench(Data(tmp_path, None, 10), tmp_path, NANO_PAIR)
     assert {row.needs for _, row in ALL} == {"", "factbook", "squad_open"}
     for group, row in ALL:
         if row.needs:
@@ -143,16 +149,28 @@ def test_an_editions_lesson_has_its_answers_and_no_passage_of_another_country(da
     assert [row["title"] for row in passages] == ["T0", "T1"]
 
 
-def _put_config(models):
+def _config(pair):
+    """What the pair's model folder says of itself."""
+    if pair is NANO_PAIR:
+        return json.loads((NANO / "config.json").read_text())
+    config = json.loads((PART / "config.json").read_text())
+    retriever = dataclasses.asdict(RetrieverConfig(vocab_size=30522, max_positions=512))
+    models = {**config["models"], "retriever": retriever}
+    return {**config, "models": models, "bases": {}}
+
+
+def _put_config(models, pair):
     """Let the folders say how their models read; earlier steps would have written them."""
     for folder in filter(None, {models.reader, models.retriever}):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        shutil.copy(NANO / "config.json", folder)
+        (Path(folder) / "config.json").write_text(json.dumps(_config(pair)))
 
 
-def test_every_configuration_is_one_that_its_entry_point_takes(data, tmp_path):
+@pytest.mark.parametrize("pair", [NANO_PAIR, MINI_PAIR], ids=lambda pair: pair.recipe.name)
+def test_every_configuration_is_one_that_its_entry_point_takes(pair, data, tmp_path):
     """What contradicts itself would show only once its turn comes, after an hour of others."""
-    bench, runner = Bench(data, tmp_path), Runner(tmp_path / "runs")
+    bench, runner = Bench(data, tmp_path, pair), Runner(tmp_path / "runs")
+    lesson = f"runs/{pair.recipe.lesson}.gin"
     steps = {}
     for _, row in ALL:
         for step in runner.missing([row.step(bench, 0)]):
@@ -168,18 +186,18 @@ def test_every_configuration_is_one_that_its_entry_point_takes(data, tmp_path):
             config = from_gin.told(CorpusConfig)
             assert config.store and config.index and config.passages
             continue
-        _put_config(from_gin.models().config)
+        _put_config(from_gin.models().config, pair)
         told = from_gin.train_run()
         _check(told)
-        if step.files == ("runs/demo_read.gin",):
-            assert isinstance(told.task, ClozeTask)
-            assert (told.train.passages, told.task.question_share) == ("file", 0.85)
-            assert told.task.question_file and told.step.k == 1
+        if step.files == (lesson,):
+            assert isinstance(told.task, ClozeTask) and told.train.passages == "file"
+            assert told.task.question_share >= 0.85 and told.task.question_file
             continue
         assert told.corpus.config.store and told.corpus.config.index
         asked = told.train.passages, told.evaluation.passages
         assert asked in (("index", "index"), ("none", "none"))
-        assert {told.task.name, told.eval_task.name} == {told.train.task}
+        assert (told.task.name, told.eval_task.name) == (told.train.task, told.evaluation.task)
+        assert told.task.name in (told.eval_task.name, *PRETEXTS)
         assert told.data.query_length < told.step.reader_length
         distillation = told.distillation
         assert (distillation.loss, distillation.score_temperature) != ("pdist", 0.01)

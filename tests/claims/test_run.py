@@ -8,6 +8,7 @@ import pytest
 from atlas_jax.claims import run, runner
 from atlas_jax.claims.bench import CLOSED_BOOK, Bench
 from atlas_jax.claims.data import Data
+from atlas_jax.claims.pairs import NANO
 from atlas_jax.claims.rows import Claim, Group, Row, selected
 from atlas_jax.claims.runner import Runner
 from atlas_jax.claims.steps import Keys, Made, Step
@@ -46,7 +47,7 @@ def plan(tmp_path, monkeypatch):
 
     def make(only="", seeds=(0, 1), minutes=0.0):
         return run.Plan(
-            Bench(Data(tmp_path / "data", None, 3), checkpoint),
+            Bench(Data(tmp_path / "data", None, 3), checkpoint, NANO),
             Runner(tmp_path / "runs"),
             selected([GROUP], only),
             seeds,
@@ -81,7 +82,7 @@ def _configuration(arguments):
 
 
 def _measured(plan):
-    return json.loads((plan.report / run.JSON).read_text(encoding="utf-8"))["measured"]
+    return json.loads(plan.json.read_text(encoding="utf-8"))["measured"]
 
 
 def test_what_is_done_is_not_done_again(plan, calls):
@@ -120,7 +121,7 @@ def test_a_failed_row_is_reported_and_the_others_go_on(plan, calls, monkeypatch,
     assert "small/open seed 1: RuntimeError: a bug" in told
     assert "small/deeper seed 0: needs train" in told
     assert set(_measured(plan())) == {"small/closed"}
-    assert "| open | not run |" in (plan().report / run.TABLE).read_text(encoding="utf-8")
+    assert "| open | not run |" in plan().table.read_text(encoding="utf-8")
     monkeypatch.setitem(runner.COMMANDS, "train", (good, outcome))
     assert run.run(plan(), [GROUP]) == 0  # what failed is tried again
     assert len(_measured(plan())) == 3
@@ -174,7 +175,7 @@ def test_rows_run_through_the_real_entry_points(
         tmp_path / "model", reader_tokenizer_file, retriever_tokenizer_file
     )
     plan = run.Plan(
-        Bench(Data(tmp_path / "data", None, 3), checkpoint),
+        Bench(Data(tmp_path / "data", None, 3), checkpoint, NANO),
         Runner(tmp_path / "runs"),
         selected([GROUP], ""),
         (0,),
