@@ -227,6 +227,7 @@ class Bench:
             {
                 **self._edition(edition, other),
                 **lesson,
+                **self.pair.short,
                 "TRAIN_FILE": drawn,
                 "EVAL_FILE": test,
                 **own,
@@ -255,6 +256,7 @@ class Bench:
                 "TRAIN_FILE": self.data.labelled(train, count, seed),
                 "EVAL_FILE": self.data.sample(self.data.of(f"{FACTBOOK}/claims_test.jsonl")),
                 "FeverTask.answer_by": "likelihood",
+                **self.pair.short,
                 **(bindings or {}),
             },
             "tasks/fever.gin",

@@ -41,6 +41,7 @@ class Pair:
       closed_lesson: whether closed-book rows, too, come after the lesson.
       joint: whether both towers are trained in pretraining, so that the index is made again.
       lengths: pretext task -> bindings.
+      short: bindings of tasks whose queries are as short as questions, but which no folder tells.
       choice: bindings of multiple choice.
       report: name of table, figure and JSON, without its ending.
       about: text of the report: what the rows begin with, and how they are taught.
@@ -54,6 +55,7 @@ class Pair:
     closed_lesson: bool
     joint: bool
     lengths: Mapping[str, Bindings]
+    short: Bindings
     choice: Bindings
     report: str
     about: str
@@ -91,6 +93,7 @@ NANO = Pair(
     closed_lesson=True,
     joint=True,
     lengths=_PRETEXT_LENGTHS,
+    short={},
     choice={"QUERY_LENGTH": 96},
     report="claims_nano",
     about="""\
@@ -114,6 +117,7 @@ MINI = Pair(
     closed_lesson=False,
     joint=False,
     lengths={task: _wide(task, own) for task, own in _PRETEXT_LENGTHS.items()},
+    short={"QUERY_LENGTH": 32},
     choice={"QUERY_LENGTH": 96, "TEXT_LENGTH": 96 + 194},
     report="claims",
     about="""\

@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from atlas_jax import evaluate, index_command, mini, train_retriever
 from atlas_jax.build_index import main as build_index_main
+from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.core.paths import check_output_folder
@@ -79,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             recipe = dataclasses.replace(recipe, asked=options.count)
         place = Place(Path(options.out), _checkpoint(options, recipe))
         clear(place.out)
+        if not jax.config.jax_compilation_cache_dir:  # many of the runs are the same programs
+            CompilerConfig(cache=str((place.out / "programs").absolute())).apply()
         run(place, recipe, source, options.seed, bindings, make=not own)
     except (UserError, OSError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
