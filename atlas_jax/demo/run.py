@@ -10,6 +10,7 @@ Everything runs through the same entry points that users run; each command is sh
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 import time
@@ -17,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from atlas_jax import evaluate, index_command, mini, train_retriever
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             recipe = dataclasses.replace(recipe, asked=options.count)
         place = Place(Path(options.out), _checkpoint(options, recipe))
         clear(place.out)
-        if not jax.config.jax_compilation_cache_dir:  # many of the runs are the same programs
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # many of the runs share programs
             CompilerConfig(cache=str((place.out / "programs").absolute())).apply()
         run(place, recipe, source, options.seed, bindings, make=not own)
     except (UserError, OSError) as error:
