@@ -278,6 +278,30 @@ def constrain(x: Any, *logical_axes: str | None) -> Any:
     return jax.lax.with_sharding_constraint(x, NamedSharding(active.mesh, spec))
 
 
+def active_spec(shape: Sequence[int], *logical_axes: str | None) -> PartitionSpec:
+    """Mesh axes of an activation of this shape, for a function that runs on each device's part.
+
+    As `constrain` lays it out, but whole on every device along an axis that does not divide.
+    Without an active mesh nothing is split.
+
+    Raises:
+      ValueError: unknown axis name.
+    """
+    active = _ACTIVE.get()
+    if active is None:
+        return PartitionSpec(*[None] * len(shape))
+    if _PASSAGE_ROWS.get():
+        logical_axes = _as_rows(jax.ShapeDtypeStruct(shape, bool), logical_axes, active)
+    spec = logical_to_spec(logical_axes, active.rules)
+    parts = [math.prod(active.mesh.shape[a] for a in _as_tuple(axes)) for axes in spec]
+    return PartitionSpec(
+        *(
+            axes if size % count == 0 else None
+            for size, count, axes in zip(shape, parts, spec, strict=True)
+        )
+    )
+
+
 def param_shardings(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = STANDARD_RULES) -> Any:
     """Shardings of a (possibly abstract) tree of parameters boxed with their axis names.
 

@@ -4,7 +4,8 @@ A product [.., m, c] x [.., c, n] counts 2 m n c for each of its batch entries. 
 counted: norms, softmax and updates are below one per cent in these models. The body of a scan
 counts as often as it runs. Of several branches the last one counts, which is that for True: a
 step's conditions are that its gradient is finite and that its passages fit into their rows. A
-rematerialised product counts each time it is computed.
+rematerialised product counts each time it is computed. The body of a Pallas kernel counts for each
+step of its grid, also for steps that find nothing to read.
 """
 
 import math
@@ -42,6 +43,8 @@ def _equation_flops(eqn: Any, loop_trips: int, scan_once: bool) -> float:
         times = loop_trips
     elif eqn.primitive.name == "shard_map":
         times = eqn.params["mesh"].size  # the body is the work of one device
+    elif eqn.primitive.name == "pallas_call":
+        times = 1.0 if scan_once else math.prod(eqn.params["grid_mapping"].grid)
     return times * sum(map(sum, inner))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from atlas_jax.planning.hlo_text import Computation, Instruction, parse
 from atlas_jax.planning.products import product_flops
-from atlas_jax.planning.traffic import continues, moved
+from atlas_jax.planning.traffic import continues, kernel_cost, moved
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -135,7 +135,10 @@ class Program:
 
     @property
     def product_flops(self) -> float:
-        """FLOPs of one chip's products per run; those in a loop count as often as it runs."""
+        """FLOPs of one chip's products per run; those in a loop count as often as it runs.
+
+        Those of a Pallas kernel are what the kernel says of itself.
+        """
         total = 0.0
         for name, runs in self._runs.items():
             body = self.computations[name]
@@ -143,6 +146,8 @@ class Program:
                 if one.opcode in _PRODUCTS:
                     left, right = (operand.type for operand in body.operands(one)[:2])
                     total += runs * product_flops(one.opcode, one.type, left, right, one.rest)
+                elif cost := kernel_cost(one):
+                    total += runs * cost[0]
         return total
 
     @property

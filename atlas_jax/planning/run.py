@@ -93,8 +93,13 @@ class Run:
 
     @property
     def without_remat(self) -> "Run":
-        """The same run, which keeps all activations."""
-        reader = dataclasses.replace(self.models.reader.config, remat_policy="none")
+        """The same run, which keeps all activations.
+
+        Fused attention computes its logits again for the backward pass, so it is replaced too.
+        """
+        reader = dataclasses.replace(
+            self.models.reader.config, remat_policy="none", attention="xla"
+        )
         retriever = dataclasses.replace(self.models.retriever.config, remat_policy="none")
         models = Models(T5(reader), DualEncoder(retriever))
         return dataclasses.replace(self, models=models)

@@ -4,6 +4,9 @@ An operation reads its operands and writes its result. If it takes or writes onl
 value, only the slice counts. XLA passes such values to a fusion as a whole: all layers of a scan go
 in, but one is read; the gradients of all layers go in and out, but one is written. So the inside of
 a fusion is examined, and the fusions inside it.
+
+What a Pallas kernel does is hidden from the compiler. The kernel says itself how many bytes its
+blocks move and how many FLOPs its products have (`CostEstimate`).
 """
 
 import math
@@ -19,6 +22,7 @@ _FREE = frozenset(
 # The TPU compiler's calls that only name one buffer or several adjacent ones.
 _FREE_CALLS = frozenset(("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"))
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)"[^}]*"bytes_accessed":"(\d+)"')
 _SLICES = frozenset(("dynamic-slice", "gather", "slice"))  # they read as much as they give
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # write this operand into the first, in place
 
@@ -28,6 +32,9 @@ def moved(one: Instruction, body: Computation, computations: dict[str, Computati
     if one.opcode in _FREE or one.opcode.endswith("-done") or target(one) in _FREE_CALLS:
         return 0
     operands = body.operands(one)
+    if cost := kernel_cost(one):
+        on_chip = sum(value.size - value.bytes for value in (one, *operands))
+        return max(0, cost[1] - on_chip)
     if one.opcode in _SLICES and operands:
         return one.bytes + (one.size if operands[0].bytes else 0)
     if one.opcode in _UPDATES and len(operands) > _UPDATES[one.opcode]:
@@ -46,6 +53,12 @@ def target(one: Instruction) -> str:
     """The target of a custom call; empty for other operations."""
     found = _TARGET.search(one.rest) if one.opcode == "custom-call" else None
     return found[1] if found else ""
+
+
+def kernel_cost(one: Instruction) -> tuple[int, int] | None:
+    """FLOPs and bytes that a Pallas kernel says of itself; None for other operations."""
+    found = _COST.search(one.rest) if one.opcode == "custom-call" else None
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def continues(one: Instruction, body: Computation) -> bool:

@@ -8,15 +8,18 @@ The axes of rows and heads stay separate because they are sharded over different
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from atlas_jax.core import adapters
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.layers import Dense, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
+from atlas_jax.reader import fused
 from atlas_jax.reader.config import ReaderConfig
 
 MASKED = -1e10  # in float32, any logit added to it is lost
@@ -27,6 +30,21 @@ class KeyValue(NamedTuple):
 
     key: Float[Array, "n h s c"]
     value: Float[Array, "n h s c"]
+
+
+@flax.struct.dataclass
+class FusedRead:
+    """What fused attention reads.
+
+    Attributes:
+      seen: which positions each position reads.
+      distances_hd: float32 biases by distance (`RelativePositionBias.by_distance`), if any.
+      visible_nq1: bool, False where nothing is seen; zeros are read there. None = not asked.
+    """
+
+    seen: fused.Seen
+    distances_hd: Array | None = None
+    visible_nq1: Array | None = None
 
 
 def mask_bias(mask: Bool[Array, "*any"]) -> Float[Array, "*any"]:
@@ -102,6 +120,53 @@ class Attention(nn.Module):
         y = y_nhqc.transpose(0, 2, 1, 3).reshape(n, q, h * c)  # heads side by side again
         return self.out(constrain(y, "batch", "length", "joined_kv")), own_nhqs
 
+    def fused(
+        self,
+        x_nqd: Float[Array, "n q d"],
+        source_nsd: Float[Array, "n s d"],
+        read: FusedRead,
+        deterministic: bool,
+        weight_nq: Shaped[Array, "n q"] | None = None,
+    ) -> tuple[Float[Array, "n q d"], Float[Array, "n s"] | None]:
+        """Attend from x to a source by the kernels of `fused`.
+
+        Args:
+          x_nqd, source_nsd: attending positions, and those that are read.
+          read: masks and biases.
+          deterministic: no dropout. Its draws are those of `__call__`: since it has one mask for
+            all queries, the values are dropped in place of the probabilities.
+          weight_nq: weights of the attending positions; asks for the attention mass.
+
+        Returns:
+          [n, q, d], and with weights the float32 mass [n, s] (`fused.attend`).
+
+        Raises:
+          UserError: the attention has a prefix.
+        """
+        if adapters.prefix_length(self):
+            raise UserError(
+                "ReaderConfig.attention = 'fused' cannot read the prefix of an attention "
+                "(DeltaConfig.kind = 'prefix'): bind ReaderConfig.attention = 'xla'"
+            )
+        value_nse = self.value(source_nsd)
+        if not deterministic:
+            value_nse = self._drop(value_nse)
+        y, mass = fused.attend(
+            self.query(x_nqd), self.key(source_nsd), value_nse, read.seen, read.distances_hd,
+            self.config.num_heads, weight_nq,
+        )  # fmt: skip
+        y = self.out(constrain(y, "batch", "length", "joined_kv"))
+        return (y if read.visible_nq1 is None else jnp.where(read.visible_nq1, y, 0)), mass
+
+    def _drop(self, value_nse: jax.Array) -> jax.Array:
+        """Dropout of probabilities with one mask for all queries, applied to the values."""
+        n, s, width = value_nse.shape
+        heads = self.config.num_heads
+        factor_nh1s = self.dropout(jnp.ones((n, heads, 1, s), jnp.float32), deterministic=False)
+        factor_nsh = constrain(factor_nh1s[:, :, 0].transpose(0, 2, 1), "batch", None, "heads")
+        factor_nse = jnp.repeat(factor_nsh, width // heads, axis=2)  # for all channels of a head
+        return (value_nse.astype(jnp.float32) * factor_nse).astype(value_nse.dtype)
+
     def _split_heads(self, x: jax.Array) -> jax.Array:
         n, length, _ = x.shape
         x = x.reshape(n, length, self.config.num_heads, self.config.head_dim)  # head-major columns
@@ -146,9 +211,13 @@ class RelativePositionBias(nn.Module):
     config: ReaderConfig
     bidirectional: bool
 
-    @nn.compact
     def __call__(self, q_len: int, s_len: int) -> Float[Array, "1 h {q_len} {s_len}"]:
         """Biases of every query and key position, float32 [1, h, q_len, s_len]."""
+        return _spread_distances(self.by_distance(q_len, s_len), q_len, s_len)[None]
+
+    @nn.compact
+    def by_distance(self, q_len: int, s_len: int) -> Float[Array, "h d"]:
+        """Biases of key positions minus query positions from -(q_len - 1) to s_len - 1, float32."""
         cfg = self.config
         table_hp: Any = self.param(
             "rel_embedding",
@@ -165,7 +234,7 @@ class RelativePositionBias(nn.Module):
         )
         # A product with a one-hot array: the gradient of a look-up would be a slow scatter.
         one_hot = jax.nn.one_hot(buckets, cfg.relpos_buckets, dtype=jnp.float32)
-        return _spread_distances(table_hp @ one_hot.T, q_len, s_len)[None]
+        return table_hp @ one_hot.T
 
 
 def _spread_distances(values: jax.Array, q_len: int, s_len: int) -> jax.Array:

@@ -13,6 +13,7 @@ from atlas_jax.encoders.bert import BertConfig
 
 RematPolicy = Literal["none", "minimal", "full"]
 EncoderKind = Literal["t5", "pair"]
+AttentionKind = Literal["xla", "fused"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _ACTIVATIONS = (("relu",), ("gelu", "linear"))
@@ -49,6 +50,8 @@ class ReaderConfig(ExpertFields):
         only the products with parameters, ``'full'`` only the inputs of each layer.
       float32_attention_logits: compute query-key products to float32 even when ``dtype``
         is narrower.
+      attention: ``'xla'``, or ``'fused'``: kernels for TPU that keep the logits of the encoder's
+        and of the cross-attention on the chip (`fused`). The results are the same.
       encoder: ``'t5'``, or ``'pair'``: a BERT tower that reads question and passage first
         apart and then together (`pair_encoder`).
       apart_layers: layers of a pair encoder that see question and passage apart. They and the
@@ -77,6 +80,7 @@ class ReaderConfig(ExpertFields):
     scan_layers: bool = False
     remat_policy: RematPolicy = "none"
     float32_attention_logits: bool = True
+    attention: AttentionKind = "xla"
     encoder: EncoderKind = "t5"
     apart_layers: bounds.AtLeast0 = 0
     encoder_mlp_dim: bounds.AtLeast0 = 0
@@ -136,6 +140,7 @@ class ReaderConfig(ExpertFields):
                 f"at most num_encoder_layers = {self.num_encoder_layers}",
             ),
             "encoder_mlp_dim": (self.encoder_mlp_dim >= 1, "at least 1"),
+            "attention": (self.attention == "xla", "'xla' for a pair encoder"),
             "start_id": (self.start_id < self.vocab_size, "a token of the vocabulary"),
             "scan_layers": (not self.scan_layers, "False for a pair encoder"),
             "emb_dim": (

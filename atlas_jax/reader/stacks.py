@@ -16,8 +16,15 @@ from atlas_jax.core.experts import SwitchMlp
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, RMSNorm
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
-from atlas_jax.reader.attention import Attention, KeyValue, RelativePositionBias, mask_bias
+from atlas_jax.reader.attention import (
+    Attention,
+    FusedRead,
+    KeyValue,
+    RelativePositionBias,
+    mask_bias,
+)
 from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.fused import Seen
 from atlas_jax.reader.pointer import (
     Pointed,
     Pointer,
@@ -150,13 +157,16 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x_nld: Float[Array, "n l d"],
-        biases: tuple[Float[Array, "#n #h #l l"], ...],
+        biases: tuple[Float[Array, "#n #h #l l"], ...] | FusedRead,
         deterministic: bool,
     ) -> tuple[Float[Array, "n l d"], None]:
         """[n, l, d] -> [n, l, d]; a scan needs an output for each layer, which is None."""
         x = constrain(x_nld, "batch", "length", "embed")
         y = self.pre_attention_layer_norm(x)
-        y, _ = self.attention(y, self.attention.keys_values(y), biases, deterministic)
+        if isinstance(biases, FusedRead):
+            y, _ = self.attention.fused(y, y, biases, deterministic)
+        else:
+            y, _ = self.attention(y, self.attention.keys_values(y), biases, deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
         return x + self.dropout(y, deterministic=deterministic), None
@@ -187,7 +197,7 @@ class DecoderLayer(nn.Module):
         x_ntd: Float[Array, "n t d"],
         enc_bsd: Float[Array, "b s d"],
         biases: tuple[Float[Array, "#n #h #t t"], ...],
-        source_mask: SourceMask,
+        source_mask: SourceMask | FusedRead,
         weight_bt: Shaped[Array, "b t"] | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "n t d"], Float[Array, "b s"] | None]:
@@ -200,9 +210,10 @@ class DecoderLayer(nn.Module):
         y = self.pre_self_attention_layer_norm(x)
         y, _ = self.self_attention(y, self.self_attention.keys_values(y), biases, deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
-        source = self.encoder_decoder_attention.keys_values(enc_bsd)
-        x, probs = self._read_source(x, source, source_mask, deterministic)
-        mass = None if weight_bt is None else _attention_mass(probs, source.value, weight_bt)
+        source: KeyValue | jax.Array = enc_bsd
+        if isinstance(source_mask, SourceMask):
+            source = self.encoder_decoder_attention.keys_values(enc_bsd)
+        x, mass = self._read_source(x, source, source_mask, deterministic, weight_bt)
         return self._feed_forward(x, deterministic), mass
 
     def source_cache(self, _: None, enc_bsd: Float[Array, "b s d"]) -> tuple[None, KeyValue]:
@@ -227,17 +238,29 @@ class DecoderLayer(nn.Module):
         return self._feed_forward(x, True), cache
 
     def _read_source(
-        self, x_ntd: jax.Array, source: KeyValue, mask: SourceMask, deterministic: bool
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        x_ntd: jax.Array,
+        source: Any,
+        mask: SourceMask | FusedRead,
+        deterministic: bool,
+        weight_bt: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Read a source: keys and values, or for fused attention its states [b, s, d]."""
         n, t, d = x_ntd.shape
         y = self.pre_cross_attention_layer_norm(x_ntd)
-        b = source.key.shape[0]
+        b = jax.tree.leaves(source)[0].shape[0]
         y = y.reshape(b, n // b * t, d)  # variants of one source side by side
-        y, probs = self.encoder_decoder_attention(y, source, (mask.bias_n1qs,), deterministic)
-        if not adapters.prefix_length(self.encoder_decoder_attention):  # which can always be read
-            y = jnp.where(mask.visible_nq1, y, 0)
+        attention, mass = self.encoder_decoder_attention, None
+        if isinstance(mask, FusedRead):
+            y, mass = attention.fused(y, source, mask, deterministic, weight_bt)
+        else:
+            y, probs = attention(y, source, (mask.bias_n1qs,), deterministic)
+            if not adapters.prefix_length(attention):  # which can always be read
+                y = jnp.where(mask.visible_nq1, y, 0)
+            if weight_bt is not None:
+                mass = _attention_mass(probs, source.value, weight_bt)
         y = y.reshape(n, t, d)
-        return x_ntd + self.dropout(y, deterministic=deterministic), probs
+        return x_ntd + self.dropout(y, deterministic=deterministic), mass
 
     def _feed_forward(self, x: jax.Array, deterministic: bool) -> jax.Array:
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
@@ -308,15 +331,23 @@ class Encoder(nn.Module):
         self.dropout = dropout(cfg)
 
     def __call__(
-        self, x_nld: Float[Array, "n l d"], mask_nql: Bool[Array, "n _ l"], deterministic: bool
+        self,
+        x_nld: Float[Array, "n l d"],
+        seen: Bool[Array, "n _ l"] | Seen,
+        deterministic: bool,
     ) -> Float[Array, "n l d"]:
         """Embedded tokens [n, l, d] -> normed states [n, l, d].
 
         Args:
-          mask_nql: which tokens each token attends to; q is l, or 1 if all attend to the same.
+          seen: which tokens each token attends to: a mask [n, q, l], where q is l, or 1 if all
+            attend to the same; or for fused attention their segments.
         """
         length = x_nld.shape[1]
-        biases = (self.relpos_bias(length, length), mask_bias(mask_nql)[:, None])
+        biases: Any
+        if isinstance(seen, Seen):
+            biases = FusedRead(seen, self.relpos_bias.by_distance(length, length))
+        else:
+            biases = (self.relpos_bias(length, length), mask_bias(seen)[:, None])
         x = self.dropout(x_nld, deterministic=deterministic)
         if self.config.scan_layers:
             x, _ = self.layers(x, biases, deterministic)
@@ -351,7 +382,7 @@ class Decoder(nn.Module):
         self,
         x_ntd: Float[Array, "n t d"],
         enc_bsd: Float[Array, "b s d"],
-        source_mask: SourceMask,
+        source_mask: SourceMask | FusedRead,
         weight_bt: Shaped[Array, "b t"] | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "n t d"], Float[Array, "b s"] | None]:
@@ -425,3 +456,11 @@ def mask_source(mask_brs: jax.Array, t: int) -> SourceMask:
         mask_brs = jnp.repeat(mask_brs, t, axis=1)
         visible_br = jnp.repeat(visible_br, t, axis=1)
     return SourceMask(mask_bias(mask_brs)[:, None], visible_br[..., None])
+
+
+def whole_source(config: ReaderConfig, mask_brs: jax.Array, t: int) -> SourceMask | FusedRead:
+    """The mask [b, r, s] of each variant, for whole targets of `t` positions."""
+    if config.attention == "xla":
+        return mask_source(mask_brs, t)
+    visible_br = jnp.repeat(jnp.any(mask_brs, axis=-1), t, axis=1)
+    return FusedRead(Seen.of_source(mask_brs, t), visible_nq1=visible_br[..., None])

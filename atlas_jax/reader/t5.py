@@ -31,6 +31,7 @@ from atlas_jax.core.layers import Embed, matmul
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.reader.config import ReaderConfig
+from atlas_jax.reader.fused import UNREAD, Seen
 from atlas_jax.reader.pair_encoder import PairEncoder, blocks_of
 from atlas_jax.reader.pointer import (
     PointerState,
@@ -43,6 +44,7 @@ from atlas_jax.reader.stacks import (
     DecodingState,
     Encoder,
     mask_source,
+    whole_source,
 )
 
 
@@ -92,6 +94,10 @@ class T5(WithPrefixes):
             if segments_nl is not None:
                 raise ValueError("a pair encoder reads one question and passage a row")
             return self.encoder(x, tokens_nl, deterministic)
+        if self.config.attention == "fused":
+            segments = jnp.zeros_like(tokens_nl) if segments_nl is None else segments_nl
+            segments = jnp.where(tokens_nl > 0, segments, UNREAD)
+            return self.encoder(x, Seen(segments, segments), deterministic)
         visible = (tokens_nl > 0)[:, None]
         if segments_nl is not None:
             visible &= segments_nl[:, :, None] == segments_nl[:, None]
@@ -170,7 +176,7 @@ class T5(WithPrefixes):
         if weight_bt is not None and r != 1:
             raise ValueError(f"attention mass is defined for one variant per source, not {r}")
         x = self._embed_targets(decoder_input_brt.reshape(b * r, t))  # variants become rows
-        source_mask = mask_source(enc_mask_brs, t)
+        source_mask = whole_source(self.config, enc_mask_brs, t)
         states, mass = self.decoder(x, enc_bsd, source_mask, weight_bt, deterministic)
         return states.reshape(b, r, t, -1), mass
 
