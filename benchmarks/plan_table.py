@@ -143,7 +143,10 @@ def page(rows: dict[str, Any]) -> str:
         "`make plan-table` writes this page from `plan_rows.json`. [Does it fit?](../plan.md) says",
         f"what the columns mean. All rows are of a train step with {PASSAGES:,} passages.",
         "Sizes are in GiB per chip. Seconds and MFU are bounds: with and without overlap of",
-        "products and collectives. The recipes:",
+        "products and collectives. A reader input is padded to its full length, or passages",
+        "[share rows](../packing.md): as many as those of 170 tokens on average need. Then MFU is",
+        "of the rows that are read. `fused` is [fused attention](../fused_attention.md) in the",
+        "reader, whose kernels state their own FLOPs and bytes. The recipes:",
         "",
         *_recipes(rows),
         "",
@@ -163,15 +166,16 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "## All rows",
         "",
-        "| model | recipe | slice | index | passage tokens | remat | rules | microbatches | mesh "
+        "| model | recipe | slice | index | passage tokens | remat | rules | microbatches "
+        "| reads | mesh "
         "| fits | peak | of | parameters, optimiser | index | temporaries | least s/step "
         "| bound by | MFU | largest index |",
-        "|---" * 19 + "|",
+        "|---" * 20 + "|",
     ]
     for row in ROW_LIST:
         given = [row.model, row.recipe, row.where, row.index]
         given += [str(row.passage_length or "shipped"), row.remat or "shipped"]
-        given += ["sequence" if row.sequence else "standard", str(row.accumulate)]
+        given += ["sequence" if row.sequence else "standard", str(row.accumulate), row.reading]
         cells = [row.mesh, "not compiled yet", *[""] * 9]
         if row.name in rows:
             cells = _cells(rows[row.name]["plan"])
@@ -226,6 +230,7 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             how += [f"remat {row.remat}"] if row.remat else []
             how += [f"passages of {row.passage_length} tokens"] if row.passage_length else []
             how += ["mesh/sequence.gin"] if row.sequence else []
+            how += [row.reading] if row.packed or row.fused else []
             cells = [row.where + (f" ({', '.join(how)})" if how else "")]
             cells += [f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
             cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", _least(train)[0]]
