@@ -25,6 +25,7 @@ from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, RecallConfig
+from atlas_jax.datasets.passage_rules import PassagesConfig
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.encoders.masking import MaskingConfig
@@ -78,10 +79,10 @@ CONFIGURABLES = (
     CheckpointConfig, ClassifierTrainConfig, CompilerConfig, ContrastiveConfig, CorpusConfig,
     DataConfig, DeltaConfig, DemonstrationConfig, DistillationConfig, EncoderModelConfig,
     EncoderTrainConfig, EvalConfig, GenerationConfig, LeakConfig, MaskingConfig, MeshConfig,
-    ModelConfig, OptimizerConfig, PartitionRules, PetConfig, ProfileConfig, ReaderConfig,
-    RecallConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig, RetrieverTrainConfig, RowsConfig,
-    ScannConfig, SelfTrainConfig, ServeConfig, StalenessConfig, StepConfig, StoreConfig,
-    TrainConfig, train_tokenizers, *TASKS.values(),
+    ModelConfig, OptimizerConfig, PartitionRules, PassagesConfig, PetConfig, ProfileConfig,
+    ReaderConfig, RecallConfig, RefreshPolicy, RetrieveConfig, RetrieverConfig,
+    RetrieverTrainConfig, RowsConfig, ScannConfig, SelfTrainConfig, ServeConfig, StalenessConfig,
+    StepConfig, StoreConfig, TrainConfig, train_tokenizers, *TASKS.values(),
 )  # fmt: skip
 for _one in CONFIGURABLES:
     gin.external_configurable(_one)

@@ -1,6 +1,7 @@
 """Leak control: remove passages from a corpus that give evaluation questions away."""
 
 import dataclasses
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -53,9 +54,6 @@ class LeakConfig:
     def __post_init__(self) -> None:
         """Refuse missing values and values out of range; the error names the binding."""
         bounds.check(self)
-        for name in ("passages", "files", "output", "report"):
-            if not getattr(self, name):
-                raise UserError(f"LeakConfig.{name} is not given: bind it to a jsonl file")
         if self.overlap not in _OVERLAPS:
             raise UserError(
                 f"LeakConfig.overlap = {self.overlap!r}: expected one of "
@@ -86,10 +84,12 @@ def remove_leaks(config: LeakConfig, task: Task, rows: RowsConfig = STRICT) -> L
     Raises:
       UserError: a file is at fault; names the file and the line.
     """
+    for name in ("passages", "files", "output", "report"):
+        if not getattr(config, name):
+            raise UserError(f"LeakConfig.{name} is not given: bind it to a jsonl file")
     for name in ("output", "report"):
         check_output_file(getattr(config, name), f"LeakConfig.{name}")
-    asked = _asked(config, task, rows)
-    grams = _grams(asked, config)
+    leaks = LeakFilter.of(config, task, rows)
     leaked: set[tuple[str, str]] = set()
     removed: set[int] = set()
     total = 0
@@ -98,71 +98,100 @@ def remove_leaks(config: LeakConfig, task: Task, rows: RowsConfig = STRICT) -> L
         nonlocal total
         for line, passage in show_progress("find leaks", _passages(config, rows)):
             total += 1
-            found = _leak(passage, asked, grams, config)
-            if found is None:
-                continue
-            place, side, shared = found
-            removed.add(line)
-            file, example = asked[place]
-            leaked.add((file, example.id))
-            yield {
-                "passage": str(passage["id"]),
-                "title": passage.get("title") or "",
-                "file": file,
-                "question": example.id,
-                "side": side,
-                "shared": shared,
-                "answer_in_passage": _has_answer(passage, example),
-            }
+            found = leaks(passage)
+            if found is not None:
+                removed.add(line)
+                leaked.add((found["file"], found["question"]))
+                yield found
 
     write_jsonl(config.report, report())
     kept = (passage for line, passage in _passages(config, rows) if line not in removed)
     write_jsonl(config.output, kept)
-    return LeakCounts(total, len(removed), len(asked), len(leaked))
+    return LeakCounts(total, len(removed), len(leaks.asked), len(leaked))
 
 
-def _asked(config: LeakConfig, task: Task, rows: RowsConfig) -> list[tuple[str, Example]]:
-    files = (config.files,) if isinstance(config.files, str) else config.files
-    return [
-        (file, task.example(record)) for file in files for record in task.load(file, False, rows)
-    ]
+@dataclasses.dataclass(frozen=True)
+class LeakFilter:
+    """Tells of a passage whether it leaks. It is pickled small: the n-grams are made when used.
+
+    Attributes:
+      asked: file and example of each evaluation question.
+      config: when a passage leaks.
+    """
+
+    asked: tuple[tuple[str, Example], ...]
+    config: LeakConfig
+
+    @classmethod
+    def of(cls, config: LeakConfig, task: Task, rows: RowsConfig = STRICT) -> "LeakFilter":
+        """The filter of the questions in `config.files`.
+
+        Raises:
+          UserError: a file is at fault; names the file and the line.
+        """
+        files = (config.files,) if isinstance(config.files, str) else config.files
+        return cls(
+            tuple((f, task.example(one)) for f in files for one in task.load(f, False, rows)),
+            config,
+        )
+
+    def __call__(self, passage: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The line of the report on a passage that leaks; None for one that does not."""
+        found = self._first(passage)
+        if found is None:
+            return None
+        place, side, shared = found
+        file, example = self.asked[place]
+        return {
+            "passage": str(passage["id"]),
+            "title": passage.get("title") or "",
+            "file": file,
+            "question": example.id,
+            "side": side,
+            "shared": shared,
+            "answer_in_passage": _has_answer(passage, example),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the n-grams."""
+        return {"asked": self.asked, "config": self.config}
+
+    def _first(self, passage: Mapping[str, Any]) -> tuple[int, str, str] | None:
+        """The first question given away, whether by question or answer, and the shared words."""
+        row = words(_text(passage))
+        needs_answer = self.config.overlap == "question_and_answer"
+        for length, known in self._grams.items():
+            for start in range(len(row) - length + 1):
+                shared = " ".join(row[start : start + length])
+                for place, side in known.get(shared, ()):
+                    if not needs_answer or _has_answer(passage, self.asked[place][1]):
+                        return place, side, shared
+        return None
+
+    @functools.cached_property
+    def _grams(self) -> _Grams:
+        found: dict[int, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
+        for place, (_, example) in enumerate(self.asked):
+            for side, row in _sides(example, self.config):
+                length = min(self.config.ngram, len(row))
+                for start in range(len(row) - length + 1 if length else 0):
+                    found[length][" ".join(row[start : start + length])].append((place, side))
+        return found
+
+
+def _sides(example: Example, config: LeakConfig) -> list[tuple[str, list[str]]]:
+    """The words of the question and, if they count by themselves, of answers and options."""
+    sides = [("question", words(example.retriever_text))]
+    if config.overlap == "question_or_answer":
+        options = (choice.answer for choice in example.choices)
+        answers = [words(text) for text in dict.fromkeys((*example.answers, *options))]
+        sides += [("answer", one) for one in answers if len(one) >= config.min_answer_words]
+    return sides
 
 
 def _passages(config: LeakConfig, rows: RowsConfig) -> Iterator[tuple[int, dict[str, Any]]]:
     found = read_passages(config.passages, rows=rows)
     return ((number, passage) for number, (_, passage) in enumerate(found))
-
-
-def _grams(asked: list[tuple[str, Example]], config: LeakConfig) -> _Grams:
-    found: dict[int, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
-    for place, (_, example) in enumerate(asked):
-        texts = [("question", words(example.retriever_text))]
-        if config.overlap == "question_or_answer":
-            options = (choice.answer for choice in example.choices)
-            answers = [words(text) for text in dict.fromkeys((*example.answers, *options))]
-            texts += [("answer", one) for one in answers if len(one) >= config.min_answer_words]
-        for side, row in texts:
-            length = min(config.ngram, len(row))
-            for start in range(len(row) - length + 1 if length else 0):
-                found[length][" ".join(row[start : start + length])].append((place, side))
-    return found
-
-
-def _leak(
-    passage: Mapping[str, Any],
-    asked: list[tuple[str, Example]],
-    grams: _Grams,
-    config: LeakConfig,
-) -> tuple[int, str, str] | None:
-    """The first question given away, whether by question or answer, and the shared words."""
-    row = words(_text(passage))
-    for length, known in grams.items():
-        for start in range(len(row) - length + 1):
-            shared = " ".join(row[start : start + length])
-            for place, side in known.get(shared, ()):
-                if config.overlap != "question_and_answer" or _has_answer(passage, asked[place][1]):
-                    return place, side, shared
-    return None
 
 
 def _has_answer(passage: Mapping[str, Any], example: Example) -> bool:

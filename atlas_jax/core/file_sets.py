@@ -24,6 +24,7 @@ Place = tuple[str, int]  # file and line
 Check = Callable[[str, int, Fields, Layout | None], None]
 
 _HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$")
+_SHARD = re.compile(r"(?P<stem>.*-)\d{5}-of-(?P<all>\d{5})(?P<suffix>\..*)?")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _WANTED = (
     "passages are read from jsonl files of {id, title, text}, one object a line, from tables "
@@ -35,7 +36,8 @@ def passage_files(path: str | os.PathLike[str]) -> list[str]:
     """The files that a path stands for: one file, those in a folder, or those of a pattern.
 
     Raises:
-      UserError: there is no such file, or a folder holds none that can be read.
+      UserError: there is no such file, a folder holds none that can be read, or a file is named as
+        a shard (`passages-00000-of-00064.jsonl`) of which others are missing on the disk.
     """
     text = os.fspath(path)
     if is_remote(text) or as_path(text).is_file():
@@ -50,13 +52,24 @@ def passage_files(path: str | os.PathLike[str]) -> list[str]:
         )
         if not found:
             raise UserError(f"{text}: no file of this folder can be read; {_WANTED}")
-        return found
+        return _whole_sets(found)
     if glob.has_magic(text):
         found = sorted(one for one in glob.glob(text, recursive=True) if os.path.isfile(one))
         if not found:
             raise UserError(f"{text}: no file has such a name; {_WANTED}")
-        return found
+        return _whole_sets(found)
     raise UserError(f"{text}: no such file")
+
+
+def _whole_sets(files: list[str]) -> list[str]:
+    """The files, if all shards of each set are on the disk; a pattern may leave some out."""
+    shards = filter(None, map(_SHARD.fullmatch, files))
+    for stem, count, suffix in {one.group("stem", "all", "suffix"): None for one in shards}:
+        for number in range(int(count)):
+            name = f"{stem}{number:05d}-of-{count}{suffix or ''}"
+            if not os.path.exists(name):
+                raise UserError(f"{name} is missing: the set of {int(count)} shards is not whole")
+    return files
 
 
 def read_passages(

@@ -82,7 +82,7 @@ def read_jsonl(
         if not raw.strip():
             continue
         try:
-            record = _parse(raw.rstrip(), where)
+            record = parse_record(raw.rstrip(), where)
             check_fields(record, needed, optional or {}, where)
             if check is not None:
                 check(number, record)
@@ -214,7 +214,12 @@ def _decoded(raw: bytes, path: str | os.PathLike[str], number: int) -> str:
         return utf8_text(raw, f"{path}:{number}")  # raises an error that names the fault
 
 
-def _parse(raw: bytes, where: str) -> dict[str, Any]:
+def parse_record(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+      UserError: the line is no JSON object; `where` begins the message.
+    """
     record = strict_json.parse(raw, where)
     if not isinstance(record, dict):
         raise UserError(f"{where}: {_describe(record)} where a JSON object was expected")

@@ -4,6 +4,7 @@ An unfinished file is called `.NAME.partial` and has a note of its progress besi
 command continues from there.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -11,20 +12,70 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import STRICT, RowsConfig, atomic_text
-from atlas_jax.core.paths import as_path, check_output_file, check_output_folder, file_sha256
+from atlas_jax.core.jsonl import STRICT, BrokenRows, RowsConfig, atomic_text, raw_lines
+from atlas_jax.core.paths import (
+    as_path,
+    check_output_file,
+    check_output_folder,
+    file_sha256,
+    utf8_text,
+)
 from atlas_jax.core.progress import show_progress
 from atlas_jax.datasets.checksums import NOTES, note, read_checksums, read_notes, verified
+from atlas_jax.datasets.passage_rules import (
+    AS_PUBLISHED,
+    PassageRules,
+    Row,
+    as_line,
+    without_duplicates,
+)
 
-Row = dict[str, Any]
 # The published rows in order, each as the rows made from it (none, one or several).
 Read = Callable[[Sequence[Path], RowsConfig], Iterator[Sequence[Row]]]
 
+PASSAGES, LEAKS = "passages.jsonl", "leaks.jsonl"
+
 _SAVE_EVERY = 10_000  # published rows between two notes
+
+
+@dataclasses.dataclass(frozen=True)
+class ByLine:
+    """A `Read` of files whose lines can be read in any order, by any machine.
+
+    Attributes:
+      rows_of: the rows made from one line that is not blank; None for a line that is no published
+        row, such as a table's heading. Gets the line without its end, and where it stands; raises
+        a UserError that begins with this.
+    """
+
+    rows_of: Callable[[str, str], Sequence[Row] | None]
+
+    def __call__(self, paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+        """Read all files in their order."""
+        for path in paths:
+            broken = BrokenRows(path, rows)
+            for number, raw in raw_lines(path):
+                try:
+                    made = self.parsed(raw, f"{path}:{number}")
+                except UserError as error:
+                    broken.take(error)
+                    continue
+                if made is not None:
+                    yield made
+            broken.tell()
+
+    def parsed(self, raw: bytes, where: str) -> Sequence[Row] | None:
+        """The rows made from the bytes of a line; None if it is blank or no published row.
+
+        Raises:
+          UserError: the line is broken; begins with `where`.
+        """
+        line = utf8_text(raw, where).rstrip("\r\n")
+        return self.rows_of(line, where) if line.strip() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +94,11 @@ class Part:
     sources: tuple[str, ...]
     rows: int | None
     read: Read
+
+    @property
+    def holds_passages(self) -> bool:
+        """Whether a `PassageRules` applies to its rows."""
+        return self.output == PASSAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +126,7 @@ def prepare(
     sample: bool = False,
     checksums: str | Path = "",
     rows: RowsConfig = STRICT,
+    rules: PassageRules = AS_PUBLISHED,
 ) -> dict[str, int]:
     """Write all parts whose files are in `source`; parts already made from these files are kept.
 
@@ -80,14 +137,18 @@ def prepare(
       checksums: see `checksums.read_checksums`; a published file named in it must have this
         SHA-256.
       rows: what happens to a broken row.
+      rules: what is done with passages; other rows stay as they are. Passages that leak are told
+        in `out`/leaks.jsonl.
 
     Returns:
       File name -> number of rows; -1 for a file that was already there.
 
     Raises:
-      UserError: `source` has none of the files (the error says where they are published), or a
-        file has a broken row, another number of rows or another SHA-256.
+      UserError: `source` has none of the files (the error says where they are published), a file
+        has a broken row, another number of rows or another SHA-256, or there are rules for a data
+        set without passages.
     """
+    check_rules(dataset, rules)
     folder, counts = as_path(source), dict[str, int]()
     check_output_folder(out, "--out")
     sums = read_checksums(folder, checksums)
@@ -98,20 +159,60 @@ def prepare(
         if part.output in counts:  # made from another of its sources
             continue
         target, sources = Path(out) / part.output, verified(paths, folder, sums)
-        if target.exists() and _is_made_of(target, sources, sample):
+        asked = rules if part.holds_passages else AS_PUBLISHED
+        made_of = Made(sources, sample, asked.told())
+        if target.exists() and _is_made_of(target, made_of):
             counts[part.output] = -1
             continue
-        written = counts[part.output] = _write(part, paths, target, sample, rows)
-        found = {"rows": written, "sha256": file_sha256(target), "sources": sources}
-        note(target.parent, part.output, found | {"sample": sample})
+        written = counts[part.output] = _write(part, paths, target, sample, rows, asked)
+        found = {"rows": written, "sha256": file_sha256(target)} | made_of.note()
+        note(target.parent, part.output, found)
     _tell_unknown(dataset, folder)
     if not counts:
         raise UserError(_absent(dataset, folder))
     return counts
 
 
-def _is_made_of(target: Path, sources: dict[str, str], sample: bool) -> bool:
-    """Whether an existing file was made from these sources; if not, it is made again.
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What decides the content of a prepared file, as prepared.json notes it.
+
+    Attributes:
+      sources: name -> SHA-256 of each published file.
+      sample: whether its rows were not counted.
+      rules: `PassageRules.told`.
+    """
+
+    sources: dict[str, str]
+    sample: bool
+    rules: dict[str, Any]
+
+    def note(self) -> dict[str, Any]:
+        """The fields of the note."""
+        rules = {"rules": self.rules} if self.rules else {}
+        return {"sources": self.sources, "sample": self.sample} | rules
+
+    def is_noted(self, noted: dict[str, Any]) -> bool:
+        """Whether a note says the same."""
+        sample, rules = bool(noted.get("sample", self.sample)), noted.get("rules", {})
+        return (noted["sources"], sample, rules) == (self.sources, self.sample, self.rules)
+
+
+def check_rules(dataset: Dataset, rules: PassageRules) -> None:
+    """Refuse rules for passages where a data set has none.
+
+    Raises:
+      UserError: names the data set.
+    """
+    if rules.told() and not any(part.holds_passages for part in dataset.parts):
+        raise UserError(
+            f"{dataset.name} has no passages, so PassagesConfig and LeakConfig.files have nothing "
+            "to change"
+        )
+
+
+def _is_made_of(target: Path, made_of: Made) -> bool:
+    """Whether an existing file was made in this way; if not, it is made again.
 
     Raises:
       UserError: `prepare` did not write it, or it was changed later.
@@ -128,9 +229,10 @@ def _is_made_of(target: Path, sources: dict[str, str], sample: bool) -> bool:
             f"{target} was changed since it was written: its SHA-256 is {found[:12]}, and "
             f"{NOTES} says {noted['sha256'][:12]}; give another --out, or remove it"
         )
-    if noted["sources"] == sources and bool(noted.get("sample", sample)) == sample:
+    if made_of.is_noted(noted):
         return True
-    print(f"{target}: made anew, for it was made of other files", file=sys.stderr)
+    other = "of other files" if noted.get("rules", {}) == made_of.rules else "by other rules"
+    print(f"{target}: made anew, for it was made {other}", file=sys.stderr)
     return False
 
 
@@ -165,16 +267,18 @@ class _Progress:
 
 
 def _write(
-    part: Part, paths: Sequence[Path], target: Path, sample: bool, policy: RowsConfig
-) -> int:
+    part: Part, paths: Sequence[Path], target: Path, sample: bool, policy: RowsConfig,
+    rules: PassageRules,
+) -> int:  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     note = target.with_name(f".{target.name}.progress.json")
-    source = [[path.name, path.stat().st_size] for path in paths]
+    source: list[list[Any]] = [[path.name, path.stat().st_size] for path in paths]
+    source.append(["", rules.told()])
     check_output_file(target)
     done = _noted(note, partial, source)
     try:
-        _read(part, paths, partial, note, done, policy)
+        _read(part, paths, partial, note, done, policy, rules)
     except BaseException:
         if not note.exists():  # nothing that a later run could continue
             partial.unlink(missing_ok=True)
@@ -182,34 +286,74 @@ def _write(
     if part.rows is not None and done.read != part.rows and not sample:
         partial.unlink()
         note.unlink(missing_ok=True)
-        names = ", ".join(str(path) for path in paths)
-        raise UserError(
-            f"{names}: {done.read:,} rows, but the published files have {part.rows:,}; download "
-            "again, or give --sample to take a part of them"
-        )
-    partial.replace(target)
+        raise UserError(other_number(", ".join(map(str, paths)), done.read, part.rows))
+    if rules.config.deduplicate:
+        done.written = _write_once_each(partial, target)
+        partial.unlink()
+    else:
+        partial.replace(target)
     note.unlink(missing_ok=True)
     return done.written
 
 
+def other_number(files: str, found: int, published: int) -> str:
+    """The message for files with another number of rows than was published."""
+    return (
+        f"{files}: {found:,} rows, but the published files have {published:,}; download again, or "
+        "give --sample to take a part of them"
+    )
+
+
+def _write_once_each(source: Path, target: Path) -> int:
+    """Write the lines of passages without duplicates; return their number."""
+
+    def lines() -> Iterator[str]:
+        return (raw.decode("utf-8").rstrip("\n") for _, raw in raw_lines(source))
+
+    count = 0
+    with atomic_text(target) as out:
+        for line in without_duplicates(lines):
+            out.write(f"{line}\n")
+            count += 1
+    return count
+
+
 def _read(
     part: Part, paths: Sequence[Path], partial: Path, note: Path, done: _Progress,
-    policy: RowsConfig,
+    policy: RowsConfig, rules: PassageRules,
 ) -> None:  # fmt: skip
     """Append the missing rows, and note the progress from time to time."""
-    with partial.open("r+b" if done.size else "wb") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(partial.open("r+b" if done.size else "wb"))
         file.truncate(done.size)
         file.seek(done.size)
-        rows = itertools.islice(part.read(paths, policy), done.read, None)
-        for produced in show_progress(part.output, rows, part.rows, done.read):
+        leaks = rules.leak and stack.enter_context(atomic_text(partial.with_name(LEAKS)))
+        rows = _ruled(part.read(paths, policy), rules, leaks)
+        missing = itertools.islice(rows, done.read, None)
+        for produced in show_progress(part.output, missing, part.rows, done.read):
             for row in produced:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+                file.write(f"{as_line(row)}\n".encode())
             done.read += 1
             done.written += len(produced)
             if done.read % _SAVE_EVERY == 0:
                 _save(note, file, done)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ruled(
+    published: Iterable[Sequence[Row]], rules: PassageRules, leaks: TextIO | None
+) -> Iterator[Sequence[Row]]:
+    """The rows as the rules leave them; those that leak are reported."""
+    for rows in published:
+        kept = []
+        for row in rows:
+            passage, report = rules.apply(row)
+            if passage is not None:
+                kept.append(passage)
+            if report is not None and leaks is not None:
+                leaks.write(f"{as_line(report)}\n")
+        yield kept
 
 
 def _noted(note: Path, partial: Path, source: list[list[Any]]) -> _Progress:

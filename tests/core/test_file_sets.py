@@ -71,3 +71,17 @@ def test_what_cannot_be_read_says_what_is_wanted(tmp_path):
     (tmp_path / "b.md").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"b\.md:1: not UTF-8 at byte 4"):
         rows(tmp_path / "b.md")
+
+
+def test_a_set_of_shards_is_read_when_it_is_whole(tmp_path):
+    for number in (0, 2):
+        path = tmp_path / f"passages-{number:05d}-of-00003.jsonl"
+        path.write_text(f'{{"id": "{number}", "text": "t"}}\n')
+    for given in (tmp_path, tmp_path / "passages-*.jsonl"):
+        with pytest.raises(
+            UserError, match=r"passages-00001-of-00003\.jsonl is missing: the set of 3"
+        ):
+            passage_files(given)
+    (tmp_path / "passages-00001-of-00003.jsonl").write_text('{"id": "1", "text": "t"}\n')
+    assert [row["id"] for _, row in read_passages(tmp_path)] == ["0", "1", "2"]
+    assert len(passage_files(tmp_path / "passages-0000[02]*")) == 2  # left out on purpose
