@@ -147,7 +147,7 @@ def with_heads(
 
 def draw_encoder(config: EncoderModelConfig, seed: int = 0) -> Params:
     """Fresh parameters of an encoder and its heads, on the host."""
-    init = jax.jit(lambda key: _initial(config, key))
+    init = jax.jit(lambda key: initial_params(config, key))
     drawn: Params = jax.tree.map(np.asarray, init(jax.random.key(seed)))
     return drawn
 
@@ -160,7 +160,8 @@ def boxed_shapes(config: EncoderModelConfig) -> Params:
     return params
 
 
-def _initial(config: EncoderModelConfig, key: jax.Array) -> Params:
+def initial_params(config: EncoderModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters of an encoder and its heads; to be jitted, with shardings on a mesh."""
     variables = EncoderModel(config).init(key, jnp.ones((1, 4), jnp.int32))
     params: Params = meta.unbox(variables["params"])
     return params

@@ -36,6 +36,7 @@ from atlas_jax.training.encoder_state import (
     EncoderState,
     LossFn,
     abstract,
+    begun,
     fresh_state,
     make_step,
     state_shardings,
@@ -232,7 +233,7 @@ def _trained(run: _Run) -> Scores:
             batches=_batches(run.texts, config.batch_size, config.seed),
             place=functools.partial(_placed, run.texts, rows),
             shapes=abstract(fresh, shardings, start.shapes),
-            begin=lambda: multihost.place(fresh(start.params(config.seed)), shardings),
+            begin=lambda: begun(fresh, start.params(config.seed), shardings),
             settings={
                 f"{_BINDING}.batch_size": config.batch_size,
                 f"{_BINDING}.seed": config.seed,

@@ -10,7 +10,7 @@ import optax
 from flax.core import meta
 from jax.sharding import Mesh
 
-from atlas_jax.core import deltas, partitioning, soft_prompts, trees
+from atlas_jax.core import deltas, multihost, partitioning, soft_prompts, trees
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.types import Array, Params
 from atlas_jax.training.state import moment_shardings
@@ -80,6 +80,20 @@ def fresh_state(
         key=jax.random.key_data(jax.random.key(seed)),
         skipped=jnp.zeros((), jnp.int32),
     )
+
+
+def begun(fresh: Callable[[Params], EncoderState], params: Params, where: Any) -> EncoderState:
+    """A fresh state of parameters, each of its leaves made in its shards.
+
+    Args:
+      fresh: see `fresh_state`.
+      params: on the host, or in the shards that `where` says.
+      where: the state's shapes or shardings.
+    """
+    shardings = jax.tree.map(lambda leaf: getattr(leaf, "sharding", leaf), where)
+    placed = multihost.place(params, shardings.params)
+    state: EncoderState = jax.jit(fresh, out_shardings=shardings)(placed)
+    return state
 
 
 def state_shardings(

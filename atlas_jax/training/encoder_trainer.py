@@ -24,10 +24,9 @@ from atlas_jax.models.config import whole_config
 from atlas_jax.models.encoder_folder import (
     Encoder,
     boxed_shapes,
-    draw_encoder,
+    initial_params,
     load_encoder,
     save_encoder,
-    with_heads,
 )
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.compiled_once import CompiledOnce
@@ -35,6 +34,7 @@ from atlas_jax.training.config import FINAL
 from atlas_jax.training.encoder_state import (
     EncoderState,
     abstract,
+    begun,
     fresh_state,
     make_step,
     state_shardings,
@@ -213,20 +213,37 @@ def _make(
     told: PretrainRun, encoder: Encoder, loss: PretrainingLoss, mesh: Mesh, rules: tuple[Rule, ...]
 ) -> tuple[EncoderState, Callable[[], EncoderState], CompiledOnce]:
     """The state's shapes, what makes it, and its step."""
-    config = told.train
     shapes, fresh, step = state_and_step(told, loss, mesh, rules)
 
+    where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+
     def begin() -> EncoderState:
-        params = dict(with_heads(encoder, encoder.config.heads, config.seed).params)
-        if loss.electra:
-            small = generator_config(encoder.config, config.generator_share)
-            drawn = draw_encoder(small, config.seed + _GENERATOR_SEED)
-            params[GENERATOR] = own_of_generator(drawn)
-        where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-        return multihost.place(fresh(params), where)
+        return begun(fresh, _params(told, encoder, loss, where.params), where)
 
     smaller = f"{_NAME}.batch_size or {_NAME}.length"
     return shapes, begin, CompiledOnce(step, "state", "texts", smaller=smaller)
+
+
+def _params(told: PretrainRun, encoder: Encoder, loss: PretrainingLoss, where: Params) -> Params:
+    """What the run begins with, in its shards: the encoder's parameters, and what it lacks drawn.
+
+    Args:
+      where: the sharding of each parameter.
+    """
+    kept = {name: encoder.params[name] for name in where if name in encoder.params}
+    drawn = {name: own for name, own in where.items() if name not in kept}
+    small = generator_config(encoder.config, told.train.generator_share) if loss.electra else None
+
+    def draw(key: jax.Array, generator_key: jax.Array) -> Params:
+        found = dict(initial_params(encoder.config, key))
+        if small is not None:
+            found[GENERATOR] = own_of_generator(initial_params(small, generator_key))
+        return {name: found[name] for name in drawn}
+
+    placed = multihost.place(kept, {name: where[name] for name in kept})
+    keys = (jax.random.key(told.train.seed + more) for more in (0, _GENERATOR_SEED))
+    made: Params = placed | (jax.jit(draw, out_shardings=drawn)(*keys) if drawn else {})
+    return made
 
 
 def state_and_step(

@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 
 from atlas_jax import pretrain_encoder as command
+from atlas_jax.core.devices import Devices, use_devices
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.encoders.masking import MaskingConfig
 from atlas_jax.interop.vocabularies import find_tokenizer
-from atlas_jax.models.encoder_folder import load_encoder
+from atlas_jax.models.encoder_folder import load_encoder, with_heads
+from atlas_jax.training import encoder_trainer
 from atlas_jax.training.config import CheckpointConfig, OptimizerConfig
 from atlas_jax.training.encoder_trainer import FINAL_GENERATOR, pretrain_encoder
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.pretrain_watch import CollapseWatch, lowest_loss
+from tests.device_bytes import device_bytes, most_bytes
 from tests.interop.small import wordpiece_file
 
 SIZES: dict[str, Any] = {
@@ -84,6 +88,27 @@ def test_an_interrupted_run_repeats_the_whole_one(folder: Path) -> None:
     assert len(losses[0]) == 5
     row = read_metrics(folder / "whole")[-1]
     assert row["train/loss"] == pytest.approx(row["train/mlm_loss"] + row["train/sop_loss"])
+
+
+@pytest.mark.parametrize("objectives", [("mlm", "sop"), ("electra",)])
+def test_a_run_begins_in_its_shards(texts: Path, objectives: tuple[str, ...]) -> None:
+    told = run(texts, "unused", objectives=objectives, generator_share=0.5)
+    sizes = SIZES | {"vocab_size": 64, "hidden_dim": 16, "encoder": "bert", "encoder_options": {}}
+    mesh = Devices(MeshConfig(data=1, fsdp=4, model=2))
+    told = dataclasses.replace(told, encoder=sizes, devices=mesh)
+    with use_devices(told.devices) as (made_on, rules):
+        encoder = encoder_trainer._opened(told)
+        loss = encoder_trainer._loss(told, encoder)
+        _, begin, _ = encoder_trainer._make(told, encoder, loss, made_on, rules)
+        state, most = most_bytes(begin)
+    held, whole = device_bytes(state), sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert len(held) == 8 and max(held.values()) < whole / 3  # some norms lie everywhere
+    both = held + device_bytes(state.params)  # moments are made beside them
+    assert most <= max(both.values()) + 64  # and keys
+    drawn = with_heads(encoder, encoder.config.heads, told.train.seed).params
+    for name, params in drawn.items():
+        jax.tree.map(np.testing.assert_array_equal, state.params[name], params)
+    assert ("generator" in state.params) == ("electra" in objectives)
 
 
 @pytest.mark.slow
