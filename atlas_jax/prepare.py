@@ -21,6 +21,7 @@ Beam's own options:
 
 import argparse
 import functools
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +129,8 @@ def _rules() -> PassageRules:
     if not leaks.files:
         return PassageRules(config)
     test = LeakFilter.of(leaks, from_gin.task(leaks.task), from_gin.told(RowsConfig))
-    return PassageRules(config, test, repr(leaks))
+    asked = hashlib.sha256(repr(test.asked).encode("utf-8", "surrogatepass")).hexdigest()
+    return PassageRules(config, test, f"{leaks!r}, questions {asked[:12]}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ Shards are written into `OUT/.unfinished` and get their names when all of them a
 OUT/prepared.json is written last: what it does not note is not ready.
 """
 
-import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import apache_beam as beam
@@ -107,11 +105,11 @@ def _found(dataset: Dataset, source: str) -> tuple[Part, ByLine, dict[str, Any]]
         raise UserError(f"{dataset.name} is read as a whole, not by lines: leave --runner out")
     asked = [one for one in source.split(",") if one]
     for part, read in parts:
+        (in_folder,) = part.sources  # what is read by lines has one kind of file
         sizes = dict[str, Any]()
         for one in asked:
-            (in_folder,) = part.sources  # what is read by lines has one kind of file
-            named = one if glob.has_magic(one) or PurePath(one).suffix else ""
-            sizes |= _sizes(named or f"{one.rstrip('/')}/{in_folder}")
+            inside = f"{one.rstrip('/')}/{in_folder}"
+            sizes |= _sizes(inside) if os.path.isdir(one) else _sizes(one) or _sizes(inside)
         if sizes:
             return part, read, sizes
     names = ", ".join(sorted({name for part, _ in parts for name in part.sources}))

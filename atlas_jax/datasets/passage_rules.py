@@ -64,7 +64,7 @@ class PassageRules:
 
     def told(self) -> dict[str, Any]:
         """All that decides what is written, for prepared.json; {} if nothing is changed."""
-        told = dataclasses.asdict(self.config) if self.config != PassagesConfig() else {}
+        told = {name: v for name, v in dataclasses.asdict(self.config).items() if v}
         return told | ({"leaks": self.leak_rule} if self.leak else {})
 
     def apply(self, row: Row) -> tuple[Row | None, Row | None]:

@@ -101,7 +101,7 @@ def test_wrong_flags_are_told(flags, message, tmp_path, capsys):
 
 @needs_beam
 def test_beam_writes_the_lines_of_one_machine(tmp_path, capsys):
-    command = write_pages(tmp_path / "in")
+    command = write_pages(tmp_path / "in.v1")
     assert entry.main([*command, f"--out={tmp_path}/one"]) == 0
     beam = [*command, f"--out={tmp_path}/many", "--runner=DirectRunner"]
     assert entry.main([*beam, "--shards=2"]) == 0
