@@ -13,18 +13,19 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig
 from atlas_jax.tasks.base import Record, load_records
-from atlas_jax.tasks.fact_corpus import FactPassage
+from atlas_jax.tasks.fact_corpus import FactCorpus, FactPassage
 from atlas_jax.tasks.facts import Fact
 from atlas_jax.tasks.metrics import normalize_answer
 
 _DIGITS = re.compile(r"\d[\d.,]*")
 _MARKS = "\"'“”‘’«»,;"
 _OFTEN = 0.05  # a first word of more than this share of a label's values is a role, not a name
+_LOOKED_AT = 10_000  # values of a label, to tell which words stand beside its answers
 _RARE = 0.1  # words beside an answer that fewer of a label's values have are no pattern
 
 
@@ -78,7 +79,7 @@ class Pattern:
 
 
 def load_patterns(
-    path: str, sources: Sequence[FactPassage], rows: RowsConfig = STRICT
+    path: str, corpus: FactCorpus, rows: RowsConfig = STRICT
 ) -> dict[str, tuple[Pattern, ...]]:
     """The patterns of a file of questions, by the label that each asks for.
 
@@ -87,7 +88,7 @@ def load_patterns(
 
     Args:
       path: lines `{question, answers}`.
-      sources: passages with facts.
+      corpus: passages with facts.
       rows: what happens to a broken line.
 
     Raises:
@@ -95,19 +96,14 @@ def load_patterns(
     """
     optional: FieldTypes = {"answers": list}
     records = load_records(path, {"question": str}, optional, ["question"], rows=rows)
-    by_title: dict[str, list[FactPassage]] = collections.defaultdict(list)
-    facts: dict[str, list[tuple[Fact, str]]] = collections.defaultdict(list)
-    for source in sources:
-        by_title[source.title].append(source)
-        for fact in source.facts:
-            facts[fact.label].append((fact, source.text))
     found: dict[str, list[Pattern]] = {}
     for record in records:
-        title = _title(record.fields["question"], by_title)
-        likeliest = _likeliest(record, title, by_title[title]) if title else None
+        title = _title(record.fields["question"], corpus.has_title)
+        sources = [corpus.sources[row] for row in corpus.of_title(title)] if title else []
+        likeliest = _likeliest(record, title, sources) if title else None
         if likeliest is not None:
             label, pattern = likeliest
-            found.setdefault(label, []).append(_general(pattern, facts[label]))
+            found.setdefault(label, []).append(_general(pattern, _some(corpus.facts(label))))
     if not found:
         raise UserError(
             f"{path}: no question can be asked of other titles. One can that names a title of the "
@@ -116,12 +112,18 @@ def load_patterns(
     return {label: tuple(dict.fromkeys(patterns)) for label, patterns in found.items()}
 
 
-def _title(question: str, titles: Container[str]) -> str:
+def _some(facts: Sequence[tuple[Fact, str]]) -> list[tuple[Fact, str]]:
+    """All facts of a label, or as many as are looked at, from all over the file."""
+    step = -(-len(facts) // _LOOKED_AT) or 1
+    return [facts[at] for at in range(0, len(facts), step)]
+
+
+def _title(question: str, is_title: Callable[[str], bool]) -> str:
     """The longest title in a question, between whole words; "" for none."""
     inner = (i for i in range(1, len(question)) if not question[i - 1 : i + 1].isalnum())
     ends = [0, *inner, len(question)]
     named = (question[i:j] for i, j in itertools.combinations(ends, 2))
-    return max((part for part in named if part in titles), key=len, default="")
+    return max((part for part in named if is_title(part)), key=len, default="")
 
 
 def _general(pattern: Pattern, facts: Sequence[tuple[Fact, str]]) -> Pattern:

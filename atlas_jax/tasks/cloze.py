@@ -12,6 +12,7 @@ similar to a question, and the value is its answer. There are two uses:
 The queries can use the words of a few questions (`question_file`), see `tasks.asking`.
 """
 
+import array
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,20 +31,21 @@ from atlas_jax.tasks.base import (
     Example,
     PassageText,
     Prediction,
+    Record,
     check_format,
-    load_records,
     score_answers,
     score_retrieval,
 )
 from atlas_jax.tasks.exchange import exchanged, window_of
 from atlas_jax.tasks.fact_corpus import (
+    Drawn,
     FactCorpus,
     FactPassage,
-    make_fact_corpus,
     make_fact_passage,
     other_title,
 )
 from atlas_jax.tasks.facts import Fact
+from atlas_jax.tasks.file_records import open_records
 
 _TRIES = 20  # failed draws after which a kind of distractor is given up
 
@@ -135,25 +137,26 @@ class ClozeTask:
 
     def load(
         self, path: str | Path, need_targets: bool = True, rows: RowsConfig = STRICT
-    ) -> list[ClozeRecord]:
-        """See `Task.load`; passages without facts are left out."""
+    ) -> Sequence[ClozeRecord]:
+        """See `Task.load`; passages without facts are left out, and the texts stay in the file."""
         required: FieldTypes = {"id": (str, int), "title": str, "text": str}
-        passages = load_records(
-            path, required, {"section": str}, ["id", "text"], rows=rows, layouts=PASSAGES
+
+        def has_facts(passage: Record) -> bool:
+            return bool(make_fact_passage(passage, self.max_value_words).facts)
+
+        passages = open_records(
+            path, required, {"section": str}, ["id", "text"], PASSAGES, has_facts, rows
         )
-        sources = [make_fact_passage(passage, self.max_value_words) for passage in passages]
-        sources = [source for source in sources if source.facts]
-        if not sources:
+        if not passages:
             raise UserError(
                 f"{path}: no passage has a fact, 'Field: value' or 'Field: subfield: value', "
                 f"with a value of at most {self.max_value_words} words "
                 "(ClozeTask.max_value_words)"
             )
-        corpus = make_fact_corpus(sources)
-        if not self.question_file:
-            return [ClozeRecord(source, corpus) for source in sources]
-        patterns = load_patterns(self.question_file, sources, rows)
-        return _asked_records(sources, corpus, patterns)
+        corpus = FactCorpus(passages, self.max_value_words)
+        if self.question_file:
+            return _asked_records(corpus, load_patterns(self.question_file, corpus, rows))
+        return Drawn(len(passages), lambda row: ClozeRecord(corpus.sources[row], corpus))
 
     def example(
         self, record: ClozeRecord, rng: np.random.Generator | None = None, step: int = 0
@@ -316,7 +319,7 @@ class ClozeTask:
         def title_of(other: FactPassage) -> str:
             return title if other.title == source.title else other.title
 
-        def draw(pool: Sequence[int]) -> FactPassage | None:
+        def draw(pool: Sequence[int] | np.ndarray) -> FactPassage | None:
             for _ in range(_TRIES):
                 other = corpus.sources[pool[int(rng.integers(len(pool)))]]
                 answers = title_of(other) == title and not asked.isdisjoint(other.labels)
@@ -326,7 +329,7 @@ class ClozeTask:
 
         for _ in range(self.given_passages - 1):
             same_label = rng.random() < 0.5
-            near = corpus.by_label[labels[0]] if same_label else corpus.by_title[source.title]
+            near = corpus.of_label(labels[0]) if same_label else corpus.of_title(source.title)
             other = draw(near) or draw(range(len(corpus.sources)))
             if other is None:
                 break
@@ -338,16 +341,26 @@ class ClozeTask:
 
 
 def _asked_records(
-    sources: Sequence[FactPassage], corpus: FactCorpus, patterns: Mapping[str, tuple[Pattern, ...]]
-) -> list[ClozeRecord]:
+    corpus: FactCorpus, patterns: Mapping[str, tuple[Pattern, ...]]
+) -> Sequence[ClozeRecord]:
     """A record for each fact that questions ask for; rare labels are repeated to be as frequent."""
-    records = []
-    for source in sources:
-        for fact in source.facts:
-            asking = tuple(p for p in patterns.get(fact.label, ()) if p.answer(fact, source.text))
-            if asking:
-                records.append(ClozeRecord(source, corpus, fact, asking))
-    return records
+
+    def asking(source: FactPassage, fact: Fact) -> tuple[Pattern, ...]:
+        return tuple(p for p in patterns.get(fact.label, ()) if p.answer(fact, source.text))
+
+    rows, numbers = array.array("i"), array.array("i")
+    for row, source in enumerate(corpus.sources):
+        for number, fact in enumerate(source.facts):
+            if asking(source, fact):
+                rows.append(row)
+                numbers.append(number)
+
+    def read(at: int) -> ClozeRecord:
+        source = corpus.sources[rows[at]]
+        fact = source.facts[numbers[at]]
+        return ClozeRecord(source, corpus, fact, asking(source, fact))
+
+    return Drawn(len(rows), read)
 
 
 def _passage(source: FactPassage, title: str, text: str) -> PassageText:

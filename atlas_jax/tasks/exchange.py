@@ -90,8 +90,9 @@ def _new_value(
     if rng.random() >= share:
         return None
     if rng.random() < 0.5:
-        values = corpus.values[fact.label]
-        return values[int(rng.integers(len(values)))]
+        facts = corpus.facts(fact.label)
+        other, text = facts[int(rng.integers(len(facts)))]
+        return other.value(text)
     return random_words(corpus, rng)
 
 

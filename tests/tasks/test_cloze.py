@@ -83,6 +83,26 @@ GIVEN = {
 }
 
 
+def test_what_is_drawn_is_what_the_texts_have(tmp_path: Path) -> None:
+    records = load(tmp_path, ClozeTask(), corpus())
+    made = records[0].corpus
+    sources = list(made.sources)
+    assert [record.source for record in records[1:3]] == sources[1:3]
+    assert list(made.titles) == NAMES
+    assert list(made.of_title("Bera")) == [3, 4, 5]
+    assert made.has_title("Bera") and not made.has_title("Nowhere")
+    words = [word for source in sources for word in source.text.split()[::7]]
+    assert list(made.words) == words
+    assert list(made.small_words) == [word for word in words if word.isalpha() and word.islower()]
+    each = (word for source in sources for word in source.text.split() if word.isalpha())
+    assert list(made.vocabulary) == list(dict.fromkeys(each))
+    facts = [(n, fact) for n, source in enumerate(sources) for fact in source.facts]
+    for label in {fact.label for _, fact in facts}:
+        same = [(n, fact) for n, fact in facts if fact.label == label]
+        assert list(made.of_label(label)) == [n for n, _ in same]
+        assert list(made.facts(label)) == [(fact, sources[n].text) for n, fact in same]
+
+
 def test_a_record_becomes_text(tmp_path: Path) -> None:
     text = "Capital: name: Lindel (a city)."
     row = {"id": "arvo", "title": "Arvo", "section": "S", "text": text, "code": "ar"}
@@ -269,7 +289,7 @@ def test_the_passage_itself_can_be_kept_out(tmp_path: Path) -> None:
 
 def test_a_record_is_shown_and_compared_without_its_whole_file(tmp_path: Path) -> None:
     first, again = (load(tmp_path, ClozeTask(), corpus()) for _ in range(2))
-    assert first == again and first[0] != first[1]
+    assert list(first) == list(again) and first[0] != first[1]
     assert len(repr(first[0])) < 3000 and "Fasa" not in repr(first[0])
 
 

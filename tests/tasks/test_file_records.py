@@ -17,6 +17,7 @@ from atlas_jax.core.jsonl import FieldTypes, RowsConfig
 from atlas_jax.core.layouts import PASSAGES
 from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.tasks.base import Record, load_records
+from atlas_jax.tasks.cloze import ClozeTask
 from atlas_jax.tasks.file_records import fetch
 from atlas_jax.tasks.mlm import MLMTask
 from atlas_jax.tasks.pretext import load_passages
@@ -142,7 +143,7 @@ def test_a_file_that_is_written_over_is_told(tmp_path: Path) -> None:
     assert found[2].id == "2"
 
 
-def kept_bytes(load: Callable[[Path], Sequence[Record]], path: Path) -> float:
+def kept_bytes(load: Callable[[Path], Sequence[Any]], path: Path) -> float:
     """Bytes in memory for each record."""
     tracemalloc.start()
     try:
@@ -163,6 +164,20 @@ def test_a_record_takes_its_place_alone(tmp_path: Path) -> None:
         assert kept_bytes(in_memory, path) > 1000
         assert kept_bytes(MLMTask(min_words=2).load, path) < 30
         assert kept_bytes(SectionTask(min_words=2).load, path) < 55
+
+
+def test_facts_and_what_is_drawn_of_them_stay_in_the_file(tmp_path: Path) -> None:
+    filler = "These are some words of the text that nobody asks for. " * 8
+    rows = [
+        {"id": str(n), "title": f"T{n}", "text": f"Area: total: {n} sq km; land: {n}1 ha. {filler}"}
+        for n in range(2000)
+    ]
+    path = write(tmp_path / "x.jsonl", jsonl(rows))
+    assert kept_bytes(in_memory, path) > 1000
+    assert kept_bytes(ClozeTask().load, path) < 150
+    questions = [{"question": "How large is T7?", "answers": ["7 sq km"]}]
+    asked = write(tmp_path / "questions.jsonl", jsonl(questions))
+    assert kept_bytes(ClozeTask(question_file=str(asked)).load, path) < 150
 
 
 def test_a_stream_gives_the_same_from_memory_and_from_the_file(tmp_path: Path) -> None:
