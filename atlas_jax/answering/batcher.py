@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.meeting import Meeting
 from atlas_jax.core.shortening import shortened
 from atlas_jax.core.tokenizer import Side
 from atlas_jax.core.types import EOS_ID, NO_ROW, Batch, Choices, Edited, Passages
@@ -243,19 +245,44 @@ class Batcher:
         """Refuse, before any work, an example of a file that cannot become part of a batch.
 
         Some faults show only in the tokens: a query that does not fit, choices that begin alike.
-        They are looked for in the first few thousand examples.
+        One process looks for them in the first few thousand examples. Several processes look at
+        all, each at its share, and agree: later one of them would stop while the others wait.
+
+        All processes must call it with the same examples.
 
         Raises:
-          UserError: as `__call__` does; the file is named, too.
+          UserError: as `__call__` does, of the first example at fault, on every process; the file
+            is named, too.
         """
         try:
             for example in examples:
                 self._check(example)
-            costly = [e for e in examples if e.shorten or e.choice_score == "first_token"]
-            for start in range(0, min(len(costly), _CHECKED), _CHECKED_AT_ONCE):
-                self(costly[start : start + _CHECKED_AT_ONCE])
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
+        costly = [e for e in examples if e.shorten or e.choice_score == "first_token"]
+        meeting = Meeting(f"checking {file}")
+        if meeting.count == 1:
+            costly = costly[:_CHECKED]
+        mine = range(meeting.index, len(costly), meeting.count)
+        found = meeting.together("examples", lambda: self._fault(costly, mine))
+        faults = [json.loads(one) for one in found if one]
+        if faults:
+            raise UserError(f"{file}: {min(faults)[1]}")
+
+    def _fault(self, examples: Sequence[Example], rows: Sequence[int]) -> str:
+        """Of the first of these rows at fault the row and the error, as JSON; '' for none."""
+        for start in range(0, len(rows), _CHECKED_AT_ONCE):
+            some = rows[start : start + _CHECKED_AT_ONCE]
+            try:
+                self([examples[row] for row in some])
+            except UserError:
+                for row in some:
+                    try:
+                        self([examples[row]])
+                    except UserError as error:
+                        return json.dumps([row, str(error)])
+                raise
+        return ""
 
     def _check(self, example: Example) -> None:
         """Refuse an example with too much or too little in it."""

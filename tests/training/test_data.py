@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import threading
+import types
+from concurrent import futures
 
 import jax
 import numpy as np
 import pytest
 
 from atlas_jax.answering.batcher import Batcher, DataConfig
+from atlas_jax.core import meeting
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
 from atlas_jax.core.shortening import Shorten
@@ -269,6 +273,39 @@ def test_choices_that_begin_alike_cannot_be_told_by_their_first_token(tokenizers
     alike = _example(choices=_choices("ab", "ac", "b"), choice_score="first_token")
     with pytest.raises(UserError, match="'q0': two choices begin with one token"):
         Batcher(tokenizers, CONFIG, choices=3)([alike])
+
+
+def test_processes_agree_on_the_example_at_fault(tokenizers, monkeypatch):
+    fine, alike = _choices("a", "b", "c"), _choices("ab", "ac", "b")
+    told = {number: alike for number in (5, 8)}  # of processes 1 and 0
+    examples = [
+        _example(n, choices=told.get(n, fine), choice_score="first_token") for n in range(9)
+    ]
+    batcher, place, values = Batcher(tokenizers, CONFIG, choices=3), threading.local(), {}
+    monkeypatch.setattr("atlas_jax.answering.batcher._CHECKED", 2)  # of one process alone
+    batcher.check(examples, "x.jsonl")
+
+    class Service:
+        def key_value_set(self, key, value, allow_overwrite):
+            values[key] = value
+
+        def key_value_dir_get(self, folder):
+            return [(key, value) for key, value in list(values.items()) if key.startswith(folder)]
+
+    def check(index):
+        place.index = index
+        with pytest.raises(UserError) as error:
+            batcher.check(examples, "x.jsonl")
+        return str(error.value)
+
+    monkeypatch.setattr(meeting, "joined", lambda: (place.index, 2))
+    monkeypatch.setattr(meeting, "_NUMBERS", itertools.repeat(0))
+    client = types.SimpleNamespace(client=Service())
+    monkeypatch.setattr(meeting, "distributed", types.SimpleNamespace(global_state=client))
+    with futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(check, (0, 1))
+    assert first == second
+    assert first.startswith("x.jsonl: record 'q5': two choices begin with one token")
 
 
 def test_all_records_of_a_file_have_choices_or_none(tokenizers):
