@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 _PIECES = re.compile(r"\w+|[^\w\s]")
+_INSIDE = "##"  # WordPiece decodes a first piece so that stands within a word
 _IN_NUMBER = re.compile(r"(?<=\d) ?([.,:]) ?(?=\d)")
 
 
@@ -18,7 +19,8 @@ def as_written(answer: str, texts: Iterable[str]) -> str:
 
     Case, accents and blanks do not count. The part begins and ends with whole words and numbers.
     Where there is no such part, an answer that stops within a word is written to the word's end,
-    and a part of a number becomes the whole number: word pieces may be copied incompletely.
+    one that begins within a word from the word's beginning, and a part of a number becomes the
+    whole number: word pieces may be copied incompletely.
 
     Args:
       answer: decoded text.
@@ -27,11 +29,13 @@ def as_written(answer: str, texts: Iterable[str]) -> str:
     Returns:
       This part of the text; if there is none, the answer without blanks inside its numbers.
     """
+    inside = answer.startswith(_INSIDE)
+    answer = answer.removeprefix(_INSIDE)
     pieces = _PIECES.findall(_plain(answer)[0])
     if not pieces:
         return answer
     texts = list(texts)
-    for pattern in _patterns(pieces):
+    for pattern in _patterns(pieces, inside):
         for text in texts:
             plain, places = _plain(text)
             found = pattern.search(plain)
@@ -40,15 +44,17 @@ def as_written(answer: str, texts: Iterable[str]) -> str:
     return _IN_NUMBER.sub(r"\1", answer)
 
 
-def _patterns(pieces: Sequence[str]) -> Iterator[re.Pattern[str]]:
-    """What to search for, the stricter pattern first."""
+def _patterns(pieces: Sequence[str], inside: bool) -> Iterator[re.Pattern[str]]:
+    """What to search for, the stricter pattern first; `inside`: it begins within a word."""
     before, lead, after, rest = r"(?<!\w)", "", r"(?!\w)", r"\w*"
     if pieces[0][0].isdigit():
         before, lead = before + r"(?<!\d[.,])", r"(?:\d+[.,])*"
     if pieces[-1][-1].isdigit():
         after, rest = after + r"(?![.,]\d)", r"\w*(?:[.,]\d+)*"
+    if inside:
+        lead = r"\w+"
     middle = r"\s*".join(map(re.escape, pieces))
-    yield re.compile(before + middle + after)
+    yield re.compile(before + (lead if inside else "") + middle + after)
     yield re.compile(before + lead + middle + rest)
 
 

@@ -20,6 +20,9 @@ TEXT = "Population: 174,370,536 (2024 est.). Chief: Mahamat Idriss Déby, of N'D
         ("12, 345 km", "12,345 km"),
         ("mahamat idr", "Mahamat Idriss"),  # stopped within a word
         ("hamat", "hamat"),  # no word begins so
+        ("##hamat idriss", "Mahamat Idriss"),  # the decoded text says that it began within a word
+        ("##hamat idr", "Mahamat Idriss"),
+        ("##nowhere", "nowhere"),
         ("", ""),
     ],
 )
