@@ -37,7 +37,7 @@ def load(
     *,
     retriever: AnyPath = "",
     base: AnyPath = "",
-    passages: AnyPath = "",
+    passages: AnyPath | Sequence[AnyPath] = "",
     store: AnyPath = "",
     index: AnyPath = "",
     as_of: str | int = "",
@@ -59,8 +59,8 @@ def load(
       model: folder with both models, such as a run's ``final``.
       retriever: another folder to take the retriever from.
       base: folder of the models that partial ones stand on, if not where it lay.
-      passages: file of passages. Without ``store`` they are prepared in a temporary folder, which
-        is removed when the program ends.
+      passages: file, folder or pattern of passages, or several. Without ``store`` they are prepared
+        in a temporary folder, which is removed when the program ends.
       store: folder of prepared passages; if it does not exist it is made from ``passages``.
       index: folder of their embeddings, made by `build_index`; without it they are embedded now.
       as_of: version of the store, or a time in ISO 8601, that is searched; "" = the newest.
@@ -94,7 +94,7 @@ def load(
     texts = defaults.store(fields_of(formats, StoreConfig, "formats"))
     kept = _temporary() if passages and not store else None
     config = CorpusConfig(
-        passages=os.fspath(passages),
+        passages=_passages(passages),
         store=kept or os.fspath(store),
         index=os.fspath(index),
         as_of=str(as_of),
@@ -117,7 +117,7 @@ def load(
 def build_index(
     model: AnyPath,
     *,
-    passages: AnyPath = "",
+    passages: AnyPath | Sequence[AnyPath] = "",
     store: AnyPath,
     index: AnyPath,
     dtype: str = "float32",
@@ -128,7 +128,7 @@ def build_index(
 
     Args:
       model: folder with both models.
-      passages: file of passages; needed if there is no store yet.
+      passages: file, folder or pattern of passages, or several; needed if there is no store yet.
       store, index: folders.
       dtype: 'float32', 'bfloat16' or 'int8', of the embeddings.
       formats: text and lengths of passages, as in `load`.
@@ -141,13 +141,19 @@ def build_index(
       UserError: a folder or file at fault.
     """
     config = CorpusConfig(
-        passages=os.fspath(passages), store=os.fspath(store), index=os.fspath(index), dtype=dtype
+        passages=_passages(passages), store=os.fspath(store), index=os.fspath(index), dtype=dtype
     )
     spec = ModelSpec.of_folder(model)
     texts = defaults_of(spec).store(fields_of(formats, StoreConfig, "formats"))
     return inference.build_index(
         IndexRun(models=spec, corpus=CorpusSpec(config, texts), devices=devices)
     )[0]
+
+
+def _passages(passages: AnyPath | Sequence[AnyPath]) -> str | tuple[str, ...]:
+    if isinstance(passages, str | os.PathLike):
+        return os.fspath(passages)
+    return tuple(os.fspath(one) for one in passages)
 
 
 def change_index(

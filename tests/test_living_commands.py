@@ -92,7 +92,7 @@ def test_changes_give_the_answers_of_an_index_built_anew(
     assert cli.main(["index", "compact", f"--store={store}", f"--index={index}", "--keep=1"]) == 0
     assert "version 3" in capsys.readouterr().out
     assert alike(found(work, store=store, index=index), expected)
-    assert not (store / "passages.jsonl").exists() and not (index / "index.json").exists()
+    assert not (store / "shards").exists() and not (index / "index.json").exists()
     with pytest.raises(atlas_jax.UserError, match="has the versions 3 to 3"):
         atlas_jax.load(work / "model", store=store, as_of=2)
     assert cli.main(["index", "delete", "new", f"--store={store}"]) == 0

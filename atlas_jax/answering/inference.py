@@ -15,7 +15,8 @@ from atlas_jax.answering.truncation import tell_cut
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.paths import check_output_file, check_output_folder
+from atlas_jax.core.objects import Objects
+from atlas_jax.core.paths import check_output_file, check_output_folder, is_remote
 from atlas_jax.corpus.change import SegmentEmbedder
 from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.embedder import Embedder
@@ -47,7 +48,7 @@ def build_index(told: IndexRun) -> tuple[int, bool]:
         raise UserError("CorpusConfig.index is not given: bind it to the directory to write")
     for name, last in (("store", "manifest.json"), ("index", "index.json")):
         place = getattr(config, name)
-        if place and not (Path(place) / last).exists():
+        if place and not is_remote(place) and not Objects(place).has(last):
             check_output_folder(place, f"CorpusConfig.{name}")
     with use_devices(told.devices) as (mesh, rules):
         retriever, params, tokenizer = load_retriever(told.models)

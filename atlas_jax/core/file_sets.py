@@ -8,11 +8,11 @@ passage and becomes its section.
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import STRICT, RowsConfig, raw_lines
+from atlas_jax.core.jsonl import STRICT, Part, RowsConfig, raw_lines
 from atlas_jax.core.layouts import PASSAGES, Fields, Layout, read_layout
 from atlas_jax.core.paths import as_path, is_remote
 
@@ -21,6 +21,7 @@ TEXTS = (".md", ".markdown", ".txt")
 WORDS = 100  # approximate length of a passage cut from a text
 
 Place = tuple[str, int]  # file and line
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Check = Callable[[str, int, Fields, Layout | None], None]
 
 _HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$")
@@ -32,14 +33,25 @@ _WANTED = (
 )
 
 
-def passage_files(path: str | os.PathLike[str]) -> list[str]:
+def passage_files(path: Paths) -> list[str]:
     """The files that a path stands for: one file, those in a folder, or those of a pattern.
+
+    Args:
+      path: or several, one after the other.
 
     Raises:
       UserError: there is no such file, a folder holds none that can be read, or a file is named as
         a shard (`passages-00000-of-00064.jsonl`) of which others are missing on the disk.
     """
+    if not isinstance(path, str | os.PathLike):
+        return [file for one in path for file in passage_files(one)]
     text = os.fspath(path)
+    if is_remote(text) and glob.has_magic(text):
+        folder, _, pattern = text.rpartition("/")
+        found = sorted(os.fspath(one) for one in as_path(folder).glob(pattern))
+        if not found:
+            raise UserError(f"{text}: no file has such a name; {_WANTED}")
+        return found
     if is_remote(text) or as_path(text).is_file():
         return [text]
     if as_path(text).is_dir():
@@ -73,7 +85,7 @@ def _whole_sets(files: list[str]) -> list[str]:
 
 
 def read_passages(
-    path: str | os.PathLike[str], check: Check | None = None, rows: RowsConfig = STRICT
+    path: Paths, check: Check | None = None, rows: RowsConfig = STRICT
 ) -> Iterator[tuple[Place, Fields]]:
     """Yield `((file, line), record)` of every passage in the files of `passage_files`.
 
@@ -87,7 +99,28 @@ def read_passages(
       UserError: names file and line.
     """
     files = passage_files(path)
-    base = os.fspath(path) if as_path(path).is_dir() else _common_folder(files)
+    yield from read_files(files, base_of(path, files), check, rows)
+
+
+def base_of(path: Paths, files: list[str]) -> str:
+    """The folder in which the files' names begin the ids of passages that are cut from texts."""
+    is_folder = isinstance(path, str | os.PathLike) and as_path(path).is_dir()
+    return os.fspath(path) if is_folder else _common_folder(files)  # type: ignore[arg-type]
+
+
+def read_files(
+    files: Sequence[str],
+    base: str,
+    check: Check | None = None,
+    rows: RowsConfig = STRICT,
+    part: Part | None = None,
+) -> Iterator[tuple[Place, Fields]]:
+    """`read_passages` of some of the files.
+
+    Args:
+      base: of `base_of`.
+      part: read only these lines of a single file, see `read_layout`.
+    """
     for file in files:
         if file.lower().endswith(TEXTS) and not _begins_with_an_object(file):
             name = os.path.relpath(file, base) if not is_remote(file) else file
@@ -101,7 +134,7 @@ def read_passages(
             if check is not None:
                 check(file, line, record, layout)
 
-        for line, record in read_layout(file, PASSAGES, check_record, rows):
+        for line, record in read_layout(file, PASSAGES, check_record, rows, part):
             yield (file, line), record
 
 

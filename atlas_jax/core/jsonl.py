@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
@@ -51,12 +51,27 @@ class RowsConfig:
 STRICT = RowsConfig()
 
 
+class Part(NamedTuple):
+    """The lines of a plain file that begin at these bytes.
+
+    Attributes:
+      start: the first byte.
+      end: the byte behind the last.
+      before: lines before them, where they are counted.
+    """
+
+    start: int
+    end: int
+    before: int = 0
+
+
 def read_jsonl(
     path: str | os.PathLike[str],
     required: FieldTypes | Sequence[str] = (),
     optional: FieldTypes | None = None,
     check: Check | None = None,
     rows: RowsConfig = STRICT,
+    part: Part | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line_number, record)` of every line that is not blank; lines count from 1.
 
@@ -67,6 +82,7 @@ def read_jsonl(
       optional: types of fields that may be absent (or null).
       check: further checks of a record, called with its line number; raises a UserError.
       rows: what happens to a broken line.
+      part: read only these lines.
 
     Raises:
       UserError: names `file:line`. The file cannot be read; or a line is not UTF-8, not JSON, cut
@@ -75,7 +91,7 @@ def read_jsonl(
     """
     needed = required if isinstance(required, Mapping) else dict.fromkeys(required, object)
     broken = BrokenRows(path, rows)
-    for number, raw in raw_lines(path):
+    for number, raw in raw_lines(path, part):
         where = f"{path}:{number}"
         if number == 1:
             raw = raw.removeprefix(strict_json.BYTE_ORDER_MARK)
@@ -163,8 +179,13 @@ def _text_in(raw: BinaryIO, target: Path) -> Iterator[TextIO]:
         text.detach()
 
 
-def raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+def raw_lines(
+    path: str | os.PathLike[str], part: Part | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every line of a file, plain or gzip'd; lines count from 1.
+
+    Args:
+      part: give only these lines, of a plain file.
 
     Raises:
       UserError: the file does not exist or is not a regular file, or it cannot be read from a
@@ -176,11 +197,34 @@ def raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
             file: Any = stack.enter_context(source.open("rb"))
             if source.suffix == ".gz":
                 file = stack.enter_context(gzip.open(file))
-            for number, raw in enumerate(file, start=1):
+            if part is None:
+                for number, raw in enumerate(file, start=1):
+                    yield number, raw
+                return
+            at, number = part.start, part.before
+            if at:  # the line that holds the byte before begins in an earlier part
+                file.seek(at - 1)
+                at += len(file.readline()) - 1
+            while at < part.end and (raw := file.readline()):
+                at, number = at + len(raw), number + 1
                 yield number, raw
     except (EOFError, OSError, zlib.error) as error:
         problem = str(error) or type(error).__name__
         raise UserError(f"{path}:{number + 1}: cannot read on: {problem}") from error
+
+
+def lines_before(path: str | os.PathLike[str], end: int) -> int:
+    """How many lines of a plain file begin before a byte at which one begins, or in its line.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    count, at = 0, 0
+    for _, raw in raw_lines(path):
+        if at >= end:
+            break
+        at, count = at + len(raw), count + 1
+    return count
 
 
 def line_starts(path: str | os.PathLike[str]) -> np.ndarray:

@@ -19,6 +19,7 @@ from atlas_jax.core.jsonl import (
     STRICT,
     BrokenRows,
     FieldTypes,
+    Part,
     RowsConfig,
     check_fields,
     read_jsonl,
@@ -195,6 +196,7 @@ def read_layout(
     layouts: Sequence[Layout],
     check: Callable[[int, Fields, Layout], None] | None = None,
     rows: RowsConfig = STRICT,
+    part: Part | None = None,
 ) -> Iterator[tuple[int, Fields]]:
     """Yield `(line, record)` of a data file, the record with our fields.
 
@@ -206,6 +208,7 @@ def read_layout(
       layouts: `PASSAGES` or `QUESTIONS`.
       check: further checks of a record; raises a UserError.
       rows: what happens to a broken row.
+      part: read only these lines, of a file of which `layout_of` says that it can be divided.
 
     Raises:
       UserError: names file, line and field; see `read_jsonl`.
@@ -213,6 +216,8 @@ def read_layout(
     is_table = as_path(path).name.removesuffix(".gz").endswith((".tsv", ".csv"))
     usable = [layout for layout in layouts if layout.table == is_table]
     found: list[Layout] = []
+    if part is not None and part.start and (first := layout_of(path, layouts)):
+        found.append(first)
     made: list[Fields] = []
     seen: set[str] = set()
 
@@ -235,10 +240,24 @@ def read_layout(
     if is_table:
         read = _read_table(path, usable[-1].columns, take, rows)
     else:
-        read = read_jsonl(path, check=take, rows=rows)
+        read = read_jsonl(path, check=take, rows=rows, part=part)
     for number, _ in read:
         for record in made:
             yield number, record
+
+
+def layout_of(path: str | os.PathLike[str], layouts: Sequence[Layout]) -> Layout | None:
+    """The layout of a plain jsonl file whose lines can be read apart from each other, or None.
+
+    It must show in the first record, and need no other line to read one.
+    """
+    try:
+        raw = next((record for _, record in read_jsonl(path)), {})
+    except UserError:  # whoever reads it will tell
+        return None
+    fitting = (one for one in layouts if not one.table and one.fits(raw))
+    found = next(fitting, None)
+    return None if found is None or found.repeats else found
 
 
 def _tell(path: str | os.PathLike[str], layout: Layout) -> None:

@@ -6,8 +6,9 @@ processes itself. Elsewhere the flags say where process 0 is:
     --multihost=auto|on|off            'auto' starts it where Cloud TPU chips are found
     --coordinator_address=HOST:PORT    of process 0; with it --process_count and --process_index
 
-Only process 0 writes metrics, predictions, indices and model folders. So all processes must see the
-same MODEL_DIR. Each process reads only its own rows of a training batch.
+Process 0 writes metrics, predictions and model folders; of stores and indices each process writes
+its share. So all processes must see the same folders, or a bucket. Each process reads only its own
+rows of a training batch.
 """
 
 import argparse

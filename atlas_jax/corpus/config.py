@@ -34,10 +34,13 @@ def add_as_of_flag(parser: argparse.ArgumentParser) -> None:
 class CorpusConfig:
     """Which passages are searched, and how.
 
-    passages: jsonl corpus; needed only while the store does not exist yet.
-    store: directory of the passage store (built from `passages` when missing), on a disk.
-    index: directory of a saved index, made by build_index, on a disk; "" embeds the corpus at
-        start.
+    passages: corpus: a file, folder or pattern, or several; needed only while the store does not
+        exist yet.
+    workers: processes of each host that read and tokenise passages; 0 = one for each core.
+    store: directory of the passage store (built from `passages` when missing), on a disk or in a
+        bucket (gs://).
+    index: directory of a saved index, made by build_index, on a disk or in a bucket; "" embeds the
+        corpus at start.
     searcher: 'exact' (on the devices, inside the step) or 'scann' (on the host).
     recall_target: share of a chip's best rows that 'exact' is to find. Below 1 a TPU selects
         approximately, which is faster.
@@ -53,7 +56,8 @@ class CorpusConfig:
         2 x tokens x width bytes a passage, on the disk and on the devices.
     """
 
-    passages: str = ""
+    passages: str | tuple[str, ...] = ""
+    workers: bounds.AtLeast0 = 0
     store: str = ""
     index: str = ""
     searcher: str = "exact"
@@ -66,16 +70,12 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         bounds.check(self)
-        for field in ("store", "index", "reader_states"):
-            path = getattr(self, field)
-            require(
-                not is_remote(path),
-                f"CorpusConfig.{field}",
-                path,
-                "a folder on a disk, since it is memory-mapped; to read it, mount the bucket (as "
-                "tpu_scripts/setup.sh --bucket NAME does at /mnt/NAME) and bind the path there; "
-                "build it on a disk and copy it",
-            )
+        require(
+            not is_remote(self.reader_states),
+            "CorpusConfig.reader_states",
+            self.reader_states,
+            "a folder on a disk, since it is memory-mapped",
+        )
         require(
             self.searcher in SEARCHERS,
             "CorpusConfig.searcher",

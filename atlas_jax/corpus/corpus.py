@@ -8,7 +8,6 @@ then the checkpoint holds them itself. So a resumed run searches exactly what th
 import copy
 import dataclasses
 import functools
-import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -20,11 +19,13 @@ from jax.sharding import Mesh
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.objects import Objects
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.change import Fresh
 from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.reader_states import ReaderStates
+from atlas_jax.index.arrays import Rows
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.hot import GROWTH, HotRows, moved, moves
 from atlas_jax.index.int8 import INT8, dtype_of, stored_as
@@ -54,7 +55,7 @@ class Corpus:
       index: on the devices; None when a host searcher serves.
       states: those that the reader keeps of the passages; to be set before an index is loaded.
       searcher: on the host; None when the devices search.
-      host_ne: what the searcher searches, memory-mapped; None where it lies in no file.
+      host_ne: what the searcher searches, read from its files; None where it lies in none.
     """
 
     def __init__(
@@ -371,11 +372,12 @@ class Corpus:
 
     def keep_versions(self, needed: Collection[int]) -> None:
         """Remove the embeddings of versions that no checkpoint needs and this run does not use."""
-        if self._versions is None or not self._versions.is_dir() or not multihost.is_first():
+        if self._versions is None or not multihost.is_first():
             return
-        for folder in self._versions.iterdir():
-            if folder.name.isdigit() and int(folder.name) not in {*needed, self.version}:
-                shutil.rmtree(folder)
+        versions = Objects(self._versions)
+        for name in {name.partition("/")[0] for name in versions.names()}:
+            if name.isdigit() and int(name) not in {*needed, self.version}:
+                versions.remove(name)
 
     def _make(self, params: Params, version: int, folder: Path) -> None:
         made_by = self._embedder.to_directory(params, self.store, folder, version, self.dtype)
@@ -405,14 +407,14 @@ class Corpus:
                 of_these = (self.store, embeddings_ne, self._spec.scann)
                 self.searcher = scann_of_segments(folder, *of_these)
             # Embeddings in memory are dropped, unless this run trains: the searcher has a copy.
-            kept = self._versions is not None or isinstance(embeddings_ne, np.memmap)
+            kept = self._versions is not None or isinstance(embeddings_ne, np.memmap | Rows)
             self.host_ne = embeddings_ne if kept else None
             return
         self.index = None  # its memory is needed for its successor
         self.index = self._to_device(embeddings_ne, version)
 
     def _to_device(self, embeddings_ne: Any, version: int) -> DeviceIndex:
-        placed = to_device(
+        return to_device(
             embeddings_ne,
             self.store,
             self._mesh,
@@ -421,6 +423,3 @@ class Corpus:
             self.states.of(self.store) if self.states else None,
             self._config.capacity,
         )
-        if isinstance(self.store, LivingStore):
-            self.store.forget_copies()
-        return placed

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.objects import Objects
 from atlas_jax.core.partitioning import Rule
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
@@ -15,10 +16,13 @@ from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_build import MANIFEST, Cut
 from atlas_jax.index.versions import numbers_of
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
+
+_ROWS = 1 << 16  # looked at at a time
 
 
 def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
@@ -35,16 +39,16 @@ def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
     if not config.store:
         raise UserError("CorpusConfig.store is not given: bind it to the passage store's directory")
     if config.passages and not numbers_of(config.store):
-        with multihost.first_goes_first("passage store"):
-            PassageStore.build(
-                config.passages,
-                config.store,
-                tokenizers.reader,
-                tokenizers.retriever,
-                spec.formats,
-                spec.rows,
-            )
-    elif not (Path(config.store) / "manifest.json").exists():
+        PassageStore.build(
+            config.passages,
+            config.store,
+            tokenizers.reader,
+            tokenizers.retriever,
+            spec.formats,
+            spec.rows,
+            cut=Cut(workers=config.workers),
+        )
+    elif not Objects(config.store).has(MANIFEST):
         raise UserError(
             f"CorpusConfig.store = {config.store!r} holds no passage store yet: bind "
             "CorpusConfig.passages to a jsonl corpus to build it"
@@ -66,12 +70,21 @@ def check_store(store: PassageStore, retriever: DualEncoder, reader: T5 | None =
     if reader is not None:
         store.check_vocab(reader=reader.config.vocab_size)
     most = retriever.config.max_length
-    if store.retriever_tokens_nm[:, most:].any():
+    if store.retriever_tokens_nm.shape[1] > most and _longest(store) > most:
         raise UserError(
             f"{store.directory} holds passages of more than {most} retriever tokens, which is all "
             "that the retriever can read; build a store with StoreConfig.retriever_length = "
             f"{most} or less"
         )
+
+
+def _longest(store: PassageStore) -> int:
+    """Tokens of the longest passage, as the retriever reads it."""
+    tokens_nm, longest = store.retriever_tokens_nm, 0
+    for start in range(0, store.count, _ROWS):
+        used_m = (tokens_nm[start : start + _ROWS] != 0).any(axis=0)
+        longest = max(longest, int(np.flatnonzero(used_m).max(initial=-1)) + 1)
+    return longest
 
 
 def make_corpus(

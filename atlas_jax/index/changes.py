@@ -3,7 +3,6 @@
 import collections
 import datetime
 import os
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,31 +11,31 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.objects import Objects, place_of
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.core.whole import unwritten, whole_folder
-from atlas_jax.index.files import create_npy
+from atlas_jax.core.whole import unwritten
+from atlas_jax.index.corpus_parts import SHARD_ROWS
 from atlas_jax.index.living import LivingStore, segment_folder
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.store_files import (
-    Record,
-    content_hashes,
-    copy_corpus,
-    normalise,
-    tokenise,
-    write_manifest,
+from atlas_jax.index.shard_writer import (
+    Recipe,
+    ShardNote,
+    ragged,
+    write_rows,
+    write_shard,
 )
+from atlas_jax.index.store_build import complete
+from atlas_jax.index.store_files import Record, line_of, normalise
 from atlas_jax.index.versions import (
-    SEGMENTS,
     Change,
     Version,
     changing,
     collect,
     commit,
-    flush_folder,
+    flush_folders,
 )
 
-_ROWS = 65536  # copied at a time
 Passage = Mapping[str, Any]
 EmbedSegment = Callable[[str, PassageStore, LivingStore], None]  # its name, it, the store before
 
@@ -100,7 +99,7 @@ def change(
         another process that changes it, or a disk that cannot be written. The store is then
         unchanged.
     """
-    folder = Path(directory)
+    folder = place_of(directory)
     made_with: Any = {f"{tower}_tokenizer": one for tower, one in tokenizers.items()}
     # Refuses other tokenizers.
     opened = LivingStore.as_of(folder, "", **made_with, opened=opened).segments
@@ -149,7 +148,7 @@ def compact(
     """
     if keep < 1:
         raise UserError(f"keep = {keep}: keep 1 version or more")
-    folder = Path(directory)
+    folder = place_of(directory)
     LivingStore.as_of(folder)
     try:
         with changing(folder):
@@ -218,37 +217,56 @@ def _write_segment(
     store: LivingStore,
     tokenizers: Mapping[str, Tokenizer],
 ) -> PassageStore:
-    (directory / SEGMENTS).mkdir(exist_ok=True)
-    with whole_folder(segment_folder(directory, name)) as folder:
-        corpus_hash = copy_corpus(folder, records, lambda row: f"passage {row}")
-        towers = {
-            tower: tokenise(folder, len(records), tower, store.config, tokenizers[tower], False)
-            for tower in PARTS
-        }
-        hashes = content_hashes(corpus_hash, store.config, tokenizers)
-        write_manifest(folder, {"count": len(records), **hashes, **towers})
-        flush_folder(folder)
-    flush_folder(directory / SEGMENTS)
-    return PassageStore.open(segment_folder(directory, name))
+    recipe = Recipe(store.config, tokenizers)
+
+    def write(objects: Objects) -> list[ShardNote]:
+        starts = range(0, len(records), SHARD_ROWS)
+        return [
+            write_shard(objects, f"00000-{n:05d}", records[at : at + SHARD_ROWS], recipe, True)
+            for n, at in enumerate(starts)
+        ]
+
+    return _written(directory, name, recipe, write)
 
 
 def _copy_segment(directory: Path, name: str, store: LivingStore) -> None:
     """Write all living rows as a segment; nothing is tokenised."""
-    (directory / SEGMENTS).mkdir(exist_ok=True)
-    with whole_folder(segment_folder(directory, name)) as folder:
-        records = (store.passage(row) for row in range(store.count))
-        corpus_hash = copy_corpus(folder, records, lambda row: f"row {row}")
-        for tower in PARTS:
-            tokens = store._tokens_for(tower)
-            out = create_npy(folder / f"{tower}_tokens.npy", tokens.shape, tokens.dtype)
-            for start in range(0, store.count, _ROWS):
-                out[start : start + _ROWS] = tokens[start : start + _ROWS]
-            out.flush()
-        made_with: Any = {
-            tower: types.SimpleNamespace(content_hash=store._notes(tower)["tokenizer"])
-            for tower in PARTS
-        }
-        hashes = content_hashes(corpus_hash, store.config, made_with)
-        write_manifest(folder, {**store.manifest, **hashes})
-        flush_folder(folder)
-    flush_folder(directory / SEGMENTS)
+    made_with: Any = {
+        tower: _MadeWith(store._notes(tower)["tokenizer"], store._tokens_for(tower).dtype)
+        for tower in PARTS
+    }
+
+    def write(objects: Objects) -> list[ShardNote]:
+        notes = []
+        for number, start in enumerate(range(0, store.count, SHARD_ROWS)):
+            end = min(start + SHARD_ROWS, store.count)
+            records = store.passages(range(start, end))
+            tokens = {tower: ragged(store._tokens_for(tower)[start:end]) for tower in PARTS}
+            ids, lines = [one["id"] for one in records], [line_of(one) for one in records]
+            notes.append(write_rows(objects, f"00000-{number:05d}", ids, lines, tokens, True))
+        return notes
+
+    _written(directory, name, Recipe(store.config, made_with), write)
+
+
+@dataclass(frozen=True)
+class _MadeWith:
+    """What a manifest says of a tokenizer that is not at hand."""
+
+    content_hash: str
+    dtype: np.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """A size that gives the type in which its tokens are stored."""
+        return int(np.iinfo(self.dtype).max)
+
+
+def _written(
+    directory: Path, name: str, recipe: Recipe, write: Callable[[Objects], list[ShardNote]]
+) -> PassageStore:
+    """A segment made of new shards; no version names it yet."""
+    place = segment_folder(directory, name)
+    complete(Objects(place), recipe, write(Objects(place)))
+    flush_folders(place, directory)
+    return PassageStore.open(place)

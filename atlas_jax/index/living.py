@@ -1,8 +1,7 @@
 """A passage store as of one of its versions; the newest may be changed further, see `changes.py`.
 
 Rows count living passages, so nothing that reads a store needs to know of segments or of deleted
-rows. A store that was never changed is read through memory maps as it is. Of any other one the
-tokens of the living rows are copied into memory when they are first asked for.
+rows. Nothing is copied: what is asked for is read from the segments that have it.
 """
 
 import hashlib
@@ -15,8 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.objects import place_of
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.arrays import JoinedRows, TakenRows
 from atlas_jax.index.passages import Manifest, PassageStore
 from atlas_jax.index.store_files import Record, StoreConfig
 from atlas_jax.index.versions import (
@@ -67,7 +68,7 @@ class LivingStore(PassageStore):
         Raises:
           UserError: as `PassageStore.open`; there is no such version, or it is damaged.
         """
-        folder = Path(directory)
+        folder = place_of(directory)
         version = find_version(folder, as_of)
         names = version["segments"] if version else [FIRST]
         known = {one.directory: one for one in opened}
@@ -105,7 +106,6 @@ class LivingStore(PassageStore):
         total, first = int(self.starts[-1]), self.segments[0]
         self.is_plain = len(self.segments) == 1 and self.count == total
         self._by_place: tuple[np.ndarray, np.ndarray] | None = None
-        self._tokens_of: dict[str, np.ndarray] = {}
         notes = {tower: {**first._notes(tower), "max_id": self._greatest(tower)} for tower in PARTS}
         hashes = {name: self._hash(name) for name in ("content_hash", "retriever_hash")}
         made = {**first.manifest, **hashes, **notes, "count": self.count}
@@ -125,27 +125,24 @@ class LivingStore(PassageStore):
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
 
     @property
-    def reader_tokens_nl(self) -> np.ndarray:  # type: ignore[override]
+    def reader_tokens_nl(self) -> Any:
         """Reader tokens of the living rows."""
         return self._tokens_for("reader")
 
     @property
-    def retriever_tokens_nm(self) -> np.ndarray:  # type: ignore[override]
+    def retriever_tokens_nm(self) -> Any:
         """Retriever tokens of the living rows."""
         return self._tokens_for("retriever")
 
-    def _tokens_for(self, tower: str) -> np.ndarray:
+    def _tokens_for(self, tower: str) -> Any:
         name = "reader_tokens_nl" if tower == "reader" else "retriever_tokens_nm"
-        if self.is_plain and (self.places_n[1:] > self.places_n[:-1]).all():
-            return cast(np.ndarray, getattr(self.segments[0], name))
-        if tower not in self._tokens_of:
-            arrays = [getattr(one, name) for one in self.segments]
-            self._tokens_of[tower] = self.living(arrays)
-        return self._tokens_of[tower]
+        return self.view([getattr(one, name) for one in self.segments])
 
-    def forget_copies(self) -> None:
-        """Free the copies of tokens in memory; they are made again when they are asked for."""
-        self._tokens_of.clear()
+    def view(self, arrays: Sequence[Any]) -> Any:
+        """The living rows of one array [n, ...] of each segment, read when they are asked for."""
+        if self.is_plain and (self.places_n[1:] > self.places_n[:-1]).all():
+            return arrays[0]
+        return TakenRows(JoinedRows(arrays), self.places_n)
 
     def living(self, arrays: list[Any]) -> np.ndarray:
         """The living rows of one array [n, ...] of each segment, as one new array."""
@@ -155,12 +152,17 @@ class LivingStore(PassageStore):
             out[at] = array[self.places_n[at] - start]
         return out
 
-    def passage(self, row: int) -> Record:
-        """See `PassageStore.passage`."""
-        if not 0 <= row < self.count:
-            raise IndexError(f"row {row} of a store of {self.count} passages")
-        number, own = self._in_segment(row)
-        return self.segments[number].passage(own)
+    def passages(self, rows: Sequence[int]) -> list[Record]:
+        """See `PassageStore.passages`."""
+        outside = [row for row in rows if not 0 <= row < self.count]
+        if outside:
+            raise IndexError(f"row {outside[0]} of a store of {self.count} passages")
+        places, found = [self._in_segment(row) for row in rows], dict[tuple[int, int], Record]()
+        for number in {number for number, _ in places}:
+            own = [row for at, row in places if at == number]
+            records = self.segments[number].passages(own)
+            found |= {(number, row): one for row, one in zip(own, records, strict=True)}
+        return [found[place] for place in places]
 
     def _in_segment(self, row: int) -> tuple[int, int]:
         """The number of a row's segment, and its row there."""
@@ -168,11 +170,10 @@ class LivingStore(PassageStore):
         number = int(np.searchsorted(self.starts, place, side="right")) - 1
         return number, place - int(self.starts[number])
 
-    def _expect(self, rows: Sequence[int]) -> None:
-        """See `PassageStore._expect`."""
-        places = [self._in_segment(row) for row in rows]
-        for number, segment in enumerate(self.segments):
-            segment._expect([own for at, own in places if at == number])
+    def _tokens_of(self, tower: str, row: int) -> str:
+        """See `PassageStore._tokens_of`."""
+        number, own = self._in_segment(row)
+        return self.segments[number]._tokens_of(tower, own)
 
     def find(self, passage_id: str) -> int | None:
         """See `PassageStore.find`."""

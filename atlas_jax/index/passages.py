@@ -1,52 +1,43 @@
 """The passage store: the text of every index row, and its tokens for both models.
 
-A store is built once for a corpus and its tokenizers. Then it is only read, through memory maps.
-Neither building nor reading holds the corpus in memory. A store is a folder:
-
-    manifest.json         counts, formats, lengths, tokenizers and content hashes
-    passages.jsonl        one {id, title, section, text} a line; the line is the index row
-    offsets.npy           uint64 [n + 1], byte at which each line begins
-    id_hashes.npy         uint64 [n], sorted hashes of the ids; id_rows.npy: their rows
-    reader_tokens.npy     uint16 or int32 [n, l], no end token, padded with 0
-    retriever_tokens.npy  uint16 or int32 [n, m], with special tokens, padded with 0
+A store is built once for a corpus and its tokenizers. Then it is only read, a few rows at a time.
+Neither building nor reading holds the corpus in memory. A store is a folder, on a disk or in a
+bucket: manifest.json (counts, formats, lengths, tokenizers, content hashes, shards) and the files
+of `shards.py`. Stores that earlier versions wrote have those of `flat_files.py`.
 """
 
-import array
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.file_sets import Paths
 from atlas_jax.core.jsonl import STRICT, RowsConfig
-from atlas_jax.core.parts import PARTS
-from atlas_jax.core.paths import as_path, expect_bytes, input_file
+from atlas_jax.core.objects import Objects, place_of
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
 from atlas_jax.core.unique import hash_id
-from atlas_jax.core.whole import whole_folder
-from atlas_jax.index.files import open_npy
+from atlas_jax.index.flat_files import FlatFiles
 from atlas_jax.index.search import SearchResult
+from atlas_jax.index.shard_writer import Recipe
+from atlas_jax.index.shards import ShardedFiles
+from atlas_jax.index.store_build import MANIFEST, Cut, build_files, corpus_hash_of
 from atlas_jax.index.store_files import (
     STORE_FORMAT,
     Record,
     StoreConfig,
     content_hashes,
-    copy_corpus,
     line_of,
     read_corpus,
-    tokenise,
-    write_manifest,
 )
-from atlas_jax.index.unknown import check_scripts
 
-_TEXT = "passages.jsonl"
+_FLAT = 1  # format of the stores that earlier versions wrote
 
 
 class TowerNotes(TypedDict):
@@ -56,10 +47,18 @@ class TowerNotes(TypedDict):
     format: str | tuple[str, ...]
     length: bounds.Length
     max_id: bounds.Count
+    dtype: NotRequired[Literal["uint16", "int32"]]
+
+
+class ShardEntry(TypedDict):
+    """The manifest's entry about one shard."""
+
+    name: Annotated[str, Meta(pattern=r"^[0-9]{5}-[0-9]{5}$")]
+    rows: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
 
 
 class Manifest(TypedDict):
-    """The content of manifest.json."""
+    """The content of manifest.json; of format 1, it has neither shards, buckets nor types."""
 
     format: int
     count: Annotated[int, Meta(ge=1, le=bounds.LARGEST)]
@@ -67,6 +66,27 @@ class Manifest(TypedDict):
     retriever_hash: str
     reader: TowerNotes
     retriever: TowerNotes
+    buckets: NotRequired[Annotated[int, Meta(ge=1, le=1 << 16)]]
+    shards: NotRequired[Annotated[list[ShardEntry], Meta(min_length=1)]]
+
+
+class Files(Protocol):
+    """The files of a store of any format."""
+
+    def tokens(self, tower: str) -> Any:
+        """The tokens of all rows [n, length], padded with 0."""
+
+    def lines(self, rows: Sequence[int]) -> list[bytes]:
+        """The lines of some rows."""
+
+    def rows_of(self, hashed: int) -> list[int]:
+        """The rows whose ids have this hash."""
+
+    def text_of(self, row: int) -> str:
+        """Where the text of a row lies, for messages."""
+
+    def tokens_of(self, tower: str, row: int) -> str:
+        """Where the tokens of a row lie, for messages."""
 
 
 class _StoredPassage(TypedDict):
@@ -83,8 +103,8 @@ class PassageStore:
       directory: where it lies.
       config: the formats and lengths it was built with.
       count: number of passages, n.
-      reader_tokens_nl: memory-mapped reader tokens.
-      retriever_tokens_nm: memory-mapped retriever tokens.
+      reader_tokens_nl: reader tokens, read when they are asked for.
+      retriever_tokens_nm: retriever tokens, as well.
       content_hash: of the corpus, both tokenizers and the config.
       retriever_hash: of all that embeddings depend on: the corpus and the retriever's half.
     """
@@ -99,31 +119,32 @@ class PassageStore:
         self.count: int = manifest["count"]
         self.content_hash: str = manifest["content_hash"]
         self.retriever_hash: str = manifest["retriever_hash"]
-        self.reader_tokens_nl = self._tokens("reader", reader)
-        self.retriever_tokens_nm = self._tokens("retriever", retriever)
-        self._offsets = self._array("offsets", (self.count + 1,), np.uint64)
-        self._id_hashes = self._array("id_hashes", (self.count,), np.uint64)
-        self._id_rows = self._array("id_rows", (self.count,), np.int64)
-        self._text = self._mapped_text()
-        self._check_order()
+        self._files = _files_of(directory, manifest)
+        self.reader_tokens_nl: Any = self._files.tokens("reader")
+        self.retriever_tokens_nm: Any = self._files.tokens("retriever")
 
     @classmethod
     def build(
         cls,
-        passages_jsonl: str | os.PathLike[str],
+        passages_jsonl: Paths,
         directory: str | os.PathLike[str],
         reader_tokenizer: Tokenizer,
         retriever_tokenizer: Tokenizer,
         config: StoreConfig = StoreConfig(),
         rows: RowsConfig = STRICT,
         progress: bool = True,
+        cut: Cut = Cut(),
     ) -> "PassageStore":
-        """Build a store from a jsonl file of {id, title?, section?, text}, plain or .gz.
+        """Build a store from jsonl files of {id, title?, section?, text}, plain or .gz.
 
-        Other layouts, tables, texts, folders and patterns are read as well (`core/file_sets.py`).
+        Other layouts, tables, texts, folders, patterns and lists of them are read as well
+        (`core/file_sets.py`). All processes of a run must call it; each makes its share. A build
+        that was killed goes on where it was. If a store of the same content exists, it is opened
+        instead.
 
-        Two streaming passes: the file is checked and copied, then tokenised. If a store of the
-        same content exists, it is opened instead.
+        Args:
+          passages_jsonl: a file, folder or pattern, or several.
+          cut: how the corpus is divided.
 
         Raises:
           UserError: names file and line for a broken line, text that is not UTF-8, a
@@ -132,37 +153,11 @@ class PassageStore:
         """
         tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
         config = config.fitted()
-        existing = cls.open(directory) if (Path(directory) / "manifest.json").exists() else None
-        if existing:
-            digest = hashlib.sha256()
-            for _, record in read_corpus(passages_jsonl, progress, rows):
-                digest.update(line_of(record))
-            corpus_hash = digest.hexdigest()
-            wanted = content_hashes(corpus_hash, config, tokenizers)["content_hash"]
-            existing._check_hash(wanted, f"the passages of {passages_jsonl}")
+        if Objects(directory).has(MANIFEST):
+            existing = cls.open(directory)
+            existing._check_content(passages_jsonl, config, tokenizers, rows, progress)
             return existing
-        with whole_folder(directory) as folder:
-            # File and line of each row, for the error about two equal ids.
-            lines, numbers, files = array.array("Q"), array.array("L"), dict[str, int]()
-
-            def records() -> Iterator[Record]:
-                for (file, line), record in read_corpus(passages_jsonl, progress, rows):
-                    lines.append(line)
-                    numbers.append(files.setdefault(file, len(files)))
-                    yield record
-
-            corpus_hash = copy_corpus(
-                folder, records(), lambda row: f"{list(files)[numbers[row]]}:{lines[row]}"
-            )
-            if not lines:
-                raise UserError(f"{passages_jsonl} holds no passages")
-            check_scripts(folder, len(lines), tokenizers)
-            towers = {
-                tower: tokenise(folder, len(lines), tower, config, tokenizers[tower], progress)
-                for tower in PARTS
-            }
-            hashes = content_hashes(corpus_hash, config, tokenizers)
-            write_manifest(folder, {"count": len(lines), **hashes, **towers})
+        build_files(passages_jsonl, directory, Recipe(config, tokenizers), rows, progress, cut)
         return cls.open(directory, reader_tokenizer, retriever_tokenizer)
 
     @classmethod
@@ -178,20 +173,22 @@ class PassageStore:
           UserError: there is no store, it is damaged or of another version, or another
             tokenizer made it (both hashes are named).
         """
-        path = as_path(directory) / "manifest.json"
+        objects = Objects(directory)
+        path = objects.at(MANIFEST)
         try:
-            found: dict[str, Any] = strict_json.read(path, dict[str, Any])
+            raw = objects.read(MANIFEST)
+            found: dict[str, Any] = strict_json.parse_as(raw, dict[str, Any], path)
         except UserError as error:
             raise UserError(
                 f"{directory} is no passage store ({error}); build one with "
                 "`python -m atlas_jax.build_index`"
             ) from error
-        if found.get("format") != STORE_FORMAT:
+        if found.get("format") not in (_FLAT, STORE_FORMAT):
             raise UserError(
                 f"{path}: store format {bounds.shown(found.get('format'))}, this version reads "
-                f"{STORE_FORMAT}; build the store anew"
+                f"{_FLAT} and {STORE_FORMAT}; build the store anew"
             )
-        manifest: Manifest = strict_json.convert(found, Manifest, str(path))
+        manifest: Manifest = strict_json.convert(found, Manifest, path)
         given = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
         for tower, tokenizer in given.items():
             made_with = found[tower]["tokenizer"]
@@ -200,7 +197,7 @@ class PassageStore:
                     f"{directory} was built with the {tower} tokenizer {made_with[:12]}, but the "
                     f"{tower} has {tokenizer.content_hash[:12]}; build a store for this {tower}"
                 )
-        return cls(Path(directory), manifest)
+        return cls(place_of(directory), manifest)
 
     def passage(self, row: int) -> Record:
         """The passage of an index row: its id, title, section and text.
@@ -208,27 +205,25 @@ class PassageStore:
         Raises:
           IndexError: no such row.
         """
-        if not 0 <= row < self.count:
-            raise IndexError(f"row {row} of a store of {self.count} passages")
-        raw = self._text[self._offsets[row] : self._offsets[row + 1]].tobytes()
-        where = f"{self.directory / _TEXT}: row {row}"
-        record: Record = strict_json.parse_as(raw, _StoredPassage, where)
-        return record
+        return self.passages([row])[0]
 
     def passages(self, rows: Sequence[int]) -> list[Record]:
-        """The passages of some rows, whose bytes are asked for together before the first is read.
+        """The passages of some rows, all read at the same time.
 
         Raises:
           IndexError: there is no such row.
         """
-        self._expect(rows)
-        return [self.passage(row) for row in rows]
+        outside = [row for row in rows if not 0 <= row < self.count]
+        if outside:
+            raise IndexError(f"row {outside[0]} of a store of {self.count} passages")
+        lines = self._files.lines(rows)
+        return [self._parsed(row, line) for row, line in zip(rows, lines, strict=True)]
 
-    def _expect(self, rows: Sequence[int]) -> None:
-        """Ask for the text of some rows; without its file, what is mapped is read all the same."""
-        at = self._offsets
-        with contextlib.suppress(OSError), (self.directory / _TEXT).open("rb") as file:
-            expect_bytes(file.fileno(), ((int(at[row]), int(at[row + 1])) for row in rows))
+    def _parsed(self, row: int, line: bytes) -> Record:
+        record: Record = strict_json.parse_as(
+            line, _StoredPassage, f"{self._files.text_of(row)}: row {row}"
+        )
+        return record
 
     def row_of(self, passage_id: str) -> int:
         """The index row of a passage id.
@@ -243,13 +238,9 @@ class PassageStore:
 
     def find(self, passage_id: str) -> int | None:
         """The index row of a passage id, or None."""
-        hashed = hash_id(passage_id)
-        at = int(np.searchsorted(self._id_hashes, np.uint64(hashed)))
-        while at < self.count and int(self._id_hashes[at]) == hashed:
-            row = int(self._id_rows[at])
+        for row in self._files.rows_of(hash_id(passage_id)):
             if self.passage(row)["id"] == passage_id:
                 return row
-            at += 1
         return None
 
     def check_vocab(self, **vocab_sizes: int) -> None:
@@ -302,47 +293,38 @@ class PassageStore:
         greatest = self._notes(tower)["max_id"]
         if tokens.size and (tokens.max() > greatest or tokens.min() < 0):
             row = int(np.argmax(((tokens > greatest) | (tokens < 0)).any(axis=-1)))
-            raise self._damaged(
-                self.directory / f"{tower}_tokens.npy",
-                f"row {first + row} has other token ids than 0 to {greatest}",
+            raise UserError(
+                f"{self._tokens_of(tower, first + row)} is damaged: row {first + row} has other "
+                f"token ids than 0 to {greatest}; remove the store and build it anew"
             )
 
-    def _tokens(self, tower: str, notes: TowerNotes) -> np.ndarray:
-        # The vocabulary decides the type, and the manifest does not tell its size.
-        return self._array(f"{tower}_tokens", (self.count, notes["length"]), np.uint16, np.int32)
+    def _tokens_of(self, tower: str, row: int) -> str:
+        """Where the tokens of a row lie, for messages."""
+        return self._files.tokens_of(tower, row)
 
     def _notes(self, tower: str) -> TowerNotes:
         return self.manifest["reader"] if tower == "reader" else self.manifest["retriever"]
 
-    def _array(self, name: str, shape: tuple[int, ...], *dtypes: type) -> np.ndarray:
-        path = self.directory / f"{name}.npy"
-        try:
-            return open_npy(path, shape, *dtypes)
-        except UserError as error:
-            raise self._damaged(path, str(error).removeprefix(f"{path}: ")) from error
-
-    def _mapped_text(self) -> np.ndarray:
-        path = self.directory / _TEXT
-        if input_file(path).stat().st_size != self._offsets[-1] or not self._offsets[-1]:
-            raise self._damaged(path, f"it has not the {self._offsets[-1]} bytes of offsets.npy")
-        return np.memmap(path, np.uint8, mode="r")
-
-    def _check_order(self) -> None:
-        """One look at the arrays that lead to others."""
-        if self._offsets[0] != 0 or not (self._offsets[1:] > self._offsets[:-1]).all():
-            raise self._damaged(self.directory / "offsets.npy", "it does not ascend from 0")
-        if not (self._id_hashes[1:] >= self._id_hashes[:-1]).all():
-            raise self._damaged(self.directory / "id_hashes.npy", "it does not ascend")
-        if self._id_rows.min() < 0 or self._id_rows.max() >= self.count:
-            raise self._damaged(
-                self.directory / "id_rows.npy", f"it has other rows than 0 to {self.count - 1}"
-            )
-
-    def _damaged(self, path: Path, problem: str) -> UserError:
-        return UserError(
-            f"{path} is missing or not as {self.directory / 'manifest.json'} describes it "
-            f"({problem}); remove the store and build it anew"
-        )
+    def _check_content(
+        self,
+        passages: Paths,
+        config: StoreConfig,
+        tokenizers: Mapping[str, Tokenizer],
+        rows: RowsConfig,
+        progress: bool,
+    ) -> None:
+        """Refuse other passages than those of the store."""
+        form = self.manifest["format"]
+        if form == _FLAT:
+            digest = hashlib.sha256()
+            for _, record in read_corpus(passages, progress, rows):
+                digest.update(line_of(record))
+            corpus_hash = digest.hexdigest()
+        else:
+            corpus_hash = corpus_hash_of(passages, rows, progress)
+        made_with = {tower: one.content_hash for tower, one in tokenizers.items()}
+        wanted = content_hashes(corpus_hash, config, made_with, form)["content_hash"]
+        self._check_hash(wanted, f"the passages of {passages}")
 
     def _check_hash(self, wanted: str, what: str) -> None:
         if self.content_hash != wanted:
@@ -351,3 +333,22 @@ class PassageStore:
                 f"these tokenizers and StoreConfig give ({wanted[:12]}); remove it or choose "
                 "another directory"
             )
+
+
+def _files_of(directory: Path, manifest: Manifest) -> Files:
+    lengths = {"reader": manifest["reader"], "retriever": manifest["retriever"]}
+    widths = {tower: notes["length"] for tower, notes in lengths.items()}
+    if manifest["format"] == _FLAT:
+        return FlatFiles(directory, manifest["count"], widths)
+    try:
+        shards = [(one["name"], one["rows"]) for one in manifest["shards"]]
+        towers = {tower: (notes["length"], notes["dtype"]) for tower, notes in lengths.items()}
+        files = ShardedFiles(Objects(directory), shards, manifest["buckets"], towers)
+    except KeyError as error:
+        raise UserError(f"{directory}/{MANIFEST}: the field {error} is missing") from error
+    if sum(files.counts) != manifest["count"] or manifest["buckets"].bit_count() != 1:
+        raise UserError(
+            f"{directory}/{MANIFEST}: its shards have {sum(files.counts)} rows, but count is "
+            f"{manifest['count']}, or buckets is no power of 2"
+        )
+    return files

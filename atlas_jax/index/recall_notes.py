@@ -5,13 +5,12 @@ recall.json      a list of `RecallNote`, one for each way of searching and each 
 
 import json
 import os
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
-from atlas_jax.core.whole import whole_file
+from atlas_jax.core.objects import Objects
 
 _FILE = "recall.json"
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -42,10 +41,11 @@ def recall_notes(directory: str | os.PathLike[str]) -> list[RecallNote]:
     Raises:
       UserError: the file is damaged.
     """
-    path = Path(directory) / _FILE
-    if not path.exists():
+    objects = Objects(directory)
+    if not objects.has(_FILE):
         return []
-    found: list[RecallNote] = strict_json.read(path, list[RecallNote])
+    raw, where = objects.read(_FILE), objects.at(_FILE)
+    found: list[RecallNote] = strict_json.parse_as(raw, list[RecallNote], where)
     return found
 
 
@@ -58,8 +58,7 @@ def note_recall(directory: str | os.PathLike[str], note: RecallNote) -> None:
     """
     way = note["search"], note["k"]
     kept = [one for one in recall_notes(directory) if (one["search"], one["k"]) != way]
-    with whole_file(Path(directory) / _FILE) as file:
-        file.write((json.dumps([*kept, note], indent=2) + "\n").encode("utf-8"))
+    Objects(directory).write(_FILE, (json.dumps([*kept, note], indent=2) + "\n").encode("utf-8"))
 
 
 def line_of(note: RecallNote) -> str:

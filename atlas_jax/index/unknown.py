@@ -1,9 +1,8 @@
 """Check that the tokenizers know the script of a corpus; a Latin one cannot read Chinese."""
 
-import json
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,24 +15,23 @@ _UNREAD = 0.5  # share of unknown characters from which a passage counts as unre
 _UNUSABLE = 0.5  # share of unreadable passages from which the corpus is refused
 
 
-def check_scripts(folder: Path, count: int, tokenizers: Mapping[str, Tokenizer]) -> None:
+def check_scripts(
+    count: int,
+    read: Callable[[Sequence[int]], list[dict[str, Any]]],
+    tokenizers: Mapping[str, Tokenizer],
+) -> None:
     """Tell on stderr what share of a corpus's characters each tokenizer does not know.
 
     Args:
-      folder: holds `passages.jsonl` and `offsets.npy`.
       count: of the passages.
+      read: gives the passages of some rows.
       tokenizers: by tower.
 
     Raises:
       UserError: one tokenizer knows next to nothing of most passages; names an example.
     """
-    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
     rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(np.int64))
-    with (folder / "passages.jsonl").open("rb") as file:
-        passages = []
-        for row in rows:
-            file.seek(int(offsets[row]))
-            passages.append(json.loads(file.readline()))
+    passages = read(rows.tolist())
     texts = [passage["text"] for passage in passages]
     for tower, tokenizer in tokenizers.items():
         shares = np.array(tokenizer.unknown_shares(texts))

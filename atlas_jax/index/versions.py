@@ -14,11 +14,12 @@ removes them.
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, TypedDict
 
 import numpy as np
@@ -27,6 +28,8 @@ from msgspec import Meta
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.locks import locked
+from atlas_jax.core.objects import Objects
+from atlas_jax.core.paths import is_remote
 from atlas_jax.core.whole import whole_file
 
 FIRST = ""  # name of the first segment, which lies in the store's own folder
@@ -76,8 +79,9 @@ def numbers_of(directory: str | os.PathLike[str]) -> list[int]:
     Raises:
       UserError: it is damaged.
     """
-    names = (path.stem for path in (Path(directory) / VERSIONS).glob("[0-9]*.json"))
-    numbers = sorted(int(name) for name in names if name.isdecimal())
+    names = Objects(directory).names(VERSIONS)
+    stems = (PurePosixPath(name).stem for name in names if name.endswith(".json"))
+    numbers = sorted(int(stem) for stem in stems if stem.isdecimal())
     oldest = read_version(directory, numbers[-1])["oldest"] if numbers else 0
     return [number for number in numbers if number >= oldest]
 
@@ -155,7 +159,8 @@ def dead_rows(directory: Path, version: Version) -> np.ndarray:
         return np.zeros(0, np.int64)
     path = _dead_file(directory, version["version"])
     try:
-        dead = np.load(path, allow_pickle=False)
+        raw = Objects(directory).read(f"{VERSIONS}/{path.name}")
+        dead = np.load(io.BytesIO(raw), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if dead.shape != (version["dead"],) or dead.dtype != np.int64 or (np.diff(dead) <= 0).any():
@@ -170,6 +175,11 @@ def changing(directory: Path) -> Iterator[None]:
     Raises:
       UserError: another process changes the store.
     """
+    if is_remote(directory):
+        raise UserError(
+            f"{directory} is in a bucket; change it on a disk, then copy it there: "
+            "`gcloud storage rsync --recursive STORE gs://...`, versions/ last"
+        )
     (directory / VERSIONS).mkdir(exist_ok=True)
     with locked(directory / VERSIONS / ".lock", str(directory)):
         collect(directory)
@@ -201,8 +211,10 @@ def collect(directory: Path) -> None:
     for path in unnamed(directory, folder.iterdir() if folder.is_dir() else ()):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if first_is_given_up(directory):
-        for path in (*directory.glob("*.npy"), directory / "passages.jsonl"):
+        for path in (*directory.glob("*.npy"), directory / "passages.jsonl"):  # of format 1
             path.unlink(missing_ok=True)
+        for name in ("shards", "ids"):
+            shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def unnamed(directory: str | os.PathLike[str], paths: Iterable[Path]) -> list[Path]:
@@ -231,6 +243,12 @@ def flush_folder(folder: Path) -> None:
     _flush([*(one for one in folder.iterdir() if one.is_file()), folder, folder.parent])
 
 
+def flush_folders(place: Path, above: Path) -> None:
+    """Flush the names in a new folder, and in those between it and one above, to the disk."""
+    below = [path for path in place.rglob("*") if path.is_dir()]
+    _flush([*below, place, *(one for one in place.parents if one.is_relative_to(above))])
+
+
 def _flush(paths: Iterable[Path]) -> None:
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
@@ -250,8 +268,9 @@ def read_version(directory: str | os.PathLike[str], number: int) -> Version:
     Raises:
       UserError: it is missing or damaged.
     """
-    path = Path(directory) / VERSIONS / f"{number:06d}.json"
-    found: Version = strict_json.read(path, Version)
+    objects, name = Objects(directory), f"{VERSIONS}/{number:06d}.json"
+    path = objects.at(name)
+    found: Version = strict_json.parse_as(objects.read(name), Version, path)
     if found["format"] != _FORMAT:
         raise UserError(f"{path}: version format {found['format']}, this program reads {_FORMAT}")
     return found

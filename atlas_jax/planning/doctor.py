@@ -176,7 +176,9 @@ def _inputs(told: TrainRun) -> list[str]:
     model, corpus = told.models.config, told.corpus.config
     paths = [told.train.file, told.evaluation.file, model.reader, model.retriever]
     if told.train.passages == "index":
-        paths += [corpus.index, corpus.store, corpus.passages]
+        passages = corpus.passages
+        files = [passages] if isinstance(passages, str) else list(passages)
+        paths += [corpus.index, corpus.store, *files]
     return list(dict.fromkeys(path for path in paths if path))
 
 

@@ -26,9 +26,10 @@ from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
+from atlas_jax.core.objects import place_of
 from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.parts import PARTS
-from atlas_jax.core.paths import check_output_folder, is_remote
+from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.core.types import Batch, Params
 from atlas_jax.corpus.corpus import Corpus
@@ -342,17 +343,6 @@ def _check(told: TrainRun) -> None:
             "searches nothing; bind it to 0"
         )
     check_freshness(told)
-    if (
-        is_remote(config.model_dir)
-        and told.searches
-        and (told.refreshes_index or not told.corpus.config.index)
-    ):
-        raise UserError(
-            f"TrainConfig.model_dir = {config.model_dir!r}: an index that the run makes itself "
-            "needs a disk that all hosts see; or bind CorpusConfig.index to one that build_index "
-            "made and refresh nothing: RefreshPolicy.schedule = '-1', RefreshPolicy.rolling_rows "
-            "= 0, StalenessConfig.refresh_below = 0"
-        )
 
 
 def check_rerank(step: StepConfig, dtype: str) -> None:
@@ -390,7 +380,7 @@ def _corpus_of(
         rules,
         told.step.embeds_passages,
         models.reader,
-        versions=None if is_remote(directory) else Path(directory) / INDEX,
+        versions=place_of(directory) / INDEX,
     )
 
 

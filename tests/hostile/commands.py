@@ -159,29 +159,46 @@ def t5x(bench: Bench) -> Case:
 
 
 def store(bench: Bench) -> Case:
-    """retrieve, with a broken file of the store."""
-    folder = bench.take("store")
+    """retrieve, with a broken file of the store; of one in shards, a file that is surely read."""
+    shard, by_choice = "shards/00000-00000", bench.rng.choice(("store", "flat"))
+    folder = bench.take(by_choice)
     arrays = ["offsets", "id_hashes", "id_rows", "reader_tokens", "retriever_tokens"]
-    name = bench.rng.choice(["manifest.json"] * 4 + [f"{array}.npy" for array in arrays])
-    path = folder / name
-    if name == "manifest.json":
+    files = [f"{array}.npy" for array in arrays]
+    if by_choice == "store":
+        files = [f"{shard}/{array}/zarr.json" for array in ("offsets", "reader")]
+        files += [f"{shard}/offsets/c/0/0", f"{shard}/reader/c/0"]
+    path = folder / bench.rng.choice(["manifest.json"] * 4 + files)
+    if path.name == "manifest.json":
         broken = mutations.break_json(bench.rng, path.read_bytes(), lambda path, old: True)
-    else:
+    elif path.name == "zarr.json":
+        broken = mutations.break_json(bench.rng, path.read_bytes(), _never)
+    elif path.suffix == ".npy":
         broken = mutations.break_array(bench.rng, path.read_bytes())
+    else:
+        broken = mutations.break_bytes(bench.rng, path.read_bytes())[:2] + (PERHAPS,)
     told, sure = bench.put(path, broken)
-    return Case(retrieve.main, _retrieve(bench, STORE=folder), told, sure)
+    index = "index" if by_choice == "store" else "flat_index"
+    argv = _retrieve(bench, STORE=folder, INDEX=bench.sound / index)
+    return Case(retrieve.main, argv, told, sure)
 
 
 def index(bench: Bench) -> Case:
     """retrieve, with a broken file of the index."""
-    folder = bench.take(bench.rng.choice(("index", "index8")))
-    path = bench.rng.choice(sorted([*folder.glob("*.npy"), folder / "index.json"]))
-    if path.suffix == ".json":
+    name = bench.rng.choice(("index", "index8", "flat_index"))
+    folder = bench.take(name)
+    arrays = [path for path in folder.glob("embeddings-*/**/*") if path.is_file()]
+    path = bench.rng.choice(sorted([*folder.glob("*.npy"), *arrays, folder / "index.json"]))
+    if path.name == "index.json":
         broken = mutations.break_json(bench.rng, path.read_bytes(), lambda path, old: True)
-    else:
+    elif path.name == "zarr.json":
+        broken = mutations.break_json(bench.rng, path.read_bytes(), _never)
+    elif path.suffix == ".npy":
         broken = mutations.break_array(bench.rng, path.read_bytes())
+    else:
+        broken = mutations.break_bytes(bench.rng, path.read_bytes())[:2] + (PERHAPS,)
     told, sure = bench.put(path, broken)
-    return Case(retrieve.main, _retrieve(bench, INDEX=folder), told, sure)
+    store = bench.sound / ("flat" if name == "flat_index" else "store")
+    return Case(retrieve.main, _retrieve(bench, INDEX=folder, STORE=store), told, sure)
 
 
 def questions(bench: Bench) -> Case:

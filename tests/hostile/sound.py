@@ -11,8 +11,8 @@ from flax import traverse_util
 
 from atlas_jax.conversion.convert import Conversion, convert, expected_shapes
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.new_index import new_index
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import new_index
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.tensors import Part
 from atlas_jax.interop.vocabularies import from_wordpiece
@@ -20,6 +20,7 @@ from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.folder import ModelPart, save_model
 from atlas_jax.reader.config import ReaderConfig
 from atlas_jax.retriever.config import RetrieverConfig
+from tests.index.flat_store import write_flat, write_flat_index
 from tests.interop import small
 from tests.training.runs import write_run
 
@@ -54,7 +55,7 @@ SQUAD = {
 
 
 def build(folder: Path) -> None:
-    """Write model/, store/, index/, index8/, hf/, t5x/, shards/, squad/, and some files."""
+    """Write models, stores, indices, shards/, squad/, and some files."""
     reader = small.reader_tokenizer(folder)
     retriever = folder / "retriever.json"
     retriever.write_text(from_wordpiece(small.wordpiece_file(folder)))
@@ -76,9 +77,13 @@ def build(folder: Path) -> None:
     )  # fmt: skip
     made_by = encoder_hash(RETRIEVER, parts["retriever"].params, tokenizers[1])
     embeddings_ne = rng.normal(size=(store.count, 8)).astype(np.float32)
-    for name, dtype in (("index", "float32"), ("index8", "int8")):
-        with new_index(folder / name, store, made_by, 8, dtype) as out_ne:
+    flat = PassageStore.open(write_flat(store, folder / "flat"))
+    for name, of, dtype in (
+        ("index", store, "float32"), ("index8", store, "int8"), ("new_flat_index", flat, "float32")
+    ):  # fmt: skip
+        with new_index(folder / name, of, made_by, 8, dtype) as out_ne:
             out_ne[:] = embeddings_ne
+    write_flat_index(folder / "new_flat_index", folder / "flat_index")
     for target, part in (("hf", ""), ("t5x", "reader")):
         job = Conversion("atlas-jax", target, (str(folder / "model"),), str(folder / target), part)
         convert(job, lambda line: None)

@@ -155,7 +155,7 @@ def _manifest(folder: Path, name: str, **changes: Any) -> None:
     [
         ({"reader": []}, "manifest.json: reader: expected an object, got a list"),
         ({"count": "16"}, "manifest.json: count: expected a whole number, got a text"),
-        ({"format": [1]}, "manifest.json: store format [1], this version reads 1"),
+        ({"format": [1]}, "manifest.json: store format [1], this version reads 1 and 2"),
     ],
 )
 def test_manifest_of_a_store(bench: Bench, changes: dict[str, Any], message: str) -> None:
@@ -218,31 +218,59 @@ def _array(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[bytes], byte
 def test_arrays_of_a_store(
     bench: Bench, name: str, change: Callable[[bytes], bytes], message: str
 ) -> None:
-    path = bench.take("store") / name
+    path = bench.take("flat") / name  # of format 1
     path.write_bytes(change(path.read_bytes()))
-    argv = commands._retrieve(bench, STORE=path.parent)
+    argv = commands._retrieve(bench, STORE=path.parent, INDEX=bench.sound / "flat_index")
     if "token ids" in message:  # seen when the tokens go to the devices
         argv += ["--gin.RetrieveConfig.rerank=4"]
     refused(retrieve.main, argv, message, bench.work)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("offsets/zarr.json", lambda raw: raw.replace(b"uint64", b"int32"), "instead of uint64"),
+        ("offsets/zarr.json", lambda raw: raw.replace(b"little", b"big"), "it is compressed, or"),
+        ("offsets/c/0/0", lambda raw: raw[:8] + raw[:8] + raw[16:], "it does not ascend from 0"),
+        ("reader/c/0", lambda raw: raw[:-2], "reader/c/0: it has "),
+        ("reader/c/0", lambda raw: b"\xff" * len(raw), "row 0 has other token ids than"),
+    ],
+)
+def test_arrays_of_a_shard(
+    bench: Bench, name: str, change: Callable[[bytes], bytes], message: str
+) -> None:
+    folder = bench.take("store")
+    path = folder / "shards" / "00000-00000" / name
+    path.write_bytes(change(path.read_bytes()))
+    refused(retrieve.main, commands._retrieve(bench, STORE=folder), message, bench.work)
+
+
 @pytest.mark.slow
 def test_a_passage_of_a_store_without_its_title(bench: Bench) -> None:
-    path = bench.take("store") / "passages.jsonl"
+    folder = bench.take("store")
+    path = folder / "shards" / "00000-00000" / "text.jsonl"
     path.write_bytes(_row_without_title(path.read_bytes()))
-    argv = commands._retrieve(bench, STORE=path.parent)
-    refused(retrieve.main, argv, "passages.jsonl: row ", bench.work)
+    argv = commands._retrieve(bench, STORE=folder)
+    refused(retrieve.main, argv, "text.jsonl: row ", bench.work)
 
 
-@pytest.mark.parametrize("name", ["index", "index8"])
+@pytest.mark.parametrize("name", ["index", "index8", "flat_index"])
 def test_an_index_that_is_not_finite(bench: Bench, name: str) -> None:
     folder = bench.take(name)
-    path = next(folder.glob("*.scales.npy" if name == "index8" else "*.npy"))
-    array = np.load(path)
-    array[3] = np.nan
-    np.save(path, array)
-    argv = commands._retrieve(bench, INDEX=folder)
-    refused(retrieve.main, argv, f"{path.name}: row 3 is not finite", bench.work)
+    if name == "flat_index":
+        path = next(folder.glob("*.npy"))
+        array = np.load(path)
+        array[3] = np.nan
+        np.save(path, array)
+        named, store = path.name, bench.sound / "flat"
+    else:
+        named, store = "scales" if name == "index8" else "rows", bench.sound / "store"
+        path = next(one for one in folder.glob(f"*/{named}/c/**/0") if one.is_file())
+        array = np.frombuffer(path.read_bytes(), np.float32).reshape(16, -1).copy()
+        array[3] = np.nan
+        path.write_bytes(array.tobytes())
+    argv = commands._retrieve(bench, INDEX=folder, STORE=store)
+    refused(retrieve.main, argv, f"{named}: row 3 is not finite", bench.work)
 
 
 SETTINGS = [

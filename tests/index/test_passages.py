@@ -60,7 +60,7 @@ def test_store_holds_texts_and_tokens(build, passages_file, tokenizers):
         ids = ids[ids != 0]
         assert ids[0] == retriever.cls_id and ids[-1] == retriever.eos_id  # also where it is cut
     assert store.reader_tokens_nl.dtype == np.uint16
-    assert isinstance(store.reader_tokens_nl, np.memmap)
+    assert not isinstance(store.reader_tokens_nl, np.ndarray)  # read when it is asked for
     with pytest.raises(UserError, match="no passage with the id 'nobody'"):
         store.row_of("nobody")
     with pytest.raises(IndexError):
@@ -188,11 +188,11 @@ def test_token_ids_above_the_vocabulary_are_refused(build, passages_file, tokeni
     store = build(passages_file)
     reader, retriever = tokenizers
     store.check_vocab(reader=reader.vocab_size, retriever=retriever.vocab_size)
-    greatest = int(store.reader_tokens_nl.max())
+    greatest = int(np.max(store.reader_tokens_nl))
     with pytest.raises(UserError, match=f"reader token id {greatest}.* {greatest} ids"):
         store.check_vocab(reader=greatest, retriever=1000)
     with pytest.raises(UserError, match="retriever token id"):
-        store.check_vocab(retriever=int(store.retriever_tokens_nm.max()))
+        store.check_vocab(retriever=int(np.max(store.retriever_tokens_nm)))
 
 
 def test_missing_damaged_and_foreign_stores_are_refused(build, passages_file, tmp_path):
@@ -201,14 +201,18 @@ def test_missing_damaged_and_foreign_stores_are_refused(build, passages_file, tm
     store = build(passages_file)
     manifest = store.directory / "manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format": 1', '"format": 99'))
+    manifest.write_text(text.replace('"format": 2', '"format": 99'))
     with pytest.raises(UserError, match="store format 99"):
         PassageStore.open(store.directory)
     manifest.write_text(text)
-    tokens = store.directory / "reader_tokens.npy"
+    tokens = store.directory / "shards" / "00000-00000" / "reader" / "c" / "0"
     tokens.write_bytes(tokens.read_bytes()[:-10])
-    with pytest.raises(UserError, match="reader_tokens.npy is missing or not as"):
-        PassageStore.open(store.directory)
+    with pytest.raises(UserError, match=r"reader/c/0: it has \d+ bytes instead of \d+"):
+        np.asarray(PassageStore.open(store.directory).reader_tokens_nl)
+    text_file = store.directory / "shards" / "00000-00000" / "text.jsonl"
+    text_file.write_bytes(text_file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"text.jsonl: it has .*build it anew"):
+        PassageStore.open(store.directory).passage(0)
 
 
 def test_gather_passages_on_the_host(build, passages_file):
@@ -243,45 +247,47 @@ def test_a_kill_while_building_leaves_no_store(
     script = f"""
 import os, signal
 from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index import passages, store_files
-token_ids = store_files.token_ids
+from atlas_jax.index import passages, shard_writer
+token_ids = shard_writer.token_ids
 def killed(records, tower, *args):
     if tower == "retriever":
         os.kill(os.getpid(), signal.SIGKILL)
     return token_ids(records, tower, *args)
-store_files.token_ids = killed
+shard_writer.token_ids = killed
 passages.PassageStore.build({str(source)!r}, {str(tmp_path / "store")!r},
     Tokenizer.from_file({str(reader_tokenizer_file)!r}),
     Tokenizer.from_file({str(retriever_tokenizer_file)!r}), progress=False)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (tmp_path / "store").exists()
     with pytest.raises(UserError, match="is no passage store"):
         PassageStore.open(tmp_path / "store")
     assert build(source).count == 50
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl", "store"]
+    left = sorted(p.name for p in (tmp_path / "store").iterdir())
+    assert left == ["ids", "manifest.json", "shards"]
 
 
 STREAM_SCRIPT = """
 import re, sys
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.passages import PassageStore
+from atlas_jax.index.store_build import Cut
 from atlas_jax.index.store_files import StoreConfig
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 tokenizers = [Tokenizer.from_file(name) for name in sys.argv[1:3]]
 config = StoreConfig(reader_length=8, retriever_length=8)
-PassageStore.build(sys.argv[3], sys.argv[3] + ".store", *tokenizers, config, progress=False)
+settings = dict(config=config, progress=False, cut=Cut(part_bytes=1 << 20, workers=1))
+PassageStore.build(sys.argv[3], sys.argv[3] + ".store", *tokenizers, **settings)
 before = peak()
-PassageStore.build(sys.argv[4], sys.argv[4] + ".store", *tokenizers, config, progress=False)
+PassageStore.build(sys.argv[4], sys.argv[4] + ".store", *tokenizers, **settings)
 print(peak() - before)
 """
 
 
 @pytest.mark.slow
 def test_building_streams(tmp_path, reader_tokenizer_file, retriever_tokenizer_file):
-    """Twenty times the corpus, 40 MB more, takes hardly more memory."""
+    """Twenty times the corpus, 40 MB more in forty parts, takes hardly more memory."""
     few = write(tmp_path / "few.jsonl", passages(1000, section="s" * 2000))
     many = write(tmp_path / "many.jsonl", passages(20_000, section="s" * 2000))
     done = subprocess.run(

@@ -118,17 +118,6 @@ def test_a_stack_too_small_for_libtpus_compiler_is_told(
     assert "doctor: LIBTPU_INIT_ARGS says 65536 of --fibers_default" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("field", ["store", "index"])
-def test_a_store_or_index_in_a_bucket_is_refused(
-    field: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "gs:" / "b" / "x").mkdir(parents=True)  # what the name would mean on a disk
-    assert entry.main([*arguments, f"--gin.CorpusConfig.{field}=gs://b/x"]) == 2
-    error = capsys.readouterr().err
-    assert f"CorpusConfig.{field} = 'gs://b/x': expected a folder on a disk" in error
-    assert "setup.sh --bucket NAME" in error
-
-
 def test_a_host_with_fewer_devices_ends_the_examination(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,4 +219,4 @@ def test_an_interrupted_run_repeats_the_whole_one(
     assert weights[0] == weights[1]
     losses = [[row["train/loss"] for row in read_metrics(name)] for name in names]
     assert losses[0] == losses[1] and len(losses[0]) == 5
-    assert len(read_lines(tmp_path / "store" / "passages.jsonl")) == 24
+    assert PassageStore.open(tmp_path / "store").count == 24

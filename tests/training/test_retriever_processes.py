@@ -10,11 +10,12 @@ from safetensors.numpy import load_file
 from atlas_jax import from_gin
 from atlas_jax.core.config import load_gin
 from atlas_jax.core.devices import use_devices
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import open_retriever
 from atlas_jax.training import retriever_trainer
 from atlas_jax.training.metrics import read_metrics
 from tests.device_bytes import device_bytes, most_bytes
-from tests.training.runs import read_lines, write_lines, write_run
+from tests.training.runs import write_lines, write_run
 from tests.training.test_processes import begin, finish
 
 MOCO = ["ContrastiveConfig.queue_size=32", "ContrastiveConfig.momentum=0.9"]
@@ -69,7 +70,7 @@ def test_processes_teach_as_one_does(
         own = bindings(runs[1], *more, f"RetrieverTrainConfig.total_steps={steps}")
         finish(begin("train_retriever", str(gin_file), own, count))
     agree(*runs)
-    assert len(read_lines(tmp_path / "store" / "passages.jsonl")) == 16
+    assert PassageStore.open(tmp_path / "store").count == 16
 
 
 def test_the_state_is_made_where_it_lies(

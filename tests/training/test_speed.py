@@ -17,6 +17,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.encoders.albert import AlbertConfig
 from atlas_jax.encoders.bert import BertConfig
 from atlas_jax.encoders.registry import make_encoder
+from atlas_jax.index.passages import PassageStore
 from atlas_jax.retriever.contrastive import ContrastiveConfig, crop_width
 from atlas_jax.train import main as train_main
 from atlas_jax.training.metrics import read_metrics
@@ -265,6 +266,6 @@ def test_a_run_leaves_a_trace_and_its_speed(
             for one in ("pairs", "tokens")
         )
         assert pairs == pytest.approx(8)
-        tokens_nm = np.load(tmp_path / "store" / "retriever_tokens.npy")
+        tokens_nm = np.asarray(PassageStore.open(tmp_path / "store").retriever_tokens_nm)
         longest = int(np.count_nonzero(tokens_nm, axis=1).max())
         assert tokens == pytest.approx(8 * 2 * crop_width(longest, ContrastiveConfig()))

@@ -134,13 +134,6 @@ REFUSED = {
         "StepConfig.retriever_training=joint",
         "TrainConfig.passages=file",
     ),
-    "an index that the run makes itself needs a disk": ("TrainConfig.model_dir=gs://b/run",),
-    "refresh nothing: RefreshPolicy.schedule = '-1', RefreshPolicy.rolling_rows = 0": (
-        "TrainConfig.model_dir=gs://b/run",
-        "CorpusConfig.index=index",
-        "StepConfig.retriever_training=joint",
-        "RefreshPolicy.schedule='10'",
-    ),
     "DataConfig.batch_size = 3 does not divide over the 8 parts": ("DataConfig.batch_size=3",),
     "CorpusConfig.recall_target = 1.5: expected a finite number, more than 0, at most 1": (
         "CorpusConfig.recall_target=1.5",
@@ -150,11 +143,8 @@ REFUSED = {
         "CorpusConfig.searcher=scann",
     ),
     "CorpusConfig.store is not given": ("CorpusConfig.store=''",),
-    "CorpusConfig.store = 'gs://b/store': expected a folder on a disk": (
-        "CorpusConfig.store=gs://b/store",
-    ),
-    "CorpusConfig.index = 'gs://b/index': expected a folder on a disk": (
-        "CorpusConfig.index=gs://b/index",
+    "CorpusConfig.reader_states = 'gs://b/states': expected a folder on a disk": (
+        "CorpusConfig.reader_states=gs://b/states",
     ),
     "TrainConfig.passages = 'wikipedia': expected one of 'index', 'file', 'none'": (
         "TrainConfig.passages=wikipedia",
