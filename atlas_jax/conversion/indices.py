@@ -10,14 +10,16 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
-from atlas_jax.core.paths import check_output_file, check_output_folder, remove_tree
+from atlas_jax.core.objects import Objects
+from atlas_jax.core.paths import check_output_file, check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.corpus.opening import open_store
+from atlas_jax.index.new_index import new_index
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import new_index
+from atlas_jax.index.store_build import MANIFEST
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
 from atlas_jax.models.assembly import load_retriever, load_tokenizers
@@ -90,7 +92,7 @@ def import_index(
         say(f"{check} passages embedded anew: median cosine {cosine:.4f}")
 
     made_by = encoder_hash(retriever.config, params, tokenizer)
-    before = Path(config.store).exists()
+    before = Objects(config.store).has(MANIFEST)
     try:
         _write_corpus(corpus, shards)
         store = open_store(spec, load_tokenizers(models.config))
@@ -98,7 +100,7 @@ def import_index(
     except BaseException:  # the next attempt would refuse to overwrite the corpus
         corpus.unlink(missing_ok=True)
         if not before:
-            remove_tree(Path(config.store))
+            Objects(config.store).remove()
         raise
     return Imported(store.count, cosine)
 
@@ -142,6 +144,8 @@ def _take_over(shards: IndexShards, config: CorpusConfig, store: PassageStore, b
 def _new_corpus(config: CorpusConfig) -> Path:
     if not config.passages:
         raise UserError("CorpusConfig.passages is not given: bind it to the jsonl file to write")
+    if not isinstance(config.passages, str):
+        raise UserError("CorpusConfig.passages: bind it to the one jsonl file to write")
     path = check_output_file(config.passages, "CorpusConfig.passages")
     if path.exists():
         raise UserError(f"{path} exists already; remove it or choose another CorpusConfig.passages")

@@ -1,9 +1,7 @@
 """The passage tower as a function over a whole store."""
 
-import collections
-import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.config import CorpusConfig
-from atlas_jax.index.embed import EmbedFn, embed_corpus, embedded_batches
+from atlas_jax.index.embed import EmbedFn, Parts, chunk_rows, embed_corpus
 from atlas_jax.index.int8 import abstract_rows, stored_as
+from atlas_jax.index.new_index import save_index, shared_index
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import rows_sharding
 from atlas_jax.index.rolling import refresh_rows
-from atlas_jax.index.saved import Unfinished, resumable_index, save_index
 from atlas_jax.models.fingerprint import encoder_hash
 from atlas_jax.models.towers import passage_tower
 from atlas_jax.retriever.dual_encoder import DualEncoder
@@ -46,11 +44,13 @@ class Embedder:
         )
 
         tower = passage_tower(retriever)
-        self._embed: Callable[[Params, Any], jax.Array] = jax.jit(
-            tower,
-            out_shardings=partitioning.replicated(mesh),
-            compiler_options=encoder_options(),
-        )
+
+        def compiled(shardings: Any) -> Callable[[Params, Any], jax.Array]:
+            options = encoder_options()
+            return jax.jit(tower, out_shardings=shardings, compiler_options=options)
+
+        self._embed = compiled(partitioning.replicated(mesh))  # for memory: every host has all
+        self._embed_own = compiled(self._rows)  # for files: each host has what it writes
         self._refresh: Callable[..., Any] = jax.jit(
             functools.partial(refresh_rows, tower, batch_size=config.embed_batch_size, mesh=mesh),
             donate_argnums=1,
@@ -82,7 +82,9 @@ class Embedder:
 
     def fill(self, params: Params, store: PassageStore, out_ne: Any) -> Any:
         """Embed a store into an array [n, e] that is there already; returns it."""
-        self._fill(params, store, Unfinished(out_ne, 0, lambda rows: None))
+        fed, _ = self._own_parts
+        every = tuple(range(self._count))
+        self._run(self._embed, params, store, out_ne, Parts(self._count, fed, every), np.asarray)
         return out_ne
 
     def save(
@@ -102,41 +104,81 @@ class Embedder:
     ) -> str:
         """Embed a store into a saved index, replacing an older one; returns its encoder hash.
 
+        Each process feeds the passages of its own devices, and writes their embeddings.
+
         Args:
           dtype: of the index; "" = CorpusConfig.dtype.
 
         Raises:
-          UserError: the index could not be written; an earlier one is unchanged.
+          UserError: the index could not be written, or another process failed; an earlier one is
+            unchanged.
         """
         found = self.hash(params)
-        dtype = dtype or self._config.dtype
-        with contextlib.ExitStack() as stack:
-            made = None  # the other processes take part in the computation alone
-            if multihost.is_first():
-                made = stack.enter_context(
-                    resumable_index(directory, store, found, self.width, dtype, version)
-                )
-            self._fill(params, store, made)
-        multihost.barrier("index")
+        fed, kept = self._own_parts
+        parts, chunk = Parts(self._count, fed, kept), chunk_rows(store.count, self._count)
+        told = directory, store, found, self.width, dtype or self._config.dtype, version, chunk
+        with shared_index(*told) as made:
+            to_host = functools.partial(_local, size=self._size, parts=kept)
+            self._run(self._embed_own, params, store, made.embeddings_ne, parts, to_host, made.done)
         return found
 
-    def _fill(self, params: Params, store: PassageStore, made: Unfinished | None) -> None:
-        """Embed the rows that `made` lacks; a process without `made` only computes its share."""
-        first = multihost.of_first(made.first if made else 0)
-        function: EmbedFn = lambda tokens: self._embed(  # noqa: E731
-            params, multihost.place(tokens, self._rows)
+    def _run(
+        self,
+        embed: Callable[[Params, Any], jax.Array],
+        params: Params,
+        store: PassageStore,
+        out_ne: Any,
+        parts: Parts,
+        to_host: Callable[[Any], np.ndarray],
+        done: Collection[int] = (),
+    ) -> None:
+        size = self._config.embed_batch_size
+        function: EmbedFn = lambda tokens: embed(  # noqa: E731
+            params, multihost.place_rows(tokens, self._rows, size)
         )
-        tokens_nm, size = store.retriever_tokens_nm, self._config.embed_batch_size
-        if made is None:
-            collections.deque(embedded_batches(function, tokens_nm, size, False, first), maxlen=0)
-            return
         embed_corpus(
             function,
-            tokens_nm,
+            store.retriever_tokens_nm,
             size,
-            made.embeddings_ne,
-            progress=store.count > size,  # nobody waits for a single batch
-            first=first,
-            stored=made.stored,
-            at_a_time=programs_at_a_time(),
+            out_ne,
+            # Nobody waits for a single batch.
+            progress=store.count > size and multihost.is_first(),
+            done=done,
+            at_a_time=programs_at_a_time() if jax.process_count() == 1 else 1,
+            parts=parts,
+            to_host=to_host,
         )
+
+    @functools.cached_property
+    def _count(self) -> int:
+        """Parts of a batch."""
+        return len(self._holders)
+
+    @property
+    def _size(self) -> int:
+        """Rows of a part of a batch."""
+        return self._config.embed_batch_size // self._count
+
+    @functools.cached_property
+    def _holders(self) -> dict[int, set[int]]:
+        """First row of each part of a batch -> the processes that hold it."""
+        found: dict[int, set[int]] = {}
+        rows: Any = self._rows.devices_indices_map((self._config.embed_batch_size,))
+        for device, (part,) in rows.items():
+            found.setdefault(part.start or 0, set()).add(device.process_index)
+        return dict(sorted(found.items()))
+
+    @functools.cached_property
+    def _own_parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The parts that this process feeds, and those that it writes: each has one writer."""
+        own, holders = jax.process_index(), list(self._holders.values())
+        fed = tuple(part for part, held in enumerate(holders) if own in held)
+        return fed, tuple(part for part in fed if min(holders[part]) == own)
+
+
+def _local(array: jax.Array, size: int, parts: tuple[int, ...]) -> np.ndarray:
+    """Some parts of a batch, which this process holds, as one array."""
+    held = {(one.index[0].start or 0) // size: one.data for one in array.addressable_shards}
+    if not parts:
+        return np.empty((0, *array.shape[1:]), array.dtype)
+    return np.concatenate([np.asarray(held[part]) for part in parts])

@@ -37,6 +37,7 @@ from atlas_jax.reader.t5 import T5
 
 _ARRAY, _MANIFEST = "states.npy", "states.json"
 _BATCH = 32
+_ROWS = 1 << 16  # read at a time
 _TOWER = ("encoder", "length")  # of a manifest: what all segments have in common
 
 
@@ -86,11 +87,11 @@ class ReaderStates:
             ).astype("float16")
         )
 
-    def of(self, store: PassageStore) -> np.ndarray:
+    def of(self, store: PassageStore) -> Any:
         """The states of all rows of a store.
 
         Returns:
-          float16 [n, m * d]: memory-mapped where the store has one whole segment, else copied.
+          float16 [n, m * d], read when they are asked for.
 
         Raises:
           UserError: the folder was made from other passages, by another encoder or for another
@@ -102,8 +103,7 @@ class ReaderStates:
         assert self._encoder_hash  # needs every process, so it is made before they take turns
         with multihost.first_goes_first("reader states"):
             arrays = [self.of_segment(segment, name) for name, segment in pairs]
-        in_order = store.is_plain and (store.places_n[1:] > store.places_n[:-1]).all()
-        return arrays[0] if in_order else store.living(arrays)
+        return store.view(arrays)
 
     def of_segment(self, segment: PassageStore, name: str) -> np.ndarray:
         """The states of one segment, memory-mapped; see `of`."""
@@ -173,6 +173,7 @@ class ReaderStates:
                 multihost.is_first() and not is_few,
                 title="reader states",
             ):
+                rows = rows[rows >= 0]
                 some = np.asarray(made)[: len(rows)].reshape(len(rows), -1)
                 states[rows, : some.shape[1]] = some
             states.flush()
@@ -205,7 +206,7 @@ def save_compacted(directory: str | os.PathLike[str], name: str, store: LivingSt
     segment = PassageStore.open(segment_folder(store.directory, name))
     told = {**dict(zip(_TOWER, manifests[0], strict=True)), "passages": _hash_of(segment)}
     with whole_folder(_folder_of(Path(directory), name), replace=True) as work:
-        np.save(work / _ARRAY, store.living(arrays))
+        np.save(work / _ARRAY, np.asarray(store.view(arrays)))
         _write_manifest(work, told)
 
 
@@ -225,8 +226,11 @@ def _folder_of(directory: Path, name: str) -> Path:
 
 
 def _hash_of(segment: PassageStore) -> str:
-    tokens = np.ascontiguousarray(segment.reader_tokens_nl)
-    return hashlib.sha256(tokens.data).hexdigest()
+    digest = hashlib.sha256()
+    for start in range(0, segment.count, _ROWS):
+        tokens = segment.reader_tokens_nl[start : start + _ROWS]
+        digest.update(np.ascontiguousarray(tokens).data)
+    return digest.hexdigest()
 
 
 def _write_manifest(work: Path, manifest: Mapping[str, Any]) -> None:

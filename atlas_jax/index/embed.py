@@ -1,99 +1,138 @@
-"""From a corpus of tokens to its embeddings, without wasting time on padding."""
+"""From a corpus of tokens to its embeddings, without wasting time on padding.
+
+The rows of a batch are divided into parts, one for each group of devices that embeds rows of its
+own. Each part works through chunks of the corpus: part p of P takes the chunks p, p + P, ... So a
+host feeds the chunks of its own devices, and writes them. What is computed depends on the number of
+parts, not on the number of hosts.
+"""
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 
 from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import PAD_ID, Array
+from atlas_jax.index.arrays import Rows
 
 LENGTH_STEP = 8  # lengths are rounded up to a multiple of it: few programs, little padding
-WINDOW = 1 << 16  # rows sorted by length together, so that reading stays nearly sequential
+WINDOW = 1 << 16  # rows of a chunk, which are sorted by length together, at most
 
 EmbedFn = Callable[[np.ndarray], Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The parts of a batch.
+
+    Attributes:
+      count: of all processes.
+      fed: those whose tokens this process gives, ascending.
+      kept: those whose embeddings it gets, ascending.
+    """
+
+    count: int = 1
+    fed: tuple[int, ...] = (0,)
+    kept: tuple[int, ...] = (0,)
+
+
+def chunk_rows(count: int, parts: int) -> int:
+    """Rows of a chunk: at most ``WINDOW``, and so many that all parts have like work."""
+    rounds = -(-count // (parts * WINDOW))
+    return -(-count // (parts * rounds))
+
+
 def embed_corpus(
     embed_fn: EmbedFn,
-    retriever_tokens_nm: Integer[np.ndarray, "n m"],
+    retriever_tokens_nm: Any,
     batch_size: int = 64,
     out: Any = None,
     progress: bool = True,
-    first: int = 0,
-    stored: Callable[[int], None] = lambda rows: None,
+    done: Collection[int] = (),
     at_a_time: int = 1,
+    parts: Parts = Parts(),
+    to_host: Callable[[Any], np.ndarray] = np.asarray,
 ) -> Any:
     """Embed every passage, batching passages of like length.
 
     Attention costs grow with the padded length, so rows are sorted by their real length
     and cut to it, rounded up to a multiple of ``LENGTH_STEP``. Every batch has
-    ``batch_size`` rows; an incomplete one repeats its last row.
+    ``batch_size`` rows; an incomplete one repeats a row.
 
     Args:
-      embed_fn: jitted; int32 tokens [batch_size, length] to embeddings [batch_size, e].
-        Compiles once per length, at most m / LENGTH_STEP times.
-      retriever_tokens_nm: tokens padded with 0, an array or a memory map (streamed).
-      out: array [n, e] or ``Int8Rows`` to write to, such as the memory map of
-        ``saved.new_index``; without it a new float32 array.
+      embed_fn: jitted; int32 tokens of the fed parts [b, length] to embeddings of the kept parts
+        [b, e]. Compiles once per length, at most m / LENGTH_STEP times.
+      retriever_tokens_nm: tokens [n, m], padded with 0, an array or ``Rows`` (read a chunk at a
+        time).
+      batch_size: of all parts.
+      out: array [n, e] or ``NewRows`` to write to; without it a new float32 array.
       progress: show it.
-      first: rows that ``out`` has already, a multiple of ``WINDOW`` or all of them.
-      stored: called after each window with the number of rows that ``out`` has by then.
+      done: chunks of ``chunk_rows`` that ``out`` has already.
       at_a_time: batches that are embedded side by side, each from a thread of its own.
+      parts: of a batch, and which of them are this process's.
+      to_host: gives what ``embed_fn`` returns as one array.
 
     Returns:
-      ``out`` [n, e], in the order of the rows.
+      ``out`` [n, e], in the order of the rows; rows of parts that are not kept are not written.
 
     Raises:
       ValueError: there are no passages, or ``out`` has the wrong shape.
-      UserError: an embedding is not finite; names the row.
+      UserError: an embedding is not finite; names the row. Where several processes take part, all
+        others are computed first, since no process may leave them waiting.
     """
-    n, begun = len(retriever_tokens_nm), first
-    for rows, embedded in embedded_batches(
-        embed_fn, retriever_tokens_nm, batch_size, progress, first, at_a_time
+    n, faults = len(retriever_tokens_nm), list[Exception]()
+    for rows_b, embedded in embedded_batches(
+        embed_fn, retriever_tokens_nm, batch_size, progress, at_a_time, "embed", parts, done
     ):
         if out is None:
             out = np.empty((n, embedded.shape[1]), np.float32)
         if out.shape != (n, embedded.shape[1]):
             raise ValueError(f"out is {out.shape}, embeddings {(n, embedded.shape[1])}")
-        window = int(rows[0]) // WINDOW * WINDOW
-        if window > begun:
-            stored(window)
-            begun = window
-        fresh = np.asarray(embedded)[: len(rows)]
-        at = first_not_finite(fresh)
-        if at is not None:
-            raise UserError(
-                f"the retriever gives passage {rows[at // fresh.shape[1]]} (counted from 0) an "
-                "embedding that is not finite; it would be found first for every question"
-            )
-        out[rows] = fresh
-    assert out is not None
-    stored(n)
+        if faults:
+            continue
+        try:
+            is_real = rows_b >= 0
+            fresh, rows = to_host(embedded)[is_real], rows_b[is_real]
+            at = first_not_finite(fresh)
+            if at is not None:
+                raise UserError(
+                    f"the retriever gives passage {rows[at // fresh.shape[1]]} (counted from 0) an "
+                    "embedding that is not finite; it would be found first for every question"
+                )
+            if len(rows):
+                out[rows] = fresh
+        except (UserError, OSError) as error:
+            if parts.count == len(parts.fed):
+                raise
+            faults.append(error)
+    if faults:
+        raise faults[0]
     return out
 
 
 def embedded_batches(
     embed_fn: EmbedFn,
-    retriever_tokens_nm: Integer[np.ndarray, "n m"],
+    retriever_tokens_nm: Any,
     batch_size: int,
     progress: bool = True,
-    first: int = 0,
     at_a_time: int = 1,
     title: str = "embed",
-) -> Iterator[tuple[Int[np.ndarray, " r"], Float[Array, "b e"]]]:
-    """Yield the batches of ``embed_corpus``: their rows, and the embeddings of these rows.
+    parts: Parts = Parts(),
+    done: Collection[int] = (),
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Array, "b e"]]]:
+    """Yield the batches of ``embed_corpus``: the rows of the kept parts, and their embeddings.
 
-    ``title`` names the progress bar. ``embed_fn`` may give states instead of embeddings.
-    The last batch may be filled up with copies of its last row; their embeddings come last.
-    While the caller works on one batch, the devices work on the next ``at_a_time`` batches.
+    A row of -1 stands for a repeated row, which fills a batch. ``title`` names the progress bar.
+    ``embed_fn`` may give states instead of embeddings. While the caller works on one batch, the
+    devices work on the next ``at_a_time`` batches.
 
     Each batch is finished before the caller gets it. This keeps several processes in step, also
     those that throw the embeddings away. JAX would wait for ever if one of several processes with
@@ -102,26 +141,37 @@ def embedded_batches(
     n = len(retriever_tokens_nm)
     if n == 0:
         raise ValueError("there are no passages to embed")
+    chunk = chunk_rows(n, parts.count)
+    rounds = [
+        first
+        for first in range(0, -(-n // chunk), parts.count)
+        if not set(range(first, min(first + parts.count, -(-n // chunk)))) <= set(done)
+    ]
+    left = sum(max(0, min(n - at * chunk, parts.count * chunk)) for at in rounds)
     with (
-        show_progress(title, total=n, initial=first, shown=progress) as bar,
+        show_progress(title, total=n, initial=n - left, shown=progress) as bar,
         _begun(embed_fn, at_a_time) as begin,
     ):
-        pending: collections.deque[tuple[np.ndarray, Callable[[], Array]]] = collections.deque()
+        pending: collections.deque[tuple[np.ndarray, int, Callable[[], Array]]]
+        pending = collections.deque()
 
         def oldest() -> tuple[np.ndarray, Array]:
-            rows, embedded = pending.popleft()
-            return rows, jax.block_until_ready(embedded())
+            rows_b, real, embedded = pending.popleft()
+            made = jax.block_until_ready(embedded())
+            bar.update(real)
+            return rows_b, made
 
-        for start in range(first, n, WINDOW):
-            window = np.asarray(retriever_tokens_nm[start : start + WINDOW])
-            for rows, tokens in _batches(window, batch_size):
-                pending.append((start + rows, begin(tokens)))
+        for first in rounds:
+            chunks = [
+                (min(at * chunk, n), min((at + 1) * chunk, n))
+                for at in range(first, first + parts.count)
+            ]
+            for rows_b, real, tokens in _batches(retriever_tokens_nm, chunks, parts, batch_size):
+                pending.append((rows_b, real, begin(tokens)))
                 if len(pending) > at_a_time:
-                    yield (done := oldest())
-                    bar.update(len(done[0]))
+                    yield oldest()
         while pending:
-            yield (done := oldest())
-            bar.update(len(done[0]))
+            yield oldest()
 
 
 @contextlib.contextmanager
@@ -145,19 +195,51 @@ def _begun(
         yield lambda tokens: threads.submit(lambda: np.asarray(embed_fn(tokens))).result
 
 
-def _batches(tokens_nm: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and int32 tokens of each batch.
+def _batches(
+    tokens_nm: Any, chunks: list[tuple[int, int]], parts: Parts, batch_size: int
+) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """Of each batch: kept rows, number of rows of all parts, and int32 tokens of the fed parts.
 
     The longest come first: what is too big for the device's memory shows at once.
+
+    Args:
+      chunks: first row of each part's chunk, and the row behind its last.
     """
-    n, m = tokens_nm.shape
-    # Counted from the right, so that a stray 0 inside a text cuts nothing off.
-    lengths_n = m - np.argmax(tokens_nm[:, ::-1] != PAD_ID, axis=1)
-    lengths_n = np.where((tokens_nm == PAD_ID).all(axis=1), 1, lengths_n)
-    order = np.argsort(-lengths_n, kind="stable")
-    for start in range(0, n, batch_size):
-        rows = order[start : start + batch_size]
-        longest = int(lengths_n[rows[0]])
+    read = {part: np.asarray(tokens_nm[slice(*chunks[part])]) for part in parts.fed}
+    lengths = [lengths_of(tokens_nm, *chunk, read.get(part)) for part, chunk in enumerate(chunks)]
+    orders = [np.argsort(-one, kind="stable") for one in lengths]
+    m, size = tokens_nm.shape[1], batch_size // parts.count
+    for start in range(0, max(map(len, orders)), size):
+        taken = [order[start : start + size] for order in orders]
+        longest = max(int(one[own[0]]) for one, own in zip(lengths, taken, strict=True) if len(own))
         length = min(m, -(-longest // LENGTH_STEP) * LENGTH_STEP)
-        filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
-        yield rows, tokens_nm[filled, :length].astype(np.int32)
+        rows_b = np.full((len(parts.kept), size), -1, np.int64)
+        for at, part in enumerate(parts.kept):
+            rows_b[at, : len(taken[part])] = taken[part] + chunks[part][0]
+        fed = []
+        for part in parts.fed:
+            own, there = taken[part], read[part]
+            if not len(own) and not len(there):
+                there = np.asarray(tokens_nm[:1])
+            own = own if len(own) else np.zeros(1, np.int64)
+            filled = np.pad(own, (0, size - len(own)), mode="edge")
+            fed.append(there[filled, :length].astype(np.int32))
+        yield rows_b.reshape(-1), sum(map(len, taken)), np.concatenate(fed)
+
+
+def lengths_of(
+    tokens_nm: Any, start: int, stop: int, read: np.ndarray | None = None
+) -> Int[np.ndarray, " r"]:
+    """Tokens of some rows up to their padding, at least 1.
+
+    Args:
+      read: these rows, where they are in memory.
+    """
+    told = tokens_nm.lengths(start, stop) if isinstance(tokens_nm, Rows) else None
+    if told is not None:  # all processes must find the same
+        return np.maximum(told, 1)
+    rows = np.asarray(tokens_nm[start:stop]) if read is None else read
+    m = rows.shape[1]
+    # Counted from the right, so that a stray 0 inside a text cuts nothing off.
+    lengths_r = m - np.argmax(rows[:, ::-1] != PAD_ID, axis=1)
+    return np.where((rows == PAD_ID).all(axis=1), 1, lengths_r)

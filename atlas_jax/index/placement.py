@@ -19,7 +19,7 @@ from atlas_jax.index.passages import PassageStore
 # By default, a TPU's compiler stores a matrix by columns if its rows need padding to a multiple
 # of 128. Each search would then copy all tokens before it takes its rows.
 ROW_BY_ROW = Layout(major_to_minor=(0, 1))
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 22
 _ALIGNMENT = 64  # on the CPU, JAX uses an aligned array without a copy
 
 
@@ -62,7 +62,7 @@ def to_device(
     mesh: Mesh | None = None,
     version: int = 0,
     retriever_tokens: bool = True,
-    apart_nf: np.ndarray | None = None,
+    apart_nf: Any = None,
     capacity: int = 0,
 ) -> DeviceIndex:
     """Spread embeddings and tokens over the devices of a mesh; each slice has all of them.
@@ -72,7 +72,7 @@ def to_device(
     token arrays twice for a moment (``in_layout``).
 
     Args:
-      embeddings_ne: one row per passage: in memory, memory-mapped (``load_index``), or already
+      embeddings_ne: one row per passage: in memory, in files (``load_index``), or already
         on the devices in the layout of ``embeddings_layout``.
       store: the passages; its token arrays are placed too.
       mesh: the active one if not given; without any, one device holds everything.
@@ -86,7 +86,7 @@ def to_device(
       ValueError: the numbers of embeddings and passages differ.
       UserError: the store's tokens are not those that its manifest describes.
     """
-    on_host = isinstance(jax.tree.leaves(embeddings_ne)[0], np.ndarray)
+    on_host = not isinstance(jax.tree.leaves(embeddings_ne)[0], jax.Array)
     if on_host and embeddings_ne.shape[0] != store.count:
         raise ValueError(f"{embeddings_ne.shape[0]} embeddings for {store.count} passages")
     mesh = mesh or active_mesh()
@@ -97,7 +97,7 @@ def to_device(
         shards = index_parts(mesh)
     padded = padded_rows(max(store.count, capacity), shards)
 
-    def spread(array_nx: np.ndarray, tower: str = "") -> jax.Array:
+    def spread(array_nx: Any, tower: str = "") -> jax.Array:
         def shard(at: tuple[slice, ...] | None) -> np.ndarray:
             rows = at[0] if at else slice(None)
             read = _read_rows(array_nx, rows, padded)
@@ -107,7 +107,7 @@ def to_device(
 
         return jax.make_array_from_callback((padded, *array_nx.shape[1:]), every, shard)
 
-    def tokens(array_nx: np.ndarray, tower: str) -> jax.Array:
+    def tokens(array_nx: Any, tower: str) -> jax.Array:
         return in_layout(spread(array_nx, tower), ROW_BY_ROW)
 
     def scalar(value: int) -> jax.Array:
@@ -131,11 +131,11 @@ def padded_rows(count: int, shards: int) -> int:
     return -(-count // block) * block
 
 
-def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
+def _read_rows(array_nx: Any, rows: slice, padded: int) -> np.ndarray:
     """A copy of some rows in aligned memory, with zeros beyond the last one."""
     start, stop, _ = rows.indices(padded)
     real = max(start, min(stop, len(array_nx)))
-    row_bytes = math.prod(array_nx.shape[1:]) * array_nx.itemsize
+    row_bytes = math.prod(array_nx.shape[1:]) * array_nx.dtype.itemsize
     raw = np.empty((stop - start) * row_bytes + _ALIGNMENT, np.uint8)
     skip = -raw.ctypes.data % _ALIGNMENT
     raw = raw[skip : skip + (stop - start) * row_bytes]
@@ -150,11 +150,14 @@ def _read_rows(array_nx: np.ndarray, rows: slice, padded: int) -> np.ndarray:
             while view:
                 view = view[file.readinto(view[:_CHUNK_BYTES]) or len(view) :]
     else:
-        shard[: real - start] = array_nx[start:real]
+        step = max(1, _CHUNK_BYTES // max(1, row_bytes))
+        for at in range(start, real, step):
+            end = min(at + step, real)
+            shard[at - start : end - start] = array_nx[at:end]
     return shard
 
 
-def _mapped_file(array_nx: np.ndarray) -> str | None:
+def _mapped_file(array_nx: Any) -> str | None:
     """The file that an array maps as a whole; None for a slice of such an array."""
     if not (isinstance(array_nx, np.memmap) and array_nx.filename):
         return None

@@ -1,9 +1,10 @@
 """ScaNN over the segments of a store: saved beside each segment's embeddings, and used again.
 
-Where an index has `embeddings-NAME.npy`, the ScaNN index of these rows is `embeddings-NAME.scann/`;
+Where an index has `embeddings-NAME`, the ScaNN index of these rows is `embeddings-NAME.scann/`;
 of several processes each has one of its own share of the rows, `embeddings-NAME.scann-1-of-4/`.
 Only what is large enough to be compressed is saved: brute force has nothing to train. A saved index
-that is missing, damaged or of other settings is built anew, with a note.
+that is missing, damaged or of other settings is built anew, with a note. Beside an index in a
+bucket nothing is saved.
 """
 
 import os
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.paths import is_remote
 from atlas_jax.core.types import NO_ROW
 from atlas_jax.core.whole import whole_folder
 from atlas_jax.index.living import LivingStore
@@ -101,8 +103,11 @@ def _saved(folder: Path, opened: OpenIndex, own: slice, config: ScannConfig) -> 
     share = "" if whole else f"-{jax.process_index() + 1}-of-{jax.process_count()}"
     place = array.with_suffix(f".scann{share}")
     # ScaNN can read the rows out of the index's own file where they are all there as it needs them.
-    rows_file = array if whole and opened.manifest["dtype"] == "float32" else None
+    is_npy = array.suffix == ".npy" and opened.manifest["dtype"] == "float32"  # of format 1
+    rows_file = array if whole and is_npy else None
     build = build_of(count, width, config)
+    if is_remote(folder):
+        return ScannIndex.made(opened.embeddings_ne[own], config)
     if place.exists():
         try:
             return ScannIndex.load(place, build, rows_file)

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.objects import place_of
 from atlas_jax.core.whole import remove
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.living import LivingStore, segment_folder
+from atlas_jax.index.new_index import OF_SEGMENTS, save_index
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import REBUILD, SavedIndex, load_index, open_index, save_index
+from atlas_jax.index.saved import REBUILD, SavedIndex, load_index, open_index
 from atlas_jax.index.versions import FIRST, first_is_given_up, unnamed
-
-_SEGMENTS = "embeddings-of-segments"
 
 
 def load_embeddings(
@@ -27,7 +27,7 @@ def load_embeddings(
 ) -> SavedIndex:
     """The embeddings of a store as of its version, in the order of its rows; see `load_index`.
 
-    They are memory-mapped where they lie in one index, else copied into memory.
+    Nothing is copied: what is asked for is read where it lies.
 
     Raises:
       UserError: as `load_index`, of a segment; or segments are of different types.
@@ -43,7 +43,7 @@ def load_embeddings(
     if len(set(kinds)) > 1:
         raise UserError(f"{directory}: its segments are of the types {kinds}; {REBUILD}")
     arrays = [one.embeddings_ne for one in loaded]
-    joined = jax.tree.map(lambda *leaves: store.living(list(leaves)), *arrays)
+    joined = jax.tree.map(lambda *leaves: store.view(list(leaves)), *arrays)
     return SavedIndex(joined, loaded[0].version, encoder_hash)
 
 
@@ -53,7 +53,7 @@ def folders_of(directory: str | os.PathLike[str], store: PassageStore) -> list[P
     They are those of its segments, unless the index is of this very version.
     """
     if not isinstance(store, LivingStore) or _is_of(directory, store):
-        return [Path(directory)]
+        return [place_of(directory)]
     pairs = zip(store.segments, store.version["segments"], strict=True)
     return [folder_of(directory, segment, name) for segment, name in pairs]
 
@@ -61,7 +61,7 @@ def folders_of(directory: str | os.PathLike[str], store: PassageStore) -> list[P
 def folder_of(directory: str | os.PathLike[str], segment: PassageStore, name: str) -> Path:
     """Where an index has the embeddings of a segment, or is to have them."""
     is_first = name == FIRST or _is_of(directory, segment)
-    return Path(directory) if is_first else Path(directory) / _SEGMENTS / name
+    return place_of(directory) if is_first else place_of(directory) / OF_SEGMENTS / name
 
 
 def save_compacted(
@@ -74,7 +74,7 @@ def save_compacted(
     """
     found = load_embeddings(directory, store, encoder_hash)
     segment = PassageStore.open(segment_folder(store.directory, name))
-    folder = Path(directory) / _SEGMENTS / name
+    folder = Path(directory) / OF_SEGMENTS / name
     save_index(folder, found.embeddings_ne, segment, encoder_hash, found.version)
     return folder
 
@@ -93,12 +93,13 @@ def encoder_of(directory: str | os.PathLike[str], store: LivingStore) -> str:
 
 def remove_unnamed(directory: str | os.PathLike[str], store: LivingStore) -> None:
     """Remove the embeddings of segments that no version of the store names."""
-    folder = Path(directory) / _SEGMENTS
+    folder = Path(directory) / OF_SEGMENTS
     for path in unnamed(store.directory, folder.iterdir() if folder.is_dir() else ()):
         shutil.rmtree(path, ignore_errors=True)
     if first_is_given_up(store.directory) and not _is_of(directory, store):
-        for path in Path(directory).glob("embeddings-*.*"):  # but not the other segments' folder
-            remove(path)
+        for path in Path(directory).glob("embeddings-*"):
+            if path.name != OF_SEGMENTS:
+                remove(path)
         (Path(directory) / "index.json").unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax.core.errors import UserError
 from atlas_jax.index import embed
 from atlas_jax.index.embed import LENGTH_STEP, embed_corpus
 
@@ -72,36 +73,70 @@ def test_out_takes_the_embeddings(tmp_path):
         embed_corpus(embed_fn, tokens_nm[:0], 8, progress=False)
 
 
-@pytest.mark.parametrize("first", [0, 20, 40, 50])
-def test_windows_are_told_and_those_that_are_there_left_out(first, monkeypatch):
+@pytest.mark.parametrize("done", [(), (0,), (0, 2), (0, 1, 2)])
+def test_chunks_that_are_there_are_left_out(done, monkeypatch):
     monkeypatch.setattr(embed, "WINDOW", 20)
-    tokens_nm, out, told = corpus(50), np.full((50, 2), -1.0, np.float32), []
+    tokens_nm, out = corpus(50), np.full((50, 2), -1.0, np.float32)
+    embed_corpus(embed_fn, tokens_nm, 8, out, progress=False, done=done)
+    chunk = embed.chunk_rows(50, 1)
+    assert chunk == 17
+    want = np.array(embed_fn(tokens_nm.astype(np.int32)))
+    for number in done:
+        want[number * chunk : (number + 1) * chunk] = -1
+    np.testing.assert_array_equal(out, want)
 
-    def stored(rows):
-        assert (out[first:rows] >= 0).all()
-        told.append(rows)
 
-    embed_corpus(embed_fn, tokens_nm, 8, out, progress=False, first=first, stored=stored)
-    assert told == [rows for rows in (20, 40, 50) if rows > first] or first == 50
-    assert told[-1] == 50
-    assert (out[:first] == -1).all()
-    np.testing.assert_array_equal(out[first:], embed_fn(tokens_nm.astype(np.int32))[first:])
+@pytest.mark.parametrize("n", [1, 3, 50, 200])
+@pytest.mark.parametrize("fed", [(0, 1, 2, 3), (1, 3), (2,)])
+def test_parts_feed_and_keep_their_own_chunks(n, fed, monkeypatch):
+    monkeypatch.setattr(embed, "WINDOW", 20)
+    tokens_nm, shapes = corpus(n), []
+
+    def spy(tokens):
+        shapes.append(tokens.shape)
+        return embed_fn(tokens)
+
+    out = np.full((n, 2), -1.0, np.float32)
+    embed_corpus(spy, tokens_nm, 16, out, False, parts=embed.Parts(4, fed, fed))
+    chunk = embed.chunk_rows(n, 4)
+    own = np.isin(np.arange(n) // chunk % 4, fed)
+    np.testing.assert_array_equal(out[own], embed_fn(tokens_nm.astype(np.int32))[own])
+    assert (out[~own] == -1).all()
+    assert {rows for rows, _ in shapes} == {4 * len(fed)}
+    # All processes run programs of the same lengths, in the same order.
+    again, shapes[:] = list(shapes), []
+    embed_corpus(spy, tokens_nm, 16, np.empty((n, 2)), False, parts=embed.Parts(4, (0,), (0,)))
+    assert [length for _, length in shapes] == [length for _, length in again]
+
+
+def test_several_processes_compute_everything_before_one_tells_a_fault(monkeypatch):
+    monkeypatch.setattr(embed, "WINDOW", 8)
+    calls = []
+
+    def broken(tokens):
+        calls.append(tokens)
+        return np.full((len(tokens), 2), np.nan, np.float32)
+
+    for parts, want in ((embed.Parts(), 2), (embed.Parts(2, (0,), (0,)), 4)):
+        calls.clear()
+        with pytest.raises(UserError, match="passage .* embedding that is not finite"):
+            embed_corpus(broken, corpus(30), 4 * parts.count, progress=False, parts=parts)
+        assert len(calls) >= want and (parts.count == 2) == (len(calls) > 3)
 
 
 @pytest.mark.parametrize("n", [1, 16, 50])
 def test_batches_side_by_side_keep_their_order_and_compile_once(n, monkeypatch):
     monkeypatch.setattr(embed, "WINDOW", 20)
-    tokens_nm, traced, told = corpus(n), [], []
+    tokens_nm, traced = corpus(n), []
 
     @jax.jit
     def counted(tokens_nm):
         traced.append(tokens_nm.shape)
         return embed_fn(tokens_nm)
 
-    got = embed_corpus(counted, tokens_nm, 4, progress=False, stored=told.append, at_a_time=3)
+    got = embed_corpus(counted, tokens_nm, 4, progress=False, at_a_time=3)
     np.testing.assert_array_equal(got, embed_fn(tokens_nm.astype(np.int32)))
     assert len(traced) == len(set(traced))
-    assert told == sorted(told) and told[-1] == n
 
 
 def test_they_do_run_side_by_side():
@@ -130,19 +165,17 @@ PEAK_SCRIPT = """
 import re, sys, threading, time, types
 import jax, jax.numpy as jnp, numpy as np
 from atlas_jax.index import embed
-from atlas_jax.index.saved import resumable_index
-width, embed.WINDOW = 1024, 4096
+from atlas_jax.index.new_index import shared_index
+width, embed.WINDOW = 256, 2048
 encode = jax.jit(lambda tokens: tokens[:, :1] * jnp.ones(width))
 def held():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 def build(rows):
     store = types.SimpleNamespace(count=rows, retriever_hash="passages")
     tokens_nm = np.ones((rows, 8), np.uint16)
-    with resumable_index(f"{sys.argv[1]}/{rows}", store, "encoder", width) as made:
-        embed.embed_corpus(
-            encode, tokens_nm, 256, made.embeddings_ne, False, made.first, made.stored
-        )
-build(4096)  # what is needed at any size
+    with shared_index(f"{sys.argv[1]}/{rows}", store, "encoder", width, chunk=2048) as made:
+        embed.embed_corpus(encode, tokens_nm, 256, made.embeddings_ne, False, made.done)
+build(2048)  # what is needed at any size
 before = peak = held()
 def watch():
     global peak
@@ -150,7 +183,7 @@ def watch():
         peak = max(peak, held())
         time.sleep(0.001)
 threading.Thread(target=watch, daemon=True).start()
-rows = 8 * 4096
+rows = 64 * 2048
 build(rows)
 print((peak - before) / (rows * width * 4))
 """
@@ -158,7 +191,7 @@ print((peak - before) / (rows * width * 4))
 
 @pytest.mark.slow
 def test_writing_an_index_takes_a_fraction_of_it_in_memory(tmp_path):
-    """134 MB in eight windows: neither the index nor a part that grows with it is held."""
+    """134 MB in 64 chunks: neither the index nor a part that grows with it is held."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK_SCRIPT, tmp_path],
         capture_output=True,

@@ -10,9 +10,10 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.inspection import describe
 from atlas_jax.index.int8 import stored_as
+from atlas_jax.index.new_index import save_index
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.recall_notes import RecallNote, note_recall
-from atlas_jax.index.saved import open_index, save_index
+from atlas_jax.index.saved import open_index
 from atlas_jax.index.store_files import StoreConfig
 
 # Lengths 5, 1 and 13.
@@ -123,7 +124,7 @@ def test_a_slip_is_one_line(stores, tmp_path, arguments, message, capsys):
 
 def test_a_damaged_array_is_named(stores, tmp_path):
     save_index(tmp_path / "index", ROWS, stores[0], "abc")
-    (array,) = (tmp_path / "index").glob("*.npy")
-    array.write_bytes(array.read_bytes()[:50])
-    with pytest.raises(UserError, match=f"{array.name}: not a whole .npy file"):
+    (array,) = (tmp_path / "index").glob("*/rows/c/0/0")
+    array.write_bytes(array.read_bytes()[:20])
+    with pytest.raises(UserError, match="rows/c/0/0: it has 20 bytes"):
         describe(tmp_path / "index")

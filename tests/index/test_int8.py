@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,13 @@ from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.core.types import DeviceIndex
+from atlas_jax.index.arrays import Rows
 from atlas_jax.index.exact import exact_search, gather_passages
 from atlas_jax.index.int8 import Int8Rows, as_floats, quantized, stored_as
+from atlas_jax.index.new_index import new_index, save_index
 from atlas_jax.index.placement import embeddings_layout, rows_sharding, to_device
 from atlas_jax.index.rolling import refresh_rows
-from atlas_jax.index.saved import load_index, new_index, resumable_index, save_index
+from atlas_jax.index.saved import load_index
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.config import CheckpointConfig
 from tests.index.test_saved import embeddings, make_store  # noqa: F401 (a fixture)
@@ -144,10 +145,10 @@ def test_files_and_devices_hold_the_same_rows(make_store, tmp_path, config):  # 
         for start in range(0, 30, 7):
             out_ne[start : start + 7] = floats[start : start + 7]
     got = load_index(tmp_path / "index", store, "enc")
-    assert got.version == 2 and isinstance(got.embeddings_ne.values_ne, np.memmap)
+    assert got.version == 2 and isinstance(got.embeddings_ne.values_ne, Rows)
     assert_same_rows(got.embeddings_ne, quantized(floats))
-    names = sorted(path.name.partition(".")[2] for path in (tmp_path / "index").iterdir())
-    assert names == ["json", "npy", "scales.npy"]  # the float32 rows are gone
+    names = sorted(path.name for path in (tmp_path / "index").glob("embeddings-*/*"))
+    assert names == ["rows", "scales"]  # the float32 rows are gone
     mesh = partitioning.make_mesh(config, jax.devices()[: config.data])
     index = to_device(got.embeddings_ne, store, mesh)
     layout = embeddings_layout(30, 8, "int8", mesh)
@@ -161,30 +162,12 @@ def test_files_and_devices_hold_the_same_rows(make_store, tmp_path, config):  # 
     assert_same_rows(load_index(tmp_path / "again", store, "enc").embeddings_ne, got.embeddings_ne)
 
 
-def test_a_build_that_was_ended_goes_on(make_store, tmp_path):  # noqa: F811
-    store, folder = make_store(), tmp_path / "index"
-    build = functools.partial(resumable_index, folder, store, "enc", 8)
-    with pytest.raises(KeyError), build("int8") as made:
-        made.embeddings_ne[:20] = embeddings(30)[:20]
-        made.stored(20)
-        raise KeyError
-    with build("int8") as made:
-        assert made.first == 20
-        made.embeddings_ne[20:] = embeddings(30)[20:]
-    assert_same_rows(load_index(folder, store, "enc").embeddings_ne, quantized(embeddings(30)))
-    with pytest.raises(KeyError), build("int8") as made:
-        made.stored(20)
-        raise KeyError
-    Path(made.embeddings_ne.scales_n.filename).unlink()  # a part is lost, so it begins anew
-    with build("int8") as made:
-        assert made.first == 0
-
-
 def test_lost_scales_are_named(make_store, tmp_path):  # noqa: F811
     store, folder = make_store(), tmp_path / "index"
     save_index(folder, quantized(embeddings(30)), store, "enc")
-    np.save(next(folder.glob("*.scales.npy")), np.zeros(29, np.float32))
-    with pytest.raises(UserError, match=r"scales.npy: holds <f4 \[29\] instead of .*build_index"):
+    (array,) = folder.glob("*/scales/zarr.json")
+    array.write_text(array.read_text().replace('"shape":[30]', '"shape":[29]'))
+    with pytest.raises(UserError, match=r"'float32' \[29\] instead of .* \[30\].*build_index"):
         load_index(folder, store, "enc")
     named = json.loads((folder / "index.json").read_text())["dtype"]
     assert named == "int8"

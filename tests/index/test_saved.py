@@ -17,10 +17,13 @@ from jax.experimental.layout import Layout
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index.arrays import Rows
 from atlas_jax.index.exact import ExactSearcher
+from atlas_jax.index.int8 import quantized
+from atlas_jax.index.new_index import new_index, save_index, shared_index
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.placement import ROW_BY_ROW, in_layout, rows_sharding, to_device
-from atlas_jax.index.saved import load_index, new_index, resumable_index, save_index
+from atlas_jax.index.saved import load_index
 from atlas_jax.index.store_files import StoreConfig
 
 
@@ -57,8 +60,9 @@ def test_round_trip(make_store, tmp_path, dtype):
     save_index(tmp_path / "index", jnp.asarray(want), store, "enc", version=3)
     got = load_index(tmp_path / "index", store, "enc")
     assert (got.version, got.encoder_hash) == (3, "enc")
-    assert got.embeddings_ne.dtype == dtype and isinstance(got.embeddings_ne, np.memmap)
-    np.testing.assert_array_equal(got.embeddings_ne.view(np.uint8), want[:30].view(np.uint8))
+    assert got.embeddings_ne.dtype == dtype and isinstance(got.embeddings_ne, Rows)
+    rows_ne = np.asarray(got.embeddings_ne)
+    np.testing.assert_array_equal(rows_ne.view(np.uint8), want[:30].view(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -134,10 +138,13 @@ def test_an_index_of_something_else_is_refused(make_store, tmp_path):
 def test_a_damaged_index_is_refused(make_store, tmp_path):
     store = make_store()
     save_index(tmp_path / "index", embeddings(30), store, "enc")
-    (array,) = (tmp_path / "index").glob("*.npy")
+    (array,) = (tmp_path / "index").glob("*/rows/c/0/0")
     os.truncate(array, array.stat().st_size - 4)
-    with pytest.raises(UserError, match=f"{array.name}: not a whole .npy file"):
-        load_index(tmp_path / "index", store, "enc")
+    with pytest.raises(UserError, match="rows/c/0/0: it has 956 bytes instead of 960"):
+        np.asarray(load_index(tmp_path / "index", store, "enc").embeddings_ne)
+    array.unlink()  # zarr itself would read zeros
+    with pytest.raises(UserError, match="rows/c/0/0: No such file"):
+        to_device(load_index(tmp_path / "index", store, "enc").embeddings_ne, store)
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="index format 99"):
         load_index(tmp_path / "index", store, "enc")
@@ -180,7 +187,7 @@ def test_a_failure_keeps_the_previous_version(make_store, tmp_path, failure):
         script = f"""
 import os, signal
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import new_index
+from atlas_jax.index.new_index import new_index
 with new_index({str(folder)!r}, PassageStore.open({str(store.directory)!r}), "enc", 8) as out:
     out[:] = 1
     os.kill(os.getpid(), signal.SIGKILL)
@@ -197,14 +204,14 @@ with new_index({str(folder)!r}, PassageStore.open({str(store.directory)!r}), "en
 def test_a_build_goes_on_where_an_earlier_attempt_ended(make_store, tmp_path, end):
     store, folder = make_store(), tmp_path / "index"
     save_index(folder, embeddings(30, seed=9), store, "before")
-    arguments = (folder, store, "enc", 8)
+    arguments = (folder, store, "enc", 8, "float32", 0, 10)
 
     def attempt(error):
-        with resumable_index(*arguments) as made:
-            assert made.first == 0
-            made.embeddings_ne[:20] = embeddings(30)[:20]
-            made.stored(20)
-            made.embeddings_ne[20:25] = 7  # not told, so to be made again
+        with shared_index(*arguments) as made:
+            assert not made.done
+            made.embeddings_ne[np.arange(10, 20)] = embeddings(30)[10:20]
+            made.embeddings_ne[:10] = embeddings(30)[:10]
+            made.embeddings_ne[20:25] = 7  # no whole chunk, so to be made again
             raise error
 
     if end == "disk":
@@ -216,39 +223,39 @@ def test_a_build_goes_on_where_an_earlier_attempt_ended(make_store, tmp_path, en
     assert load_index(folder, store, "before").version == 0  # still served
 
     encoder = "another" if end == "other encoder" else "enc"
-    with resumable_index(folder, store, encoder, 8) as made:
-        assert made.first == (20 if end == "interrupted" else 0)
-        made.embeddings_ne[made.first :] = embeddings(30)[made.first :]
-        made.stored(30)
+    with shared_index(folder, store, encoder, *arguments[3:]) as made:
+        assert made.done == (frozenset({0, 1}) if end == "interrupted" else frozenset())
+        rest = [number for number in range(3) if number not in made.done]
+        for number in rest:
+            at = slice(10 * number, 10 * number + 10)
+            made.embeddings_ne[at] = embeddings(30)[at]
     got = load_index(folder, store, encoder).embeddings_ne
     np.testing.assert_array_equal(got, embeddings(30))
     assert len(list(folder.iterdir())) == 2
+    with pytest.raises(ValueError, match="lack rows"), shared_index(*arguments) as made:
+        made.embeddings_ne[:5] = 1
 
 
-def test_a_kill_at_any_write_leaves_what_the_next_attempt_can_go_on_with(
-    make_store, tmp_path, monkeypatch
-):
+def test_a_kill_at_any_chunk_leaves_what_the_next_attempt_can_go_on_with(make_store, tmp_path):
     store, folder, left = make_store(), tmp_path / "index", []
-    fsync = os.fsync
 
-    def copied(file):  # what a kill would leave now
-        left.append(tmp_path / f"left{len(left)}")
-        shutil.copytree(folder, left[-1])
-        fsync(file)
+    def build(folder, copies):
+        with shared_index(folder, store, "enc", 8, "int8", 0, 10) as made:
+            for number in sorted(set(range(3)) - set(made.done)):
+                if copies:  # what a kill would leave now
+                    made.embeddings_ne.wait_for_whole()
+                    left.append(tmp_path / f"left{number}")
+                    shutil.copytree(folder, left[-1])
+                at = slice(10 * number, 10 * number + 10)
+                made.embeddings_ne[at] = embeddings(30)[at]
+            return set(made.done)
 
-    def build(folder):
-        with resumable_index(folder, store, "enc", 8) as made:
-            for rows in range(made.first, 30, 10):
-                made.embeddings_ne[rows : rows + 10] = embeddings(30)[rows : rows + 10]
-                made.stored(rows + 10)
-            return made.first
-
-    monkeypatch.setattr(os, "fsync", copied)
-    build(folder)
-    monkeypatch.undo()
-    assert [build(one) for one in left] == [0, 10, 20, 30]
+    build(folder, True)
+    (left[2] / next(left[2].glob("*/scales/c/0")).relative_to(left[2])).unlink()  # half a chunk
+    assert [build(one, False) for one in left] == [set(), {0}, {1}]
     for one in left:
-        np.testing.assert_array_equal(load_index(one, store, "enc").embeddings_ne, embeddings(30))
+        got = load_index(one, store, "enc").embeddings_ne
+        np.testing.assert_array_equal(got.values_ne, quantized(embeddings(30)).values_ne)
         assert len(list(one.iterdir())) == 2
 
 

@@ -11,11 +11,12 @@ from atlas_jax.core.types import NO_ROW
 from atlas_jax.index.changes import Batch, change
 from atlas_jax.index.int8 import stored_as
 from atlas_jax.index.living import LivingStore
+from atlas_jax.index.new_index import new_index, save_index
 from atlas_jax.index.passages import PassageStore
-from atlas_jax.index.saved import new_index, save_index
 from atlas_jax.index.scann_index import MANIFEST, ScannConfig, ScannIndex
 from atlas_jax.index.scann_segments import scann_in_memory, scann_of_segments
 from atlas_jax.index.segment_indices import folder_of, load_embeddings
+from tests.index.flat_store import write_flat_index
 from tests.index.test_living import built, text_of, towers  # noqa: F401
 
 pytest.importorskip("scann")
@@ -61,15 +62,17 @@ def never(*args):
     raise AssertionError("it is built again")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_was_saved_is_loaded_and_finds_the_same(corpus, dtype, monkeypatch):
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "format 1"])
+def test_what_was_saved_is_loaded_and_finds_the_same(corpus, kind, monkeypatch):
     index, store = corpus
-    save_index(index, embedded(store, dtype), store, "e")
+    save_index(index, embedded(store, "bfloat16" if kind == "bfloat16" else "float32"), store, "e")
+    if kind == "format 1":
+        index = write_flat_index(index, index.with_name("flat"))
     made, rows_ne = searcher(index, store)
     (folder,) = index.glob("*.scann")
     names = {path.name for path in folder.iterdir()}
-    # In float32 the rows themselves are read from the index's own file.
-    assert ("dataset.npy" in names) == (dtype == "bfloat16")
+    # In float32 an index of format 1 has a file that ScaNN can read the rows from.
+    assert ("dataset.npy" in names) == (kind != "format 1")
     monkeypatch.setattr(ScannIndex, "made", never)
     loaded, _ = searcher(index, store)
     assert [part.index.kind for part in loaded.parts] == ["tree, hashed"]
@@ -85,7 +88,7 @@ def test_what_is_stale_or_damaged_is_built_anew(corpus, capsys):
     _, rows_ne = searcher(index, store)
     (folder,) = index.glob("*.scann")
     files = sorted(path.name for path in folder.iterdir())
-    assert MANIFEST in files and len(files) == 7
+    assert MANIFEST in files and len(files) == 8
     for name in files:
         whole = (folder / name).read_bytes()
         for content in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from atlas_jax.training.metrics import read_metrics
+from tests.index.index_files import index_bytes
 from tests.training.runs import read_lines, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -119,15 +120,10 @@ def test_a_killed_run_repeats_the_uninterrupted_one(
     for name in ("final/reader.safetensors", "final/retriever.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     for folder in ("index/000005", "final_index") if fresh is FULL else ("final_index",):
-        arrays = [
-            {
-                path.name.partition(".")[2]: path.read_bytes()
-                for path in (run / folder).glob("*.npy")
-            }
-            for run in (whole, killed)
-        ]
+        arrays = [index_bytes(run / folder) for run in (whole, killed)]
         assert arrays[0] == arrays[1]
-        assert set(arrays[0]) == ({"npy"} if fresh is FULL else {"npy", "scales.npy"})
+        names = {name.partition("/")[0] for name in arrays[0]}
+        assert names == ({"rows"} if fresh is FULL else {"rows", "scales"})
     for step in (10, 20, 24):
         name = f"predictions/step_{step:07d}.jsonl"
         assert read_lines(whole / name) == read_lines(killed / name)
