@@ -146,9 +146,15 @@ def test_store_and_index_are_built_as_the_run_reads_them(calls: list[list[str]])
     length = gin.query_parameter("%PASSAGE_LENGTH")
     dtype = gin.query_parameter("CorpusConfig.dtype")
     checkpoint = gin.query_parameter("%INITIAL_CHECKPOINT_PATH")
-    load_gin(*gin_words(words_of(calls, "build_index")))
+    built_files, built = gin_words(words_of(calls, "build_index"))
+    load_gin(built_files, built)
     assert gin.query_parameter("%PASSAGE_LENGTH") == length
     assert gin.query_parameter("%INDEX_DTYPE") == dtype
     assert gin.query_parameter("%INITIAL_CHECKPOINT_PATH") == checkpoint
     (kind,) = slice_types(calls, "builder")
-    assert parse_slice(kind).chips <= 8  # of one host, which alone has the disk
+    assert parse_slice(kind).chips <= 8
+    for name in ("STORE", "INDEX"):  # made where the run reads it
+        places = [
+            [one for one in words if one.startswith(f"{name}=")] for words in (built, bindings)
+        ]
+        assert places[0] == places[1] and places[0][0].startswith(f"{name}=gs://")
