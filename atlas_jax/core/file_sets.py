@@ -5,6 +5,7 @@ of whole paragraphs with about a hundred words, the usual size. A Markdown headi
 passage and becomes its section.
 """
 
+import fnmatch
 import glob
 import os
 import re
@@ -41,17 +42,18 @@ def passage_files(path: Paths) -> list[str]:
 
     Raises:
       UserError: there is no such file, a folder holds none that can be read, or a file is named as
-        a shard (`passages-00000-of-00064.jsonl`) of which others are missing on the disk.
+        a shard (`passages-00000-of-00064.jsonl`) of which others are missing.
     """
     if not isinstance(path, str | os.PathLike):
         return [file for one in path for file in passage_files(one)]
     text = os.fspath(path)
     if is_remote(text) and glob.has_magic(text):
         folder, _, pattern = text.rpartition("/")
-        found = sorted(os.fspath(one) for one in as_path(folder).glob(pattern))
+        names = [one.name for one in as_path(folder).iterdir()]
+        found = sorted(f"{folder}/{name}" for name in fnmatch.filter(names, pattern))
         if not found:
             raise UserError(f"{text}: no file has such a name; {_WANTED}")
-        return found
+        return _whole_sets(found)
     if is_remote(text) or as_path(text).is_file():
         return [text]
     if as_path(text).is_dir():
@@ -74,12 +76,13 @@ def passage_files(path: Paths) -> list[str]:
 
 
 def _whole_sets(files: list[str]) -> list[str]:
-    """The files, if all shards of each set are on the disk; a pattern may leave some out."""
+    """The files, if all shards of each set are there; a pattern may leave some out."""
+    known = set(files)
     shards = filter(None, map(_SHARD.fullmatch, files))
     for stem, count, suffix in {one.group("stem", "all", "suffix"): None for one in shards}:
         for number in range(int(count)):
             name = f"{stem}{number:05d}-of-{count}{suffix or ''}"
-            if not os.path.exists(name):
+            if name not in known and not as_path(name).exists():
                 raise UserError(f"{name} is missing: the set of {int(count)} shards is not whole")
     return files
 

@@ -15,6 +15,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.file_sets import passage_files
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.core.paths import (
     as_path,
@@ -60,6 +61,19 @@ def test_rows_come_back(name: str) -> None:
     assert [row for _, row in read_jsonl(f"gs://b/run/{name}")] == rows
     with pytest.raises(UserError, match="gs://b/nothing: no such file"):
         list(read_jsonl("gs://b/nothing"))
+
+
+def test_a_pattern_stands_for_files_in_a_bucket() -> None:
+    names = [f"gs://b/run/p-{number:05d}-of-00002.jsonl" for number in range(2)]
+    for name in names:
+        write_jsonl(name, [{"id": name, "text": "t"}])
+    assert passage_files("gs://b/run/p-*.jsonl") == names
+    assert passage_files([*names, "gs://b/run/p-*1-of*"]) == [*names, names[1]]
+    with pytest.raises(UserError, match="no file has such a name"):
+        passage_files("gs://b/run/q*")
+    as_path(names[0]).unlink()
+    with pytest.raises(UserError, match="p-00000-of-00002.jsonl is missing: the set of 2"):
+        passage_files("gs://b/run/p-*.jsonl")
 
 
 def test_metrics_grow_and_go_on() -> None:
