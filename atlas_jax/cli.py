@@ -25,7 +25,7 @@ COMMANDS = {
         "train_classifier",
         "teach an encoder to classify texts",
     ),
-    "self_train": ("self_train", "teach a prompted encoder from unlabelled texts, too (LiST)"),
+    "self_train": ("self_train", "teach encoder or reader from unlabelled texts, too (LiST)"),
     "pet": ("pet", "teach a classifier by prompted models (PET)"),
     "train_tokenizer": ("train_tokenizer", "make the two tokenizers from text"),
     "prepare": ("prepare", "turn published data sets into the project's files"),

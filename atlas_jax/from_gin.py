@@ -67,7 +67,12 @@ from atlas_jax.training.config import (
 from atlas_jax.training.pet_config import PetConfig, PetRun
 from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.run import RetrieverRun, TrainRun, retrieves
-from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
+from atlas_jax.training.self_training_config import (
+    ReaderSelfTrainingRun,
+    SelfTrainConfig,
+    SelfTrainingRun,
+    labelled,
+)
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -259,13 +264,26 @@ def classifier_run() -> ClassifierRun:
     return dataclasses.replace(run, demonstrations=told(DemonstrationConfig))
 
 
-def self_training_run() -> SelfTrainingRun:
-    """The settings of `self_train`.
+def self_training_run() -> SelfTrainingRun | ReaderSelfTrainingRun:
+    """The settings of `self_train`, for an encoder or else for the reader of ModelConfig.
 
     Raises:
-      UserError: a rate or a length is bound that the run has of its own.
+      UserError: a rate or a length is bound that the run has of its own, or a setting is at fault.
     """
-    return _on_task(SelfTrainingRun, SelfTrainConfig)
+    config = told(SelfTrainConfig)
+    if config.encoder:
+        return _on_task(SelfTrainingRun, SelfTrainConfig)
+    run, spec = ReaderSelfTrainingRun, models()
+    _refuse_decided(run.DECIDED, SelfTrainConfig.__name__, run.SCOPE)
+    defaults = defaults_of(spec, config.task, config.passages != "none")
+    return run(
+        **_training(spec, defaults),
+        train=config,
+        task=labelled(task(config.task, defaults)),
+        step=defaults.read(StepConfig, {"retriever_training": "fixed", **fields_told(StepConfig)}),
+        generation=defaults.generation(fields_told(GenerationConfig)),
+        optimizer=_optimizer(run.optimizer, run.SCOPE),
+    )
 
 
 def pet_run() -> PetRun:
@@ -285,16 +303,16 @@ def _on_task(run: type[OnTask], train: type[Any]) -> OnTask:
       train: class of its config, which names the task.
     """
     config, name = told(train), train.__name__
-    _refuse_decided(run.DECIDED, name)
+    _refuse_decided(run.DECIDED, name, run.SCOPE)
     return run(**_encoder_run(config.task, name), train=config, optimizer=_optimizer(run.optimizer))
 
 
-def _refuse_decided(decided: Mapping[str, str], config: str) -> None:
+def _refuse_decided(decided: Mapping[str, str], config: str, scope: str) -> None:
     """Refuse bindings of the optimiser that a run decides itself."""
-    with gin.config_scope(EncoderRun.SCOPE):
+    with gin.config_scope(scope):
         bound = fields_told(OptimizerConfig)
     for name, instead in decided.items():
-        require(name not in bound, f"encoder/OptimizerConfig.{name}", bound.get(name),
+        require(name not in bound, f"{scope}/OptimizerConfig.{name}", bound.get(name),
                 f"no value; bind {config}.{instead} and the like")  # fmt: skip
 
 
@@ -327,9 +345,9 @@ def _of_encoder() -> dict[str, Any]:
     }
 
 
-def _optimizer(default: OptimizerConfig) -> OptimizerConfig:
-    """The encoder's optimiser; what is not bound is as in `default`."""
-    with gin.config_scope(EncoderRun.SCOPE):
+def _optimizer(default: OptimizerConfig, scope: str = EncoderRun.SCOPE) -> OptimizerConfig:
+    """The optimiser of a scope; what is not bound is as in `default`."""
+    with gin.config_scope(scope):
         return dataclasses.replace(default, **fields_told(OptimizerConfig))
 
 

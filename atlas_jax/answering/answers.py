@@ -143,7 +143,12 @@ def joined(
 
 
 def encoded(
-    reader: T5, params: Params, given: Inputs, passages: Passages, reading: Reading
+    reader: T5,
+    params: Params,
+    given: Inputs,
+    passages: Passages,
+    reading: Reading,
+    dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """States of the inputs that `joined` made, packed or not; see `fid.encode`."""
     apart = passages.apart_bkf
@@ -151,6 +156,7 @@ def encoded(
         reader,
         params["reader"],
         given,
+        dropout_key,
         apart_bkf=None if apart is None else apart[:, : reading.k],
     )
 
@@ -176,12 +182,21 @@ def _generate(
     return Answers(tokens_bt=made.tokens_bt, scores_b=made.scores_b, calls_b=made.calls_b)
 
 
-def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answers:
-    """Take the choice with the highest weighted log-probability; the first of equal ones."""
+def choice_scores(
+    source: _Source,
+    choices: Choices,
+    prompt_bp: Array | None,
+    dropout_key: jax.Array | None = None,
+) -> Array:
+    """Weighted log-probability of each choice, read from all passages: float32 [b, c].
+
+    A choice that is none has `NEVER`.
+    """
     b, c, t = choices.tokens_bct.shape
     prompt = None if prompt_bp is None else jnp.repeat(prompt_bp, c, axis=0)
     decoder, targets = inputs.join_prompt(prompt, choices.tokens_bct.reshape(b * c, t))
-    logp_bct = fid.variant_logprobs(*source, targets.reshape(b, c, -1), decoder.reshape(b, c, -1))
+    decoded = targets.reshape(b, c, -1), decoder.reshape(b, c, -1)
+    logp_bct = fid.variant_logprobs(*source, *decoded, dropout_key)
     # A prompt shifts the targets to the right: shift their log-probabilities back.
     prompt_b = jnp.zeros((b,), jnp.int32)
     if prompt_bp is not None:
@@ -190,7 +205,12 @@ def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answe
     logp_bct = jnp.take_along_axis(logp_bct, places_bt[:, None], axis=2)
     scores_bc = jnp.sum(logp_bct * choices.weights_bct, axis=-1)
     is_choice_bc = jnp.any(choices.tokens_bct != PAD_ID, axis=-1)
-    log_probs_bc = jax.nn.log_softmax(jnp.where(is_choice_bc, scores_bc, NEVER), axis=-1)
+    return jnp.where(is_choice_bc, scores_bc, NEVER)
+
+
+def _choose(source: _Source, choices: Choices, prompt_bp: Array | None) -> Answers:
+    """Take the choice with the highest weighted log-probability; the first of equal ones."""
+    log_probs_bc = jax.nn.log_softmax(choice_scores(source, choices, prompt_bp), axis=-1)
     best_b1 = jnp.argmax(log_probs_bc, axis=-1, keepdims=True)
     return Answers(
         tokens_bt=jnp.take_along_axis(choices.tokens_bct, best_b1[..., None], axis=1)[:, 0],

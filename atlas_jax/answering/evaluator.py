@@ -82,12 +82,19 @@ class Found:
         }
 
 
-def make_find(retriever: DualEncoder, source: Source, mesh: Mesh, rerank_to: int = 0) -> Find:
+def make_find(
+    retriever: DualEncoder,
+    source: Source,
+    mesh: Mesh,
+    rerank_to: int = 0,
+    rows: NamedSharding | None = None,
+) -> Find:
     """Build the jitted `find(params, from_source, batch) -> passages`.
 
     Args:
       rerank_to: 0, or how many of the passages found are kept: the best by fresh embeddings
         (`retrieval.rerank`).
+      rows: the sharding of what is found over its queries; None = every device holds all of it.
     """
 
     def find(params: Params, from_source: Any, batch: Batch) -> Passages:
@@ -101,7 +108,7 @@ def make_find(retriever: DualEncoder, source: Source, mesh: Mesh, rerank_to: int
             passages = with_edited(*towers, query_be, passages, batch.edited)
         return passages if batch.k_b is None else at_most(passages, batch.k_b)
 
-    return jax.jit(find, out_shardings=partitioning.replicated(mesh))
+    return jax.jit(find, out_shardings=rows or partitioning.replicated(mesh))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -256,8 +256,9 @@ def variant_logprobs(
     inputs: Inputs,
     targets_brt: Int[Array, "b r t"],
     decoder_brt: Int[Array, "b r t"],
+    dropout_key: jax.Array | None = None,
 ) -> Float[Array, "b r t"]:
-    """Log-probability of each token of r targets a query, read from all passages, no dropout.
+    """Log-probability of each token of r targets a query, read from all passages.
 
     The r targets share the encoder states and their keys and values.
 
@@ -269,7 +270,7 @@ def variant_logprobs(
     inputs = shift_right(decoder_brt.reshape(b * r, t)).reshape(b, r, t)  # variants as rows
     mask_brs = jnp.broadcast_to(mask_bs[:, None], (b, r, mask_bs.shape[1]))
     read = (enc_bsd, mask_brs, inputs)
-    states, _ = _apply(model, params, "decode_states", None, *read)
+    states, _ = _apply(model, params, "decode_states", dropout_key, *read)
     return _target_logprobs(model, params, states, targets_brt, read, copyable_bs)
 
 

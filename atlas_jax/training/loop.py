@@ -15,7 +15,6 @@ from atlas_jax.core import multihost
 from atlas_jax.core.config import write_config
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.training.checkpoint import Checkpointer
-from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -37,11 +36,13 @@ class Loop:
       directory: of the run; checkpoints, metrics and the final config are written into it.
       total_steps: the loop ends after this step.
       log_every: steps between two lines of metrics.
-      step: (state, *batch) -> (state, metrics). The state has `step` and `skipped`, int32 scalars.
+      step: (number, state, *batch) -> (state, metrics), mostly a `CompiledOnce`. The state has
+        `step` and `skipped`, int32 scalars.
       batches: endless and resumable, with `get_state` and `set_state`, as Grain's iterators.
       place: what `batches` gives -> the further arguments of `step`, on the mesh.
       shapes: of the state, with shardings; a checkpoint is read into them.
       begin: makes the state of a run that has no checkpoint.
+      opened: called with the state before the first step, of a run that goes on, too.
       settings: those that decide the order of the records, by binding.
       checkpoints, profile: when the run is saved, and what is measured.
       text: all settings as a gin file.
@@ -56,7 +57,7 @@ class Loop:
     directory: Path
     total_steps: int
     log_every: int
-    step: CompiledOnce
+    step: Callable[..., tuple[Any, Any]]
     batches: Any
     place: Callable[[Any], tuple[Any, ...]]
     shapes: Any
@@ -65,6 +66,7 @@ class Loop:
     checkpoints: CheckpointConfig
     profile: ProfileConfig
     text: str
+    opened: Callable[[Any], None] | None = None
     speed: Callable[..., Speed] | None = None
     export: Callable[[Any], None] | None = None
     evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
@@ -90,6 +92,8 @@ def run_loop(loop: Loop) -> Any:
             check_resumed(found.notes.get("settings"), loop.settings, str(loop.directory))
             state = found.state
             checkpoints.resume_data(loop.batches, found)
+        if loop.opened is not None:
+            loop.opened(state)
         writes = multihost.is_first()
         if writes:
             write_config(loop.directory / CONFIG_FILE, loop.text)

@@ -26,9 +26,9 @@ from atlas_jax.training.classifier_trainer import distil_classifier, train_class
 from atlas_jax.training.config import CONFIG_FILE, FINAL
 from atlas_jax.training.encoder_start import open_start
 from atlas_jax.training.ipet import new_lines, weighted_mean
+from atlas_jax.training.known import without_known
 from atlas_jax.training.pet_config import PetConfig, PetRun
 from atlas_jax.training.prompted import asked_by
-from atlas_jax.training.self_training import without_known
 
 _BINDING = "PetConfig"
 MEMBERS, MEMBERS_FILE, LABELLED = "members", "members.jsonl", "unlabelled_predictions.jsonl"

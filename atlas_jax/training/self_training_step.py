@@ -149,9 +149,15 @@ def fresh_state(moving: Params, frozen: Params, parts: Parts, seed: int) -> Self
     )
 
 
-def distillation(teacher_bc: jax.Array, student_bc: jax.Array) -> jax.Array:
-    """KL(teacher || student) of each row, [b, c] and [b, c] -> [b], at temperature 1."""
+def distillation(teacher_bc: jax.Array, student_bc: jax.Array, hard: bool = False) -> jax.Array:
+    """KL(teacher || student) of each row, [b, c] and [b, c] -> [b], at temperature 1.
+
+    Args:
+      hard: the teacher's likeliest class counts as certain; the result is -log q of that class.
+    """
     log_p, log_q = jax.nn.log_softmax(teacher_bc), jax.nn.log_softmax(student_bc)
+    if hard:
+        return optax.softmax_cross_entropy_with_integer_labels(log_q, log_p.argmax(axis=-1))
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
@@ -191,7 +197,7 @@ def _along(losses: Callable[[Params], jax.Array], moving: Params, towards: Param
 
 
 def make_self_training_step(
-    parts: Parts, schedule: Schedule, eta: float, weighted: bool = True
+    parts: Parts, schedule: Schedule, eta: float, weighted: bool = True, hard: bool = False
 ) -> Callable[..., tuple[SelfTrainingState, Metrics]]:
     """Build `step(state, labelled, unlabelled, meta) -> (state, metrics)`, for the caller to jit.
 
@@ -201,6 +207,7 @@ def make_self_training_step(
     Args:
       eta: of the imagined step.
       weighted: False distils in the meta phase, too, without weights.
+      hard: see `distillation`.
     """
 
     def step(
@@ -209,7 +216,7 @@ def make_self_training_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         phase, number, at = schedule.place(state.step)
         state = _begun(state, parts, (number >= 0) & (at == 0), number)
-        whole = _Whole(parts, state.frozen)
+        whole = _Whole(parts, state.frozen, hard)
 
         def supervised(moving: Params) -> tuple[jax.Array, jax.Array]:
             return whole.labelled(moving, labelled, key), jnp.ones(())
@@ -242,6 +249,7 @@ class _Whole:
 
     parts: Parts
     frozen: Params
+    hard: bool
 
     def _logits(self, moving: Params, rows: Any, key: jax.Array | None) -> jax.Array:
         return self.parts.logits(trees.joined(moving, self.frozen), rows, key)
@@ -259,7 +267,7 @@ class _Whole:
     ) -> jax.Array:
         """KL of each row to what the teacher says of it, without dropout."""
         told_bc = jax.lax.stop_gradient(self._logits(teacher, rows, None))
-        return distillation(told_bc, self._logits(moving, rows, key))
+        return distillation(told_bc, self._logits(moving, rows, key), self.hard)
 
 
 def _begun(

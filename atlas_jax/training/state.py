@@ -51,11 +51,13 @@ class Trains:
       patterns: paths that train of what is left, as in `StepConfig.train`; () = of each part its
         adapters or LoRA alone where it has some, and else all of it.
       never: patterns of paths that train in no case.
+      binding: what set the patterns, for messages.
     """
 
     retriever: RetrieverTraining
     patterns: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    binding: str = "StepConfig.train"
 
 
 def what_trains(config: StepConfig, models: Models) -> Trains:
@@ -77,7 +79,7 @@ def split_trainable(params: Params, trains: Trains) -> tuple[Params, Params]:
         fixed += [f"retriever/{tower}/*" for tower in params["retriever"] if tower != QUERY_TOWER]
     frozen, moving = trees.split(params, fixed)
     patterns = trains.patterns or _smallest(moving)
-    chosen, others = trees.split(moving, patterns, "StepConfig.train")
+    chosen, others = trees.split(moving, patterns, trains.binding)
     return _by_part(chosen), _by_part(trees.joined(frozen, others))
 
 

@@ -40,7 +40,6 @@ from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     Tokenizers,
-    Trained,
     expectations,
     export_model,
     initial_params,
@@ -62,6 +61,7 @@ from atlas_jax.training.config import (
     StepConfig,
 )
 from atlas_jax.training.data import training_batches
+from atlas_jax.training.exporting import written_in_part
 from atlas_jax.training.freshness import Freshness, check_freshness
 from atlas_jax.training.metrics import RunLog
 from atlas_jax.training.moments import taken_over
@@ -154,19 +154,14 @@ def _export(run: _Run, state: TrainState) -> None:
     """Write the trained models; what began as a folder's and trained in part, in part."""
     told, models = run.told, run.models
     moving, frozen = split_trainable(state.params, what_trains(told.step, models))
-    partial = {}
-    for part in PARTS:
-        folder, base = (getattr(told.models.config, name) for name in (part, f"{part}_base"))
-        # A model that stood still is named beside one that is written in part.
-        small = any(path.partition("/")[0] == part or not moving[part] for path, _ in models.deltas)
-        if folder and frozen[part] and (told.step.train or small):
-            partial[part] = Trained(moving[part], folder, base)
+    config, chosen = told.models.config, bool(told.step.train)
+    partial = written_in_part(config, models, moving, frozen, chosen)
     export_model(
         run.directory / FINAL,
         models,
         state.params,
         run.tokenizers,
-        told.models.config.export_dtype,
+        config.export_dtype,
         about={
             "steps": int(state.step),
             "skipped": int(state.skipped),

@@ -104,7 +104,7 @@ def test_an_evaluation_that_does_not_search_on_the_chips_holds_models_alone(bind
     ("run", "command"),
     [("contriever_pretrain", "train_retriever"), ("retriever_finetune", "train_retriever"),
      ("classify", "train_classifier"), ("list_30shot", "self_train"),
-     ("pet", "pet"), ("retrieve", "retrieve")],
+     ("list_claims", "self_train"), ("pet", "pet"), ("retrieve", "retrieve")],
 )  # fmt: skip
 def test_commands_without_a_plan_are_named(run: str, command: str) -> None:
     files = dict.fromkeys(("EVAL_FILE", "OUTPUT", "ENCODER", "UNLABELLED_FILE"), "x")

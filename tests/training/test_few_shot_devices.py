@@ -18,6 +18,7 @@ from atlas_jax.training.config import OptimizerConfig
 from atlas_jax.training.demonstrations import DemonstrationConfig
 from atlas_jax.training.self_training import self_train
 from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
+from tests.training import claims
 from tests.training.classified import TASK, save_tiny, write_texts
 from tests.training.runs import read_lines
 from tests.training.test_encoder_processes import agree
@@ -30,8 +31,15 @@ Run = Callable[[Path, str, Devices], Any]
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, retriever_tokenizer_file: Path) -> Path:
+def work(
+    tmp_path_factory: pytest.TempPathFactory,
+    reader_tokenizer_file: Path,
+    retriever_tokenizer_file: Path,
+) -> Path:
     folder = tmp_path_factory.mktemp("devices")
+    (folder / "claims").mkdir()
+    claims.write_claims(folder / "claims")
+    claims.save_pair(folder / "claims" / "pair", reader_tokenizer_file, retriever_tokenizer_file)
     save_tiny(folder / "encoder", retriever_tokenizer_file)
     write_texts(folder / "train.jsonl", 16)
     write_texts(folder / "dev.jsonl", 10, seed=5)
@@ -77,6 +85,9 @@ RUNS: dict[str, Run] = {
     ),
     "prefix": classifying(delta=DeltaConfig("prefix", length=3, network="mlp", width=8)),
     "self-training": self_training,
+    "self-training of the reader": lambda work, name, devices: self_train(
+        claims.told(work / "claims", f"../{name}", devices=devices, pseudo_labels="hard")
+    ),
 }  # fmt: skip
 
 

@@ -106,6 +106,14 @@ def test_a_flipped_pseudo_label_weighs_less_than_a_right_one() -> None:
     assert weights[0] > 0.2 and weights[2] > 0.2
 
 
+def test_hard_labels_are_the_teachers_likeliest_classes() -> None:
+    told, own = jnp.asarray([[0.0, 1.0, 0.5], [2.0, 0.0, 1.9]]), jnp.asarray([[0.0, 0.0, 3.0]] * 2)
+    expected = -np.asarray(jax.nn.log_softmax(own))[[0, 1], [1, 0]]
+    np.testing.assert_allclose(distillation(told, own, hard=True), expected, rtol=1e-6)
+    sure = jnp.asarray([[0.0, 99.0, 0.0], [99.0, 0.0, 0.0]])  # there is nothing between the two
+    np.testing.assert_allclose(distillation(sure, own), expected, rtol=1e-6)
+
+
 SCHEDULE = Schedule(teacher=6, rounds=6, kd=10, meta=10, tune=10)
 
 
