@@ -1,33 +1,35 @@
 """What part of a reader has to train: adapters, LoRA, prefixes and prompts beside all of it.
 
     python -m benchmarks.deltas [--steps 360] [--count 300] [--seeds 1] [--rows all,LoRA]
+        [--minutes 4] [--results docs/reports/deltas.json]
 
 The nano pair takes the demo's lesson: the words of 64 questions, asked of the titles of the
 training countries. Every row has the same steps, batches and passages; the retriever is fixed. Dev
 questions about countries that no training question names are then answered from the passage that
-the retriever finds first. Each row has its rate from `RATES`.
+the retriever finds first. Each row has its rate from `ROWS`. What is done is kept in --results
+(`benchmarks.kept`), and is not run again.
 """
 
 import argparse
-import json
 import math
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 import atlas_jax
+from atlas_jax.core.config import gin_folder
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
 from atlas_jax.demo.paths import nano_checkpoint
-from atlas_jax.models.folder import read_about
+from atlas_jax.models.fingerprint import model_hash
+from atlas_jax.models.folder import load_model, read_about
 from atlas_jax.training.metrics import read_metrics
+from benchmarks.kept import Figures, Kept, Wanted, begun, key_of, put_between, run_missing
 
 ALL = "all"
 # Row -> its file of gin/deltas, and its learning rate.
@@ -42,7 +44,8 @@ ROWS: dict[str, tuple[str, float]] = {
 # Only the reader learns, and its rate is the row's, without a schedule of the file's own.
 _READER_ALONE = ("retriever/DeltaConfig.kind='none'", "reader/OptimizerConfig.kind='adamw'")
 
-Figures = dict[str, Any]
+Settings = dict[str, int]  # steps, and how many questions
+RESULTS = Path("docs/reports/deltas.json")
 
 
 def train(row: str, folder: Path, data: Path, steps: int, seed: int) -> Path:
@@ -80,37 +83,62 @@ def measured(run: Path, corpus: dict[str, Path], questions: Path) -> Figures:
     }
 
 
-def measure(folder: Path, rows: Sequence[str], steps: int, count: int, seeds: int) -> list[Figures]:
-    """Every row with every seed; what is done is printed at once."""
-    data = folder / "data"
-    factbook.prepare(data)
-    asked = [row for _, row in read_jsonl(data / "dev.jsonl")]
-    write_jsonl(data / "asked.jsonl", asked[:: max(1, len(asked) // count)][:count])
+def wanted(folder: Path, rows: Sequence[str], told: Settings, seeds: int) -> Iterator[Wanted]:
+    """Every row with every seed, a whole seed after the other."""
     corpus = {"store": folder / "store", "index": folder / "index"}
-    atlas_jax.build_index(nano_checkpoint(), passages=data / "passages.jsonl", **corpus)
-    found = []
-    for row in rows:
-        for seed in range(seeds):
-            run = train(row, folder, data, steps, seed)
-            found.append({"row": row, "seed": seed, **measured(run, corpus, data / "asked.jsonl")})
-            print(json.dumps(found[-1]), flush=True)
-    return found
+    data = folder / "data"
+    ready: list[Path] = []
+
+    def figures(row: str, seed: int) -> Figures:
+        if not ready:  # nothing is prepared where nothing is missing
+            factbook.prepare(data)
+            asked = [line for _, line in read_jsonl(data / "dev.jsonl")]
+            count = told["count"]
+            write_jsonl(data / "asked.jsonl", asked[:: max(1, len(asked) // count)][:count])
+            atlas_jax.build_index(nano_checkpoint(), passages=data / "passages.jsonl", **corpus)
+            ready.append(data / "asked.jsonl")
+        run = train(row, folder, data, told["steps"], seed)
+        return measured(run, corpus, ready[0])
+
+    for seed in range(seeds):
+        for row in rows:
+            file, rate = ROWS[row]
+            files = ["runs/demo_read.gin", *([f"deltas/{file}.gin"] if file else [])]
+            recipe = [(gin_folder() / one).read_text("utf-8") for one in files]
+            yield Wanted(f"{row}/{seed}", key_of(recipe, rate), partial(figures, row, seed))
 
 
-def table(found: Sequence[Figures]) -> Table:
+def _reader_hash() -> str:
+    """What identifies the reader that every row begins with."""
+    reader = load_model(nano_checkpoint(), ("reader",))["reader"]
+    return model_hash(reader.params, reader.tokenizer)[:16]
+
+
+def table(kept: Kept) -> str:
     """Means over the seeds; steps are told as shares of the time that training all takes."""
-    whole = statistics.mean([one["seconds"] for one in found if one["row"] == ALL] or [math.nan])
-    drawn = Table("what trains", "rate", "EM", "F1", "trained", "on disk", "step")
-    for row in dict.fromkeys(one["row"] for one in found):
+    found = [{"row": name.rpartition("/")[0], **one.figures} for name, one in kept.runs.items()]
+    every, whole = (
+        statistics.mean([one[name] for one in found if one["row"] == ALL] or [math.nan])
+        for name in ("trained", "seconds")
+    )
+    lines = [
+        "| what trains | rate | seeds | EM | F1 | trained parameters | on disk | time of a step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
         runs = [one for one in found if one["row"] == row]
+        if not runs:
+            lines.append(f"| {row} | {ROWS[row][1]:g} | not run | | | | | |")
+            continue
         mean = {name: statistics.mean(one[name] for one in runs)
-                for name in ("EM", "F1", "bytes", "seconds")}  # fmt: skip
-        drawn.add_row(
-            row, f"{ROWS[row][1]:g}", f"{mean['EM']:.1f}", f"{mean['F1']:.1f}",
-            f"{runs[0]['trained']:,}", f"{mean['bytes'] / 1e6:.2f} MB",
-            f"{mean['seconds'] / whole:.2f}",
-        )  # fmt: skip
-    return drawn
+                for name in ("EM", "F1", "trained", "bytes", "seconds")}  # fmt: skip
+        share = "" if row == ALL else f" ({100 * mean['trained'] / every:.1f} %)"
+        lines.append(
+            f"| {row} | {ROWS[row][1]:g} | {len(runs)} | {mean['EM']:.1f} | {mean['F1']:.1f} "
+            f"| {mean['trained']:,.0f}{share} | {mean['bytes'] / 1e6:.2f} MB "
+            f"| {mean['seconds'] / whole:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,14 +148,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=300, help="dev questions")
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=1)
     parser.add_argument("--rows", default=",".join(ROWS), help="names, with commas between them")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no run after this")
+    parser.add_argument("--results", default=str(RESULTS), help="file that keeps the figures")
+    parser.add_argument("--page", default="", help="page to put the table into")
     told = parser.parse_args(argv)
     rows = told.rows.split(",")
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
         parser.error(f"--rows: no row {unknown[0]!r}; there are {', '.join(ROWS)}")
-    with tempfile.TemporaryDirectory() as name:
-        found = measure(Path(name), rows, told.steps, told.count, told.seeds)
-    Console().print(table(found))
+    settings: Settings = {"steps": told.steps, "count": told.count}
+    results = Path(told.results)
+    try:
+        kept = begun(results, {**settings, "reader": _reader_hash()})
+        with tempfile.TemporaryDirectory() as name:
+            missing = wanted(Path(name), rows, settings, told.seeds)
+            kept = run_missing(results, kept, missing, told.minutes)
+        print(table(kept))
+        if told.page:
+            put_between(Path(told.page), table(kept))
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

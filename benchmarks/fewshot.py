@@ -1,20 +1,23 @@
 """The few-shot methods side by side, from one encoder: scores, trained parameters, verdicts.
 
     python -m benchmarks.fewshot --encoder=work/encoder --data=fewshot [--before=work/minilm]
+    python -m benchmarks.fewshot --report=docs/reports/fewshot.md   # draws the page anew
 
 --data has a folder for each task with train_{10,30}shot_seed{1..5}.jsonl, test.jsonl and
 unlabelled.jsonl, plain or .gz. The seed of the data is the seed of the run, so rows are paired.
-A run that is done is not done again: --out/runs.json keeps it, with the settings that it had.
-Seeds are the outer loop, so a call that --minutes ends leaves whole seeds.
+A run that is done is not done again: --results keeps it (`benchmarks.kept`), by what decides it
+and no path, so a table can grow over many calls and machines. Seeds are the outer loop, so a call
+that --minutes ends leaves whole seeds.
 """
 
 import argparse
 import dataclasses
-import json
+import functools
 import statistics
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ from atlas_jax.claims.verdict import RULE, judge, summarise
 from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import atomic_text, read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.models.encoder_folder import load_encoder
+from atlas_jax.models.fingerprint import model_hash
 from atlas_jax.models.folder import read_about
 from atlas_jax.tasks.classification import ClassificationTask, RTETask, SST2Task
 from atlas_jax.training.classifier_config import ClassifierRun, ClassifierTrainConfig
@@ -32,9 +37,12 @@ from atlas_jax.training.classifier_trainer import train_classifier
 from atlas_jax.training.config import FINAL, OptimizerConfig
 from atlas_jax.training.pet import pet
 from atlas_jax.training.pet_config import PetConfig, PetRun
+from atlas_jax.training.provenance import file_mark
 from atlas_jax.training.self_training import self_train
 from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
+from benchmarks.kept import Kept, Wanted, begun, key_of, put_between, read, run_missing
 
+RESULTS = Path("docs/reports/fewshot.json")
 TASKS: dict[str, type[ClassificationTask]] = {"sst2": SST2Task, "rte": RTETask}
 LENGTHS = {"sst2": 64, "rte": 128}
 # PET's, where they go with the task's words (pet: pvp.py).
@@ -108,7 +116,7 @@ CLAIMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """The settings that all rows share; `runs.json` is of one of them."""
+    """The settings that all rows share."""
 
     encoder: str
     before: str
@@ -122,6 +130,20 @@ class Bench:
     small_rate: float
     rounds: int
     round_steps: tuple[int, int, int]
+
+    def decides(self) -> dict[str, Any]:
+        """The settings without paths: of the two encoders what is in their folders.
+
+        An encoder that no row begins with has "".
+        """
+        own = dataclasses.asdict(self)
+        for name in ("data", "out"):
+            del own[name]
+        for name in ("encoder", "before"):
+            if own[name]:
+                found = load_encoder(own[name])
+                own[name] = model_hash(found.params, found.tokenizer)[:16]
+        return own
 
     def file(self, task: str, name: str) -> str:
         """A file of a task, plain or .gz."""
@@ -153,12 +175,24 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Its name in runs.json."""
+        """Its name among the results."""
         return f"{self.task}/{self.shots}/{self.seed}/{self.row}"
+
+    def decided_by(self, bench: Bench) -> str:
+        """A key of its data, its method and how it is asked; the settings are beside all runs."""
+        row, task = ROWS[self.row], TASKS[self.task]()
+        words = {str(label): list(own) for label, own in task.verbaliser.words.items()}
+        names = [f"train_{self.shots}shot_seed{self.seed}", "test"]
+        if row.method in ("self-training", "pet"):
+            names.append("unlabelled")
+        marks = [file_mark(bench.file(self.task, name)) for name in names]
+        patterns = PATTERNS[self.task] if row.method == "pet" else ()
+        delta = dataclasses.asdict(DELTAS[row.delta])
+        return key_of(dataclasses.asdict(row), delta, task.query_format, words, marks, patterns)
 
 
 def run_case(bench: Bench, case: Case) -> dict[str, float]:
-    """Accuracy from 0 to 1, seconds, and the numbers of trained and of all parameters."""
+    """Accuracy from 0 to 1, of how many texts, seconds, and trained and all parameters."""
     row, task = ROWS[case.row], TASKS[case.task]()
     folder = Path(bench.out) / "runs" / case.key.replace("/", "_").replace(", ", "_")
     common: dict[str, Any] = {
@@ -173,7 +207,9 @@ def run_case(bench: Bench, case: Case) -> dict[str, float]:
     began = time.perf_counter()
     train = {"self-training": _self_training, "pet": _pet}.get(row.method, _classifier)
     scores = train(bench, row, task, common)
-    found = {"accuracy": scores["accuracy"], "seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    texts = sum(1 for _ in read_jsonl(common["eval_file"]))
+    found = {"accuracy": scores["accuracy"], "texts": float(texts), "seconds": seconds}
     if (folder / FINAL).is_dir():
         about = read_about(folder / FINAL)
         found |= {name: float(about[name]) for name in ("trained", "parameters")}
@@ -232,35 +268,11 @@ def cases(
     ]  # fmt: skip
 
 
-def run_all(bench: Bench, wanted: Sequence[Case], minutes: float) -> dict[str, dict[str, float]]:
-    """Run what is missing, until the time is over.
-
-    Returns:
-      The runs of this and of earlier calls, by key.
-
-    Raises:
-      UserError: runs.json is of other settings, or a setting or a file is at fault.
-    """
-    path, own = Path(bench.out) / "runs.json", json.loads(json.dumps(dataclasses.asdict(bench)))
-    stored = (
-        json.loads(path.read_text("utf-8")) if path.is_file() else {"settings": own, "runs": {}}
-    )
-    if stored["settings"] != own:
-        raise UserError(f"{path} has runs with other settings; take another --out")
-    runs: dict[str, dict[str, float]] = stored["runs"]
-    began = time.monotonic()
-    for case in wanted:
-        if case.key in runs:
-            continue
-        if minutes and time.monotonic() - began > 60 * minutes:
-            print(f"{minutes:g} minutes are over before {case.key}", file=sys.stderr)
-            break
-        runs[case.key] = run_case(bench, case)
-        print(f"{case.key}: {100 * runs[case.key]['accuracy']:.1f}", flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_text(path) as file:
-            json.dump(stored, file, indent=1, sort_keys=True)
-    return runs
+def wanted(bench: Bench, every: Sequence[Case]) -> Iterator[Wanted]:
+    """The runs, each with what decides it."""
+    for case in every:
+        run = functools.partial(run_case, bench, case)
+        yield Wanted(case.key, case.decided_by(bench), run)
 
 
 def values(runs: dict[str, dict[str, float]], task: str, shots: int, row: str) -> dict[int, float]:
@@ -319,36 +331,48 @@ def verdicts(
         )
 
 
-def page(bench: Bench, runs: dict[str, dict[str, float]], groups: Sequence[tuple[str, int]]) -> str:
+def page(kept: Kept) -> str:
     """The report: settings, and for each task and number of labelled lines scores and verdicts."""
-    lines = ["**Rule.** " + RULE.replace("question", "text"), "", f"**This run.** {_told(bench)}"]
-    for task, shots in groups:
-        asked = sum(1 for _ in read_jsonl(bench.test(task)))
+    runs = {name: one.figures for name, one in kept.runs.items()}
+    lines = [
+        "**Rule.** " + RULE.replace("question", "text"),
+        "",
+        textwrap.fill(f"**Runs.** {_told(kept)}", 100),
+    ]
+    groups = {(task, int(shots)) for task, shots, *_ in (name.split("/") for name in runs)}
+    order = list(TASKS)
+    for task, shots in sorted(groups, key=lambda one: (order.index(one[0]), -one[1])):
+        own = [one for name, one in runs.items() if name.startswith(f"{task}/{shots}/")]
+        asked = int(own[0]["texts"])
         lines += ["", f"## {task}, {shots} labelled lines, {asked} test texts", ""]
         lines += [*table(runs, task, shots), "", *verdicts(runs, task, shots, asked)]
     return "\n".join(lines) + "\n"
 
 
-def _told(bench: Bench) -> str:
-    kd, meta, tune = bench.round_steps
+def _told(kept: Kept) -> str:
+    own: Mapping[str, Any] = kept.settings
+    kd, meta, tune = own["round_steps"]
+    rounds = f"{own['rounds']} round{'s' if own['rounds'] > 1 else ''} of {kd} + {meta} + {tune}"
+    libraries = ", ".join(f"{name} {version}" for name, version in kept.versions.items())
     return (
-        f"{bench.steps} steps of {bench.batch_size} texts; rate {bench.rate:g}, of adapters and "
-        f"LoRA {bench.small_rate:g}; self-training: a teacher of {bench.steps} steps, then "
-        f"{bench.rounds} rounds of {kd} + {meta} + {tune}; PET: one member a pattern, then as many "
+        f"{own['steps']} steps of {own['batch_size']} texts; rate {own['rate']:g}, of adapters and "
+        f"LoRA {own['small_rate']:g}; self-training: a teacher of {own['steps']} steps, then "
+        f"{rounds}; PET: one member a pattern, then as many "
         "steps as all rounds. Accuracy in percent: mean (population "
         "standard deviation). The rule takes the sample's deviation, over the seeds that both rows "
-        "have."
+        f"have.{f' Computed with {libraries}.' if libraries else ''}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and print the report; 0, or 2 on bad input."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--encoder", required=True, help="model folder with an MLM head")
+    parser.add_argument("--encoder", default="", help="model folder with an MLM head; '' = no run")
     parser.add_argument("--before", default="", help="the same encoder before it read the texts")
-    parser.add_argument("--data", required=True, help="folder of the tasks' folders")
-    parser.add_argument("--out", default="work/fewshot", help="folder of the runs")
-    parser.add_argument("--report", default="", help="file to write the report to, beside stdout")
+    parser.add_argument("--data", default="", help="folder of the tasks' folders")
+    parser.add_argument("--out", default="work/fewshot", help="folder of the runs' models")
+    parser.add_argument("--results", default=str(RESULTS), help="file that keeps their figures")
+    parser.add_argument("--report", default="", help="page to put the tables into")
     parser.add_argument("--tasks", default="sst2,rte")
     parser.add_argument("--shots", default="30,10")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
@@ -381,13 +405,21 @@ def _run(flags: argparse.Namespace) -> int:
         unknown = [one for one in given if one not in known]
         if unknown:
             raise UserError(f"{unknown[0]!r} is unknown; there is {', '.join(known)}")
-    CompilerConfig(cache=str((Path(flags.out) / "programs").absolute())).apply()
-    runs = run_all(bench, cases(tasks, shots, flags.seeds, rows), flags.minutes)
-    text = page(bench, runs, [(task, few) for task in tasks for few in shots])
+    results = Path(flags.results)
+    if bench.encoder:
+        CompilerConfig(cache=str((Path(flags.out) / "programs").absolute())).apply()
+        every = cases(tasks, shots, flags.seeds, rows)
+        kept: Kept | None = begun(results, bench.decides())
+        assert kept is not None
+        kept = run_missing(results, kept, wanted(bench, every), flags.minutes)
+    else:
+        kept = read(results)
+    if kept is None or not kept.runs:
+        raise UserError(f"{results} has no runs yet; give --encoder and --data to make some")
+    text = page(kept)
     print(text)
     if flags.report:
-        with atomic_text(flags.report) as file:
-            file.write(text)
+        put_between(Path(flags.report), text)
     return 0
 
 

@@ -1,6 +1,5 @@
 """`benchmarks.fewshot`: runs from an encoder to a table, what is kept, what is compared."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -9,12 +8,12 @@ import pytest
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
 from atlas_jax.models.encoder_folder import load_encoder
 from atlas_jax.training.pet import members_of
-from benchmarks import fewshot
+from benchmarks import fewshot, kept
 from tests.training.classified import TASK, WORDS, save_tiny, write_texts
 
 
 def run_of(accuracy: float, **more: float) -> dict[str, float]:
-    return {"accuracy": accuracy, "seconds": 1.0, **more}
+    return {"accuracy": accuracy, "texts": 20.0, "seconds": 1.0, **more}
 
 
 def test_a_table_from_files_keeps_what_is_done(
@@ -27,17 +26,21 @@ def test_a_table_from_files_keeps_what_is_done(
     write_texts(folder / "train_10shot_seed1.jsonl", 10)
     write_texts(folder / "test.jsonl.gz", 30, seed=3)
     write_jsonl(folder / "unlabelled.jsonl", [{"text": " ".join(WORDS[i:])} for i in range(6)])
+    results = tmp_path / "results.json"
     call = [
         f"--encoder={tmp_path / 'encoder'}", f"--data={tmp_path / 'data'}", "--tasks=sst2",
         f"--out={tmp_path / 'out'}", "--shots=10", "--seeds=1", "--questions=20", "--length=12",
         "--rows=majority;probe;prompt, LoRA;self-training", "--steps=1", "--rounds=1",
-        "--round_steps=1,1,1", f"--report={tmp_path / 'report.md'}",
+        "--round_steps=1,1,1", f"--report={tmp_path / 'report.md'}", f"--results={results}",
     ]  # fmt: skip
+    (tmp_path / "report.md").write_text(f"Words.\n{kept.BEGIN}\nold\n{kept.END}\nMore.\n")
     monkeypatch.setattr(fewshot, "TASKS", {"sst2": lambda: TASK})
     assert fewshot.main(call) == 0
     report = (tmp_path / "report.md").read_text()
-    assert report in capsys.readouterr().out
-    stored = json.loads((tmp_path / "out" / "runs.json").read_text())["runs"]
+    assert report.startswith("Words.\n") and report.endswith("\nMore.\n") and "old" not in report
+    whole = kept.read(results)
+    assert whole is not None and fewshot.page(whole).strip() in report
+    stored = {name: one.figures for name, one in whole.runs.items()}
     asked = [row["label"] for _, row in read_jsonl(tmp_path / "out" / "sst2_test_20.jsonl")]
     # The majority of five and five is the first label.
     assert stored["sst2/10/1/majority"]["accuracy"] == asked.count("negative") / 20
@@ -51,14 +54,38 @@ def test_a_table_from_files_keeps_what_is_done(
     assert "| prompt | not run |" in report and "**not run**" in report
 
     def again(bench: fewshot.Bench, case: fewshot.Case) -> dict[str, float]:
-        raise AssertionError(f"{case} is done")
+        seen.append(case.row)
+        return run_of(0.5)
 
+    seen: list[str] = []
     monkeypatch.setattr(fewshot, "run_case", again)
-    assert fewshot.main(call) == 0
+    for name in ("encoder", "data"):  # as on another machine: what decides a run is no path
+        (tmp_path / name).rename(tmp_path / f"moved_{name}")
+    call = [one.replace(f"{tmp_path}/encoder", f"{tmp_path}/moved_encoder")
+               .replace(f"{tmp_path}/data", f"{tmp_path}/moved_data") for one in call]  # fmt: skip
+    assert fewshot.main(call) == 0 and not seen
     assert fewshot.main([*call, "--steps=2"]) == 2
-    assert "has runs with other settings" in capsys.readouterr().err
+    assert "has runs with other settings: steps was 1 and is 2" in capsys.readouterr().err
     assert fewshot.main([*call, "--rows=probes"]) == 2
     assert "'probes' is unknown; there is majority" in capsys.readouterr().err
+    write_texts(tmp_path / "moved_data" / "sst2" / "train_10shot_seed1.jsonl", 12)
+    assert fewshot.main([*call, "--rows=probe"]) == 0
+    assert seen == ["probe"]  # its data are others now
+    save_tiny(tmp_path / "other", retriever_tokenizer_file, seed=2)
+    assert fewshot.main([*call, f"--encoder={tmp_path / 'other'}"]) == 2
+    assert "other settings: encoder was" in capsys.readouterr().err
+    assert fewshot.main([f"--results={results}"]) == 0  # draws the page, and no more
+    assert "| probe | 50.0 (0.0) |" in capsys.readouterr().out
+    assert fewshot.main([f"--results={tmp_path / 'none.json'}"]) == 2
+    assert "has no runs yet; give --encoder and --data" in capsys.readouterr().err
+
+
+def test_the_report_is_drawn_from_what_is_kept() -> None:
+    reports = Path(fewshot.__file__).parents[1] / "docs" / "reports"
+    whole = kept.read(reports / "fewshot.json")
+    assert whole is not None
+    marked = (reports / "fewshot.md").read_text().partition(kept.BEGIN)[2].partition(kept.END)[0]
+    assert marked.strip() == fewshot.page(whole).strip()
 
 
 def test_pet_has_a_member_a_pattern_and_the_steps_of_all_rounds(

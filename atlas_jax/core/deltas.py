@@ -51,6 +51,8 @@ _PLACES: dict[str, dict[str, Any]] = {
     "adapter": _ADAPTER_PLACES, "houlsby": _ADAPTER_PLACES,
 }  # fmt: skip
 _NETWORKS: dict[str, tuple[str, ...]] = {"prompt": tuple(PROMPT_NETWORKS), "prefix": ("mlp",)}
+_STARTS = ("rows", "uniform", "uniform_released")
+_UNIFORM = 0.5
 _COMMONEST = 5000  # ids of a vocabulary that the rest of a prompt begins as
 _TABLE = re.compile(r"/(word_embeddings|token_embedder)$")
 _DEFAULT_PLACES = {
@@ -85,6 +87,9 @@ class DeltaConfig:
       words: what the first vectors of a prompt without a network begin as: the rows of these
         words' tokens (the mean of several). The others begin as rows drawn from the first 5,000
         of the token table, where the commonest tokens are.
+      start: what all vectors of a prompt without a network begin as. 'rows' of the token table,
+        see `words`; or random numbers, 'uniform' from -0.5 to 0.5 (Lester et al., section 3.2), or
+        'uniform_released' from 0 to 0.5, which is what uniform(0.5) of their code draws.
 
     Adapters stand before dropout, as LiST's; adapter-bert's stand behind it, which is the same
     without dropout.
@@ -99,6 +104,7 @@ class DeltaConfig:
     network: str = ""
     width: bounds.Width = 512
     words: Sequence[str] = ()
+    start: str = "rows"
 
     def __post_init__(self) -> None:
         """Refuse what no method has.
@@ -124,11 +130,19 @@ class DeltaConfig:
         if self.network not in networks:
             names = ", ".join(map(repr, networks))
             raise UserError(f"DeltaConfig.network = {self.network!r}: {self.kind!r} has {names}")
+        if self.start not in _STARTS:
+            names = ", ".join(map(repr, _STARTS))
+            raise UserError(f"DeltaConfig.start = {self.start!r}: use {names}")
+        if self.start != "rows" and (self.kind != PROMPT or self.network or self.words):
+            raise UserError(
+                f"DeltaConfig.start = {self.start!r}: only a prompt without a network and without "
+                "words begins so; use 'rows'"
+            )
 
     @property
     def begins_as_rows(self) -> bool:
         """Whether the vectors begin as rows of the token table, which a drawn delta cannot know."""
-        return self.kind == PROMPT and not self.network
+        return self.kind == PROMPT and not self.network and self.start == "rows"
 
     def rows(
         self, encode: Callable[..., Sequence[Sequence[int]]], vocab_size: int, seed: int
@@ -258,9 +272,12 @@ def _prompt(flat: Params, config: DeltaConfig, key: jax.Array) -> dict[str, Any]
     for path, leaf in flat.items():
         if path.endswith("/embedding") and _TABLE.search(f"/{path.removesuffix('/embedding')}"):
             width = meta.unbox(leaf).shape[-1]
-            shapes = soft_prompts.prompt_shapes(config.length, width, config.network)
+            spread = 0.02 if config.start == "rows" else -_UNIFORM
+            shapes = soft_prompts.prompt_shapes(config.length, width, config.network, spread)
             at = f"{path.removesuffix('/embedding')}/{PROMPT}"
             found.update(_small(at, shapes, leaf, key))
+    if config.start == "uniform_released":  # as far from 0, but on one side of it
+        found = jax.tree.map(jnp.abs, found)
     return found
 
 

@@ -152,13 +152,14 @@ def attentions(paths: list[str], stack: str, kind: str) -> list[str]:
 Shapes = dict[str, tuple[tuple[int, ...], float]]
 
 
-def prompt_shapes(length: int, width: int, network: str) -> Shapes:
+def prompt_shapes(length: int, width: int, network: str, spread: float = 0.02) -> Shapes:
     """The leaves of a prompt: path -> shape, and the deviation or limit of its first values.
 
     A limit is written as a negative number: PyTorch draws its LSTMs and linear layers uniformly up
-    to 1 / sqrt(width). Its embeddings have deviation 1, as the table of a network has here.
+    to 1 / sqrt(width). Its embeddings have deviation 1, as the table of a network has here. That of
+    a prompt without a network has `spread`.
     """
-    shapes: Shapes = {"table": ((length, width), 1.0 if network else 0.02)}
+    shapes: Shapes = {"table": ((length, width), 1.0 if network else spread)}
     if not network:
         return shapes
     size, hidden = width, int(width * PROMPT_NETWORKS[network])

@@ -10,6 +10,7 @@ import pytest
 from flax.core import meta
 
 from atlas_jax.core.deltas import DeltaConfig, folded, new_delta, trained, with_delta
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.soft_prompts import prompt_rows
 from atlas_jax.encoders.model import EncoderModel, EncoderModelConfig
 from tests.encoders.test_deltas import KEY, TOKENS
@@ -164,3 +165,21 @@ def test_a_prompt_begins_as_rows_of_words_and_then_common_ones() -> None:
     assert len(set(ids[2:, 0])) == 4 and ids.max() < 40
     wide, _ = dataclasses.replace(delta, length=50).rows(encode, 40, seed=0)
     assert wide.shape == (50, 2)
+
+
+@pytest.mark.parametrize(("start", "low"), [("uniform", -0.5), ("uniform_released", 0.0)])
+def test_a_prompt_can_begin_as_uniform_numbers(start: str, low: float) -> None:
+    delta = DeltaConfig("prompt", length=50, start=start)
+    table = {"word_embeddings": {"embedding": np.zeros((9, 40), np.float32)}}
+    small = new_delta({"embeddings": table}, delta, jax.random.key(0))
+    numbers = np.sort(np.ravel(small["embeddings"]["word_embeddings"]["prompt"]["table"]))
+    assert len(numbers) == 2000 and low <= numbers[0] and numbers[-1] < 0.5
+    evenly = np.linspace(low, 0.5, len(numbers))
+    assert np.abs(numbers - evenly).max() < 0.04 * (0.5 - low)  # Kolmogorov-Smirnov, p < 0.004
+    assert not delta.begins_as_rows
+    for other in (DeltaConfig("prompt", network="mlp"), DeltaConfig("lora"),
+                  DeltaConfig("prompt", words=["great"])):  # fmt: skip
+        with pytest.raises(UserError, match=f"DeltaConfig.start = '{start}': only a prompt"):
+            dataclasses.replace(other, start=start)
+    with pytest.raises(UserError, match="DeltaConfig.start = 'rowing': use 'rows'"):
+        DeltaConfig("prompt", start="rowing")

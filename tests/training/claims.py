@@ -49,13 +49,15 @@ def write_claims(folder: Path) -> None:
     write_lines(folder / "dev.jsonl", dev)
 
 
-def save_pair(folder: Path, reader_tokenizer: Path, retriever_tokenizer: Path) -> Path:
-    """Both models with random weights, in a folder."""
+def save_pair(
+    folder: Path, reader_tokenizer: Path, retriever_tokenizer: Path, **retriever: Any
+) -> Path:
+    """Both models with random weights, in a folder; fields of the retriever can be told."""
     config = ModelConfig(
         reader_tokenizer=str(reader_tokenizer), retriever_tokenizer=str(retriever_tokenizer)
     )
     with use_devices(Devices()) as (mesh, rules):
-        made = assemble(ModelSpec(config, READER, RETRIEVER), mesh, rules, seed=3)
+        made = assemble(ModelSpec(config, READER, retriever or RETRIEVER), mesh, rules, seed=3)
         export_model(folder, made.models, made.params, made.tokenizers, "float32", {})
     return folder
 
