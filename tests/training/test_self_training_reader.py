@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
+from safetensors.numpy import load_file
 
 from atlas_jax import from_gin
 from atlas_jax import self_train as entry
@@ -86,7 +87,7 @@ def test_a_student_answers_by_what_is_found_and_a_killed_run_repeats_itself(
     flat = traverse_util.flatten_dict(own, sep="/")
     for path, leaf in traverse_util.flatten_dict(base, sep="/").items():
         np.testing.assert_array_equal(flat[path], leaf)  # all but the adapters is frozen
-    assert not (work / "whole" / "final" / "retriever.safetensors").exists()
+    assert not load_file(work / "whole" / "final" / "retriever.safetensors")  # it stood still
 
 
 def test_weights_of_claims_are_products_of_their_gradients(work: Path) -> None:
@@ -145,12 +146,9 @@ def command(work: Path, name: str, *more: str) -> int:
     return entry.main(["--gin_file=runs/list_claims.gin", *told, *(f"--gin.{one}" for one in more)])
 
 
-@pytest.mark.slow
-def test_the_command_runs_closed_book_and_refuses_what_does_not_fit(
+def test_the_command_refuses_what_does_not_fit(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(work, "closed", "PASSAGE_SOURCE='none'") == 0
-    assert read_about(work / "closed" / "final")["steps"] == 6
     bad = {
         "reader/OptimizerConfig.learning_rate=1e-3": "bind SelfTrainConfig.student_learning_rate",
         "FeverTask.answer_by='generation'": "FeverTask.answer_by = 'generation': expected",
