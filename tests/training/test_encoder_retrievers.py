@@ -19,7 +19,7 @@ ENCODERS = {
     "roberta": {},
 }
 BINDINGS = (
-    "EvalConfig.file=''", "CheckpointConfig.every=1", "StepConfig.k=2", "DataConfig.batch_size=4",
+    "EvalConfig.file=''", "CheckpointConfig.every=1", "StepConfig.k=2",
     "StepConfig.reader_length=64", "RefreshPolicy.schedule='1'",
 )  # fmt: skip
 
