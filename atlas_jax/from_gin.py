@@ -253,6 +253,7 @@ def pretrain_run() -> PretrainRun:
     return PretrainRun(
         **_of_encoder(),
         train=told(EncoderTrainConfig),
+        delta=told(DeltaConfig, PretrainRun.SCOPE),
         masking=told(MaskingConfig),
         optimizer=_optimizer(PretrainRun.optimizer),
     )

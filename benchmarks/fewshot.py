@@ -28,7 +28,7 @@ from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
-from atlas_jax.models.encoder_folder import load_encoder
+from atlas_jax.models.encoder_folder import load_encoder, merged, save_encoder
 from atlas_jax.models.fingerprint import model_hash
 from atlas_jax.models.folder import read_about
 from atlas_jax.tasks.classification import ClassificationTask, RTETask, SST2Task
@@ -258,6 +258,18 @@ def _pet(
     return pet(PetRun(task=task, train=config, delta=DELTAS[row.delta], optimizer=optimizer))
 
 
+def plain(folder: str, out: Path) -> str:
+    """The encoder's folder, or a plain one in `out` where it has LoRA, since rows have deltas.
+
+    Raises:
+      UserError: it has adapters, which cannot be merged.
+    """
+    if not folder or not (found := load_encoder(folder)).deltas:
+        return folder
+    save_encoder(out, merged(found))
+    return str(out)
+
+
 def cases(
     tasks: Sequence[str], shots: Sequence[int], seeds: int, rows: Sequence[str]
 ) -> list[Case]:
@@ -353,7 +365,7 @@ def _told(kept: Kept) -> str:
     own: Mapping[str, Any] = kept.settings
     kd, meta, tune = own["round_steps"]
     rounds = f"{own['rounds']} round{'s' if own['rounds'] > 1 else ''} of {kd} + {meta} + {tune}"
-    libraries = ", ".join(f"{name} {version}" for name, version in kept.versions.items())
+    libraries = ", ".join(f"{name} {version}" for name, version in sorted(kept.versions.items()))
     return (
         f"{own['steps']} steps of {own['batch_size']} texts; rate {own['rate']:g}, of adapters and "
         f"LoRA {own['small_rate']:g}; self-training: a teacher of {own['steps']} steps, then "
@@ -407,7 +419,9 @@ def _run(flags: argparse.Namespace) -> int:
             raise UserError(f"{unknown[0]!r} is unknown; there is {', '.join(known)}")
     results = Path(flags.results)
     if bench.encoder:
-        CompilerConfig(cache=str((Path(flags.out) / "programs").absolute())).apply()
+        out = Path(flags.out)
+        CompilerConfig(cache=str((out / "programs").absolute())).apply()
+        bench = dataclasses.replace(bench, encoder=plain(bench.encoder, out / "encoder"))
         every = cases(tasks, shots, flags.seeds, rows)
         kept: Kept | None = begun(results, bench.decides())
         assert kept is not None

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from atlas_jax.core.deltas import split_delta
+from atlas_jax.core.deltas import merge_lora, split_delta
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import as_path
 from atlas_jax.core.tokenizer import Tokenizer
@@ -98,6 +98,16 @@ def load_encoder(
     check_params(own, _shapes(config), f"{directory} ({name})")
     deltas = {path.replace(name, PART, 1): one for path, one in part.deltas.items()}
     return Encoder(config, params, part.tokenizer, deltas, part.base)
+
+
+def merged(encoder: Encoder) -> Encoder:
+    """The encoder with its LoRA added to the kernels, as a plain one that stands on no base.
+
+    Raises:
+      UserError: it has adapters, which cannot be merged.
+    """
+    params = merge_lora(encoder.params)
+    return dataclasses.replace(encoder, params=params, deltas={}, base=None)
 
 
 def save_encoder(

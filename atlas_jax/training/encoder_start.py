@@ -130,7 +130,7 @@ def open_start(
     if head == "sentence":
         encoder, kept = _classifier(encoder, folder, classes, task, seed, trains)
         known = known if kept else frozenset(p for p in known if not p.startswith("sentence/cl"))
-    delta = _delta_of(encoder, folder, told)
+    delta = delta_of(encoder, folder, told)
     boxed = boxed_shapes(encoder.config)
     if delta.kind != "none":
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -181,7 +181,7 @@ def _classifier(
     return drawn, False
 
 
-def _delta_of(encoder: Encoder, folder: str, told: DeltaConfig) -> DeltaConfig:
+def delta_of(encoder: Encoder, folder: str, told: DeltaConfig) -> DeltaConfig:
     """The adapters or LoRA that the folder has, or else those that were told."""
     if not encoder.deltas:
         return told

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
 from atlas_jax.core import multihost, partitioning, trees
+from atlas_jax.core.deltas import new_delta, split_delta, with_delta
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding
@@ -19,9 +21,15 @@ from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Params
 from atlas_jax.encoders.model import EncoderModelConfig
-from atlas_jax.encoders.objectives import TokenTables, generator_config, with_objectives
+from atlas_jax.encoders.objectives import (
+    OBJECTIVES,
+    TokenTables,
+    generator_config,
+    with_objectives,
+)
 from atlas_jax.models.config import whole_config
 from atlas_jax.models.encoder_folder import (
+    PART,
     Encoder,
     boxed_shapes,
     initial_params,
@@ -31,6 +39,7 @@ from atlas_jax.models.encoder_folder import (
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import FINAL
+from atlas_jax.training.encoder_start import Start, delta_of, export_encoder, fresh_delta
 from atlas_jax.training.encoder_state import (
     EncoderState,
     abstract,
@@ -38,6 +47,7 @@ from atlas_jax.training.encoder_state import (
     fresh_state,
     make_step,
     state_shardings,
+    trained_patterns,
 )
 from atlas_jax.training.encoder_texts import (
     EncoderBatch,
@@ -80,7 +90,7 @@ def pretrain_encoder(told: PretrainRun) -> EncoderState:
     config = told.train
     directory = check_output_folder(config.model_dir, f"{_NAME}.model_dir")
     with use_devices(told.devices) as (mesh, rules):
-        encoder = _opened(told)
+        told, encoder = _opened(told)
         loss = _loss(told, encoder)
         rows = batch_sharding(f"{_NAME}.batch_size", config.batch_size, mesh, rules)
         maker = _maker(told, encoder.tokenizer, config.file)
@@ -110,31 +120,54 @@ def pretrain_encoder(told: PretrainRun) -> EncoderState:
     return state
 
 
-def _opened(told: PretrainRun) -> Encoder:
-    """The encoder to begin with, and every head that the objectives need."""
+def _opened(told: PretrainRun) -> tuple[PretrainRun, Encoder]:
+    """The encoder to begin with, and every head that the objectives need; adapters drawn.
+
+    Returns:
+      The run with the adapters or LoRA that the folder has, if it has some; and the encoder.
+    """
     config = told.train
     fields = {name: value for name, value in told.encoder.items() if name != "heads"}
     if config.encoder:
         encoder = load_encoder(config.encoder, (), config.encoder_base, **fields)
+        told = dataclasses.replace(told, delta=delta_of(encoder, config.encoder, told.delta))
     else:
         made = whole_config(EncoderModelConfig, fields)
         encoder = Encoder(made, {}, Tokenizer.from_file(config.tokenizer))
     _check(told, encoder)
-    # The parameters themselves are drawn when they are needed.
+    # The other parameters themselves are drawn when they are needed.
     kept, made = encoder.params, with_objectives(encoder.config, config.objectives)
+    if told.delta.kind != "none" and not encoder.deltas:
+        small = jax.jit(functools.partial(fresh_delta, made, told.delta))
+        drawn = small(jax.random.key(config.seed))
+        kept = with_delta(kept, jax.tree.map(np.asarray, drawn))
+        encoder = dataclasses.replace(encoder, deltas={PART: dataclasses.asdict(told.delta)})
     if made.num_classes != encoder.config.num_classes:
         kept = {name: value for name, value in kept.items() if name != "sentence"}
-    return dataclasses.replace(encoder, config=made, params=kept, base=None)
+    return told, dataclasses.replace(encoder, config=made, params=kept, base=None)
+
+
+def _boxed(told: PretrainRun, made: EncoderModelConfig) -> dict[str, Any]:
+    """Shapes of the encoder, its heads and its adapters, with their logical axes."""
+    boxed = boxed_shapes(made)
+    if told.delta.kind != "none":
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        small = jax.eval_shape(lambda key: new_delta(boxed, told.delta, key), key)
+        boxed = with_delta(boxed, small)
+    return dict(boxed)
+
+
+def _patterns(told: PretrainRun, shapes: Params) -> tuple[str, ...]:
+    """The paths that train."""
+    if told.delta.kind == "none":
+        return tuple(told.train.train) or ("*",)
+    heads = dict.fromkeys(OBJECTIVES[one] for one in told.train.objectives)
+    return trained_patterns(shapes, told.train.train, tuple(heads))
 
 
 def _check(told: PretrainRun, encoder: Encoder) -> None:
     """Refuse an encoder or a tokenizer that cannot do what is asked."""
     config, made, tokenizer = told.train, encoder.config, encoder.tokenizer
-    if encoder.deltas:
-        raise UserError(
-            f"{_NAME}.encoder = {config.encoder!r} has adapters or LoRA, and pretrain_encoder "
-            "trains a plain encoder: begin from their base"
-        )
     if tokenizer.vocab_size > made.vocab_size:
         raise UserError(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but "
@@ -251,11 +284,11 @@ def state_and_step(
 ) -> tuple[EncoderState, Callable[[Params], EncoderState], Any]:
     """A run's abstract state, what makes it of parameters, and its jitted step(state, rows)."""
     config, optimizer = told.train, make_optimizer(told.optimizer)
-    boxed = dict(boxed_shapes(loss.config))
+    boxed = _boxed(told, loss.config)
     if loss.electra:
         small = boxed_shapes(generator_config(loss.config, config.generator_share))
         boxed[GENERATOR] = own_of_generator(small)
-    patterns = config.train or ("*",)
+    patterns = _patterns(told, meta.unbox(boxed))
 
     def fresh(params: Params) -> EncoderState:
         return fresh_state(params, optimizer, patterns, config.seed, f"{_NAME}.train")
@@ -323,7 +356,7 @@ def _watch(told: PretrainRun, directory: Path) -> CollapseWatch:
 def _speed(
     told: PretrainRun, config: EncoderModelConfig, state: EncoderState, batch: EncoderBatch
 ) -> Speed:
-    moving, _ = trees.split(state.params, told.train.train or ("*",))
+    moving, _ = trees.split(state.params, _patterns(told, state.params))
     tokens = int(batch.tokens_bl.size)
     flops = encoder_flops(state.params, moving, tokens, config.tower.uses)
     return Speed(flops, {"tokens": tokens, "texts": told.train.batch_size}, told.profile)
@@ -344,4 +377,10 @@ def _export(told: PretrainRun, encoder: Encoder, directory: Path, state: Encoder
         generator = Encoder(small, generator_params(params), encoder.tokenizer)
         save_encoder(directory / FINAL_GENERATOR, generator, about=about)
         del params[GENERATOR]
-    save_encoder(directory / FINAL, dataclasses.replace(encoder, params=params), about=about)
+    if not encoder.deltas:
+        save_encoder(directory / FINAL, dataclasses.replace(encoder, params=params), about=about)
+        return
+    known = frozenset(traverse_util.flatten_dict(split_delta(encoder.params)[0], sep="/"))
+    start = Start(encoder, told.delta, _boxed(told, encoder.config), known)
+    patterns, base = _patterns(told, params), config.encoder_base
+    export_encoder(directory / FINAL, start, params, patterns, config.encoder, base, about)

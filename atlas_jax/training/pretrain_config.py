@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from atlas_jax.core import bounds
+from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import one_of, require
 from atlas_jax.core.jsonl import RowsConfig
@@ -36,7 +37,8 @@ class EncoderTrainConfig:
     documents: 'passage' (each is one) or 'title' (neighbouring passages of one title are one).
     released_sop: a chunk of one sentence gets its B from another document, with label 1, as the
         released code has it; otherwise such a chunk is left out of 'sop'.
-    train: patterns of the paths that train (`mlm/*`, `encoder/layers_5/*`); () = everything.
+    train: patterns of the paths that train (`mlm/*`, `encoder/layers_5/*`); () = everything, or
+        adapters or LoRA where there are some (encoder/DeltaConfig) and the heads of the objectives.
     generator_share: of 'electra': the generator's width as a share of the encoder's.
     replaced_weight: of 'electra': what the loss of replaced tokens counts against the MLM's.
     eval_file: further passages; their loss and accuracy are logged. "" = none.
@@ -114,6 +116,8 @@ class PretrainRun:
 
     Attributes:
       encoder: fields of `EncoderModelConfig`; they override those of a model folder.
+      delta: adapters or LoRA beside the encoder's parameters; what is written then stands on the
+        folder that the run began with.
       text: all settings as a gin file, which is kept with the run.
     """
 
@@ -121,6 +125,7 @@ class PretrainRun:
 
     train: EncoderTrainConfig
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    delta: DeltaConfig = DeltaConfig()
     masking: MaskingConfig = MaskingConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     devices: Devices = Devices()
@@ -134,6 +139,14 @@ class PretrainRun:
         require("sbo" not in self.train.objectives or self.masking.kind == "span",
                 "MaskingConfig.kind", self.masking.kind,
                 "'span' with the objective 'sbo', which predicts spans")  # fmt: skip
+        kind = self.delta.kind
+        require(kind in ("none", "adapter", "houlsby", "lora"), "encoder/DeltaConfig.kind", kind,
+                "adapters or LoRA; a prompt or prefix stands before texts of a task")  # fmt: skip
+        require(kind == "none" or bool(self.train.encoder), "EncoderTrainConfig.encoder", "",
+                "a model folder on which the adapters or LoRA stand")  # fmt: skip
+        require(kind == "none" or "electra" not in self.train.objectives,
+                "encoder/DeltaConfig.kind", kind,
+                "'none' with the objective 'electra', which trains two encoders")  # fmt: skip
         for binding in ("mask_rate", "random_rate"):
             told = getattr(self.masking, binding)
             require("xlnet" not in self.train.objectives or told == 0, f"MaskingConfig.{binding}",

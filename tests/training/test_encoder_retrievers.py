@@ -8,9 +8,11 @@ import pytest
 from flax import traverse_util
 
 from atlas_jax.conversion.convert import Conversion, convert
+from atlas_jax.interop.vocabularies import checked
 from atlas_jax.models.folder import load_config, load_model
 from atlas_jax.train import main
 from atlas_jax.training.metrics import read_metrics
+from tests.interop.test_encoders import roberta_tokenizer
 from tests.training.claims import RETRIEVER, save_pair
 from tests.training.runs import write_run
 
@@ -51,9 +53,13 @@ def test_a_converted_retriever_learns_from_the_reader_and_goes_on_when_killed(
     retriever_tokenizer_file: Path,
 ) -> None:
     fields = {
-        **RETRIEVER, "hidden_dim": 16, "num_layers": 2, "encoder": encoder,
+        **RETRIEVER, "hidden_dim": 16, "num_layers": 2, "max_positions": 64, "encoder": encoder,
         "encoder_options": ENCODERS[encoder],
     }  # fmt: skip
+    if encoder == "roberta":  # whose vocabulary begins with `<s>`, then `<pad>`
+        text = checked(roberta_tokenizer(tmp_path), "retriever", "here")
+        retriever_tokenizer_file = tmp_path / "roberta.json"
+        retriever_tokenizer_file.write_text(text, "utf-8")
     pair = save_pair(tmp_path / "pair", reader_tokenizer_file, retriever_tokenizer_file, **fields)
     converted = from_hugging_face(tmp_path, pair)
     before = retriever_of(converted)

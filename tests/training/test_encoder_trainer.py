@@ -9,8 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
+from safetensors.numpy import load_file
 
 from atlas_jax import pretrain_encoder as command
+from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.devices import Devices, use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MeshConfig
@@ -23,6 +26,7 @@ from atlas_jax.training.encoder_trainer import FINAL_GENERATOR, pretrain_encoder
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.pretrain_config import EncoderTrainConfig, PretrainRun
 from atlas_jax.training.pretrain_watch import CollapseWatch, lowest_loss
+from benchmarks.fewshot import plain as plain_encoder
 from tests.device_bytes import device_bytes, most_bytes
 from tests.interop.small import wordpiece_file
 
@@ -232,3 +236,52 @@ def test_pairs_need_token_types(texts: Path) -> None:
     told = run(texts, "refused", objectives=("mlm", "nsp"))
     with pytest.raises(UserError, match="'nsp' tells two texts apart by token types"):
         pretrain_encoder(dataclasses.replace(told, encoder={**SIZES, "type_vocab_size": 1}))
+
+
+@pytest.mark.slow
+def test_lora_and_head_learn_on_a_base_and_go_on_from_what_is_kept(folder: Path) -> None:
+    start = folder / "whole" / "final"
+    lora = DeltaConfig("lora", rank=2)
+
+    def told(name: str, encoder: Path, **fields: Any) -> PretrainRun:
+        made = run(folder, name, WORDS, encoder=str(encoder), **fields)
+        return dataclasses.replace(made, delta=lora, encoder={})
+
+    for steps in (2, 4):  # the second goes on with the first
+        pretrain_encoder(told("lora", start, total_steps=steps))
+    pretrain_encoder(told("lora_whole", start, total_steps=4))
+    final = folder / "lora" / "final"
+    own, whole = (
+        folder / name / "final" / "encoder.safetensors" for name in ("lora", "lora_whole")
+    )
+    assert own.read_bytes() == whole.read_bytes()
+    before, after = load_encoder(start), load_encoder(final, ("mlm",))
+    flat = {
+        path: leaf
+        for path, leaf in traverse_util.flatten_dict(after.params, sep="/").items()
+        if not np.array_equal(leaf, traverse_util.flatten_dict(before.params, sep="/").get(path))
+    }
+    assert flat.keys() == load_file(own).keys()  # what has moved is all that is kept
+    assert all("/lora/" in path or path.startswith("mlm/") for path in flat)
+    assert {path.rpartition("/")[0] for path in flat if "lora" in path}
+    plain = load_encoder(plain_encoder(str(final), folder / "plain"), ("mlm",))
+    assert not plain.deltas and plain.base is None
+    tokens = np.array([[2, 7, 8, 9, 3, 0]])
+    states = [one.model.apply({"params": one.params}, tokens, method="states")
+              for one in (before, after, plain)]  # fmt: skip
+    np.testing.assert_allclose(states[1], states[2], rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(states[0]) - np.asarray(states[1])).max() > 1e-5
+    assert plain_encoder(str(start), folder / "none") == str(start)  # it has no LoRA
+    again = told("again", final, total_steps=1)  # the folder says which adapters it has
+    pretrain_encoder(dataclasses.replace(again, delta=DeltaConfig()))
+    assert load_file(folder / "again" / "final" / "encoder.safetensors").keys() == flat.keys()
+    with pytest.raises(UserError, match="encoder/DeltaConfig is"):
+        pretrain_encoder(dataclasses.replace(again, delta=DeltaConfig("lora", rank=3)))
+    for delta, fields, message in (
+        (DeltaConfig("prefix"), {}, "encoder/DeltaConfig.kind = 'prefix': expected adapters or"),
+        (lora, {"objectives": ("electra",)}, "'none' with the objective 'electra'"),
+        (lora, {"encoder": "", "tokenizer": "t.json"}, "EncoderTrainConfig.encoder = ''"),
+    ):
+        train = dataclasses.replace(again.train, **fields)
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(again, train=train, delta=delta)
