@@ -101,7 +101,7 @@ def test_a_run_begins_in_its_shards(texts: Path, objectives: tuple[str, ...]) ->
     mesh = Devices(MeshConfig(data=1, fsdp=4, model=2))
     told = dataclasses.replace(told, encoder=sizes, devices=mesh)
     with use_devices(told.devices) as (made_on, rules):
-        encoder = encoder_trainer._opened(told)
+        told, encoder = encoder_trainer._opened(told)
         loss = encoder_trainer._loss(told, encoder)
         _, begin, _ = encoder_trainer._make(told, encoder, loss, made_on, rules)
         state, most = most_bytes(begin)
