@@ -175,11 +175,13 @@ class ReaderSelfTrainingRun(TrainingRun):
         spec = replace(ModelSpec.of_folder(model), deltas={"reader": delta})
         defaults = defaults_of(spec, train.task, train.passages != "none")
         reading = {**fields_of(step, StepConfig, "step"), "retriever_training": "fixed"}
-        likelihood = {"answer_by": "likelihood"}
+        if task is None:
+            found = labelled(defaults.task(train.task, {}))
+            task = replace(found, answer_by="likelihood")
         return cls(
             **{"generation": defaults.generation({}), **others},
             train=train,
-            task=task or labelled(defaults.task(train.task, likelihood)),
+            task=task,
             models=spec,
             corpus=CorpusSpec(corpus, defaults.store(fields_of(formats, StoreConfig, "formats"))),
             step=defaults.read(StepConfig, reading),

@@ -24,6 +24,7 @@ from atlas_jax.tasks.fever import FeverTask
 from atlas_jax.training import self_training
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.self_training import self_train
+from atlas_jax.training.self_training_config import ReaderSelfTrainingRun
 from atlas_jax.training.self_training_step import distillation, row_weights
 from atlas_jax.training.taught_reader import taught_reader
 from tests.training.claims import save_pair, told, write_claims
@@ -181,5 +182,9 @@ def test_a_python_run_is_written_as_a_gin_file_that_repeats_it(work: Path) -> No
     assert again.models.deltas["reader"] == run.models.deltas["reader"]
     with pytest.raises(UserError, match=r"SelfTrainConfig.encoder = 'e': expected '', where a"):
         dataclasses.replace(run, train=dataclasses.replace(run.train, encoder="e"))
+    made = ReaderSelfTrainingRun.from_folder(work / "pair", run.train)
+    assert (made.task.name, made.task.answer_by) == ("fever", "likelihood")
+    with pytest.raises(UserError, match=r"SelfTrainConfig.task = 'qa': a reader is taught a task"):
+        ReaderSelfTrainingRun.from_folder(work / "pair", dataclasses.replace(run.train, task="qa"))
     with pytest.raises(UserError, match=r"FeverTask.answer_by = 'generation'"):
         dataclasses.replace(run, task=FeverTask())
