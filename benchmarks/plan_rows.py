@@ -24,7 +24,7 @@ class Row:
       passage_length: tokens of a passage in the index; 0: as shipped.
       sequence: with the rules of `gin/mesh/sequence.gin`.
       packed: rows that the passages of a question share; 0 = each has its own.
-      fused: with fused attention in the reader.
+      fused: with fused attention in reader and retriever.
     """
 
     model: str
@@ -59,9 +59,9 @@ class Row:
     @property
     def bindings(self) -> list[str]:
         """The gin bindings."""
-        remat = [
-            f"{name}.remat_policy={self.remat}" for name in ("ReaderConfig", "RetrieverConfig")
-        ]
+        both = ("ReaderConfig", "RetrieverConfig")
+        remat = [f"{name}.remat_policy={self.remat}" for name in both]
+        fused = [f"{name}.attention=fused" for name in both]
         return [
             f"CorpusConfig.dtype={self.index}",
             *SCANNED,
@@ -69,7 +69,7 @@ class Row:
             *([f"StepConfig.accumulate={self.accumulate}"] if self.accumulate > 1 else []),
             *([f"PASSAGE_LENGTH={self.passage_length}"] if self.passage_length else []),
             *([f"StepConfig.packed_rows={self.packed}"] if self.packed else []),
-            *(["ReaderConfig.attention=fused"] if self.fused else []),
+            *(fused if self.fused else []),
         ]
 
     @property

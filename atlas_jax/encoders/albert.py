@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.fused import Seen
 from atlas_jax.core.types import Array
 from atlas_jax.encoders.bert import (
     BertConfig,
@@ -116,7 +117,7 @@ class AlbertGroup(nn.Module):
     def __call__(
         self,
         x_bld: Float[Array, "b l d"],
-        bias_b1ml: Float[Array, "b 1 #l l"],
+        bias_b1ml: Float[Array, "b 1 #l l"] | Seen,
         deterministic: bool,
     ) -> Float[Array, "b l d"]:
         """States [b, l, d] -> [b, l, d]."""

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer
 
-from atlas_jax.core import adapters
+from atlas_jax.core import adapters, fused
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.experts import EXPERT_FIELDS, ExpertFields, SwitchMlp
+from atlas_jax.core.fused import UNREAD, Seen
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
@@ -180,13 +181,20 @@ class BertAttention(nn.Module):
     def __call__(
         self,
         x_bld: Float[Array, "b l d"],
-        bias_b1ml: Float[Array, "b 1 #l l"],
+        bias_b1ml: Float[Array, "b 1 #l l"] | Seen,
         deterministic: bool,
     ) -> Float[Array, "b l d"]:
-        """States [b, l, d] and a float32 bias [b, 1, 1 or l, l] over keys -> [b, l, d]."""
+        """States [b, l, d] and a float32 bias [b, 1, 1 or l, l] over keys -> [b, l, d].
+
+        For fused attention, who reads what comes in place of the bias.
+        """
         cfg = self.config
         b, length, width = x_bld.shape
         head_dim = width // cfg.num_heads
+        # one mask for all query positions, as in T5X: full-size masks are expensive
+        dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+        if isinstance(bias_b1ml, Seen):
+            return self._fused(x_bld, bias_b1ml, None if deterministic else dropout)
 
         def heads(name: str) -> jax.Array:
             y_bld = dense(cfg, width, ("embed", "joined_kv"), name)(x_bld)
@@ -201,14 +209,35 @@ class BertAttention(nn.Module):
             "bhlk,bhmk->bhlm", query_bhlk, key_bhmk, preferred_element_type=jnp.float32
         )
         weights_bhlm = softmax(logits_bhlm + bias_b1ml).astype(x_bld.dtype)
-        # one mask for all query positions, as in T5X: full-size masks are expensive
-        weights_bhlm = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
-            weights_bhlm, deterministic=deterministic
-        )
+        weights_bhlm = dropout(weights_bhlm, deterministic=deterministic)
         value_bhmk = adapters.behind_prefix(self, "value", heads("value"))
         mixed_bhlk = jnp.einsum("bhlm,bhmk->bhlk", weights_bhlm, value_bhmk)
         mixed_bld = mixed_bhlk.transpose(0, 2, 1, 3).reshape(b, length, width)
         return dense(cfg, width, ("joined_kv", "embed"), "output")(mixed_bld)
+
+    def _fused(self, x_bld: jax.Array, seen: Seen, dropout: nn.Dropout | None) -> jax.Array:
+        """The same by the kernels of `core.fused`."""
+        cfg = self.config
+        if adapters.prefix_length(self):
+            raise UserError(
+                f"{type(cfg).__name__}.attention = 'fused' cannot read the prefix of an attention "
+                "(DeltaConfig.kind = 'prefix'): bind 'xla'"
+            )
+        b, length, width = x_bld.shape
+        query_ble, key_ble, value_ble = (
+            dense(cfg, width, ("embed", "joined_kv"), name)(x_bld)
+            for name in ("query", "key", "value")
+        )
+        factor_bhl = None
+        if dropout is not None:
+            ones = jnp.ones((b, cfg.num_heads, 1, length), jnp.float32)
+            factor_bhl = dropout(ones, deterministic=False)[:, :, 0]
+        query_ble = query_ble * (1.0 / math.sqrt(width // cfg.num_heads))
+        mixed_ble, _ = fused.attend(
+            query_ble, key_ble, value_ble, seen, None, cfg.num_heads, factor_bhl
+        )
+        mixed_ble = constrain(mixed_ble, "batch", "length", "joined_kv")
+        return dense(cfg, width, ("joined_kv", "embed"), "output")(mixed_ble)
 
 
 class BertLayer(nn.Module):
@@ -227,7 +256,7 @@ class BertLayer(nn.Module):
     def __call__(
         self,
         x_bld: Float[Array, "b l d"],
-        bias_b1ml: Float[Array, "b 1 #l l"],
+        bias_b1ml: Float[Array, "b 1 #l l"] | Seen,
         deterministic: bool,
     ) -> Float[Array, "b l d"]:
         """States [b, l, d] -> [b, l, d]."""
@@ -237,7 +266,7 @@ class BertLayer(nn.Module):
             x_bld = self._feed_forward(x_bld, deterministic)
         return x_bld
 
-    def _attend(self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool) -> jax.Array:
+    def _attend(self, x_bld: jax.Array, bias_b1ml: Any, deterministic: bool) -> jax.Array:
         cfg = self.config
         y_bld = BertAttention(cfg, name="attention")(x_bld, bias_b1ml, deterministic)
         y_bld = nn.Dropout(cfg.dropout_rate)(y_bld, deterministic=deterministic)
@@ -364,7 +393,7 @@ class BertEncoder(nn.Module):
         cfg = self.config
         check_length(cfg, tokens_bl.shape[1], "the encoder")
         tokens_bl = tokens_bl.astype(jnp.int32)
-        bias_b1ml = attention_bias(tokens_bl != PAD_ID if mask is None else mask)
+        bias_b1ml: Any = attention_of(cfg, tokens_bl != PAD_ID if mask is None else mask)
         x_bld = self.embeddings(tokens_bl, deterministic, types_bl, embedded_ble)
         if cfg.projects:
             x_bld = self.embedding_projection(x_bld)
@@ -376,7 +405,7 @@ class BertEncoder(nn.Module):
         return states if every else states[-1:]
 
     def _scan(
-        self, x_bld: jax.Array, bias_b1ml: jax.Array, deterministic: bool, every: bool
+        self, x_bld: jax.Array, bias_b1ml: Any, deterministic: bool, every: bool
     ) -> list[jax.Array]:
         """The layers as one compiled body."""
         inputs, step = self.scanned()
@@ -399,7 +428,7 @@ def apply_layer(
     params: Any,
     key: jax.Array | None,
     x_bld: Float[Array, "b l d"],
-    bias_b1ml: Float[Array, "b 1 #l l"],
+    bias_b1ml: Float[Array, "b 1 #l l"] | Seen,
     deterministic: bool,
 ) -> Float[Array, "b l d"]:
     """Apply a layer with these parameters; `key` is for dropout, None for no dropout."""
@@ -418,6 +447,25 @@ def check_length(config: EncoderConfig, length: int, who: str) -> None:
             f"{who} got texts of {length} tokens, of at most {config.max_length}: shorten them or "
             f"raise {type(config).__name__}.max_positions = {config.max_positions}"
         )
+
+
+def attention_of(
+    config: EncoderConfig, mask: Bool[Array, "b l"] | Bool[Array, "b m l"]
+) -> Float[Array, "b 1 _ l"] | Seen:
+    """The bias of `attention_bias`, or for fused attention the segments that say the same.
+
+    Raises:
+        UserError: fused attention, and readers of a row that see different keys.
+    """
+    if config.attention == "xla":
+        return attention_bias(mask)
+    if mask.ndim == 3:
+        raise UserError(
+            f"{type(config).__name__}.attention = 'fused' reads the same keys from all positions "
+            "of a text, but this objective hides some from some: bind 'xla'"
+        )
+    segments_bl = jnp.where(mask, 0, UNREAD).astype(jnp.int32)
+    return Seen(segments_bl, segments_bl)
 
 
 def attention_bias(

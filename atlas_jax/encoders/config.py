@@ -8,6 +8,7 @@ from atlas_jax.core.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "minimal", "full")
+ATTENTION = ("xla", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,14 @@ class EncoderConfig:
             parameters are the same with and without it.
         remat_policy: 'none' stores every activation for the backward pass, 'minimal' only the
             products with parameters, 'full' only the inputs of each layer.
+        attention: 'xla', or 'fused': kernels for TPU that keep the logits on the chip
+            (`core.fused`), for a BERT and its relatives. The results are the same.
     """
 
     # These do not change what is computed at inference. `dtype` only rounds it, like the type of
     # an index: whoever runs the encoder chooses both.
     NEUTRAL: ClassVar[frozenset[str]] = frozenset(
-        {"dropout_rate", "dtype", "scan_layers", "remat_policy"}
+        {"dropout_rate", "dtype", "scan_layers", "remat_policy", "attention"}
     )
     # These can be seen from the names and shapes of the parameters; a subclass lists them.
     TOLD_BY_PARAMETERS: ClassVar[frozenset[str]] = frozenset()
@@ -52,6 +55,7 @@ class EncoderConfig:
     dtype: str = "float32"
     scan_layers: bool = False
     remat_policy: str = "none"
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         """Raise `UserError`, naming class and field, when a field is out of range."""
@@ -64,6 +68,7 @@ class EncoderConfig:
             )
         self._check_one_of("dtype", DTYPES)
         self._check_one_of("remat_policy", REMAT)
+        self._check_one_of("attention", ATTENTION)
 
     @property
     def max_length(self) -> int:

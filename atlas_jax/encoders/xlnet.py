@@ -71,6 +71,11 @@ class XlnetConfig(BertConfig):
             raise UserError(
                 "XlnetConfig.scan_layers = True: must be False; an XLNet's layers are not scanned"
             )
+        if self.attention != "xla":
+            raise UserError(
+                f"XlnetConfig.attention = {self.attention!r}: must be 'xla'; an XLNet's scores "
+                "have terms of their own for distances and segments"
+            )
         if self.hidden_dim % 2:
             raise UserError(
                 f"XlnetConfig.hidden_dim = {self.hidden_dim}: must be even, for a sine and a "

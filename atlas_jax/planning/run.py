@@ -100,7 +100,9 @@ class Run:
         reader = dataclasses.replace(
             self.models.reader.config, remat_policy="none", attention="xla"
         )
-        retriever = dataclasses.replace(self.models.retriever.config, remat_policy="none")
+        retriever = dataclasses.replace(
+            self.models.retriever.config, remat_policy="none", attention="xla"
+        )
         models = Models(T5(reader), DualEncoder(retriever))
         return dataclasses.replace(self, models=models)
 
@@ -161,7 +163,7 @@ class Pretraining:
     def without_remat(self) -> "Pretraining":
         """As `Run.without_remat`."""
         return dataclasses.replace(
-            self, encoder=dataclasses.replace(self.encoder, remat_policy="none")
+            self, encoder=dataclasses.replace(self.encoder, remat_policy="none", attention="xla")
         )
 
     @property

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 
-from atlas_jax.core import adapters
+from atlas_jax.core import adapters, fused
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.layers import Dense, softmax
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
-from atlas_jax.reader import fused
 from atlas_jax.reader.config import ReaderConfig
 
 MASKED = -1e10  # in float32, any logit added to it is lost
@@ -133,8 +132,7 @@ class Attention(nn.Module):
         Args:
           x_nqd, source_nsd: attending positions, and those that are read.
           read: masks and biases.
-          deterministic: no dropout. Its draws are those of `__call__`: since it has one mask for
-            all queries, the values are dropped in place of the probabilities.
+          deterministic: no dropout. Its draws are those of `__call__`.
           weight_nq: weights of the attending positions; asks for the attention mass.
 
         Returns:
@@ -148,24 +146,16 @@ class Attention(nn.Module):
                 "ReaderConfig.attention = 'fused' cannot read the prefix of an attention "
                 "(DeltaConfig.kind = 'prefix'): bind ReaderConfig.attention = 'xla'"
             )
-        value_nse = self.value(source_nsd)
+        factor_nhs, (n, s, _) = None, source_nsd.shape
         if not deterministic:
-            value_nse = self._drop(value_nse)
+            ones = jnp.ones((n, self.config.num_heads, 1, s), jnp.float32)
+            factor_nhs = self.dropout(ones, deterministic=False)[:, :, 0]
         y, mass = fused.attend(
-            self.query(x_nqd), self.key(source_nsd), value_nse, read.seen, read.distances_hd,
-            self.config.num_heads, weight_nq,
+            self.query(x_nqd), self.key(source_nsd), self.value(source_nsd), read.seen,
+            read.distances_hd, self.config.num_heads, factor_nhs, weight_nq,
         )  # fmt: skip
         y = self.out(constrain(y, "batch", "length", "joined_kv"))
         return (y if read.visible_nq1 is None else jnp.where(read.visible_nq1, y, 0)), mass
-
-    def _drop(self, value_nse: jax.Array) -> jax.Array:
-        """Dropout of probabilities with one mask for all queries, applied to the values."""
-        n, s, width = value_nse.shape
-        heads = self.config.num_heads
-        factor_nh1s = self.dropout(jnp.ones((n, heads, 1, s), jnp.float32), deterministic=False)
-        factor_nsh = constrain(factor_nh1s[:, :, 0].transpose(0, 2, 1), "batch", None, "heads")
-        factor_nse = jnp.repeat(factor_nsh, width // heads, axis=2)  # for all channels of a head
-        return (value_nse.astype(jnp.float32) * factor_nse).astype(value_nse.dtype)
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         n, length, _ = x.shape

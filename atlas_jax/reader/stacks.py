@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from atlas_jax.core import adapters
 from atlas_jax.core.experts import SwitchMlp
+from atlas_jax.core.fused import Seen
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, RMSNorm
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import Array
@@ -24,7 +25,6 @@ from atlas_jax.reader.attention import (
     mask_bias,
 )
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.fused import Seen
 from atlas_jax.reader.pointer import (
     Pointed,
     Pointer,

@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Shaped
 
 from atlas_jax.core.adapters import WithPrefixes
+from atlas_jax.core.fused import UNREAD, Seen
 from atlas_jax.core.layers import Embed, matmul
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.fused import UNREAD, Seen
 from atlas_jax.reader.pair_encoder import PairEncoder, blocks_of
 from atlas_jax.reader.pointer import (
     PointerState,

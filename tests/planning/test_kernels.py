@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from atlas_jax.core.fused import Seen, attend
 from atlas_jax.planning.flops import matmul_flops
 from atlas_jax.planning.hlo import Program
-from atlas_jax.reader.fused import Seen, attend
 
 HEADS, CHANNELS = 4, 64
 
@@ -39,7 +39,7 @@ def cross_attention(n: int, r: int, t: int, s: int) -> Any:
     def run(x: Any, source: Any, mask: Any, weight: Any) -> Any:
         seen = Seen.of_source(mask, t)
         if r == 1:
-            return attend(x, source, source, seen, None, HEADS, weight)
+            return attend(x, source, source, seen, None, HEADS, None, weight)
 
         def loss(x: Any, source: Any) -> Any:
             return jnp.sum(attend(x, source, source, seen, None, HEADS)[0].astype(jnp.float32))
@@ -91,13 +91,13 @@ from atlas_jax.core import partitioning
 from atlas_jax.planning.hlo import Program
 from atlas_jax.planning.planner import tpu_devices
 from atlas_jax.planning.traffic import kernel_cost
-from atlas_jax.reader import fused_layout
+from atlas_jax.core import fused_layout
 from atlas_jax.training.chips import parse_slice
 from tests.planning.test_kernels import CASES, products
 
 stated = []
 vmem = fused_layout.vmem
-import atlas_jax.reader.fused_kernels as kernels
+import atlas_jax.core.fused_kernels as kernels
 kernels.vmem = lambda *args: stated.append(vmem(*args)) or stated[-1]
 devices = np.array(tpu_devices(parse_slice("v5e-4"))[:1]).reshape(1, 1, 1, 1, 1)
 mesh = Mesh(devices, partitioning.MESH_AXES)

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax.core import fused_layout
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.fused import UNREAD, Seen, attend
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig, activate, make_mesh
 from atlas_jax.core.partitioning import param_shardings as shardings_of
-from atlas_jax.reader import fid, fused_layout
-from atlas_jax.reader.fused import UNREAD, Seen, attend
+from atlas_jax.reader import fid
 from atlas_jax.reader.packing import pack, passage_masks
 from atlas_jax.reader.t5 import T5
 from tests.reader.small import PAIR, config, random_params
@@ -28,7 +29,9 @@ def normal(*shape: int) -> Any:
     return jnp.asarray(0.5 * RNG.standard_normal(shape), jnp.float32)
 
 
-def plain(q: Any, k: Any, v: Any, seen: Seen, distances: Any, heads: int, weight: Any) -> Any:
+def plain(
+    q: Any, k: Any, v: Any, seen: Seen, distances: Any, heads: int, factor: Any, weight: Any
+) -> Any:
     """As the docstring of `attend` says it, with all logits at once."""
     n, q_len, width = q.shape
 
@@ -46,6 +49,8 @@ def plain(q: Any, k: Any, v: Any, seen: Seen, distances: Any, heads: int, weight
         visible &= jnp.repeat(seen.variants_nrs, q_len // seen.variants_nrs.shape[1], axis=1)
     probs = jax.nn.softmax(jnp.where(visible[:, None], logits, -1e10), axis=-1)
     probs = jnp.where(visible[:, None], probs, 0.0)
+    if factor is not None:
+        probs = probs * factor[:, :, None]
     read = jnp.einsum("nhqs,nhsc->nqhc", probs, v).reshape(n, q_len, width)
     mass = jnp.einsum("nhqs,nq,nhs->ns", probs, weight, jnp.linalg.norm(v, axis=-1)) / heads
     return read, mass
@@ -91,10 +96,12 @@ def test_it_reads_what_plain_attention_reads(
     seen, distances = self_attention(n, s, heads) if bias else (source(n, r, q_len // r, s), None)
     arrays = (normal(n, q_len, width), normal(n, s, width), normal(n, s, width), distances)
     d_read, weight = normal(n, q_len, width), jnp.abs(normal(n, q_len))
+    factor = jnp.asarray(1.25 * (RNG.random((n, heads, s)) < 0.8), jnp.float32)
 
     def loss(attention: Any, arrays: Any) -> Any:
         *of_positions, distances = arrays
-        read, mass = attention(*of_positions, seen, distances, heads, weight)
+        dropped = None if asked else factor  # the mass is taken without dropout
+        read, mass = attention(*of_positions, seen, distances, heads, dropped, weight)
         return jnp.sum(read * d_read), (read, mass)
 
     asked = r == 1 and not bias

@@ -1,6 +1,6 @@
-"""Fused attention: what T5's attention reads, without its probabilities in memory.
+"""Fused attention: what a T5 or BERT attention reads, without its probabilities in memory.
 
-The numbers are those of `attention.Attention`; the work is done by Pallas kernels for TPU
+The numbers are those of plain attention; the work is done by Pallas kernels for TPU
 (`fused_kernels`). Elsewhere the kernels are interpreted, which is exact and very slow: it is for
 tests. Queries, keys and values stay as the projections give them, [n, l, h c], so nothing is
 transposed, and heads of 64 channels lie two by two in the 128 lanes of a TPU.
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Shaped
 
+from atlas_jax.core import fused_kernels as kernels
+from atlas_jax.core.fused_layout import Layout, make_layout, tiles_of
 from atlas_jax.core.partitioning import active_mesh, active_spec
 from atlas_jax.core.types import Array
-from atlas_jax.reader import fused_kernels as kernels
-from atlas_jax.reader.fused_layout import Layout, make_layout, tiles_of
 
 UNREAD = -1  # the segment of a position that nothing reads and that reads nothing
 
@@ -106,6 +106,7 @@ def attend(
     seen: Seen,
     distances_hd: Float[Array, "h d"] | None,
     heads: int,
+    factor_nhs: Float[Array, "n h s"] | None = None,
     weight_nq: Shaped[Array, "n q"] | None = None,
 ) -> tuple[Float[Array, "n q e"], Float[Array, "n s"] | None]:
     """Multi-head attention whose logits are q k + bias, unscaled; e = heads x channels.
@@ -119,6 +120,8 @@ def attend(
       distances_hd: float32 biases by distance (key position minus query position), from
         -(q - 1) to s - 1; then q = s. None = no bias.
       heads: h.
+      factor_nhs: float32, dropout of the probabilities with one mask for all queries: 0 where a
+        key is dropped, else 1 / (1 - rate). None = no dropout.
       weight_nq: weights of the attending positions; asks for the mass. Not with a bias or
         variants.
 
@@ -127,7 +130,7 @@ def attend(
       averaged over heads, summed over weighted positions.
     """
     call = _Call.of(q_nqe.shape[0], heads)
-    read, sums = _attend(call, q_nqe, k_nse, v_nse, seen, distances_hd)
+    read, sums = _attend(call, q_nqe, k_nse, v_nse, seen, distances_hd, factor_nhs)
     if weight_nq is None:
         return read, None
     args = jax.lax.stop_gradient((q_nqe, k_nse, v_nse, seen, sums, weight_nq))
@@ -137,35 +140,44 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, distances: jax.Array | None
+    call: _Call,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: Seen,
+    distances: jax.Array | None,
+    factor: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    return _attend_forward(call, q, k, v, seen, distances)[0]
+    return _attend_forward(call, q, k, v, seen, distances, factor)[0]
 
 
-def _attend_forward(
-    call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, distances: jax.Array | None
-) -> Any:
-    given = (*[call.arrays] * 3, call.row, call.distances)
+def _attend_forward(call: _Call, *arrays: Any) -> Any:
+    given = (*[call.arrays] * 3, call.row, call.distances, call.sums)
     forward = call.local(functools.partial(_local_forward, call), given, (call.arrays, call.sums))
-    read, sums = forward(q, k, v, seen, distances)
-    return (read, sums), (q, k, v, seen, distances, read, sums)
+    read, sums = forward(*arrays)
+    return (read, sums), (*arrays, read, sums)
 
 
 def _attend_backward(call: _Call, saved: Any, cotangents: Any) -> Any:
-    given = (*[call.arrays] * 3, call.row, call.distances, call.arrays, call.sums, call.arrays)
+    given = (*[call.arrays] * 3, call.row, call.distances, call.sums)
+    given += (call.arrays, call.sums, call.arrays)
     gives = (*[call.arrays] * 3, call.distances)
     backward = call.local(functools.partial(_local_backward, call), given, gives)
     *d_arrays, d_distances = backward(*saved, cotangents[0])
-    return (*d_arrays, None, d_distances)
+    return (*d_arrays, None, d_distances, None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _layout(q: jax.Array, k: jax.Array, seen: Seen, distances: Any, channels: int) -> Layout:
+def _layout(
+    q: jax.Array, k: jax.Array, seen: Seen, distances: Any, factor: Any, channels: int
+) -> Layout:
     variants = 0 if seen.variants_nrs is None else seen.variants_nrs.shape[1]
     heads = q.shape[2] // channels
-    return make_layout(q.shape, k.shape[1], heads, variants, distances is not None, q.dtype)
+    return make_layout(
+        q.shape, k.shape[1], heads, variants, distances is not None, factor is not None, q.dtype
+    )
 
 
 def _inputs(layout: Layout, q: Any, k: Any, v: Any, seen: Seen) -> tuple[Any, list[jax.Array]]:
@@ -198,12 +210,26 @@ def _wide(layout: Layout, distances: jax.Array | None) -> list[jax.Array]:
     return [wide.reshape(layout.groups, layout.heads, -1)]
 
 
+def _factors(layout: Layout, factor: jax.Array | None) -> list[jax.Array]:
+    """Factors of dropout of padded positions, [n, groups, heads, s], if there is any."""
+    if factor is None:
+        return []
+    padded = jnp.pad(factor, ((0, 0), (0, 0), (0, layout.s - factor.shape[2])))
+    return [padded.reshape(layout.rows, layout.groups, layout.heads, layout.s)]
+
+
 def _local_forward(
-    call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, distances: jax.Array | None
+    call: _Call,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: Seen,
+    distances: jax.Array | None,
+    factor: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    layout = _layout(q, k, seen, distances, _channels(call, q))
+    layout = _layout(q, k, seen, distances, factor, _channels(call, q))
     tiles, arrays = _inputs(layout, q, k, v, seen)
-    arrays += _wide(layout, distances)
+    arrays += _wide(layout, distances) + _factors(layout, factor)
     read, sums = kernels.forward(layout, tiles, arrays, call.interpret)
     return read[:, : q.shape[1]], sums.reshape(layout.rows, -1, layout.q)
 
@@ -215,15 +241,16 @@ def _local_backward(
     v: jax.Array,
     seen: Seen,
     distances: jax.Array | None,
+    factor: jax.Array | None,
     read: jax.Array,
     sums: jax.Array,
     d_read: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    layout = _layout(q, k, seen, distances, _channels(call, q))
+    layout = _layout(q, k, seen, distances, factor, _channels(call, q))
     tiles, arrays = _inputs(layout, q, k, v, seen)
     given = [_padded(d_read.astype(q.dtype), layout.q), _padded(read, layout.q)]
     given.append(sums.reshape(layout.rows, layout.groups, layout.heads, layout.q))
-    given += arrays + _wide(layout, distances)
+    given += arrays + _wide(layout, distances) + _factors(layout, factor)
     dq, dk, dv, *d_wide = kernels.backward(layout, tiles, given, call.interpret)
     s = k.shape[1]
     d_distances = None
@@ -246,7 +273,7 @@ def _local_mass(
     sums: jax.Array,
     weight_nq: jax.Array,
 ) -> jax.Array:
-    layout = _layout(q, k, seen, None, _channels(call, q))
+    layout = _layout(q, k, seen, None, None, _channels(call, q))
     tiles, arrays = _inputs(layout, q, k, v, seen)
     weight = _padded(weight_nq.astype(jnp.float32), layout.q)[:, None]
     given = [weight, sums.reshape(layout.rows, layout.groups, layout.heads, layout.q), *arrays]

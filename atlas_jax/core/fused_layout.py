@@ -118,6 +118,7 @@ class Layout:
       variants: r, the masks of a row, or 0 where segments say it all.
       repeat: attending positions of each variant.
       bias: whether there is a bias by distance; then q = s and the tiles are equal.
+      dropout: whether probabilities have factors.
       dtype: of queries, keys and values.
     """
 
@@ -132,6 +133,7 @@ class Layout:
     variants: int
     repeat: int
     bias: bool
+    dropout: bool
     dtype: Any
 
     @property
@@ -173,6 +175,18 @@ class Layout:
         """The biases by distance of a group of heads, [groups, heads, 2 q]."""
         return Block((1, self.heads, 2 * self.q), ("h", None, None), jnp.float32)
 
+    @property
+    def factors(self) -> Block:
+        """Factors of dropout of a tile of read positions, [n, groups, heads, s]."""
+        shape = (1, 1, self.heads, self.k_tile)
+        return Block(shape, ("n", "h", None, "j"), jnp.float32, True)
+
+    @property
+    def extras(self) -> list[Block]:
+        """Biases and factors of dropout, if there are any; they follow the masks."""
+        bias = [self.distances] if self.bias else []
+        return [*bias, *([self.factors] if self.dropout else [])]
+
     def per_query(self, dtype: Any) -> Block:
         """A tile of numbers of attending positions, [n, 1, q]."""
         return Block((1, 1, self.q_tile), ("n", None, "i"), dtype)
@@ -208,6 +222,7 @@ def make_layout(
     heads: int,
     variants: int,
     bias: bool,
+    dropout: bool,
     dtype: Any,
 ) -> Layout:
     """The layout of queries [n, q, h c] and s read positions."""
@@ -217,8 +232,8 @@ def make_layout(
         (g for g in range(1, heads + 1) if heads % g == 0 and g * channels % LANES == 0), heads
     )
     # The biases of all tiles are kept, and their size is length x tile.
-    k_tile = _tile(s, LANES, max(LANES, TILE // 2) if bias and s > TILE else TILE)
-    q_tile = k_tile if bias else _tile(q, SUBLANES, TILE)
+    k_tile = _tile(s, max(LANES, TILE // 2) if bias and s > TILE else TILE)
+    q_tile = k_tile if bias else _tile(q, TILE)
     return Layout(
         rows=n,
         q=-(-q // q_tile) * q_tile,
@@ -231,14 +246,15 @@ def make_layout(
         variants=variants,
         repeat=q // variants if variants else 0,
         bias=bias,
+        dropout=dropout,
         dtype=jnp.dtype(dtype),
     )
 
 
-def _tile(length: int, multiple: int, most: int) -> int:
+def _tile(length: int, most: int) -> int:
     """One tile if it is not longer than `most`; else the one that needs the least padding."""
     if length <= most:
-        return -(-length // multiple) * multiple
+        return -(-length // SUBLANES) * SUBLANES
     return min((most, max(LANES, most // 2)), key=lambda tile: -(-length // tile) * tile)
 
 

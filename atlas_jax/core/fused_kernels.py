@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from atlas_jax.reader.fused_layout import LANES, Block, Layout, Tiles, vmem
+from atlas_jax.core.fused_layout import LANES, Block, Layout, Tiles, vmem
 
 HIDDEN = -1e30  # a logit that no exponential sees; also of a row that sees nothing so far
 USUAL_VMEM = 16 << 20  # what the compiler gives a kernel that does not ask
@@ -34,10 +34,9 @@ def forward(
     """What is read, [n, q, h c], and the logarithms of the sums, float32 [n, groups, heads, q].
 
     Args:
-      arrays: queries, keys, values, the masks of `Layout.masks`, and with a bias its distances.
+      arrays: queries, keys, values, then those of `Layout.masks` and `Layout.extras`.
     """
-    bias = [layout.distances] if layout.bias else []
-    inputs = [layout.queries(), layout.keys(), layout.keys(), *layout.masks, *bias]
+    inputs = [layout.queries(), layout.keys(), layout.keys(), *layout.masks, *layout.extras]
     tile, heads = layout.q_tile, layout.heads
     scratch = [
         ((heads, tile, layout.channels), jnp.float32),
@@ -64,7 +63,7 @@ def backward(
     """
     bias = [layout.distances] if layout.bias else []
     inputs = [layout.queries(), layout.queries(), layout.statistics]
-    inputs += [layout.queries(), layout.keys(), layout.keys(), *layout.masks, *bias]
+    inputs += [layout.queries(), layout.keys(), layout.keys(), *layout.masks, *layout.extras]
     outputs = [layout.whole_queries, layout.keys(skips=False), layout.keys(skips=False), *bias]
     shape = (layout.heads, layout.k_tile, layout.channels)
     scratch = [
@@ -75,7 +74,8 @@ def backward(
     ]
     work = _Work(layout, "hnji", inputs, outputs, scratch, layout.products(5))
     q, k, v = arrays[3:6]
-    shapes = [q.shape, k.shape, v.shape, *([arrays[-1].shape] if layout.bias else [])]
+    distances = (layout.groups, layout.heads, 2 * layout.q)
+    shapes = [q.shape, k.shape, v.shape, *([distances] if layout.bias else [])]
     return work.run(functools.partial(_backward, layout), tiles, arrays, shapes, interpret)
 
 
@@ -153,12 +153,15 @@ class _Work:
 
 
 def _named(layout: Layout, names: Sequence[str], refs: Sequence[Any]) -> Any:
-    """References by name; MASKS stands for those of `Layout.masks`, BIAS_x for x if it is there."""
+    """References by name: those of `Layout.masks` and `Layout.extras`; BIAS_x is x with a bias."""
     masks = ["q_segments", "k_segments", *(["variants"] if layout.variants else [])]
+    extras = ["distances"] * layout.bias + ["factors"] * layout.dropout
     found: list[str] = list(Tiles._fields)
     for name in names:
         if name == "MASKS":
             found += masks
+        elif name == "EXTRAS":
+            found += extras
         elif not name.startswith("BIAS_"):
             found.append(name)
         elif layout.bias:
@@ -168,7 +171,7 @@ def _named(layout: Layout, names: Sequence[str], refs: Sequence[Any]) -> Any:
     return named
 
 
-_FORWARD = "q k v MASKS BIAS_distances read sums acc top total BIAS_spread".split()
+_FORWARD = "q k v MASKS EXTRAS read sums acc top total BIAS_spread".split()
 
 
 def _forward(layout: Layout, *refs: Any) -> None:
@@ -198,7 +201,8 @@ def _forward(layout: Layout, *refs: Any) -> None:
             of.top[g] = top
             of.total[g] = before * of.total[g] + jnp.sum(probs, axis=1, keepdims=True)
             value = _head(layout, of.v, g)
-            of.acc[g] = before * of.acc[g] + _dot(probs.astype(value.dtype), value, 1, 0)
+            dropped = _dropped(layout, of, g, probs).astype(value.dtype)
+            of.acc[g] = before * of.acc[g] + _dot(dropped, value, 1, 0)
 
     @pl.when(j == layout.sizes["j"] - 1)
     def _end() -> None:
@@ -211,7 +215,7 @@ def _forward(layout: Layout, *refs: Any) -> None:
 
 
 _BACKWARD = (
-    "d_read read sums q k v MASKS BIAS_distances dq dk dv BIAS_d_distances dq_acc dk_acc dv_acc "
+    "d_read read sums q k v MASKS EXTRAS dq dk dv BIAS_d_distances dq_acc dk_acc dv_acc "
     "BIAS_spread BIAS_d_spread"
 ).split()
 
@@ -272,8 +276,8 @@ def _step_back(
     query, key, value, d_read = (_head(layout, ref, g) for ref in (of.q, of.k, of.v, of.d_read))
     read = _head(layout, of.read, g).astype(jnp.float32)
     total = jnp.sum(read * d_read.astype(jnp.float32), axis=1, keepdims=True)
-    d_logits = probs * (_dot(d_read, value, 1, 1) - total)
-    of.dv_acc[g] += _dot(probs.astype(d_read.dtype), d_read, 0, 0)
+    d_logits = probs * (_dropped(layout, of, g, _dot(d_read, value, 1, 1)) - total)
+    of.dv_acc[g] += _dot(_dropped(layout, of, g, probs).astype(d_read.dtype), d_read, 0, 0)
     if layout.bias:
         of.d_spread[apart, g] += d_logits
     d_logits = d_logits.astype(query.dtype)
@@ -339,6 +343,11 @@ def _logits(
     """Float32 [q tile, k tile]; `HIDDEN` where nothing is seen."""
     logits = _dot(_head(layout, of.q, g), _head(layout, of.k, g), 1, 1)
     return jnp.where(visible, logits if bias is None else logits + bias, HIDDEN)
+
+
+def _dropped(layout: Layout, of: Any, g: int, x: jax.Array) -> jax.Array:
+    """Probabilities, or the gradients of what became of them, with dropout by key."""
+    return x * of.factors[0, 0, pl.ds(g, 1)] if layout.dropout else x
 
 
 def _visible(layout: Layout, of: Any, i: jax.Array) -> jax.Array:
