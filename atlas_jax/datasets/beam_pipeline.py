@@ -305,8 +305,8 @@ def _note(folder: str, fields: dict[str, Any]) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove what lies in a folder, and the folder itself where file systems have folders."""
-    if _sizes(f"{folder}*"):
-        FileSystems.delete([folder])
+    """Remove all that lies in a folder, and the folder itself where there are folders."""
     if FileSystems.exists(folder.rstrip("/")):
         FileSystems.delete([folder.rstrip("/")])
+    elif _sizes(f"{folder}**"):  # of a bucket
+        FileSystems.delete([folder])

@@ -148,6 +148,76 @@ def test_beam_reads_patterns_and_tells_all_broken_lines(tmp_path, capsys):
     assert "2 rows, but the published files have 21,015,324" in capsys.readouterr().err
 
 
+def make_bucket(folder: Path) -> type:
+    """A class that makes `fake://` a bucket for Beam as long as it is kept.
+
+    As in Beam's own file system of gs:// there are no folders.
+    """
+    from apache_beam.io.filesystem import FileMetadata
+    from apache_beam.io.localfilesystem import LocalFileSystem
+
+    def place(path: str) -> str:
+        found = folder / path.removeprefix("fake://")
+        found.parent.mkdir(parents=True, exist_ok=True)
+        return str(found)
+
+    class Bucket(LocalFileSystem):
+        @classmethod
+        def scheme(cls):
+            return "fake"
+
+        def has_dirs(self):
+            return False
+
+        def mkdirs(self, path):
+            pass
+
+        def split(self, path):
+            return tuple(path.rsplit("/", 1))
+
+        def exists(self, path):
+            return Path(place(path)).is_file()
+
+        def metadata(self, path):
+            return FileMetadata(path, Path(place(path)).stat().st_size)
+
+        def _list(self, prefix):
+            names = (f"fake://{one.relative_to(folder)}" for one in folder.rglob("*"))
+            return [self.metadata(n) for n in names if n.startswith(prefix) and self.exists(n)]
+
+        def _path_open(self, path, *more):
+            return super()._path_open(place(path), *more)
+
+        def create(self, path, *more):
+            return self._path_open(path, "wb", *more)
+
+        def rename(self, sources, targets):
+            super().rename(list(map(place, sources)), list(map(place, targets)))
+
+        def delete(self, paths):
+            for path in paths:
+                held = self._list(path) if path.endswith("/") else [self.metadata(path)]
+                for one in held:
+                    Path(place(one.path)).unlink()
+
+    return Bucket
+
+
+@needs_beam
+def test_beam_reads_from_a_bucket_and_writes_into_it(tmp_path):
+    command = write_pages(tmp_path / "b")
+    assert entry.main([*command, f"--out={tmp_path}/one"]) == 0
+    bucket = make_bucket(tmp_path)
+    command[1] = "--source=fake://b"
+    assert entry.main([*command, "--out=fake://b/out", "--runner=DirectRunner"]) == 0
+    held = [path for path in (tmp_path / "b" / "out").rglob("*") if path.is_file()]
+    names = sorted(str(path.relative_to(tmp_path / "b" / "out")) for path in held)
+    assert [name.partition("-")[0] for name in names] == ["leaks", "passages", "prepared.json"]
+    assert bucket.scheme() == "fake"  # kept until here
+    made, expected = passages_of(tmp_path / "b" / "out"), passages_of(tmp_path / "one")
+    assert sorted(made, key=json.dumps) == sorted(expected, key=json.dumps)
+
+
 @needs_beam
 @pytest.mark.parametrize(
     ("flags", "message"),
