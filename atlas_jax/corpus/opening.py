@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.core.errors import UserError
@@ -14,6 +13,7 @@ from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
+from atlas_jax.index.embed import longest_of
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_build import MANIFEST, Cut
@@ -21,8 +21,6 @@ from atlas_jax.index.versions import numbers_of
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.reader.t5 import T5
 from atlas_jax.retriever.dual_encoder import DualEncoder
-
-_ROWS = 1 << 16  # looked at at a time
 
 
 def open_store(spec: CorpusSpec, tokenizers: Tokenizers) -> LivingStore:
@@ -70,21 +68,13 @@ def check_store(store: PassageStore, retriever: DualEncoder, reader: T5 | None =
     if reader is not None:
         store.check_vocab(reader=reader.config.vocab_size)
     most = retriever.config.max_length
-    if store.retriever_tokens_nm.shape[1] > most and _longest(store) > most:
+    tokens_nm = store.retriever_tokens_nm
+    if tokens_nm.shape[1] > most and longest_of(tokens_nm) > most:
         raise UserError(
             f"{store.directory} holds passages of more than {most} retriever tokens, which is all "
             "that the retriever can read; build a store with StoreConfig.retriever_length = "
             f"{most} or less"
         )
-
-
-def _longest(store: PassageStore) -> int:
-    """Tokens of the longest passage, as the retriever reads it."""
-    tokens_nm, longest = store.retriever_tokens_nm, 0
-    for start in range(0, store.count, _ROWS):
-        used_m = (tokens_nm[start : start + _ROWS] != 0).any(axis=0)
-        longest = max(longest, int(np.flatnonzero(used_m).max(initial=-1)) + 1)
-    return longest
 
 
 def make_corpus(

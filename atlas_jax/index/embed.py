@@ -243,3 +243,10 @@ def lengths_of(
     # Counted from the right, so that a stray 0 inside a text cuts nothing off.
     lengths_r = m - np.argmax(rows[:, ::-1] != PAD_ID, axis=1)
     return np.where((rows == PAD_ID).all(axis=1), 1, lengths_r)
+
+
+def longest_of(tokens_nm: Any) -> int:
+    """Tokens of the longest row up to its padding, at least 1; what is longer is all padding."""
+    n = len(tokens_nm)
+    starts = range(0, n, WINDOW)
+    return max(int(lengths_of(tokens_nm, at, min(at + WINDOW, n)).max()) for at in starts)

@@ -24,6 +24,7 @@ from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
 from atlas_jax.corpus.opening import open_store
+from atlas_jax.index.embed import longest_of
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
     boxed_retriever,
@@ -87,7 +88,7 @@ def train_retriever(told: RetrieverRun) -> ContrastiveState:
         if told.task:
             settings["RetrieverTrainConfig.file"] = file_mark(config.file)
         expects = told.taught(expectations(told.models.config), store.config)
-        length = _longest(store)
+        length = longest_of(store.retriever_tokens_nm)
 
         def place(pair: tuple[Array | None, np.ndarray]) -> tuple[Any, ...]:
             queries, passage_rows = pair
@@ -211,14 +212,6 @@ def _rows(store: PassageStore, config: RetrieverTrainConfig, share: Share) -> An
         config.batch_size, drop_remainder=True, batch_fn=lambda rows: (None, np.stack(rows)[mine])
     )
     return iter(batches.to_iter_dataset())
-
-
-def _longest(store: PassageStore) -> int:
-    """Columns of the store's retriever tokens that are not all padding; steps use only these."""
-    used_m = np.zeros(store.retriever_tokens_nm.shape[1], bool)
-    for start in range(0, store.count, 65536):
-        used_m |= (store.retriever_tokens_nm[start : start + 65536] != 0).any(axis=0)
-    return int(used_m.nonzero()[0].max()) + 1
 
 
 def _export(
