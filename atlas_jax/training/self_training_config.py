@@ -190,7 +190,7 @@ class ReaderSelfTrainingRun(TrainingRun):
 
     def __post_init__(self) -> None:
         """Refuse what does not fit a reader's self-training; the error names the binding."""
-        task, default = type(self.task).__name__, StepConfig()
+        task = type(self.task).__name__
         require(
             not self.train.encoder,
             "SelfTrainConfig.encoder", self.train.encoder, "'', where a reader is taught",
@@ -208,7 +208,7 @@ class ReaderSelfTrainingRun(TrainingRun):
         for name in self.UNUSED:
             value = getattr(self.step, name)
             require(
-                value == getattr(default, name),
+                value == getattr(StepConfig, name),
                 f"StepConfig.{name}", value, "no value in a run of self_train",
             )  # fmt: skip
 
