@@ -102,6 +102,7 @@ ROW_LIST = (
     Row("base", "nq_full", "v5e-16", "1,16,1", "full", 4, packed=16, fused=True),
     Row("base", "nq_full", "v5e-8", "1,8,1", "full", 8),
     Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4),
+    Row("large", "nq_full", "v5e-16", "1,16,1", "full", 4, packed=16, fused=True),
     Row("large", "nq_full", "v5e-8", "1,8,1", "full", 8),
     Row("xl", "nq_full", "v5e-16", "1,8,2", "full", 8),
     Row("xl", "nq_full", "v5e-8", "1,8,1", "full", 8),
