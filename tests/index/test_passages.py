@@ -277,7 +277,7 @@ def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 tokenizers = [Tokenizer.from_file(name) for name in sys.argv[1:3]]
 config = StoreConfig(reader_length=8, retriever_length=8)
-settings = dict(config=config, progress=False, cut=Cut(part_bytes=1 << 20, workers=1))
+settings = dict(config=config, progress=False, cut=Cut(part_bytes=1 << 18, workers=1))
 PassageStore.build(sys.argv[3], sys.argv[3] + ".store", *tokenizers, **settings)
 before = peak()
 PassageStore.build(sys.argv[4], sys.argv[4] + ".store", *tokenizers, **settings)
@@ -287,7 +287,7 @@ print(peak() - before)
 
 @pytest.mark.slow
 def test_building_streams(tmp_path, reader_tokenizer_file, retriever_tokenizer_file):
-    """Twenty times the corpus, 40 MB more in forty parts, takes hardly more memory."""
+    """Twenty times the corpus, 40 MB more in 160 parts, takes hardly more memory."""
     few = write(tmp_path / "few.jsonl", passages(1000, section="s" * 2000))
     many = write(tmp_path / "many.jsonl", passages(20_000, section="s" * 2000))
     done = subprocess.run(
