@@ -1,4 +1,4 @@
-"""Search at scale: five ways at equal recall, over a million vectors of real text.
+"""Search at scale: six ways at equal recall, over a million vectors of real text.
 
     python -m benchmarks.search [--rows 1000000] [--folder work/search] [--json FILE]
     python -m benchmarks.search --embeddings mine.npy --queries asked.npy

@@ -113,16 +113,28 @@ class Scann:
         """Train and compress; the float32 rows stay where they are."""
         ScannIndex.made(np.load(vectors, mmap_mode="r"), self.config).save(folder, True)
 
+    def _rows_file(self, vectors: Path) -> Path | None:
+        """What ScaNN itself reads the rows from."""
+        return vectors if self.config.rows == "memory" else None
+
     def load(self, vectors: Path, folder: Path) -> Loaded:
         """The saved index."""
         rows, width = np.load(vectors, mmap_mode="r").shape
-        index = ScannIndex.load(folder, build_of(rows, width, self.config), vectors)
+        build, float32 = build_of(rows, width, self.config), np.load(vectors, mmap_mode="r")
+        index = ScannIndex.load(folder, build, float32, self._rows_file(vectors))
 
         def found(query_be: np.ndarray, setting: tuple[float, int]) -> np.ndarray:
             return index.search(query_be, K, *setting)[0]
 
         shares, counts = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16), (40, 100, 200, 400)
         return found, [(share, count) for share in shares for count in counts]
+
+
+class ScannOnDisk(Scann):
+    """The same with codes alone in memory; the rows that are rescored are read from the disk."""
+
+    name = "ScaNN, rows on the disk"
+    config = ScannConfig(rows="disk")
 
 
 class IvfPq:
@@ -158,6 +170,7 @@ class IvfPq:
 
 WAYS = {
     "exact": Exact(), "int8": Int8(), "approx_max_k": ApproxMaxK(), "scann": Scann(),
+    "scann_on_disk": ScannOnDisk(),
     "ivfpq": IvfPq(),
 }  # fmt: skip
 

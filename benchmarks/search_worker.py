@@ -68,10 +68,16 @@ def tuned(loaded: Loaded, queries: np.ndarray, truth: np.ndarray) -> list[Any]:
     return chosen
 
 
+def _held(process: psutil.Process) -> int:
+    """Bytes of memory without the pages of mapped files, which the system takes back at need."""
+    told = process.memory_info()
+    return int(told.rss - told.shared)
+
+
 def search(way: str, folder: Path) -> None:
     """Serve timed searches until standard input ends."""
     process = psutil.Process()
-    before = process.memory_info().rss
+    before = _held(process)
     loaded = WAYS[way].load(folder / VECTORS, folder / way)
     queries, truth = np.load(folder / QUERIES), np.load(folder / TRUTH)
     chosen = tuned(loaded, queries[:TUNED_ON], truth[:TUNED_ON])
@@ -83,7 +89,7 @@ def search(way: str, folder: Path) -> None:
             continue
         rows, _ = found(loaded, timed, setting[0])
         told.append({"setting": setting[0], "recall": recall(rows, expected[: len(rows)])})
-    grown = (process.memory_info().rss - before) / MIB
+    grown = (_held(process) - before) / MIB
     count = len(timed) // BATCH * BATCH
     print(json.dumps({"memory_mib": grown, "queries": count, "aims": told}), flush=True)
     for line in sys.stdin:

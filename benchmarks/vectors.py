@@ -57,7 +57,8 @@ def repeated(base_me: np.ndarray, out_ne: np.ndarray, noise: float, seed: int = 
 
     The noise is the difference of two of the base's own vectors, so it points where real vectors
     differ, and the spectrum of the whole stays that of real text. Rows keep the length of the
-    vectors that they repeat. The first m rows are the base itself.
+    vectors that they repeat. The first m rows are the base itself; which one each of the others
+    repeats is drawn, so that neighbours do not lie at equal distances.
 
     Args:
       base_me: vectors of real text.
@@ -70,11 +71,11 @@ def repeated(base_me: np.ndarray, out_ne: np.ndarray, noise: float, seed: int = 
     out_ne[:m] = base_me
     for start in range(m, len(out_ne), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(out_ne)))
-        one, other = rng.integers(0, m, (2, len(rows)))
+        of, one, other = rng.integers(0, m, (3, len(rows)))
         apart = base_me[one] - base_me[other]
         apart /= np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), 1e-9)
-        moved = base_me[rows % m] + noise * length_m1[rows % m] * apart
-        moved *= length_m1[rows % m] / np.linalg.norm(moved, axis=1, keepdims=True)
+        moved = base_me[of] + noise * length_m1[of] * apart
+        moved *= length_m1[of] / np.linalg.norm(moved, axis=1, keepdims=True)
         out_ne[rows[0] : rows[-1] + 1] = moved
 
 

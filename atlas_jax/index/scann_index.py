@@ -2,7 +2,8 @@
 
 On disk it is a folder with ScaNN's own files and `manifest.json`, which says what was indexed, how,
 and what the files hold. ScaNN rescores float32 rows. Where the embeddings lie in float32 in a file
-already, ScaNN's file of rows is left out, and read from there.
+already, ScaNN's file of rows is left out, and read from there. Or memory holds the codes alone, a
+product quantisation of 4 bits for two numbers, and rows that are rescored are read from the disk.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import math
 import os
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -45,6 +46,8 @@ class ScannConfig:
       tree_from: from this many passages on, also divide them into sqrt(n) leaves.
       leaves_searched: share of the leaves that a query searches, above 0, at most 1.
       rescored: least number of rows that are rescored exactly per query; never fewer than 4 k.
+      rows: where the rows are that are rescored. 'memory': all of them in float32. 'disk': only
+        their codes are in memory, a sixteenth of it, and the saved index is read for each query.
       hash_threshold: anisotropic quantisation threshold.
     """
 
@@ -52,6 +55,7 @@ class ScannConfig:
     tree_from: bounds.AtLeast0 = 100_000
     leaves_searched: Annotated[float, Meta(gt=0, le=1)] = 0.1
     rescored: bounds.AtLeast1 = 200
+    rows: Literal["memory", "disk"] = "memory"
     hash_threshold: bounds.Share = 0.2
 
     def __post_init__(self) -> None:
@@ -73,6 +77,7 @@ class Build(TypedDict):
     width: bounds.Width
     leaves: bounds.Count
     hash_threshold: bounds.Share | None
+    codes_only: NotRequired[Literal[True]]  # without the rows that are rescored
 
 
 class _Manifest(TypedDict):
@@ -95,13 +100,16 @@ def build_of(rows: int, width: int, config: ScannConfig) -> Build:
     """
     _ops()
     hashed, tree = rows >= config.hash_from, rows >= config.tree_from
-    return Build(
+    build = Build(
         scann=metadata.version("scann"),
         rows=rows,
         width=width,
         leaves=max(1, round(math.sqrt(rows))) if tree else 0,
         hash_threshold=config.hash_threshold if hashed else None,
     )
+    if hashed and config.rows == "disk":
+        build["codes_only"] = True
+    return build
 
 
 class ScannIndex:
@@ -112,9 +120,10 @@ class ScannIndex:
       kind: 'brute force', which is exact, 'hashed', or 'tree, hashed'.
     """
 
-    def __init__(self, scann: Any, build: Build) -> None:
+    def __init__(self, scann: Any, build: Build, rows_ne: Any) -> None:
         """Take an index of ScaNN's; see `made` and `load`."""
         self._scann, self._build, self.count = scann, build, build["rows"]
+        self._rows_ne = rows_ne if "codes_only" in build else None  # else ScaNN has them
         self._leaves = build["leaves"]
         hashed = "tree, hashed" if self._leaves else "hashed"
         self.kind = "brute force" if build["hash_threshold"] is None else hashed
@@ -124,7 +133,8 @@ class ScannIndex:
         """Index rows in memory. ScaNN draws its leaves at random, so two builds may differ a bit.
 
         Args:
-          embeddings_ne: float32 or bfloat16.
+          embeddings_ne: float32 or bfloat16. With ``ScannConfig.rows = 'disk'`` it is kept, and
+            read by each search.
 
         Raises:
           UserError: ScaNN is not installed.
@@ -144,8 +154,9 @@ class ScannIndex:
             builder = builder.score_brute_force()
         else:
             builder = builder.score_ah(2, anisotropic_quantization_threshold=threshold)
-            builder = builder.reorder(min(n, config.rescored))
-        return cls(builder.build(), build)
+            if "codes_only" not in build:
+                builder = builder.reorder(min(n, config.rescored))
+        return cls(builder.build(), build, embeddings_ne)
 
     def search(
         self, query_be: Float[Array, "b e"], wanted: int, leaves_share: float, rescored: int
@@ -158,18 +169,24 @@ class ScannIndex:
           leaves_share: share of the leaves that is searched, where there are any.
           rescored: rows that are rescored exactly.
         """
-        options: dict[str, Any] = {}
-        if self._build["hash_threshold"] is not None:
+        options, found = dict[str, Any](), min(wanted, self.count)
+        if self._rows_ne is not None:
+            found = min(max(wanted, rescored), self.count)
+        elif self._build["hash_threshold"] is not None:
             options["pre_reorder_num_neighbors"] = min(rescored, self.count)
         if self._leaves:
             options["leaves_to_search"] = max(1, math.ceil(self._leaves * leaves_share))
         rows_bc, scores_bc = self._scann.search_batched_parallel(
-            query_be, final_num_neighbors=min(wanted, self.count), **options
+            query_be, final_num_neighbors=found, **options
         )
         # ScaNN fills up with row 0 and score NaN where it found too few.
         none_bc = np.isnan(scores_bc)
         rows_bc = np.where(none_bc, NO_ROW, rows_bc.astype(np.int32))
-        return rows_bc, np.where(none_bc, -np.inf, scores_bc).astype(np.float32)
+        scores_bc = np.where(none_bc, -np.inf, scores_bc).astype(np.float32)
+        if self._rows_ne is None:
+            return rows_bc, scores_bc
+        queries_be = np.asarray(query_be)
+        return rescored_from(self._rows_ne, queries_be, rows_bc, min(wanted, self.count))
 
     def save(self, folder: Path, in_float32: bool) -> None:
         """Write ScaNN's files and the manifest into an empty folder.
@@ -182,7 +199,7 @@ class ScannIndex:
           OSError: it could not be written.
         """
         self._scann.serialize(str(folder), True)
-        if in_float32:
+        if in_float32 and "codes_only" not in self._build:
             (folder / _ROWS).unlink()
         files = {path.name: _content(path) for path in sorted(folder.iterdir())}
         strange = set(files) - _FILES
@@ -193,11 +210,14 @@ class ScannIndex:
             json.dump(manifest, file, indent=2)
 
     @classmethod
-    def load(cls, folder: Path, build: Build, float32_file: Path | None = None) -> "ScannIndex":
+    def load(
+        cls, folder: Path, build: Build, rows_ne: Any, float32_file: Path | None = None
+    ) -> "ScannIndex":
         """Open a saved index.
 
         Args:
           build: what it has to be of.
+          rows_ne: the rows that it is of, float32 or bfloat16; read where it has only their codes.
           float32_file: a .npy file with the rows, if they are not in the folder.
 
         Raises:
@@ -211,8 +231,12 @@ class ScannIndex:
         if manifest["format"] != _FORMAT or manifest["build"] != build:
             raise Unusable(f"{folder} was built in another way")
         found = {path.name for path in folder.iterdir()} - {MANIFEST}
-        rows_inside = _ROWS in manifest["files"]
-        if found != set(manifest["files"]) or found - _FILES or rows_inside != (not float32_file):
+        has_rows = not float32_file and "codes_only" not in build
+        if (
+            found != set(manifest["files"])
+            or found - _FILES
+            or has_rows != (_ROWS in manifest["files"])
+        ):
             raise Unusable(f"{folder}: its files are not those that {MANIFEST} names")
         for name, expected in manifest["files"].items():
             if _content(folder / name) != tuple(expected):
@@ -223,9 +247,29 @@ class ScannIndex:
             assets = assets.replace(f'"{_ROWS}"', f'"{path}"')
         ops = _ops()
         try:
-            return cls(ops.ScannSearcher(ops.scann_pybind.ScannNumpy(str(folder), assets)), build)
+            searcher = ops.ScannSearcher(ops.scann_pybind.ScannNumpy(str(folder), assets))
+            return cls(searcher, build, rows_ne)
         except RuntimeError as error:
             raise Unusable(f"{folder} cannot be read by ScaNN: {error}") from error
+
+
+def rescored_from(
+    rows_ne: Any, query_be: np.ndarray, found_bc: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows found with the greatest exact inner products, int32 [b, k], and these.
+
+    Args:
+      rows_ne: float32 or bfloat16, memory-mapped: only what was found is read.
+      found_bc: rows; -1 is none, and has the score -inf.
+    """
+    scores_bc = np.full(found_bc.shape, -np.inf, np.float32)
+    for query_e, found_c, scores_c in zip(query_be, found_bc, scores_bc, strict=True):
+        real = np.flatnonzero(found_c != NO_ROW)
+        at = real[np.argsort(found_c[real])]  # in the order of the file
+        scores_c[at] = np.asarray(rows_ne[found_c[at]], np.float32) @ query_e
+    best_bk = np.argsort(-scores_bc, axis=1, kind="stable")[:, :k]
+    rows_bk = np.take_along_axis(found_bc, best_bk, axis=1)
+    return rows_bk, np.take_along_axis(scores_bc, best_bk, axis=1)
 
 
 def _content(path: Path) -> tuple[int, str]:

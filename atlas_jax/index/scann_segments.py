@@ -34,8 +34,13 @@ def scann_in_memory(embeddings_ne: Any, config: ScannConfig) -> ScannSearcher:
       embeddings_ne: float32 or bfloat16 embeddings of real passages only.
 
     Raises:
-      UserError: ScaNN is not installed.
+      UserError: ScaNN is not installed, or only codes are to be in memory.
     """
+    if config.rows == "disk" and _is_large(len(embeddings_ne), config):
+        raise UserError(
+            "ScannConfig.rows = 'disk': these embeddings lie in no file; build an index with "
+            "`atlas-jax build_index`, and bind CorpusConfig.index to it"
+        )
     rows_n = np.arange(len(embeddings_ne), dtype=np.int32)
     own, kind = _own(len(rows_n)), config if _is_large(len(rows_n), config) else _exact(len(rows_n))
     return ScannSearcher(_part(embeddings_ne[own], rows_n[own], kind), len(rows_n), config)
@@ -102,6 +107,7 @@ def _saved(folder: Path, opened: OpenIndex, own: slice, config: ScannConfig) -> 
     whole = jax.process_count() == 1
     share = "" if whole else f"-{jax.process_index() + 1}-of-{jax.process_count()}"
     place = array.with_suffix(f".scann{share}")
+    rows_ne = opened.embeddings_ne[own]
     # ScaNN can read the rows out of the index's own file where they are all there as it needs them.
     is_npy = array.suffix == ".npy" and opened.manifest["dtype"] == "float32"  # of format 1
     rows_file = array if whole and is_npy else None
@@ -110,10 +116,10 @@ def _saved(folder: Path, opened: OpenIndex, own: slice, config: ScannConfig) -> 
         return ScannIndex.made(opened.embeddings_ne[own], config)
     if place.exists():
         try:
-            return ScannIndex.load(place, build, rows_file)
+            return ScannIndex.load(place, build, rows_ne, rows_file)
         except Unusable as reason:
             print(f"{reason}; ScaNN's index is built anew", file=sys.stderr)
-    made = ScannIndex.made(opened.embeddings_ne[own], config)
+    made = ScannIndex.made(rows_ne, config)
     try:
         with whole_folder(place, replace=True) as work:
             made.save(work, rows_file is not None)

@@ -1,5 +1,6 @@
 """ScaNN's index on disk: used again, built anew where it must be, by segment, and merged."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import cli
+from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import NO_ROW
 from atlas_jax.index.changes import Batch, change
 from atlas_jax.index.int8 import stored_as
@@ -23,6 +25,7 @@ pytest.importorskip("scann")
 WIDTH, K = 16, 6
 # Compressed from 40 rows on; all that is found is rescored, so results are exact.
 CONFIG = ScannConfig(hash_from=40, tree_from=60, leaves_searched=1.0, rescored=500)
+ON_DISK = dataclasses.replace(CONFIG, rows="disk")
 
 
 def embedded(store: PassageStore, dtype: str = "float32") -> np.ndarray:
@@ -164,15 +167,17 @@ def changed(index: Path, store: LivingStore, towers) -> LivingStore:  # noqa: F8
     return store
 
 
+@pytest.mark.parametrize("config", [CONFIG, ON_DISK], ids=["memory", "disk"])
 def test_segments_are_searched_and_merged_without_their_deleted_rows(
     corpus,
     towers,  # noqa: F811
     monkeypatch,
+    config,
 ):
     index, store = corpus
-    searcher(index, store)
+    searcher(index, store, config)
     store = changed(index, store, towers)
-    found, rows_ne = searcher(index, store)
+    found, rows_ne = searcher(index, store, config)
     assert len(rows_ne) == store.count == 93
     # Of the large segments each has its own; the three small ones are searched together.
     assert sorted(part.index.kind for part in found.parts) == [
@@ -185,15 +190,42 @@ def test_segments_are_searched_and_merged_without_their_deleted_rows(
     check_exact(found.search(queries(), K, excluded_bx), rows_ne, excluded_bx)
 
     places = [f"--store={store.directory}", f"--index={index}"]
-    told = [f"--gin.ScannConfig.{name}={value}" for name, value in vars(CONFIG).items()]
+    told = [f"--gin.ScannConfig.{name}={value!r}" for name, value in vars(config).items()]
     assert cli.main(["index", "compact", *places, *told]) == 0
     merged = LivingStore.as_of(store.directory)
     (folder,) = index.rglob("*.scann")
     assert folder.parent.name == merged.version["segments"][0]
     monkeypatch.setattr(ScannIndex, "made", never)
-    again, rows_ne = searcher(index, merged)
+    again, rows_ne = searcher(index, merged, config)
     assert [part.index.kind for part in again.parts] == ["tree, hashed"]
     check_exact(again.search(queries(), K), rows_ne)
+
+
+def test_of_rows_on_the_disk_only_those_are_read_that_are_rescored(corpus, monkeypatch):
+    index, store = corpus
+    few = dataclasses.replace(ON_DISK, rescored=1)
+    found, rows_ne = searcher(index, store, few)
+    (part,) = found.parts
+
+    class Spied:
+        read: list[np.ndarray] = []
+
+        def __getitem__(self, at):
+            self.read.append(at)
+            return rows_ne[at]
+
+    monkeypatch.setattr(part.index, "_rows_ne", Spied())
+    got = found.search(queries(), 2)
+    # Twelve, since one more may be excluded: four times as many as are wanted of each query.
+    assert [len(at) for at in Spied.read] == [12] * 5
+    real = np.take_along_axis(queries() @ rows_ne.T, got.rows_bk, axis=1)
+    np.testing.assert_allclose(got.scores_bk, real, rtol=1e-4)
+    assert not list(index.rglob("dataset.npy"))
+    monkeypatch.setattr(ScannIndex, "made", never)
+    again, _ = searcher(index, store, few)  # from the files
+    np.testing.assert_array_equal(again.search(queries(), 2).rows_bk, got.rows_bk)
+    with pytest.raises(UserError, match="CorpusConfig.index"):
+        scann_in_memory(rows_ne, ON_DISK)
 
 
 def test_a_segment_whose_best_rows_are_all_deleted(tmp_path, towers):  # noqa: F811
