@@ -178,8 +178,10 @@ def test_a_fault_is_told_in_the_words_of_the_commands(server: Server, fields, wo
 def test_a_full_queue_refuses_at_once_and_keeps_what_it_took(atlas: Atlas) -> None:
     with serving(atlas, explain=False, max_choices=0, max_replaced=0, queue=6) as server:
         answer, held = server.service.engine.answer, threading.Event()
+        taken: list[int] = []
 
         def slowly(*args):
+            taken.append(len(args[1]))
             held.wait(10)
             return answer(*args)
 
@@ -190,8 +192,12 @@ def test_a_full_queue_refuses_at_once_and_keeps_what_it_took(atlas: Atlas) -> No
                 for _ in range(12)
             ]
             until = time.monotonic() + 10
-            while sum(one.done() for one in sent) < 5 and time.monotonic() < until:
+            while (
+                time.monotonic() < until
+                and (sum(one.done() for one in sent) + len(server.service.queue) + sum(taken)) < 12
+            ):
                 time.sleep(0.01)
+            assert time.monotonic() < until
             leaver = http.client.HTTPConnection("127.0.0.1", server.address[1])
             refused = [one.result() for one in sent if one.done()]
             assert {one.status for one in refused} == {429}
