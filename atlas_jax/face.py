@@ -16,7 +16,7 @@ from atlas_jax.core.devices import Devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.change import compact
-from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, ReadConfig
+from atlas_jax.corpus.config import AUTO, CorpusConfig, CorpusSpec, ReadConfig
 from atlas_jax.index.changes import Batch, Passage, change
 from atlas_jax.index.scann_index import ScannConfig
 from atlas_jax.index.store_files import StoreConfig
@@ -120,7 +120,7 @@ def build_index(
     passages: AnyPath | Sequence[AnyPath] = "",
     store: AnyPath,
     index: AnyPath,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     formats: StoreConfig | Fields | None = None,
     devices: Devices = Devices(),
 ) -> int:
@@ -130,7 +130,7 @@ def build_index(
       model: folder with both models.
       passages: file, folder or pattern of passages, or several; needed if there is no store yet.
       store, index: folders.
-      dtype: 'float32', 'bfloat16' or 'int8', of the embeddings.
+      dtype: of the embeddings, as ``CorpusConfig.dtype``.
       formats: text and lengths of passages, as in `load`.
       devices: the mesh.
 

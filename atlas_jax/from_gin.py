@@ -25,6 +25,7 @@ from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.partitioning import MeshConfig, PartitionRules
 from atlas_jax.core.parts import PARTS
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec, RecallConfig
+from atlas_jax.corpus.rounding import new_dtype, settled_rerank
 from atlas_jax.datasets.passage_rules import PassagesConfig
 from atlas_jax.datasets.tokenizer_training import train_tokenizers
 from atlas_jax.distillation.config import DistillationConfig
@@ -406,6 +407,13 @@ def plan_run(passages: int | None) -> AnyRun:
     if step.retriever_training == "query_side" and retriever.tied:
         retriever = dataclasses.replace(retriever, tied=False)  # as assembly.assemble does
     answer_k = evaluation.k or step.k
+    answer_depth = max(*evaluation.recall_at, answer_k) if evaluation.recall_at else answer_k
+    corpus = told(CorpusConfig)
+    dtype = new_dtype(corpus, passages, retriever.embedding_dim)
+    wanted = step.k if entry == "train" else answer_depth
+    searched = dtype if source == "index" else ""
+    rerank = settled_rerank(step.rerank, wanted, corpus, searched)
+    step = dataclasses.replace(step, rerank=rerank)
     training = step.retriever_training if entry == "train" else "joint"
     deltas = where_deltas_stand({p: told(DeltaConfig, p) for p in PARTS}, training)
     check_soft(deltas, told(ReaderConfig))
@@ -418,11 +426,11 @@ def plan_run(passages: int | None) -> AnyRun:
         optimizers={part: told(OptimizerConfig, part) for part in PARTS},
         data=told(DataConfig),
         store=told(StoreConfig).fitted(retriever.max_length),
-        corpus=told(CorpusConfig),
+        corpus=dataclasses.replace(corpus, dtype=dtype),
         generation=told(GenerationConfig),
         answer_batch=evaluation.batch_size,
         answer_k=answer_k,
-        answer_depth=max(*evaluation.recall_at, answer_k) if evaluation.recall_at else answer_k,
+        answer_depth=answer_depth,
         passage_source=source,
         passages=passages,
         rules=tuple(told(PartitionRules).rules),

@@ -26,6 +26,7 @@ from atlas_jax.corpus.change import SegmentEmbedder
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.opening import load_corpus
 from atlas_jax.corpus.reader_states import PassageReader
+from atlas_jax.corpus.rounding import needs_tokens
 from atlas_jax.index.changes import Batch
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
@@ -74,7 +75,7 @@ class Atlas:
                     made.tokenizers,
                     mesh,
                     rules,
-                    retriever_tokens=told.read.rerank > 0,
+                    retriever_tokens=needs_tokens(told.read.rerank),
                     reader=PassageReader(
                         made.models.reader,
                         made.params["reader"],

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds
 from atlas_jax.core.errors import one_of, require
-from atlas_jax.corpus.config import PASSAGE_SOURCES
+from atlas_jax.corpus.config import FROM_DTYPE, PASSAGE_SOURCES
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RetrieveConfig:
     output: jsonl file, one row per question with its passages and scores.
     k: passages per question.
     rerank: 0, or more than k: search that many and keep the k best by fresh embeddings. Useful
-        for an int8 index.
+        for an int8 index. -1 = 2 k where CorpusConfig.dtype = 'auto' searches one, else 0.
     negatives: write up to that many `negatives` for each row, best first, to train a retriever
         with. They are found passages that are not gold and contain no accepted answer.
     batch_size: questions per compiled call; as in EvalConfig.
@@ -77,7 +77,7 @@ class RetrieveConfig:
     output: str
     task: str = "qa"
     k: bounds.Passages = 20
-    rerank: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    rerank: Annotated[int, Meta(ge=FROM_DTYPE, le=1 << 20)] = FROM_DTYPE
     negatives: bounds.AtLeast0 = 0
     batch_size: bounds.BatchSize = 64
 
@@ -87,7 +87,7 @@ class RetrieveConfig:
         require(bool(self.file), "RetrieveConfig.file", self.file, "a data file")
         require(bool(self.output), "RetrieveConfig.output", self.output, "a jsonl file")
         require(
-            self.rerank == 0 or self.rerank > self.k,
+            self.rerank in (0, FROM_DTYPE) or self.rerank > self.k,
             "RetrieveConfig.rerank",
             self.rerank,
             f"0, or more than RetrieveConfig.k = {self.k}",

@@ -29,6 +29,7 @@ from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.recall import RecallCheck, sample
 from atlas_jax.corpus.sources import make_source
+from atlas_jax.index.int8 import INT8
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import Tokenizers
 from atlas_jax.models.parameters import Models
@@ -59,7 +60,8 @@ class Search:
     Attributes:
       passages: one of `corpus.config.PASSAGE_SOURCES`.
       k: number of passages that are kept.
-      rerank: 0, or the number that is searched; the k best by fresh embeddings are kept.
+      rerank: 0, or the number that is searched; the k best by fresh embeddings are kept. -1 = as
+        the corpus asks for, see `over`.
       k_binding, rerank_binding: the bindings that set the two, for an error.
     """
 
@@ -68,6 +70,12 @@ class Search:
     rerank: int = 0
     k_binding: str = "StepConfig.k"
     rerank_binding: str = "StepConfig.rerank"
+
+    def over(self, corpus: Corpus | None) -> "Search":
+        """This search with a number of passages that are scored anew, 0 = none."""
+        searches = corpus is not None and self.passages == "index"
+        found = corpus.rerank(self.rerank, self.k) if corpus and searches else 0
+        return dataclasses.replace(self, rerank=found)
 
 
 def make_evaluator(
@@ -95,7 +103,8 @@ def make_evaluator(
       UserError: the corpus has fewer passages than asked for; the binding is named.
     """
     corpus, mesh = finder.corpus if search.passages == "index" else None, finder.mesh
-    reranks = corpus is not None and search.rerank > 0
+    search = search.over(corpus)
+    reranks = search.rerank > 0
     wide, binding = search.k, search.k_binding
     if reranks and search.rerank > wide:
         wide, binding = search.rerank, search.rerank_binding
@@ -159,13 +168,13 @@ def make_certify(
     evaluator: Evaluator,
     finder: Finder,
     examples: Sequence[Example],
-    k: int,
+    search: Search,
     config: RecallConfig,
 ) -> Certify | None:
     """What tells the recall of an approximate search, from some of these examples.
 
     Args:
-      k: passages that are searched for each.
+      search: what each gets, settled by `Search.over`.
 
     Returns:
       None where nothing is searched, or nobody wants to know. Its result is empty where the search
@@ -175,12 +184,19 @@ def make_certify(
     if corpus is None or not config.sample:
         return None
     rows = evaluator.batch_size
+    wide = max(search.k, search.rerank)
+    kept = search.k if search.rerank and corpus.dtype == INT8 else 0
     check = RecallCheck(
-        corpus, finder.retriever, k, finder.mesh, lambda b: multihost.place(b, evaluator.rows)
+        corpus,
+        finder.retriever,
+        wide,
+        finder.mesh,
+        lambda b: multihost.place(b, evaluator.rows),
+        kept,
     )
 
     def certify(params: Params) -> dict[str, float]:
-        if not corpus.is_approximate:  # known once the index is loaded
+        if not (corpus.is_approximate or kept):  # known once the index is loaded
             return {}
         if corpus.on_host and corpus.host_ne is None:
             print(
@@ -238,14 +254,11 @@ def make_evaluation(
         reading = Reading(k, told.read.reader_length, choices > 0, config.explain, targets, rows)
         answer = make_answer(models.reader, told.generation, reading, mesh)
     finder, wide = Finder(models.retriever, tokenizers, searched, mesh, rules), max([*recall_at, k])
+    k_binding = "EvalConfig.k" if config.k else "StepConfig.k"
+    search = Search(config.passages, wide, told.read.rerank, k_binding).over(searched)
     evaluator = make_evaluator(
         finder,
-        Search(
-            config.passages,
-            wide,
-            told.read.rerank,
-            "EvalConfig.k" if config.k else "StepConfig.k",
-        ),
+        search,
         config.batch_size,
         told.data,
         answer,
@@ -256,7 +269,6 @@ def make_evaluation(
     evaluator.batcher.check(examples, config.file)
     tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
     loss_rows = config.batch_size if config.loss == "batches" else 0
-    wide = max(wide, told.read.rerank)
-    certify = make_certify(evaluator, finder, examples, wide, told.corpus.recall)
+    certify = make_certify(evaluator, finder, examples, search, told.corpus.recall)
     looks_up = told.generation.lookup_tokens > 0
     return Evaluation(told.task, examples, evaluator, recall_at, loss_rows, certify, looks_up)

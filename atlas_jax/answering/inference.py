@@ -18,9 +18,9 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.objects import Objects
 from atlas_jax.core.paths import check_output_file, check_output_folder, is_remote
 from atlas_jax.corpus.change import SegmentEmbedder
-from atlas_jax.corpus.config import CorpusConfig
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.opening import check_store, load_corpus, open_store
+from atlas_jax.corpus.rounding import built_dtype, needs_tokens
 from atlas_jax.index.changes import Batch
 from atlas_jax.index.int8 import dtype_of
 from atlas_jax.index.passages import PassageStore
@@ -57,10 +57,11 @@ def build_index(told: IndexRun) -> tuple[int, bool]:
         check_store(store, retriever)
         embedder = Embedder(retriever, tokenizer, config, mesh, rules)
         made_by, built = embedder.hash(params), False
+        dtype = built_dtype(config, store, embedder.width)
         for name, segment in zip(store.version["segments"], store.segments, strict=True):
             place = folder_of(config.index, segment, name)
-            if not multihost.of_first(_is_there(place, config, segment, made_by)):
-                embedder.to_directory(params, segment, place)
+            if not multihost.of_first(_is_there(place, dtype, segment, made_by)):
+                embedder.to_directory(params, segment, place, 0, dtype)
                 built = True
         return store.count, built
 
@@ -79,12 +80,12 @@ def change_index(told: IndexRun, batch: Batch) -> int:
         return embedder.change(batch)[0].version["version"]
 
 
-def _is_there(place: Path, config: CorpusConfig, segment: PassageStore, encoder_hash: str) -> bool:
+def _is_there(place: Path, dtype: str, segment: PassageStore, encoder_hash: str) -> bool:
     try:
         found = load_index(place, segment, encoder_hash)
     except UserError:
         return False
-    return dtype_of(found.embeddings_ne) == config.dtype
+    return dtype_of(found.embeddings_ne) == dtype
 
 
 def retrieve(told: RetrieveRun) -> dict[str, float]:
@@ -104,20 +105,21 @@ def retrieve(told: RetrieveRun) -> dict[str, float]:
         params = multihost.place(params, partitioning.replicated(mesh))
         tokenizers = load_tokenizers(told.models.config)
         corpus = load_corpus(
-            told.corpus, retriever, params, tokenizers, mesh, rules, config.rerank > 0
+            told.corpus, retriever, params, tokenizers, mesh, rules, needs_tokens(config.rerank)
         )
         examples = evaluation_examples(task, records)
         tell_cut(config.file, examples, tokenizers, told.data, learnt=False)
         finder = Finder(retriever, tokenizers, corpus, mesh, rules)
+        told_search = "index", config.k, config.rerank, "RetrieveConfig.k", "RetrieveConfig.rerank"
+        search = Search(*told_search).over(corpus)
         evaluator = make_evaluator(
             finder,
-            Search("index", config.k, config.rerank, "RetrieveConfig.k", "RetrieveConfig.rerank"),
+            search,
             config.batch_size,
             told.data,
         )
         tell_unscorable(config.file, examples, False, corpus.store)
-        wide = max(config.k, config.rerank)
-        certify = make_certify(evaluator, finder, examples, wide, told.corpus.recall)
+        certify = make_certify(evaluator, finder, examples, search, told.corpus.recall)
         certificate = certify({"retriever": params}) if certify else {}
         found = evaluator({"retriever": params}, examples, progress="retrieve")
         scores = score(

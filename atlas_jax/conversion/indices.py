@@ -17,6 +17,7 @@ from atlas_jax.core.types import Params
 from atlas_jax.core.unique import hash_id, repeated
 from atlas_jax.corpus.config import CorpusConfig, CorpusSpec
 from atlas_jax.corpus.opening import open_store
+from atlas_jax.corpus.rounding import new_dtype, tell_chosen
 from atlas_jax.index.new_index import new_index
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_build import MANIFEST
@@ -133,7 +134,9 @@ def _check_unique(hashes_n: np.ndarray, shards: IndexShards) -> None:
 
 
 def _take_over(shards: IndexShards, config: CorpusConfig, store: PassageStore, by: str) -> None:
-    with new_index(config.index, store, by, shards.width, config.dtype) as out_ne:
+    tell_chosen(config, store.count, shards.width)
+    dtype = new_dtype(config, store.count, shards.width)
+    with new_index(config.index, store, by, shards.width, dtype) as out_ne:
         start = 0
         for shard in range(shards.count):
             part = shards.embeddings(shard)

@@ -15,9 +15,11 @@ from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.config import DTYPES
 
 SEARCHERS = ("exact", "scann")
-INDEX_DTYPES = (*DTYPES, "int8")
+AUTO = "auto"  # CorpusConfig.dtype
+INDEX_DTYPES = (AUTO, *DTYPES, "int8")
 PASSAGE_SOURCES = ("index", "file", "none")
 FROM_LENGTHS = -1  # of ReadConfig.packed_rows
+FROM_DTYPE = -1  # of ReadConfig.rerank
 AS_OF_FLAG = {"as_of": "CorpusConfig.as_of"}
 
 
@@ -45,8 +47,9 @@ class CorpusConfig:
     recall_target: share of a chip's best rows that 'exact' is to find. Below 1 a TPU selects
         approximately, which is faster.
     embed_batch_size: passages per call of the passage tower.
-    dtype: type of new embeddings: 'float32', 'bfloat16' or 'int8' (see docs/int8_index.md). A
-        saved index keeps its own type.
+    dtype: type of new embeddings: 'float32', 'bfloat16', 'int8', or 'auto': float32 up to 4 GiB
+        of it, int8 beyond, rescored exactly (see docs/int8_index.md). A saved index keeps its own
+        type.
     as_of: version of the store that is searched: its number, or a time in ISO 8601 (UTC unless it
         says otherwise); "" = the newest. See docs/living_index.md.
     capacity: rows that the devices have room for, 0 = as many as there are passages. Below it
@@ -63,7 +66,7 @@ class CorpusConfig:
     searcher: str = "exact"
     recall_target: Annotated[float, Meta(gt=0, le=1)] = 1.0
     embed_batch_size: bounds.BatchSize = 256
-    dtype: str = "float32"
+    dtype: str = AUTO
     reader_states: str = ""
     as_of: str | int = ""
     capacity: Annotated[int, Meta(ge=0, le=bounds.LARGEST)] = 0
@@ -143,7 +146,8 @@ class ReadConfig:
       rerank: 0, or L > k: search L passages with the index's embeddings, embed them again
         with the present passage tower, and read the k best. Applies to training and
         evaluation. Useful for an int8 index, whose rows are rounded, and for ``joint``
-        training, whose index is stale between two refreshes.
+        training, whose index is stale between two refreshes. -1 = 2 k where
+        ``CorpusConfig.dtype = 'auto'`` searches an index in int8, else 0.
       packed_rows: rows of ``reader_length`` tokens that the ``k`` passages of a query share, see
         docs/packing.md. 0 = each passage has a row of its own. -1 = as many as the lengths of
         questions and passages ask for.
@@ -151,7 +155,7 @@ class ReadConfig:
 
     k: bounds.Passages = 20
     reader_length: bounds.Length = 256
-    rerank: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    rerank: Annotated[int, Meta(ge=FROM_DTYPE, le=1 << 20)] = FROM_DTYPE
     packed_rows: Annotated[int, Meta(ge=FROM_LENGTHS, le=1 << 20)] = 0
 
     def __post_init__(self) -> None:
@@ -162,7 +166,7 @@ class ReadConfig:
         """
         bounds.check(self, "StepConfig")
         require(
-            self.rerank == 0 or self.rerank > self.k,
+            self.rerank in (0, FROM_DTYPE) or self.rerank > self.k,
             "StepConfig.rerank",
             self.rerank,
             f"0, or more than StepConfig.k = {self.k}",
@@ -170,5 +174,5 @@ class ReadConfig:
 
     @property
     def searched(self) -> int:
-        """Passages per query that the search gives."""
-        return self.rerank or self.k
+        """Passages per query that the search gives, once `rerank` is settled."""
+        return self.rerank if self.rerank > 0 else self.k

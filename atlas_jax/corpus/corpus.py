@@ -25,6 +25,7 @@ from atlas_jax.corpus.change import Fresh
 from atlas_jax.corpus.config import CorpusSpec
 from atlas_jax.corpus.embedder import Embedder
 from atlas_jax.corpus.reader_states import ReaderStates
+from atlas_jax.corpus.rounding import is_chosen, searched_dtype, settled_rerank
 from atlas_jax.index.arrays import Rows
 from atlas_jax.index.exact import gather_rows
 from atlas_jax.index.hot import GROWTH, HotRows, moved, moves
@@ -64,25 +65,27 @@ class Corpus:
         embedder: Embedder,
         spec: CorpusSpec,
         mesh: Mesh,
-        retriever_tokens: bool,
+        retriever_tokens: bool | None,
         versions: Path | None = None,
     ) -> None:
         """Make a corpus that can be searched after `load_first` or `load_version`.
 
         Args:
           spec: the settings about the passages.
-          retriever_tokens: whether the index on the devices holds them, see `to_device`.
+          retriever_tokens: whether the index on the devices holds them, see `to_device`; None =
+            where it is rescored (`rounding.is_chosen`).
           versions: folder for the embeddings that are made here; None keeps them in memory.
         """
         self.store, self.version, self.encoder_hash, self.next_row = store, 0, "", 0
         config = spec.config
-        self.dtype, self.on_host = config.dtype, config.searcher == "scann"
+        self.dtype = searched_dtype(config, store, embedder.width)
+        self.on_host = config.searcher == "scann"
         self.recall_target = config.recall_target
         self.index: DeviceIndex | None = None
         self.searcher: Searcher | None = None
         self._embedder, self._config, self._mesh = embedder, config, mesh
         self._spec = spec
-        self._retriever_tokens, self._versions = retriever_tokens, versions
+        self._has_retriever_tokens, self._versions = retriever_tokens, versions
         self.states: ReaderStates | None = None
         self.host_ne: np.ndarray | None = None
         self._hot = HotRows(mesh)
@@ -96,6 +99,22 @@ class Corpus:
         if isinstance(self.searcher, ScannSearcher):
             return self.searcher.is_approximate
         return self.recall_target < 1
+
+    @property
+    def _retriever_tokens(self) -> bool:
+        """Whether the index on the devices holds them."""
+        if self._has_retriever_tokens is None:
+            return is_chosen(self._config, self.dtype)
+        return self._has_retriever_tokens
+
+    def rerank(self, told: int, k: int) -> int:
+        """How many passages are searched and scored anew, for k that are wanted; 0 = none.
+
+        Args:
+          told: as bound, see `settled_rerank`.
+        """
+        made = settled_rerank(told, k, self._config, self.dtype)
+        return made if told == made else min(made, max(k, self.store.count))
 
     @property
     def search_settings(self) -> dict[str, Any]:
@@ -365,7 +384,7 @@ class Corpus:
         config = dataclasses.replace(self._config, capacity=capacity)
         saved = load_embeddings(config.index, store, self.encoder_hash)
         spec = dataclasses.replace(self._spec, config=config)
-        made = Corpus(store, self._embedder, spec, self._mesh, self._retriever_tokens)
+        made = Corpus(store, self._embedder, spec, self._mesh, self._has_retriever_tokens)
         made.states = self.states
         made._place(saved.embeddings_ne, self.version, self.encoder_hash, config.index)
         return made

@@ -15,6 +15,7 @@ from atlas_jax.core.partitioning import Rule, batch_sharding
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import DeviceIndex, Params
 from atlas_jax.corpus.config import CorpusConfig
+from atlas_jax.corpus.rounding import new_dtype, tell_chosen
 from atlas_jax.index.embed import EmbedFn, Parts, chunk_rows, embed_corpus
 from atlas_jax.index.int8 import abstract_rows, stored_as
 from atlas_jax.index.new_index import save_index, shared_index
@@ -76,7 +77,9 @@ class Embedder:
 
     def to_memory(self, params: Params, store: PassageStore) -> Any:
         """Embed a store into an array [n, e], or `Int8Rows`."""
-        shapes = abstract_rows(store.count, self.width, self._config.dtype)
+        tell_chosen(self._config, store.count, self.width)
+        dtype = new_dtype(self._config, store.count, self.width)
+        shapes = abstract_rows(store.count, self.width, dtype)
         out_ne = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         return self.fill(params, store, out_ne)
 
@@ -107,16 +110,19 @@ class Embedder:
         Each process feeds the passages of its own devices, and writes their embeddings.
 
         Args:
-          dtype: of the index; "" = CorpusConfig.dtype.
+          dtype: of the index; "" = see `new_dtype`.
 
         Raises:
           UserError: the index could not be written, or another process failed; an earlier one is
             unchanged.
         """
         found = self.hash(params)
+        if not dtype:
+            tell_chosen(self._config, store.count, self.width)
+            dtype = new_dtype(self._config, store.count, self.width)
         fed, kept = self._own_parts
         parts, chunk = Parts(self._count, fed, kept), chunk_rows(store.count, self._count)
-        told = directory, store, found, self.width, dtype or self._config.dtype, version, chunk
+        told = directory, store, found, self.width, dtype, version, chunk
         with shared_index(*told) as made:
             to_host = functools.partial(_local, size=self._size, parts=kept)
             self._run(self._embed_own, params, store, made.embeddings_ne, parts, to_host, made.done)

@@ -84,7 +84,7 @@ def make_corpus(
     tokenizer: Tokenizer,
     mesh: Mesh,
     rules: tuple[Rule, ...],
-    retriever_tokens: bool,
+    retriever_tokens: bool | None,
     reader: T5 | None = None,
     versions: Path | None = None,
 ) -> Corpus:
@@ -110,7 +110,7 @@ def load_corpus(
     tokenizers: Tokenizers,
     mesh: Mesh,
     rules: tuple[Rule, ...],
-    retriever_tokens: bool,
+    retriever_tokens: bool | None,
     reader: PassageReader | None = None,
 ) -> Corpus:
     """The corpus of a run that does not train, with its index.

@@ -3,6 +3,9 @@
 An approximate search says nothing of what it missed. So a seeded sample of a run's own questions is
 searched twice. The share of the exactly best rows that the run's search found is its recall, told
 with the range in which it lies with 95 % confidence. It is noted beside a saved index.
+
+Of an index in 8 bits no exact rows are kept. There the run's search, which scores what it finds
+exactly, is compared with one that finds four times as many and scores them all exactly.
 """
 
 import datetime
@@ -20,6 +23,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.types import NO_ROW, Batch, DeviceIndex, Params
 from atlas_jax.corpus.config import RecallConfig
 from atlas_jax.corpus.corpus import Corpus
+from atlas_jax.corpus.retrieval import make_device_retrieve, rerank
 from atlas_jax.index.exact import exact_search
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.recall_notes import RecallNote, note_recall
@@ -29,6 +33,7 @@ from atlas_jax.retriever.dual_encoder import DualEncoder
 T = TypeVar("T")
 
 _Z = 1.96  # of a normal distribution's middle 95 %
+_DEEPER = 4  # times as many rows are found to see what rounding costs
 _ROWS = 1 << 16  # of embeddings multiplied at a time on the host
 
 
@@ -62,7 +67,7 @@ def check_bound(certificate: dict[str, float], config: RecallConfig, name: str) 
     words = (
         f"{name} = {found:.3f} of the approximate search is below RecallConfig.least = "
         f"{config.least}: raise CorpusConfig.recall_target, or ScannConfig.leaves_searched and "
-        "ScannConfig.rescored"
+        "ScannConfig.rescored, or StepConfig.rerank of an index in int8"
     )
     if config.below == "stop":
         raise UserError(words)
@@ -79,19 +84,31 @@ class RecallCheck:
         k: int,
         mesh: Mesh,
         place: Callable[[Batch], Batch],
+        kept: int = 0,
     ) -> None:
         """Compile nothing yet.
 
         Args:
           k: rows that the run searches for each question.
           place: puts a batch on the devices.
+          kept: how many of these are kept by exact scores; 0 = none are scored anew.
         """
-        self._corpus, self._k, self._place = corpus, k, place
+        self._corpus, self._k, self._place, self._kept = corpus, k, place, kept
         whole = partitioning.replicated(mesh)
         target = corpus.recall_target
 
         def both(params: Params, index: DeviceIndex, batch: Batch) -> Any:
             query_be = embed_query(retriever, params, batch)
+            if kept:
+                deep = min(_DEEPER * k, index.embeddings_ne.shape[0])
+                searches = (
+                    make_device_retrieve(depth, mesh, share)(index, query_be, batch)
+                    for depth, share in ((k, target), (deep, 1.0))
+                )
+                own = params["retriever"]
+                return tuple(
+                    rerank(retriever, own, query_be, found, kept).rows_bk for found in searches
+                )
             told = (index, query_be, k, batch.excluded_rows_bx, mesh)
             return exact_search(*told, target).rows_bk, exact_search(*told).rows_bk
 
@@ -113,7 +130,7 @@ class RecallCheck:
           UserError: the recall is below the bound, and the run is to stop.
         """
         shares = [one for batch in batches for one in self._shares(params, batch)]
-        name, recall = f"search_recall@{self._k}", float(np.mean(shares))
+        name, recall = f"search_recall@{self._kept or self._k}", float(np.mean(shares))
         low, high = interval(recall, len(shares))
         found = {name: recall, f"{name}_low": low, f"{name}_high": high}
         if self._corpus.saved_index and multihost.is_first():
@@ -123,10 +140,11 @@ class RecallCheck:
 
     def _note(self, recall: float, low: float, high: float, questions: int) -> None:
         corpus, store = self._corpus, self._corpus.store
+        rounded = {"dtype": corpus.dtype, "rescored": self._k} if self._kept else {}
         note = RecallNote(
-            search=corpus.search_settings,
+            search=corpus.search_settings | rounded,
             encoder_hash=corpus.encoder_hash,
-            k=self._k,
+            k=self._kept or self._k,
             recall=recall,
             low=low,
             high=high,

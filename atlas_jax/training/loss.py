@@ -44,7 +44,7 @@ def make_loss_sums(
         reader_key, query_key, passage_key = jax.random.split(key, 3)
         query_be = embed_query(models.retriever, params, batch)
         passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
-        if config.rerank:
+        if config.rerank > 0:
             passages = rerank(models.retriever, params["retriever"], query_be, passages, config.k)
         keys = (reader_key, query_key, passage_key)
         parts = [

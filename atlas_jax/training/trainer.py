@@ -35,6 +35,7 @@ from atlas_jax.core.types import Batch, Params
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.opening import make_corpus, open_store
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
+from atlas_jax.corpus.rounding import searched_dtype, settled_rerank
 from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
@@ -185,14 +186,15 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
     if told.searches:
         store = open_store(told.corpus, load_tokenizers(told.models.config))
     models, tokenizers = open_models(told.models, step_config.retriever_training)
-    corpus = None
+    told = _settled(told, models, store)
+    step_config, corpus = told.step, None
     if store is not None:
         corpus = _corpus_of(told, store, models, tokenizers, mesh, rules)
     source = make_source(
         config.passages,
         corpus,
         step_config.searched,
-        "StepConfig.rerank" if step_config.rerank else "StepConfig.k",
+        "StepConfig.rerank" if step_config.rerank > 0 else "StepConfig.k",
         models.retriever,
         mesh,
     )
@@ -332,12 +334,21 @@ def _check(told: TrainRun) -> None:
             f"StepConfig.retriever_training = {training!r}: without passages "
             "(TrainConfig.passages = 'none') it has to be 'fixed'"
         )
-    if step.rerank and config.passages != "index":
+    if step.rerank > 0 and config.passages != "index":
         raise UserError(
             f"StepConfig.rerank = {step.rerank}: TrainConfig.passages = {config.passages!r} "
             "searches nothing; bind it to 0"
         )
     check_freshness(told)
+
+
+def _settled(told: TrainRun, models: Models, store: PassageStore | None) -> TrainRun:
+    """The settings with a number of passages that are scored anew in each step."""
+    config, dtype = told.corpus.config, ""
+    if store is not None:
+        dtype = searched_dtype(config, store, models.retriever.config.embedding_dim)
+    rerank = settled_rerank(told.step.rerank, told.step.k, config, dtype)
+    return dataclasses.replace(told, step=dataclasses.replace(told.step, rerank=rerank))
 
 
 def check_rerank(step: StepConfig, dtype: str) -> None:
