@@ -133,8 +133,8 @@ class ScannIndex:
         """Index rows in memory. ScaNN draws its leaves at random, so two builds may differ a bit.
 
         Args:
-          embeddings_ne: float32 or bfloat16. With ``ScannConfig.rows = 'disk'`` it is kept, and
-            read by each search.
+          embeddings_ne: float32 or bfloat16, in memory or to be read. With ``ScannConfig.rows =
+            'disk'`` it is kept, and read by each search.
 
         Raises:
           UserError: ScaNN is not installed.
@@ -259,7 +259,7 @@ def rescored_from(
     """The k rows found with the greatest exact inner products, int32 [b, k], and these.
 
     Args:
-      rows_ne: float32 or bfloat16, memory-mapped: only what was found is read.
+      rows_ne: float32 or bfloat16; only what was found is read.
       found_bc: rows; -1 is none, and has the score -inf.
     """
     scores_bc = np.full(found_bc.shape, -np.inf, np.float32)

@@ -19,6 +19,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import is_remote
 from atlas_jax.core.types import NO_ROW
 from atlas_jax.core.whole import whole_folder
+from atlas_jax.index.arrays import TakenRows
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.saved import OpenIndex, open_index
@@ -107,13 +108,15 @@ def _saved(folder: Path, opened: OpenIndex, own: slice, config: ScannConfig) -> 
     whole = jax.process_count() == 1
     share = "" if whole else f"-{jax.process_index() + 1}-of-{jax.process_count()}"
     place = array.with_suffix(f".scann{share}")
-    rows_ne = opened.embeddings_ne[own]
+    rows_ne = opened.embeddings_ne
+    if not whole:
+        rows_ne = TakenRows(rows_ne, np.arange(own.start, own.stop))
     # ScaNN can read the rows out of the index's own file where they are all there as it needs them.
     is_npy = array.suffix == ".npy" and opened.manifest["dtype"] == "float32"  # of format 1
     rows_file = array if whole and is_npy else None
     build = build_of(count, width, config)
     if is_remote(folder):
-        return ScannIndex.made(opened.embeddings_ne[own], config)
+        return ScannIndex.made(rows_ne, config)
     if place.exists():
         try:
             return ScannIndex.load(place, build, rows_ne, rows_file)
