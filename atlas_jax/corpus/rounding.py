@@ -4,15 +4,19 @@ This is the one place that decides. A large index is rounded to 8 bits. Then mor
 searched than are wanted, embedded again, and the best of these are kept: exact rescoring.
 """
 
+import dataclasses
 import sys
+from typing import TypeVar
 
 from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
-from atlas_jax.corpus.config import AUTO, FROM_DTYPE, CorpusConfig
+from atlas_jax.corpus.config import AUTO, FROM_DTYPE, CorpusConfig, ReadConfig
 from atlas_jax.index.int8 import INT8
 from atlas_jax.index.living import LivingStore
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.segment_indices import index_dtype
+
+Read = TypeVar("Read", bound=ReadConfig)
 
 # Bytes of an index in float32: a quarter of the smallest chip's memory (v5e: 16 GiB), which leaves
 # room for models, tokens and activations on a single one.
@@ -68,6 +72,17 @@ def settled_rerank(rerank: int, k: int, config: CorpusConfig, dtype: str) -> int
     if rerank != FROM_DTYPE:
         return rerank
     return RESCORED * k if is_chosen(config, dtype) else 0
+
+
+def settled(read: Read, config: CorpusConfig, store: PassageStore | None, width: int) -> Read:
+    """The settings of a training step with `rerank` as a number, see `settled_rerank`.
+
+    Args:
+      store: None = nothing is searched.
+      width: of an embedding.
+    """
+    dtype = "" if store is None else searched_dtype(config, store, width)
+    return dataclasses.replace(read, rerank=settled_rerank(read.rerank, read.k, config, dtype))
 
 
 def needs_tokens(rerank: int) -> bool | None:

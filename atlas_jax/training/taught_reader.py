@@ -29,6 +29,7 @@ from atlas_jax.core.types import Array, Batch, Params, Passages
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.opening import make_corpus, open_store
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
+from atlas_jax.corpus.rounding import settled
 from atlas_jax.corpus.sources import make_source
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.models.assembly import (
@@ -150,7 +151,9 @@ def _opened(told: ReaderSelfTrainingRun, mesh: Mesh, rules: tuple[Rule, ...]) ->
             f"the reader of {told.models.config.reader} has {models.reader.config.num_experts} "
             "experts, which only train teaches: here nothing would keep them balanced"
         )
-    corpus = None
+    width = models.retriever.config.embedding_dim
+    step = settled(told.step, told.corpus.config, store, width)
+    told, corpus = dataclasses.replace(told, step=step), None
     if store is not None:
         corpus = make_corpus(
             told.corpus, store, models.retriever, tokenizers.retriever, mesh, rules,

@@ -35,7 +35,7 @@ from atlas_jax.core.types import Batch, Params
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.opening import make_corpus, open_store
 from atlas_jax.corpus.reader_states import PassageReader, reader_states
-from atlas_jax.corpus.rounding import searched_dtype, settled_rerank
+from atlas_jax.corpus.rounding import settled
 from atlas_jax.corpus.sources import Source, make_source
 from atlas_jax.index.int8 import INT8
 from atlas_jax.index.passages import PassageStore
@@ -186,8 +186,9 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
     if told.searches:
         store = open_store(told.corpus, load_tokenizers(told.models.config))
     models, tokenizers = open_models(told.models, step_config.retriever_training)
-    told = _settled(told, models, store)
-    step_config, corpus = told.step, None
+    width = models.retriever.config.embedding_dim
+    step_config = settled(step_config, told.corpus.config, store, width)
+    told, corpus = dataclasses.replace(told, step=step_config), None
     if store is not None:
         corpus = _corpus_of(told, store, models, tokenizers, mesh, rules)
     source = make_source(
@@ -340,15 +341,6 @@ def _check(told: TrainRun) -> None:
             "searches nothing; bind it to 0"
         )
     check_freshness(told)
-
-
-def _settled(told: TrainRun, models: Models, store: PassageStore | None) -> TrainRun:
-    """The settings with a number of passages that are scored anew in each step."""
-    config, dtype = told.corpus.config, ""
-    if store is not None:
-        dtype = searched_dtype(config, store, models.retriever.config.embedding_dim)
-    rerank = settled_rerank(told.step.rerank, told.step.k, config, dtype)
-    return dataclasses.replace(told, step=dataclasses.replace(told.step, rerank=rerank))
 
 
 def check_rerank(step: StepConfig, dtype: str) -> None:

@@ -14,10 +14,11 @@ from atlas_jax.answering.results import Passage
 from atlas_jax.core.config import load_gin
 from atlas_jax.corpus import rounding
 from atlas_jax.corpus.config import CorpusConfig, RecallConfig
-from atlas_jax.corpus.rounding import needs_tokens, new_dtype, settled_rerank
+from atlas_jax.corpus.rounding import needs_tokens, new_dtype, settled, settled_rerank
 from atlas_jax.index.inspection import describe
 from atlas_jax.plan import UNREAD
 from atlas_jax.planning.run import Run
+from atlas_jax.training.config import StepConfig
 from tests.test_face import QUESTIONS, SETTINGS, work  # noqa: F401  (a fixture)
 
 WIDTH = 768
@@ -46,6 +47,8 @@ def test_rescoring_comes_with_the_choice_and_can_be_bound() -> None:
         assert settled_rerank(-1, 20, config, dtype) == 0
     for told in (0, 30):
         assert settled_rerank(told, 20, auto, "int8") == told
+    step = settled(StepConfig(k=20), auto, None, WIDTH)
+    assert (step.rerank, step.searched, step.k) == (0, 20, 20)
     assert [needs_tokens(rerank) for rerank in (-1, 0, 30)] == [None, False, True]
 
 
