@@ -10,6 +10,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 
 _LOOKED_AT = 2000  # passages, spread evenly over the corpus
+_CHARACTERS = 10_000  # of a passage; a tokenizer takes hundreds of bytes for each
 _WORTH_TELLING = 0.02  # share of unknown characters from which it is told
 _UNREAD = 0.5  # share of unknown characters from which a passage counts as unreadable
 _UNUSABLE = 0.5  # share of unreadable passages from which the corpus is refused
@@ -32,7 +33,7 @@ def check_scripts(
     """
     rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(np.int64))
     passages = read(rows.tolist())
-    texts = [passage["text"] for passage in passages]
+    texts = [passage["text"][:_CHARACTERS] for passage in passages]
     for tower, tokenizer in tokenizers.items():
         shares = np.array(tokenizer.unknown_shares(texts))
         if shares.mean() <= _WORTH_TELLING:
