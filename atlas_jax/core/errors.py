@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class Interrupted(UserError):
+    """Work that goes on where it was when the command is started again: what is done is kept."""
+
+
 def one_line(error: BaseException | str) -> str:
     """An error's text on one line, for use in another message; never empty.
 

@@ -45,8 +45,9 @@ def _acquire(path: Path, what: str) -> int | None:
             path.unlink(missing_ok=True)
             return None
         if _is_at(handle, path):
-            os.truncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode("ascii"))
+            with contextlib.suppress(OSError):  # a full disk; the number is only told
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode("ascii"))
             return handle
         os.close(handle)  # its last holder has just removed the file
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jax._src import distributed  # JAX has no other way to the coordination service
 
-from atlas_jax.core.errors import UserError, one_line
+from atlas_jax.core.errors import Interrupted, UserError, one_line
 from atlas_jax.core.multihost import joined
 
 TELL = 30.0  # seconds until it is told who is missing
@@ -45,14 +45,18 @@ class Meeting:
           What the work of each process returned; '' for None.
 
         Raises:
-          UserError: the work of a process raised one, or a process is missing.
+          UserError: the work of a process raised one.
+          Interrupted: a process is missing, or met an error that is not of the user's making.
           OSError: the work of this process raised it.
         """
         try:
             mine = {"told": work() or ""}
-        except (UserError, OSError) as error:
+        except Exception as error:
             if self.count > 1:
-                self._set(f"{step}/{self.index}", json.dumps({"error": one_line(error)}))
+                is_fault = isinstance(error, UserError | OSError)
+                kept = isinstance(error, Interrupted) or not is_fault
+                text = one_line(error) if is_fault else f"{type(error).__name__}: {one_line(error)}"
+                self._set(f"{step}/{self.index}", json.dumps({"error": text, "kept": kept}))
                 self._wait(step)
             raise
         if self.count == 1:
@@ -75,7 +79,8 @@ class Meeting:
     def _raise_of(self, found: dict[int, Any]) -> None:
         for number, one in sorted(found.items()):
             if "error" in one:
-                raise UserError(f"process {number} of {self.count}: {one['error']}")
+                kind = Interrupted if one["kept"] else UserError
+                raise kind(f"process {number} of {self.count}: {one['error']}")
 
     def _wait(self, step: str) -> dict[int, Any]:
         """What every process told at this step, when all have."""
@@ -89,7 +94,7 @@ class Meeting:
             if seen != signs:
                 signs, alive = seen, now
             if now - alive > GIVE_UP:
-                raise UserError(
+                raise Interrupted(
                     f"{self._what}: nothing was heard of {self._named(missing, seen)} for "
                     f"{GIVE_UP:.0f} s; start the command again on all hosts, which keeps what is "
                     "done"
@@ -126,7 +131,7 @@ class Meeting:
         try:
             return ask(distributed.global_state.client)
         except RuntimeError as error:
-            raise UserError(
+            raise Interrupted(
                 f"{self._what}: process 0 of {self.count}, where the processes meet, does not "
                 f"answer ({one_line(error)}); start the command again on all hosts"
             ) from error

@@ -7,6 +7,7 @@ same time.
 
 import functools
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any, Protocol, cast
 import tensorstore
 from etils import epath
 
-from atlas_jax.core.errors import UserError, one_line
+from atlas_jax.core.errors import Interrupted, UserError, one_line
 from atlas_jax.core.paths import check_fetched, check_name, is_remote
 
 _BUCKETS = "gs://"
+_LOCK = ".__lock"  # ends the name under which TensorStore writes a file; a kill leaves it
+_NOTES = re.compile(r"\s\[[\w ]+='.*", re.DOTALL)
 _CONTEXT = tensorstore.Context()  # one for all, so that all share its threads
 
 
@@ -42,7 +45,8 @@ class Objects:
         Raises:
           UserError: no folder can be called so, or it is an address of another kind.
         """
-        self.root = os.fspath(root).rstrip("/") or "/"
+        text = os.fspath(root) or "."
+        self.root = text.rstrip("/") or "/"
         check_name(self.root)
         self.is_remote = is_remote(self.root)
         if self.is_remote and not self.root.startswith(_BUCKETS):
@@ -65,7 +69,7 @@ class Objects:
 
     @functools.cached_property
     def _store(self) -> Any:
-        return tensorstore.KvStore.open(self.spec(), context=_CONTEXT).result()
+        return self._result("", lambda: tensorstore.KvStore.open(self.spec(), context=_CONTEXT))
 
     def has(self, name: str) -> bool:
         """Whether there is such an object.
@@ -74,7 +78,10 @@ class Objects:
           UserError: the place cannot be reached.
         """
         if not self.is_remote:
-            return Path(self.at(name)).is_file()
+            try:
+                return Path(self.at(name)).is_file()
+            except OSError as error:
+                raise UserError(f"{self.at(name)}: {error.strerror}") from error
         return bool(self._got(name, slice(0, 0)).state == "value")
 
     def read(self, name: str) -> bytes:
@@ -115,10 +122,7 @@ class Objects:
         ]
 
     def _part(self, name: str, size: int | None, future: Any) -> bytes:
-        try:
-            found = future.result()
-        except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{self.at(name)}: {one_line(error)}") from error
+        found = self._result(name, lambda: future)
         if found.state != "value" or size is not None and len(found.value) != size:
             raise UserError(f"{self.at(name)}: no such file, or it is cut off")
         return bytes(found.value)
@@ -142,21 +146,28 @@ class Objects:
             raise UserError(f"{path}: it has {found} bytes instead of {size}")
 
     def _got(self, name: str, part: slice | None) -> Any:
+        return self._result(name, lambda: self._store.read(name, byte_range=part))
+
+    def _result(self, name: str, begin: Callable[[], Any]) -> Any:
+        """What TensorStore gives, or an error that says where; the objects are as they were."""
         try:
-            return self._store.read(name, byte_range=part).result()
+            return begin().result()
         except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{self.at(name)}: {one_line(error)}") from error
+            raise Interrupted(f"{self.at(name)}: {problem_of(error)}") from error
 
     def names(self, below: str = "") -> list[str]:
-        """The names of all objects, or of those in one folder, in order."""
+        """The names of all objects, or of those in one folder, in order.
+
+        Raises:
+          UserError: the place cannot be reached.
+        """
         if not self.is_remote:
             top = Path(self.root) / below
             files = (path for path in top.rglob("*") if path.is_file()) if top.is_dir() else ()
-            return sorted(path.relative_to(self.root).as_posix() for path in files)
-        first = f"{below}/" if below else ""
-        # In this order of characters the one behind the slash is 0.
-        span = tensorstore.KvStore.KeyRange(first, f"{below}0" if below else "")
-        return sorted(key.decode() for key in self._store.list(span).result())
+            found = (path.relative_to(self.root).as_posix() for path in files)
+            return sorted(name for name in found if not name.endswith(_LOCK))
+        keys = self._result(below, lambda: self._store.list(_span(below)))
+        return sorted(key.decode() for key in keys)
 
     def write(self, name: str, content: bytes) -> None:
         """Write one object, whole.
@@ -172,17 +183,27 @@ class Objects:
         return future
 
     def remove(self, below: str = "") -> None:
-        """Remove an object, or all that lie in a folder; "" removes everything."""
+        """Remove an object, or all that lie in a folder; "" removes everything.
+
+        Raises:
+          OSError: objects of a bucket cannot be removed.
+        """
         if not self.is_remote:
             path = Path(self.root) / below
             if path.is_file():
                 path.unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
             return
-        for name in self.names(below):
-            self._store.write(name, None).result()
+        finish([self._store.delete_range(_span(below))])  # many at a time
         if below:
-            self._store.write(below, None).result()
+            finish([self._store.write(below, None)])
+
+
+def _span(below: str) -> Any:
+    """The names in a folder; "" = all."""
+    # In this order of characters the one behind the slash is 0.
+    first, end = (f"{below}/", f"{below}0") if below else ("", "")
+    return tensorstore.KvStore.KeyRange(first, end)
 
 
 def _url(root: str) -> str:
@@ -205,7 +226,12 @@ def finish(begun: Iterable[Pending]) -> None:
         for one in list(begun):
             one.result()
     except (ValueError, RuntimeError) as error:
-        raise OSError(one_line(error)) from error
+        raise OSError(problem_of(error)) from error
+
+
+def problem_of(error: Exception) -> str:
+    """What TensorStore says went wrong, without the specification that it puts behind."""
+    return one_line(_NOTES.sub("", str(error)))
 
 
 def open_array(spec: dict[str, Any]) -> Any:

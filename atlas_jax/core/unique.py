@@ -1,7 +1,7 @@
 """Equal ids among many: each id is kept as 64 bits, and only what has equal bits is compared."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def hash_id(passage_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(passage_id.encode("utf-8"), digest_size=8).digest())
 
 
-def repeated(hashes_n: np.ndarray, id_of: Callable[[int], str]) -> list[tuple[int, int]]:
+def repeated(hashes_n: np.ndarray, id_of: Callable[[int], str]) -> Iterator[tuple[int, int]]:
     """Rows whose id an earlier row has, each as (row, first row with this id), ascending.
 
     Args:
@@ -22,10 +22,8 @@ def repeated(hashes_n: np.ndarray, id_of: Callable[[int], str]) -> list[tuple[in
     sorted_n = hashes_n[rows_n]
     equal = sorted_n[1:] == sorted_n[:-1]
     first: dict[str, int] = {}
-    found = []
     for row in np.union1d(rows_n[1:][equal], rows_n[:-1][equal]).tolist():
         passage_id = id_of(row)
         if passage_id in first:
-            found.append((row, first[passage_id]))
+            yield row, first[passage_id]
         first.setdefault(passage_id, row)
-    return found

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.objects import Objects, Pending, finish, open_array
+from atlas_jax.core.objects import Objects, Pending, finish, open_array, problem_of
 
 CHUNK = 1 << 16  # rows
 _BLOCK = 1 << 16  # rows copied at a time
@@ -224,8 +224,16 @@ class NewZarr:
         )
 
     def begin(self, start: int, rows: np.ndarray) -> Pending:
-        """Begin to write rows that make whole chunks; `finish` waits for them."""
-        pending: Pending = self._opened.result()[start : start + len(rows)].write(rows).commit
+        """Begin to write rows that make whole chunks; `finish` waits for them.
+
+        Raises:
+          OSError: the array cannot be made, or what is there of it is damaged.
+        """
+        try:
+            opened = self._opened.result()
+        except (ValueError, RuntimeError) as error:
+            raise OSError(problem_of(error)) from error
+        pending: Pending = opened[start : start + len(rows)].write(rows).commit
         return pending
 
 

@@ -88,6 +88,11 @@ class Division:
         whole = sum(one.part is None for one in self.units)
         return unit.part is None and whole < processes
 
+    def shape(self) -> str:
+        """What processes that see the same files agree on: names, sizes and ranges."""
+        told = [(unit.files, unit.part, unit.size) for unit in self.units]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
     def fingerprint(self) -> str:
         """What tells these files from others, without reading them: names, sizes, times."""
         files = sorted({file for unit in self.units for file in unit.files})

@@ -31,7 +31,7 @@ def rounds_of(count: int) -> int:
 
 def make_round(
     objects: Objects, notes: Sequence[ShardNote], number: int, id_of: Callable[[int], str]
-) -> list[tuple[int, int]]:
+) -> tuple[int, int] | None:
     """Write the arrays of ids of one round.
 
     Args:
@@ -40,7 +40,7 @@ def make_round(
       id_of: the id of a row of the store, asked only where two hashes are equal.
 
     Returns:
-      Rows whose id an earlier row has, each with the first row of this id, ascending.
+      The first row whose id an earlier row has, and the first row of this id; None if all differ.
 
     Raises:
       OSError: they cannot be written.
@@ -72,9 +72,10 @@ def make_round(
     )
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
     if not len(same):
-        return []
+        return None
     of_equal = np.union1d(same, same + 1)
     of_equal = of_equal[np.argsort(rows[of_equal], kind="stable")]
     own = rows[of_equal].astype(np.int64)
-    twice = repeated(hashes[of_equal], lambda at: id_of(int(own[at])))
-    return sorted((int(own[row]), int(own[first])) for row, first in twice)
+    # The ids may all be equal, and each is read on its own: the first is enough.
+    twice = next(repeated(hashes[of_equal], lambda at: id_of(int(own[at]))), None)
+    return None if twice is None else (int(own[twice[0]]), int(own[twice[1]]))

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import Interrupted, UserError
 from atlas_jax.core.file_sets import Paths
 from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.core.objects import Objects, place_of
@@ -27,7 +27,7 @@ from atlas_jax.index.flat_files import FlatFiles
 from atlas_jax.index.search import SearchResult
 from atlas_jax.index.shard_writer import Recipe
 from atlas_jax.index.shards import ShardedFiles
-from atlas_jax.index.store_build import MANIFEST, Cut, build_files, corpus_hash_of
+from atlas_jax.index.store_build import MANIFEST, Cut, build_files, corpus_hash_of, is_built_in
 from atlas_jax.index.store_files import (
     STORE_FORMAT,
     Record,
@@ -153,7 +153,7 @@ class PassageStore:
         """
         tokenizers = {"reader": reader_tokenizer, "retriever": retriever_tokenizer}
         config = config.fitted()
-        if Objects(directory).has(MANIFEST):
+        if is_built_in(directory):
             existing = cls.open(directory)
             existing._check_content(passages_jsonl, config, tokenizers, rows, progress)
             return existing
@@ -178,6 +178,8 @@ class PassageStore:
         try:
             raw = objects.read(MANIFEST)
             found: dict[str, Any] = strict_json.parse_as(raw, dict[str, Any], path)
+        except Interrupted:  # it cannot be reached
+            raise
         except UserError as error:
             raise UserError(
                 f"{directory} is no passage store ({error}); build one with "
@@ -220,9 +222,11 @@ class PassageStore:
         return [self._parsed(row, line) for row, line in zip(rows, lines, strict=True)]
 
     def _parsed(self, row: int, line: bytes) -> Record:
-        record: Record = strict_json.parse_as(
-            line, _StoredPassage, f"{self._files.text_of(row)}: row {row}"
-        )
+        where = f"{self._files.text_of(row)}: row {row}"
+        try:
+            record: Record = strict_json.parse_as(line, _StoredPassage, where)
+        except UserError as error:
+            raise UserError(f"{error}; remove the store and build it anew") from error
         return record
 
     def row_of(self, passage_id: str) -> int:

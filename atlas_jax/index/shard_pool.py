@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
+from atlas_jax.core.errors import Interrupted
 from atlas_jax.core.jsonl import RowsConfig
 from atlas_jax.core.objects import Objects
 from atlas_jax.core.tokenizer import Tokenizer
@@ -43,6 +45,7 @@ class ShardPool:
 
         Raises:
           UserError: a passage is at fault.
+          Interrupted: one of the processes was killed.
           OSError: a shard cannot be written.
         """
         if self._workers == 1:
@@ -66,6 +69,12 @@ class ShardPool:
                         done(waiting.popleft().result())
                 while waiting:
                     done(waiting.popleft().result())
+            except BrokenProcessPool as error:
+                raise Interrupted(
+                    f"{root}: one of the {self._workers} processes that make shards was killed, "
+                    "perhaps because the memory was full; bind CorpusConfig.workers to fewer, and "
+                    "start the command again, which keeps what is done"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -1,12 +1,14 @@
 """Makes one shard of a store: its text, its tokens, and its done-mark, which is written last."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
@@ -35,7 +37,7 @@ class ShardNote(TypedDict):
     name: str
     rows: bounds.Count
     last: bool
-    hash: str
+    hash: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     cut: dict[str, bounds.Count]
     max_id: dict[str, bounds.Count]
 
@@ -133,17 +135,19 @@ def ids_of(name: str) -> str:
 
 
 def read_marks(objects: Objects) -> dict[str, ShardNote]:
-    """All done-marks, by the shard's name.
+    """All done-marks, by the shard's name; a shard whose mark is damaged counts as not made.
 
     Raises:
-      UserError: one is damaged.
+      UserError: the place cannot be reached.
     """
     names = objects.names(f"{UNFINISHED}/done")
-    marks = zip(names, objects.read_all(names), strict=True)
-    notes: list[ShardNote] = [
-        strict_json.parse_as(raw, ShardNote, objects.at(name)) for name, raw in marks
-    ]
-    return {note["name"]: note for note in notes}
+    notes = {}
+    for name, raw in zip(names, objects.read_all(names), strict=True):
+        with contextlib.suppress(UserError):
+            note: ShardNote = strict_json.parse_as(raw, ShardNote, objects.at(name))
+            if mark_of(note["name"]) == name:
+                notes[note["name"]] = note
+    return notes
 
 
 def _sorted_ids(ids: Sequence[str]) -> bytes:

@@ -14,12 +14,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from atlas_jax.core import strict_json
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import Interrupted, UserError
 from atlas_jax.core.file_sets import Paths
 from atlas_jax.core.jsonl import STRICT, RowsConfig
 from atlas_jax.core.locks import locked
@@ -29,7 +29,7 @@ from atlas_jax.core.parts import PARTS
 from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.whole import unwritten
-from atlas_jax.index.corpus_parts import PART_BYTES, SHARD_ROWS, Unit, divide
+from atlas_jax.index.corpus_parts import PART_BYTES, SHARD_ROWS, Division, Unit, divide
 from atlas_jax.index.id_buckets import buckets_of, make_round, rounds_of
 from atlas_jax.index.line_hash import LineHash
 from atlas_jax.index.shard_pool import Job, ShardPool, workers_for
@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 _PLAN = f"{UNFINISHED}/plan.json"
 _LOCK = ".lock"
 _IGNORED = ("lost+found", _LOCK)  # of the root of a disk; our own
+_SIGN_ROWS = 1 << 13  # passages read between two signs of life
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +78,37 @@ def build_files(
     try:
         with build.held:
             try:
-                meeting.together("begin", build.begin)
+                build.check_same(meeting.together("begin", build.begin))
                 meeting.together("shards", build.shards)
                 twice = meeting.together("ids", build.ids)
                 build.check_unique(twice)
                 meeting.together("manifest", build.finish)
+            except Interrupted:
+                raise
             except (UserError, OSError):
                 build.drop()
                 raise
     except OSError as error:
         raise unwritten(directory, error) from error
+
+
+def is_built_in(directory: str | os.PathLike[str]) -> bool:
+    """Whether a whole store is there; all processes of a run must call it.
+
+    Raises:
+      UserError: not all processes see it, or the place cannot be reached.
+    """
+    objects, meeting = Objects(directory), Meeting(f"passage store {os.fspath(directory)}")
+    told = meeting.together("look", lambda: "there" if objects.has(MANIFEST) else None)
+    if len(set(told)) > 1:
+        raise Interrupted(
+            f"{objects.at(MANIFEST)}: process {told.index('')} of {len(told)} does not see it, but "
+            f"process {told.index('there')} does; let all processes see the same folder"
+        )
+    if told[0] and meeting.is_first:
+        with contextlib.suppress(OSError):  # it may be read only
+            objects.remove(UNFINISHED)  # that a kill behind the manifest left
+    return bool(told[0])
 
 
 def corpus_hash_of(passages: Paths, rows: RowsConfig, progress: bool) -> str:
@@ -95,23 +117,34 @@ def corpus_hash_of(passages: Paths, rows: RowsConfig, progress: bool) -> str:
     Raises:
       UserError: a passage is at fault.
     """
-    division, meeting = divide(passages, rows), Meeting("comparison of passages and store")
+    meeting = Meeting("comparison of passages and store")
     bar = show_progress("read passages", shown=progress and meeting.is_first)
 
     def work() -> str:
-        found = {}
+        found, read = {}, 0
         with bar:
-            for unit in division.units[meeting.index :: meeting.count]:
-                lines = (line_of(record) for _, record in unit.records(rows))
-                found[unit.number] = LineHash().of(lines)
-                bar.update(found[unit.number].rows)
-                meeting.sign("hash", f"{len(found)} parts read")
+            for unit in divide(passages, rows).units[meeting.index :: meeting.count]:
+                records, hashed = unit.records(rows), LineHash()
+                # A unit may be a large file: the others must hear of this process meanwhile.
+                while lot := list(itertools.islice(records, _SIGN_ROWS)):
+                    hashed = hashed.of(line_of(record) for _, record in lot)
+                    bar.update(len(lot))
+                    read += len(lot)
+                    meeting.sign("hash", f"{read} passages read")
+                found[unit.number] = hashed
         return json.dumps(found)
 
     parts: dict[int, LineHash] = {}
     for told in meeting.together("hash", work):
         parts.update({int(key): LineHash(*one) for key, one in json.loads(told).items()})
     return functools.reduce(LineHash.then, (parts[n] for n in sorted(parts)), LineHash()).hex
+
+
+class _Plan(TypedDict):
+    """What an unfinished store is to become: a hash of it, and the run that works at it."""
+
+    plan: str
+    run: str
 
 
 class _Build:
@@ -131,7 +164,11 @@ class _Build:
         self._rows, self._cut, self._ours = rows, cut, False
         self.held = contextlib.ExitStack()  # the lock
         self._progress = progress and self.meeting.is_first
-        self._division = divide(passages, rows, cut.part_bytes)
+        self._run = os.urandom(8).hex()
+
+    @functools.cached_property
+    def _division(self) -> Division:
+        return divide(self._passages, self._rows, self._cut.part_bytes)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -147,43 +184,81 @@ class _Build:
                 for one in missing:
                     one.rmdir()
 
-    def begin(self) -> None:
-        """Process 0 looks at what is there, and removes what an attempt of another kind left."""
+    def begin(self) -> str:
+        """Process 0 looks at what is there, and removes what an attempt of another kind left.
+
+        Returns:
+          What all processes must find alike in the corpus.
+        """
+        shape = self._division.shape()
         if not self.meeting.is_first:
-            return
+            return shape
         objects, plan = self._objects, self._plan()
         if not objects.is_remote:
             self.held.enter_context(self._alone())
         if objects.has(_PLAN):
-            if objects.read(_PLAN) != plan:
+            if self._found_plan()["plan"] != plan:
                 self._remove()
         elif self._there():
             raise UserError(f"{objects.root} exists already; remove it or choose another directory")
         self._ours = True
-        objects.write(_PLAN, plan)
+        objects.write(_PLAN, json.dumps(_Plan(plan=plan, run=self._run)).encode())
+        return shape
+
+    def check_same(self, shapes: Sequence[str]) -> None:
+        """Refuse a corpus that is not the same on all hosts.
+
+        Raises:
+          Interrupted: names a process that sees another one.
+        """
+        for number, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise Interrupted(
+                    f"{self._passages}: process {number} of {len(shapes)} sees other files, or "
+                    "files of other sizes, than process 0; give all hosts the same"
+                )
 
     def _there(self) -> bool:
+        """Whether there is something else than what a kill at the very beginning or end left."""
         if self._objects.is_remote:
             return bool(self._objects.names())
-        folder = Path(self._objects.root)
-        return any(one.name not in _IGNORED for one in folder.iterdir())
+        others = {one.name for one in Path(self._objects.root).iterdir()} - {*_IGNORED}
+        return others not in ({UNFINISHED}, set()) or bool(self._objects.names(UNFINISHED))
 
-    def _plan(self) -> bytes:
+    def _found_plan(self) -> "_Plan":
+        """What the unfinished store that is there was to become."""
+        try:
+            raw = self._objects.read(_PLAN)
+            found: _Plan = strict_json.parse_as(raw, _Plan, self._objects.at(_PLAN))
+        except Interrupted:
+            raise
+        except UserError:  # missing or damaged
+            return _Plan(plan="", run="")
+        return found
+
+    def _plan(self) -> str:
         """What an unfinished store was to become."""
         recipe = self._recipe
         made_with = {tower: one.content_hash for tower, one in recipe.tokenizers.items()}
         parts = dataclasses.asdict(recipe.config), made_with, self._rows.skip_broken
         cut = self._cut.part_bytes, self._cut.shard_rows
         told = json.dumps([STORE_FORMAT, self._division.fingerprint(), parts, cut])
-        return json.dumps({"plan": hashlib.sha256(told.encode()).hexdigest()}).encode()
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def drop(self) -> None:
         """Remove what was made; the next attempt would meet the same fault."""
-        if self._ours:
+        if not self._ours:
+            return
+        run = self._found_plan()["run"]  # none if it could not be written, or the store is whole
+        if run == self._run or not run and not self._objects.has(MANIFEST):
             self._remove()
 
     def _remove(self) -> None:
-        for below in ("shards", "ids", UNFINISHED):
+        """Remove all that was made. The marks go first: what has one must be there.
+
+        The plan goes last: by it the next attempt knows what it may remove.
+        """
+        for below in (f"{UNFINISHED}/done", "shards", "ids", f"{UNFINISHED}/ids", UNFINISHED):
             self._objects.remove(below)
 
     def shards(self) -> None:
@@ -222,6 +297,7 @@ class _Build:
         records = (record for _, record in unit.records(self._rows))
         for number in itertools.count():
             lot = list(itertools.islice(records, size))
+            meeting.sign("shards", f"{number} lots of unit {unit.number} read")
             owner, name = self._division.owner(unit, number, meeting.count), unit.shard(number)
             if owner == meeting.index and name not in done:
                 yield Job(name, lot, len(lot) < size)
@@ -234,7 +310,7 @@ class _Build:
         done = read_marks(self._objects)
         missing = next((one for one in self._division.units if not _is_done(one, done)), None)
         if missing is not None:
-            raise UserError(
+            raise Interrupted(
                 f"{self._objects.at(mark_of(missing.shard(0)))}: a shard is missing; start the "
                 "command again, and let all processes see the same folder"
             )
@@ -262,9 +338,10 @@ class _Build:
         """Make this process's share of the ids; tells the first two rows with one id."""
         meeting, twice = self.meeting, list[tuple[int, int]]()
         for number in range(meeting.index, rounds_of(self._count), meeting.count):
-            twice += make_round(
+            found = make_round(
                 self._objects, self._notes, number, lambda row: str(self._record(row)["id"])
             )
+            twice += [found] if found else []
             meeting.sign("ids", f"{number} rounds of ids")
         return json.dumps(min(twice)) if twice else None
 
@@ -297,6 +374,11 @@ class _Build:
         if not self.meeting.is_first:
             return
         check_scripts(self._count, self._records, self._recipe.tokenizers)
+        if self._found_plan()["run"] != self._run:
+            raise Interrupted(
+                f"{self._objects.root}: another run writes this store since; let it end, and start "
+                "one at a time"
+            )
         write_manifest(self._objects, self._recipe, self._notes, True)
         self._objects.remove(UNFINISHED)
 

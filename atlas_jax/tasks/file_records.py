@@ -139,7 +139,7 @@ def open_records(
                 places.add(line, record)
                 hashes.append(hash_id(record.id))
         found = places.records()
-    twice = repeated(np.asarray(hashes, np.uint64), lambda row: found[row].id)
+    twice = list(repeated(np.asarray(hashes, np.uint64), lambda row: found[row].id))
     broken = BrokenRows(path, rows)
     for row, first in twice:
         one = found[row]

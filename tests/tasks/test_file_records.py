@@ -128,9 +128,10 @@ def test_an_id_that_is_taken_is_refused_or_left_out(
 
 def test_equal_hashes_of_different_ids_are_no_repetition() -> None:
     ids = ["a", "b", "a", "c"]
-    assert repeated(np.zeros(4, np.uint64), ids.__getitem__) == [(2, 0)]
-    assert repeated(np.array([hash_id(one) for one in ids], np.uint64), ids.__getitem__) == [(2, 0)]
-    assert repeated(np.arange(4, dtype=np.uint64), ids.__getitem__) == []  # none is looked at
+    assert list(repeated(np.zeros(4, np.uint64), ids.__getitem__)) == [(2, 0)]
+    hashes = np.array([hash_id(one) for one in ids], np.uint64)
+    assert list(repeated(hashes, ids.__getitem__)) == [(2, 0)]
+    assert list(repeated(np.arange(4, dtype=np.uint64), ids.__getitem__)) == []  # none is looked at
 
 
 def test_a_file_that_is_written_over_is_told(tmp_path: Path) -> None:
