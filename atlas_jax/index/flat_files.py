@@ -80,7 +80,11 @@ class FlatFiles:
 
     def _mapped_text(self) -> np.ndarray:
         path = self._directory / TEXT
-        if input_file(path).stat().st_size != self._offsets[-1] or not self._offsets[-1]:
+        try:
+            size = input_file(path).stat().st_size
+        except UserError as error:
+            raise self._damaged(path, str(error).removeprefix(f"{path}: ")) from error
+        if size != self._offsets[-1] or not self._offsets[-1]:
             raise self._damaged(path, f"it has not the {self._offsets[-1]} bytes of offsets.npy")
         return np.memmap(path, np.uint8, mode="r")
 

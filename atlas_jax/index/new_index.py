@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from atlas_jax.core import strict_json
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import Interrupted, UserError
 from atlas_jax.core.locks import locked
 from atlas_jax.core.meeting import Meeting
 from atlas_jax.core.objects import Objects, Pending, finish
@@ -287,7 +287,21 @@ class _Build:
         return NewRows(self.objects, told["embeddings"], *shape, told["dtype"], told["chunk"])
 
     def end(self) -> None:
-        """Make it the index."""
+        """Make it the index.
+
+        Raises:
+          Interrupted: chunks are not there; the others are kept.
+        """
+        if self.goes_on:
+            count = -(-self.manifest["count"] // self.manifest["chunk"])
+            missing = sorted(set(range(count)) - set(self._done()))
+            if missing:
+                name = self.objects.at(f"{self.manifest['embeddings']}/rows")
+                raise Interrupted(
+                    f"{name}: {len(missing)} of {count} chunks are missing, the first is "
+                    f"{missing[0]}; let all processes see the same folder, let no other run write "
+                    "it, and start the command again"
+                )
         self.objects.write(MANIFEST, json.dumps(self.manifest, indent=2).encode())
         self._remove_progress()
         self._remove_unnamed()
@@ -302,6 +316,8 @@ class _Build:
         try:
             raw = self.objects.read(PROGRESS)
             found: IndexManifest = strict_json.parse_as(raw, IndexManifest, PROGRESS)
+        except Interrupted:  # it may be there
+            raise
         except UserError:  # there is none, or a damaged one
             return None
         same = {**found, "embeddings": ""} == {**self.manifest, "embeddings": ""}
@@ -338,6 +354,8 @@ class _Build:
             raw = self.objects.read(MANIFEST)
             found: IndexManifest = strict_json.parse_as(raw, IndexManifest, MANIFEST)
             named = found["embeddings"]
+        except Interrupted:  # an index may be there
+            raise
         except UserError:  # no index yet, or a damaged one
             named = ""
         kept = {named.partition(".")[0], OF_SEGMENTS}

@@ -6,7 +6,7 @@ earlier versions wrote, has a .npy file in place of each array; it is only read.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.arrays import first_not_finite
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import Interrupted, UserError
 from atlas_jax.core.objects import Objects
 from atlas_jax.index.arrays import Finish, ZarrRows
 from atlas_jax.index.files import open_npy
@@ -63,7 +63,16 @@ class SavedIndex:
     encoder_hash: str
 
 
-class _FiniteRows(ZarrRows):
+class _IndexRows(ZarrRows):
+    """An array of an index, whose errors say what to do."""
+
+    def begin_parts(self, starts_p: np.ndarray, stops_p: np.ndarray) -> Finish:
+        """See `ZarrRows.begin_parts`."""
+        done = _told(super().begin_parts)(starts_p, stops_p)
+        return lambda: _told(done)()
+
+
+class _FiniteRows(_IndexRows):
     """Numbers of which none may be NaN or infinite, nor, if they are scales, below 0.
 
     A search would rank such rows first or last for every question.
@@ -104,9 +113,9 @@ def _open(directory: str | os.PathLike[str], manifest: IndexManifest, checked: b
     if manifest["format"] == _FLAT:
         return _open_flat(Path(directory), manifest, checked)
     count, width, name = manifest["count"], manifest["width"], manifest["embeddings"]
-    kind = _FiniteRows if checked else ZarrRows
+    kind = _FiniteRows if checked else _IndexRows
     is_int8 = dtype == INT8
-    rows_ne = (ZarrRows if is_int8 else kind)(objects, f"{name}/rows", (count, width), dtype)
+    rows_ne = (_IndexRows if is_int8 else kind)(objects, f"{name}/rows", (count, width), dtype)
     if not is_int8:
         return rows_ne
     return Int8Rows(rows_ne, kind(objects, f"{name}/scales", (count,), np.float32))
@@ -210,6 +219,8 @@ def _read_manifest(directory: str | os.PathLike[str]) -> IndexManifest:
     try:
         raw = objects.read(MANIFEST)
         found: dict[str, Any] = strict_json.parse_as(raw, dict[str, Any], path)
+    except Interrupted:  # it cannot be reached
+        raise
     except UserError as error:
         raise UserError(f"{directory} is no index ({error}); build one with {REBUILD}") from error
     if found.get("format") not in (_FLAT, INDEX_FORMAT):
@@ -222,7 +233,18 @@ def _read_manifest(directory: str | os.PathLike[str]) -> IndexManifest:
 
 
 def _open_array(directory: str | os.PathLike[str], manifest: IndexManifest, checked: bool) -> Any:
-    try:
-        return _open(directory, manifest, checked)
-    except UserError as error:
-        raise UserError(f"{error}; build it anew with {REBUILD}") from error
+    return _told(_open)(directory, manifest, checked)
+
+
+def _told(read: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with an error that says what to do."""
+
+    def told(*given: Any) -> Any:
+        try:
+            return read(*given)
+        except Interrupted:  # the place cannot be reached
+            raise
+        except UserError as error:
+            raise UserError(f"{error}; build it anew with {REBUILD}") from error
+
+    return told

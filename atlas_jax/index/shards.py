@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import Interrupted, UserError
 from atlas_jax.core.objects import Objects
 from atlas_jax.core.parts import PARTS
 from atlas_jax.index.arrays import Finish, JoinedRows, Rows, ZarrRows
@@ -157,6 +157,8 @@ def _told(read: Callable[..., Any]) -> Callable[..., Any]:
     def told(*given: Any) -> Any:
         try:
             return read(*given)
+        except Interrupted:  # the place cannot be reached
+            raise
         except UserError as error:
             raise UserError(
                 f"{error}; a file of this store is missing or damaged: remove the store and build "
@@ -190,14 +192,14 @@ class ShardTokens(Rows):
     def part(self, start: int, stop: int) -> np.ndarray:
         """See `Rows.part`."""
         ends, values = self._ends(), self._files.values(self._number, self._tower)
-        flat = values.part(int(ends[start]), int(ends[stop]))
+        flat = _told(values.part)(int(ends[start]), int(ends[stop]))
         return self._padded(flat, self.lengths(start, stop))
 
     def begin(self, rows_r: np.ndarray) -> Finish:
         """See `Rows.begin`."""
         ends, values = self._ends(), self._files.values(self._number, self._tower)
         lengths = ends[rows_r + 1] - ends[rows_r]
-        done = values.begin_parts(ends[rows_r], ends[rows_r + 1])
+        done = _told(_told(values.begin_parts)(ends[rows_r], ends[rows_r + 1]))
         return lambda: self._padded(done(), lengths)
 
     def _padded(self, flat: np.ndarray, lengths_r: np.ndarray) -> np.ndarray:

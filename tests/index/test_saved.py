@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from jax.experimental.layout import Layout
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core.errors import Interrupted, UserError
+from atlas_jax.core.objects import Objects
 from atlas_jax.core.partitioning import MeshConfig, activate, make_mesh
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.arrays import Rows
@@ -294,3 +295,47 @@ def test_loading_peaks_below_1_2_times_the_index(make_store, tmp_path, devices):
     )
     assert done.returncode == 0, done.stderr
     assert 0.9 < float(done.stdout) < 1.2
+
+
+def test_an_index_that_lacks_a_chunk_or_is_damaged_is_not_taken_for_one(make_store, tmp_path):
+    store, folder = make_store(), tmp_path / "index"
+
+    def build(before_end):
+        with shared_index(folder, store, "enc", 8, "float32", 0, 10) as made:
+            for number in sorted(set(range(3)) - set(made.done)):
+                at = slice(10 * number, 10 * number + 10)
+                made.embeddings_ne[at] = embeddings(30)[at]
+            made.embeddings_ne.wait_for_whole()
+            before_end()
+
+    def lose():  # as a host that writes into a folder of its own
+        next(folder.glob("embeddings-*/rows/c/1/0")).unlink()
+
+    with pytest.raises(UserError, match=r"rows: 1 of 3 chunks are missing, the first is 1; let"):
+        build(lose)
+    assert not (folder / "index.json").exists()
+    next(folder.glob("embeddings-*/rows/zarr.json")).write_text("{")
+    with pytest.raises(UserError, match="could not be written, nothing of it was kept: .*zarr"):
+        build(lambda: None)
+    build(lambda: None)
+    np.testing.assert_array_equal(load_index(folder, store, "enc").embeddings_ne, embeddings(30))
+    next(folder.glob("embeddings-*/rows/c/1/0")).unlink()
+    with pytest.raises(UserError, match="c/1/0: No such file or directory; build it anew with"):
+        np.asarray(load_index(folder, store, "enc").embeddings_ne)
+
+
+def test_an_index_is_not_removed_because_its_manifest_cannot_be_read(
+    make_store, tmp_path, monkeypatch
+):
+    store, folder, plain = make_store(), tmp_path / "index", Objects.read
+    save_index(folder, embeddings(30), store, "enc")
+
+    def read(self, name):
+        if name == "index.json":
+            raise Interrupted(f"{name}: the bucket does not answer")
+        return plain(self, name)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="does not answer"):
+        patch.setattr(Objects, "read", read)
+        save_index(folder, embeddings(30, seed=1), store, "enc", version=1)
+    np.testing.assert_array_equal(load_index(folder, store, "enc").embeddings_ne, embeddings(30))

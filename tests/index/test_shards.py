@@ -223,3 +223,6 @@ def test_a_store_of_format_1_is_read_compared_and_changed(build, source, tmp_pat
     assert [len(one.manifest.get("shards", [])) for one in living.segments] == [0, 1]
     want = np.delete(np.asarray(new.reader_tokens_nl), 1, axis=0)
     np.testing.assert_array_equal(living.reader_tokens_nl[: COUNT - 1], want)
+    (folder / "passages.jsonl").unlink()
+    with pytest.raises(UserError, match=r"passages.jsonl is missing or .*no such file.*anew"):
+        PassageStore.open(folder)
