@@ -3,6 +3,7 @@
 No device takes part. So a wait may last as long as it must, and names who is missing.
 """
 
+import contextlib
 import itertools
 import json
 import sys
@@ -56,8 +57,9 @@ class Meeting:
                 is_fault = isinstance(error, UserError | OSError)
                 kept = isinstance(error, Interrupted) or not is_fault
                 text = one_line(error) if is_fault else f"{type(error).__name__}: {one_line(error)}"
-                self._set(f"{step}/{self.index}", json.dumps({"error": text, "kept": kept}))
-                self._wait(step)
+                with contextlib.suppress(UserError):  # that another one is missing matters less
+                    self._set(f"{step}/{self.index}", json.dumps({"error": text, "kept": kept}))
+                    self._wait(step)
             raise
         if self.count == 1:
             return [mine["told"]]

@@ -338,6 +338,7 @@ def test_a_script_that_the_tokenizer_lacks_is_told_or_refused(tmp_path, tokenize
         )
 
     attempt(["Tolm is a town."])
+    attempt(["Tolm is a town. " * 700 + "托尔姆是一座城市" * 5000])  # its beginning counts
     assert "does not know" not in capsys.readouterr().err
     attempt(["Tolm is a town.", "托尔姆是一座城市"])
     assert (

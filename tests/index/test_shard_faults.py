@@ -275,3 +275,13 @@ def test_a_disk_without_a_byte_left_is_told_and_left_as_it_was(build, source, st
             build(source)
         assert not store.exists()
     assert build(source).count == SOME  # nobody holds the lock
+
+
+def test_a_fault_is_told_though_another_process_is_missing(two, monkeypatch):
+    monkeypatch.setattr(meeting, "GIVE_UP", 0.1)
+
+    def work():
+        raise UserError("p.jsonl:3: a fault")
+
+    found = two(lambda index: None if index else meeting.Meeting("a store").together("x", work))
+    assert str(found[0]) == "p.jsonl:3: a fault"
