@@ -100,8 +100,8 @@ class RecallConfig:
     """How the recall of an approximate search is found, see docs/tasks.md.
 
     sample: questions of a run that are searched exactly, too, where the search is approximate:
-        ScaNN's from ScannConfig.hash_from passages on, or CorpusConfig.recall_target below 1;
-        0 = none.
+        ScaNN's from ScannConfig.hash_from passages on, CorpusConfig.recall_target below 1, or
+        an int8 index whose findings are scored exactly; 0 = none.
     seed: which questions these are.
     least: recall below which `below` happens.
     below: 'warn', or 'stop' the run.

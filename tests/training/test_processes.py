@@ -198,6 +198,7 @@ def test_two_processes_index_and_evaluate_as_one_does(
             f"EvalConfig.file={tmp_path}/many.jsonl",
             "EvalConfig.batch_size=5",
             "StepConfig.rerank=8",
+            "RecallConfig.sample=0",  # it asks questions a second time
         ]
 
     alone, together, printed = tmp_path / "alone", tmp_path / "together", {}
