@@ -188,7 +188,11 @@ importlib.import_module("atlas_jax." + sys.argv[1])
 known = names()
 for module in pkgutil.walk_packages(atlas_jax.__path__, "atlas_jax."):
     if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name != "apache_beam":  # an extra that does not fit beside the others
+                raise
 print(sorted(names() - known))
 """
 

@@ -182,8 +182,10 @@ class Embedder:
         return fed, tuple(part for part in fed if min(holders[part]) == own)
 
 
-def _local(array: jax.Array, size: int, parts: tuple[int, ...]) -> np.ndarray:
+def _local(array: jax.Array | np.ndarray, size: int, parts: tuple[int, ...]) -> np.ndarray:
     """Some parts of a batch, which this process holds, as one array."""
+    if isinstance(array, np.ndarray):  # batches side by side are whole, on one device
+        return array
     held = {(one.index[0].start or 0) // size: one.data for one in array.addressable_shards}
     if not parts:
         return np.empty((0, *array.shape[1:]), array.dtype)
