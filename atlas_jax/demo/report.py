@@ -111,7 +111,7 @@ def answer_table(rows: Sequence[ScoreRow], reads: Sequence[int], caption: str) -
       reads: numbers of passages that answers were read from; 0 is added for closed book.
     """
     columns = {f"k = {k}": (exact_match_at(k), f1_at(k)) for k in (0, *reads)}
-    return _table("EM/F1 from k passages", columns, rows, caption)
+    return _table("EM/F1, k passages", columns, rows, caption)
 
 
 def recall_table(rows: Sequence[ScoreRow]) -> Table:

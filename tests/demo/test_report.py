@@ -64,10 +64,12 @@ def test_the_tables_show_measured_figures_and_dashes():
 
 def test_the_tables_fit_on_a_narrow_terminal():
     scores = {name(k): 50.0 for k in (1, 4, 8, 16) for name in (exact_match_at, f1_at)}
-    rows = [ScoreRow("jointly trained", scores | RECALL)]
+    closed = {exact_match_at(0): 10.0, f1_at(0): 12.0}
+    rows = [ScoreRow("closed book", closed), ScoreRow("jointly trained", scores | RECALL)]
     console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(answer_table(rows, (1, 4, 8, 16), "c"))
     assert console.file.getvalue().count("50.0/50.0") == 4
+    assert "10.0/12.0" in console.file.getvalue() and "…" not in console.file.getvalue()
 
 
 def test_a_sample_shows_answer_source_score_and_the_place_in_the_passage():
