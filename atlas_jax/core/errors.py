@@ -1,7 +1,10 @@
 """The base class of all errors in a user's input, and functions that help to word them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -14,6 +17,23 @@ class UserError(ValueError):
 
 class Interrupted(UserError):
     """Work that goes on where it was when the command is started again: what is done is kept."""
+
+
+def advised(read: Callable[..., T], advice: str) -> Callable[..., T]:
+    """The function, whose `UserError`s also say what to do: `<fault>; <advice>`.
+
+    An `Interrupted` stays as it is: its place cannot be reached, so it is not known to be at fault.
+    """
+
+    def told(*given: Any) -> T:
+        try:
+            return read(*given)
+        except Interrupted:
+            raise
+        except UserError as error:
+            raise UserError(f"{error}; {advice}") from error
+
+    return told
 
 
 def one_line(error: BaseException | str) -> str:

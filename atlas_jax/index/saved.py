@@ -6,7 +6,7 @@ earlier versions wrote, has a .npy file in place of each array; it is only read.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.arrays import first_not_finite
-from atlas_jax.core.errors import Interrupted, UserError
+from atlas_jax.core.errors import Interrupted, UserError, advised
 from atlas_jax.core.objects import Objects
 from atlas_jax.index.arrays import Finish, ZarrRows
 from atlas_jax.index.files import open_npy
@@ -27,6 +27,7 @@ from atlas_jax.index.passages import PassageStore
 INDEX_FORMAT = 2
 MANIFEST = "index.json"
 REBUILD = "`python -m atlas_jax.build_index`"
+_ANEW = f"build it anew with {REBUILD}"
 TYPES = ("float32", "bfloat16", INT8)
 _FLAT = 1  # format of the indices that earlier versions wrote
 # NumPy has no bfloat16, so .npy files store its bits as whole numbers.
@@ -68,8 +69,8 @@ class _IndexRows(ZarrRows):
 
     def begin_parts(self, starts_p: np.ndarray, stops_p: np.ndarray) -> Finish:
         """See `ZarrRows.begin_parts`."""
-        done = _told(super().begin_parts)(starts_p, stops_p)
-        return lambda: _told(done)()
+        done = advised(super().begin_parts, _ANEW)(starts_p, stops_p)
+        return lambda: advised(done, _ANEW)()
 
 
 class _FiniteRows(_IndexRows):
@@ -93,7 +94,7 @@ class _FiniteRows(_IndexRows):
                 row = np.concatenate(
                     [np.arange(a, b) for a, b in zip(starts_p, stops_p, strict=True)]
                 )[own]
-                raise UserError(f"{self.where}: row {row} {problem}; build it anew with {REBUILD}")
+                raise UserError(f"{self.where}: row {row} {problem}; {_ANEW}")
             return rows
 
         return checked
@@ -136,7 +137,7 @@ def _open_flat(folder: Path, manifest: IndexManifest, checked: bool) -> Any:
         _check_finite(scales, scales_n)
         below = np.flatnonzero(scales_n < 0)
         if below.size:
-            raise UserError(f"{scales}: row {below[0]} is below 0; build it anew with {REBUILD}")
+            raise UserError(f"{scales}: row {below[0]} is below 0; {_ANEW}")
     return Int8Rows(rows_ne, scales_n)
 
 
@@ -144,7 +145,7 @@ def _check_finite(path: Path, rows: np.ndarray) -> None:
     at = first_not_finite(rows)
     if at is not None:
         row = at // max(1, rows[:1].size)
-        raise UserError(f"{path}: row {row} is not finite; build it anew with {REBUILD}")
+        raise UserError(f"{path}: row {row} is not finite; {_ANEW}")
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def check_store(
     if manifest["count"] != store.count:
         raise UserError(
             f"{Objects(directory).at(MANIFEST)}: {manifest['count']} passages, but the store "
-            f"{store.directory} has {store.count}; build it anew with {REBUILD}"
+            f"{store.directory} has {store.count}; {_ANEW}"
         )
 
 
@@ -226,25 +227,11 @@ def _read_manifest(directory: str | os.PathLike[str]) -> IndexManifest:
     if found.get("format") not in (_FLAT, INDEX_FORMAT):
         raise UserError(
             f"{path}: index format {bounds.shown(found.get('format'))}, this version reads "
-            f"{_FLAT} and {INDEX_FORMAT}; build it anew with {REBUILD}"
+            f"{_FLAT} and {INDEX_FORMAT}; {_ANEW}"
         )
     manifest: IndexManifest = strict_json.convert(found, IndexManifest, path)
     return manifest
 
 
 def _open_array(directory: str | os.PathLike[str], manifest: IndexManifest, checked: bool) -> Any:
-    return _told(_open)(directory, manifest, checked)
-
-
-def _told(read: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with an error that says what to do."""
-
-    def told(*given: Any) -> Any:
-        try:
-            return read(*given)
-        except Interrupted:  # the place cannot be reached
-            raise
-        except UserError as error:
-            raise UserError(f"{error}; build it anew with {REBUILD}") from error
-
-    return told
+    return advised(_open, _ANEW)(directory, manifest, checked)

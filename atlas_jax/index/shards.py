@@ -12,17 +12,17 @@ All but the text are zarr arrays (see `arrays.py`).
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from atlas_jax.core.errors import Interrupted, UserError
+from atlas_jax.core.errors import UserError, advised
 from atlas_jax.core.objects import Objects
 from atlas_jax.core.parts import PARTS
 from atlas_jax.index.arrays import Finish, JoinedRows, Rows, ZarrRows
 
 TEXT, OFFSETS = "text.jsonl", "offsets"
+_ANEW = "a file of this store is missing or damaged: remove the store and build it anew"
 _STREAMS = ("text", *PARTS)  # the rows of `offsets`
 _KEPT_OPEN = 1024  # shards whose offsets stay in memory
 _IDS_OPEN = 64  # of the arrays of ids
@@ -64,9 +64,11 @@ class ShardedFiles:
         self.counts = [count for _, count in shards]
         self.starts = np.cumsum([0, *self.counts])
         self._buckets, self._widths = buckets, widths
-        self._offsets_of = functools.lru_cache(_KEPT_OPEN)(_told(self._read_offsets))
-        self._ids_of = functools.lru_cache(_IDS_OPEN)(_told(self._read_ids))
-        self._values_of = functools.lru_cache(_KEPT_OPEN * len(PARTS))(_told(self._open_values))
+        self._offsets_of = functools.lru_cache(_KEPT_OPEN)(advised(self._read_offsets, _ANEW))
+        self._ids_of = functools.lru_cache(_IDS_OPEN)(advised(self._read_ids, _ANEW))
+        self._values_of = functools.lru_cache(_KEPT_OPEN * len(PARTS))(
+            advised(self._open_values, _ANEW)
+        )
 
     def tokens(self, tower: str) -> Rows:
         """The tokens of all rows [n, length], padded with 0."""
@@ -151,23 +153,6 @@ class ShardedFiles:
         return ids
 
 
-def _told(read: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with an error that says what to do."""
-
-    def told(*given: Any) -> Any:
-        try:
-            return read(*given)
-        except Interrupted:  # the place cannot be reached
-            raise
-        except UserError as error:
-            raise UserError(
-                f"{error}; a file of this store is missing or damaged: remove the store and build "
-                "it anew"
-            ) from error
-
-    return told
-
-
 class ShardTokens(Rows):
     """The tokens of a shard's rows for one tower, padded with 0 when they are read."""
 
@@ -192,14 +177,15 @@ class ShardTokens(Rows):
     def part(self, start: int, stop: int) -> np.ndarray:
         """See `Rows.part`."""
         ends, values = self._ends(), self._files.values(self._number, self._tower)
-        flat = _told(values.part)(int(ends[start]), int(ends[stop]))
+        flat = advised(values.part, _ANEW)(int(ends[start]), int(ends[stop]))
         return self._padded(flat, self.lengths(start, stop))
 
     def begin(self, rows_r: np.ndarray) -> Finish:
         """See `Rows.begin`."""
         ends, values = self._ends(), self._files.values(self._number, self._tower)
         lengths = ends[rows_r + 1] - ends[rows_r]
-        done = _told(_told(values.begin_parts)(ends[rows_r], ends[rows_r + 1]))
+        begun = advised(values.begin_parts, _ANEW)(ends[rows_r], ends[rows_r + 1])
+        done = advised(begun, _ANEW)
         return lambda: self._padded(done(), lengths)
 
     def _padded(self, flat: np.ndarray, lengths_r: np.ndarray) -> np.ndarray:
