@@ -124,19 +124,18 @@ class Bench:
             **self.corpus(self.data.factbook("passages.jsonl")),
             "EVAL_FILE": self.data.sample(self.data.factbook("test.jsonl")),
         }
-        own = bindings or {}
-        if self._by_heart(own):
-            return self.train(seed, {**asked, "TRAIN_FILE": questions, **own}, *files)
-        asked |= self.taught(seed, questions, passages, before)
-        titles = self.pair.recipe.titles
-        if titles:
-            again: Bindings = {
+        own, run = bindings or {}, ""
+        learnt: Bindings = {"TRAIN_FILE": questions}
+        if not self._by_heart(own):
+            asked |= self.taught(seed, questions, passages, before)
+            run = self.pair.recipe.titles
+        if run:
+            learnt = {
                 "TRAIN_FILE": passages,
                 "QUESTION_FILE": questions,
                 "EvalConfig.task": "qa",
             }
-            return self.train(seed, {**asked, **again, **own}, *files, run=titles)
-        return self.train(seed, {**asked, "TRAIN_FILE": questions, **own}, *files)
+        return self.train(seed, {**asked, **learnt, **own}, *files, run=run)
 
     def _by_heart(self, bindings: Bindings) -> bool:
         """Whether a row is closed book and has no lesson before it."""

@@ -68,11 +68,11 @@ class Pair:
         return {**_PRETRAINING, **towers, **self.lengths[task]}
 
 
-def _wide(task: str, own: Bindings) -> Bindings:
-    """Lengths of a pretext task for the mini reader, which reads 190 tokens of a passage."""
+def _wide(own: Bindings) -> Bindings:
+    """Lengths of a task for the mini reader, which reads 190 tokens of a passage."""
     query = own["QUERY_LENGTH"]
     assert isinstance(query, int)
-    return {**own, "TEXT_LENGTH": query + 194, "K": 4}
+    return {**own, "TEXT_LENGTH": query + 194}
 
 
 NANO = Pair(
@@ -116,9 +116,9 @@ MINI = Pair(
     prose={},
     closed_lesson=False,
     joint=False,
-    lengths={task: _wide(task, own) for task, own in _PRETEXT_LENGTHS.items()},
+    lengths={task: {**_wide(own), "K": 4} for task, own in _PRETEXT_LENGTHS.items()},
     short={"QUERY_LENGTH": 32},
-    choice={"QUERY_LENGTH": 96, "TEXT_LENGTH": 96 + 194},
+    choice=_wide({"QUERY_LENGTH": 96}),
     report="claims",
     about="""\
 Each row starts from the [mini pair](../mini.md), which has 31 million parameters: MiniLM finds the
