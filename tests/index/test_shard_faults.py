@@ -21,7 +21,7 @@ from atlas_jax.index import shard_pool, store_build
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.shard_pool import Job, ShardPool
 from atlas_jax.index.shard_writer import Recipe
-from tests.index.test_shards import CONFIG, SMALL, content, records, write
+from tests.index.test_shards import CONFIG, builder, content, records, write
 
 SOME = 20
 
@@ -33,11 +33,7 @@ def tokenizers(reader_tokenizer_file, retriever_tokenizer_file):
 
 @pytest.fixture
 def build(tmp_path, tokenizers):
-    def build(source, name="store"):
-        place = name if "://" in name else tmp_path / name
-        return PassageStore.build(source, place, *tokenizers, CONFIG, STRICT, False, SMALL)
-
-    return build
+    return builder(tmp_path, tokenizers)
 
 
 @pytest.fixture

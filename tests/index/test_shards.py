@@ -30,13 +30,19 @@ def tokenizers(reader_tokenizer_file, retriever_tokenizer_file):
     return Tokenizer.from_file(reader_tokenizer_file), Tokenizer.from_file(retriever_tokenizer_file)
 
 
-@pytest.fixture
-def build(tmp_path, tokenizers):
+def builder(folder, tokenizers):
+    """Builds stores below a folder, or at an address."""
+
     def build(source, name="store", cut=SMALL, rows=STRICT):
-        place = name if "://" in name else tmp_path / name
+        place = name if "://" in name else folder / name
         return PassageStore.build(source, place, *tokenizers, CONFIG, rows, False, cut)
 
     return build
+
+
+@pytest.fixture
+def build(tmp_path, tokenizers):
+    return builder(tmp_path, tokenizers)
 
 
 def records(count=COUNT):
