@@ -90,16 +90,30 @@ def test_by_keyboard_alone(page: Any) -> None:
     assert "Answer" in page.inner_text("#status")
 
 
-def test_an_error_is_told_and_what_was_there_stays(page: Any, server: Server) -> None:
+FOUND = 'event: passages\ndata: {"index": 0, "question": "x", "passages": []}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "words"),
+    [
+        (429, "application/problem+json", '{"detail": "64 questions are waiting"}',
+         "64 questions are waiting"),
+        # The server was killed: before anything was found, and while the answer was written.
+        (200, "text/event-stream", "", "the connection ended before the answer was complete"),
+        (200, "text/event-stream", FOUND, "the connection ended before the answer was complete"),
+    ],
+)  # fmt: skip
+def test_an_error_is_told_and_what_was_there_stays(
+    page: Any, status: int, kind: str, body: str, words: str
+) -> None:
     ask(page)
     before = ids(page)
     page.route("**/v1/answers", lambda route: route.fulfill(
-        status=429, content_type="application/problem+json",
-        body='{"detail": "64 questions are waiting; ask again in 2 s"}',
+        status=status, content_type=kind, body=body,
     ))  # fmt: skip
     page.click(f"{NOW} [data-do=cross] >> nth=0")
     page.wait_for_selector(".problem")
-    assert "64 questions are waiting" in page.inner_text("[role=alert]")
+    assert words in page.inner_text("[role=alert]")
     assert ids(page) == before
 
 

@@ -1,6 +1,7 @@
 // Talks to the server: JSON, server-sent events, and the API key of this tab.
 
 const KEY = "atlas-jax-key";
+const CUT_OFF = "the connection ended before the answer was complete; ask again.";
 
 export class Problem extends Error {
   constructor(detail, status) {
@@ -56,20 +57,31 @@ export async function retrieve(body, signal) {
   return (await post("v1/retrieve", body, signal)).json();
 }
 
-// Calls onEvent(name, data) for each event of the answer.
+// Calls onEvent(name, data) for each event of the answer; fails if the last one does not come.
 export async function answer(body, onEvent, signal) {
   const reply = await post("v1/answers", { ...body, stream: true }, signal);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await read(reader);
+    if (done) throw new Problem(CUT_OFF, 0);
     rest += value;
     let end;
     while ((end = rest.indexOf("\n\n")) >= 0) {
       const [name, data] = rest.slice(0, end).split("\n");
       rest = rest.slice(end + 2);
-      onEvent(name.slice("event: ".length), JSON.parse(data.slice("data: ".length)));
+      const event = name.slice("event: ".length);
+      onEvent(event, JSON.parse(data.slice("data: ".length)));
+      if (event === "done") return;
     }
+  }
+}
+
+async function read(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(CUT_OFF, 0);
   }
 }
