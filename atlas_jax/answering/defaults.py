@@ -16,7 +16,7 @@ from atlas_jax.tasks.base import Task
 from atlas_jax.tasks.registry import task_class
 
 Config = TypeVar("Config")
-Reading = TypeVar("Reading", bound=ReadConfig)
+AnyRead = TypeVar("AnyRead", bound=ReadConfig)
 Fields = Mapping[str, Any]
 
 
@@ -43,7 +43,7 @@ class Defaults:
         made = settled(StoreConfig, self.expects.store, told, self.most)
         return made.fitted(LONGEST if self.most is None else self.most)
 
-    def read(self, config: type[Reading], told: Fields) -> Reading:
+    def read(self, config: type[AnyRead], told: Fields) -> AnyRead:
         """How much of the passages is read: a `ReadConfig`, or a `StepConfig`."""
         return settled(config, self.expects.reading, told)
 

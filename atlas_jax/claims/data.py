@@ -3,15 +3,12 @@
 import collections
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import JsonObject, read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_splits import draw_few_shot, stable_random
 from atlas_jax.demo.factbook_variants import cut_again, found_again, reworded
-
-Record = dict[str, Any]
 
 
 class Data:
@@ -59,7 +56,7 @@ class Data:
           fields: only rows with these values are drawn.
         """
 
-        def draw() -> list[Record]:
+        def draw() -> list[JsonObject]:
             rows = [r for r in _read(path) if all(r.get(n) == v for n, v in fields.items())]
             count = min(self.questions, len(rows))
             places = stable_random("claims", _name(path)).sample(range(len(rows)), count)
@@ -78,7 +75,7 @@ class Data:
     def of_edition(self, path: Path, edition: str) -> Path:
         """Rows of `temporal` as questions with the answers and passages of one edition."""
 
-        def draw() -> list[Record]:
+        def draw() -> list[JsonObject]:
             own = {"answers": f"answers_{edition}", "gold": f"gold_{edition}"}
             return [
                 {"question": row["question"], **{ours: row[theirs] for ours, theirs in own.items()}}
@@ -90,7 +87,7 @@ class Data:
     def about(self, passages: Path, questions: Path) -> Path:
         """The passages with a title that one of the questions is about."""
 
-        def draw() -> list[Record]:
+        def draw() -> list[JsonObject]:
             titles = {row["title"] for row in _read(questions)}
             return [row for row in _read(passages) if row["title"] in titles]
 
@@ -103,8 +100,8 @@ class Data:
           UserError: a label has too few rows.
         """
 
-        def draw() -> list[Record]:
-            by_label: dict[str, list[Record]] = collections.defaultdict(list)
+        def draw() -> list[JsonObject]:
+            by_label: dict[str, list[JsonObject]] = collections.defaultdict(list)
             for row in _read(path):
                 by_label[row["label"]].append(row)
             for label, rows in by_label.items():
@@ -124,7 +121,7 @@ class Data:
         """
         count = factbook.FEW_SHOT
 
-        def draw() -> list[Record]:
+        def draw() -> list[JsonObject]:
             rows = [row for row in _read(path) if 0 < (row.get("bm25_rank") or 0) <= 5]
             if len(rows) < count:
                 raise UserError(f"{path}: {len(rows)} questions have a bm25_rank of 5 or less")
@@ -144,7 +141,7 @@ class Data:
         )
         return cut, asked
 
-    def _write(self, name: str, draw: Callable[[], list[Record]]) -> Path:
+    def _write(self, name: str, draw: Callable[[], list[JsonObject]]) -> Path:
         """Draw and write a file, once in a process."""
         path = self._folder / f"{name}.jsonl"
         if path not in self._made:
@@ -153,7 +150,7 @@ class Data:
         return path
 
 
-def _read(path: Path) -> list[Record]:
+def _read(path: Path) -> list[JsonObject]:
     return [record for _, record in read_jsonl(path)]
 
 

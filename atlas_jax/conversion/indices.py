@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, RowsConfig, write_jsonl
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.objects import Objects
 from atlas_jax.core.paths import check_output_file, check_output_folder
 from atlas_jax.core.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ from atlas_jax.index.new_index import new_index
 from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_build import MANIFEST
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.interop.atlas_corpus import IndexShards, Record, read_passages
+from atlas_jax.interop.atlas_corpus import IndexShards, read_passages
 from atlas_jax.models.assembly import load_retriever, load_tokenizers
 from atlas_jax.models.config import ModelSpec
 from atlas_jax.models.fingerprint import encoder_hash
@@ -114,7 +115,7 @@ def _write_corpus(corpus: Path, shards: IndexShards) -> None:
     """
     hashes = array.array("Q")
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[PassageFields]:
         for shard in range(shards.count):
             for record in shards.passages(shard):
                 hashes.append(hash_id(record["id"]))

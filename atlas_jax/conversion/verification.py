@@ -69,7 +69,7 @@ class Verifier:
             result.update(_differences(prefix, ours, theirs, tokens))
         return result
 
-    def _reader(self, part: Part, folder: Path | None) -> torch_side.Source:
+    def _reader(self, part: Part, folder: Path | None) -> torch_side.TheirModel:
         if folder is not None:
             return folder
         if self._released:
@@ -77,7 +77,7 @@ class Verifier:
         names = t5_names.huggingface_names(part.config)
         return huggingface.t5_json(part), encoders.to_huggingface(part.tensors, names)
 
-    def _tower(self, part: Part, folder: Path | None, tower: str) -> torch_side.Source:
+    def _tower(self, part: Part, folder: Path | None, tower: str) -> torch_side.TheirModel:
         if folder is not None:
             return folder if tower == "encoder" else folder / tower
         plain = {**part.config, "released_layer_norm": False}
@@ -89,7 +89,7 @@ class Verifier:
         state = encoders.to_huggingface(below, encoders.tower_names(part.config))
         return encoders.encoder_json(plain), state
 
-    def _model(self, part: Part, folder: Path | None) -> torch_side.Source:
+    def _model(self, part: Part, folder: Path | None) -> torch_side.TheirModel:
         if folder is not None:
             return folder
         names = encoders.model_names(part.config)
@@ -102,7 +102,7 @@ Layers = dict[str, np.ndarray]
 
 
 def _t5(
-    part: Part, theirs: torch_side.Source, tokens: np.ndarray, rng: np.random.Generator
+    part: Part, theirs: torch_side.TheirModel, tokens: np.ndarray, rng: np.random.Generator
 ) -> tuple[str, Layers, Layers]:
     decoder_input = rng.integers(1, part.config["vocab_size"], (2, _TARGET)).astype(np.int32)
     decoder_input[:, 0] = 0
@@ -119,7 +119,7 @@ def _t5(
 
 
 def _tower(
-    part: Part, theirs: torch_side.Source, tower: str, tokens: np.ndarray
+    part: Part, theirs: torch_side.TheirModel, tower: str, tokens: np.ndarray
 ) -> tuple[str, Layers, Layers]:
     config = RetrieverConfig(**{**part.config, "dtype": "float32"})
     model = DualEncoder(config)
@@ -132,7 +132,7 @@ def _tower(
 
 
 def _encoder(
-    part: Part, theirs: torch_side.Source, tokens: np.ndarray
+    part: Part, theirs: torch_side.TheirModel, tokens: np.ndarray
 ) -> tuple[str, Layers, Layers]:
     config = EncoderModelConfig(**{**part.config, "dtype": "float32"})
     params = _arrays(part, "")

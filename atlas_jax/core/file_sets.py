@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import STRICT, Part, RowsConfig, raw_lines
-from atlas_jax.core.layouts import PASSAGES, Fields, Layout, read_layout
+from atlas_jax.core.jsonl import STRICT, JsonObject, Part, RowsConfig, raw_lines
+from atlas_jax.core.layouts import PASSAGES, Layout, read_layout
 from atlas_jax.core.paths import as_path, is_remote
 
 RECORDS = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".csv", ".csv.gz")
@@ -23,7 +23,7 @@ WORDS = 100  # approximate length of a passage cut from a text
 
 Place = tuple[str, int]  # file and line
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Check = Callable[[str, int, Fields, Layout | None], None]
+Check = Callable[[str, int, JsonObject, Layout | None], None]
 
 _HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$")
 _SHARD = re.compile(r"(?P<stem>.*-)\d{5}-of-(?P<all>\d{5})(?P<suffix>\..*)?")
@@ -89,7 +89,7 @@ def _whole_sets(files: list[str]) -> list[str]:
 
 def read_passages(
     path: Paths, check: Check | None = None, rows: RowsConfig = STRICT
-) -> Iterator[tuple[Place, Fields]]:
+) -> Iterator[tuple[Place, JsonObject]]:
     """Yield `((file, line), record)` of every passage in the files of `passage_files`.
 
     The id of a passage from a text file is the file's path in the folder, `#` and a number.
@@ -117,7 +117,7 @@ def read_files(
     check: Check | None = None,
     rows: RowsConfig = STRICT,
     part: Part | None = None,
-) -> Iterator[tuple[Place, Fields]]:
+) -> Iterator[tuple[Place, JsonObject]]:
     """`read_passages` of some of the files.
 
     Args:
@@ -133,7 +133,7 @@ def read_files(
                 yield (file, line), record
             continue
 
-        def check_record(line: int, record: Fields, layout: Layout, file: str = file) -> None:
+        def check_record(line: int, record: JsonObject, layout: Layout, file: str = file) -> None:
             if check is not None:
                 check(file, line, record, layout)
 
@@ -154,13 +154,13 @@ def _begins_with_an_object(file: str) -> bool:
     return False
 
 
-def _passages_of_text(file: str, name: str) -> Iterator[tuple[int, Fields]]:
+def _passages_of_text(file: str, name: str) -> Iterator[tuple[int, JsonObject]]:
     """Passages of a text: a heading begins a new one, paragraphs fill it."""
     title = re.sub(r"\.(md|markdown|txt)$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
     section, first, number = "", 0, 0
     words: list[str] = []
 
-    def made() -> tuple[int, Fields]:
+    def made() -> tuple[int, JsonObject]:
         record = {"id": f"{name}#{number}", "title": title, "section": section}
         return first, {**record, "text": " ".join(words)}
 

@@ -20,8 +20,9 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.paths import input_file, utf8_text
 from atlas_jax.core.whole import whole_file
 
+JsonObject = dict[str, Any]  # what one line holds
 FieldTypes = Mapping[str, type | tuple[type, ...]]
-Check = Callable[[int, dict[str, Any]], None]
+Check = Callable[[int, JsonObject], None]
 
 _MAX_REPORTS = 20  # broken lines of a file that are reported one by one
 

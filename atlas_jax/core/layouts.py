@@ -19,6 +19,7 @@ from atlas_jax.core.jsonl import (
     STRICT,
     BrokenRows,
     FieldTypes,
+    JsonObject,
     Part,
     RowsConfig,
     check_fields,
@@ -27,7 +28,8 @@ from atlas_jax.core.jsonl import (
 )
 from atlas_jax.core.paths import as_path
 
-Fields = dict[str, Any]
+# A passage as a store has it: the fields id, title, section and text.
+PassageFields = dict[str, str]
 
 _LONGEST_VALUE = 1 << 24  # characters in a table's value; by default csv stops at 2**17
 
@@ -57,7 +59,7 @@ class Layout:
     table: bool = False
     columns: tuple[str, ...] = ()
     repeats: bool = False
-    settle: Callable[[Fields, str], Fields] | None = None
+    settle: Callable[[JsonObject, str], JsonObject] | None = None
 
     def fits(self, raw: Mapping[str, Any]) -> bool:
         """Whether a record has the fields by which this layout is recognised."""
@@ -66,7 +68,7 @@ class Layout:
             name in raw and isinstance(raw[name], kind) for name, kind in self.told_by.items()
         )
 
-    def convert(self, raw: Mapping[str, Any], where: str) -> Fields:
+    def convert(self, raw: Mapping[str, Any], where: str) -> JsonObject:
         """The record with our fields; unknown fields stay as they are.
 
         Raises:
@@ -78,7 +80,7 @@ class Layout:
         return self.settle(record, where) if self.settle else record
 
 
-def _title_and_text(record: Fields, where: str) -> Fields:
+def _title_and_text(record: JsonObject, where: str) -> JsonObject:
     """Split FlashRAG's `contents`: the first of several lines is the title, perhaps in quotes."""
     first, line_break, rest = record["text"].partition("\n")
     if not line_break or not rest.strip():
@@ -93,7 +95,7 @@ def _context_id(context: str) -> str:
     return hashlib.blake2b(context.encode("utf-8"), digest_size=8).hexdigest()
 
 
-def _squad_passage(record: Fields, where: str) -> Fields:
+def _squad_passage(record: JsonObject, where: str) -> JsonObject:
     """The context of a question; several questions may give the same passage."""
     return {
         "id": _context_id(record["text"]),
@@ -102,7 +104,7 @@ def _squad_passage(record: Fields, where: str) -> Fields:
     }
 
 
-def _squad_question(record: Fields, where: str) -> Fields:
+def _squad_question(record: JsonObject, where: str) -> JsonObject:
     """A question with its context as gold passage, and as the passage that the file gives."""
     answers, context = record.pop("answers"), record.pop("context")
     check_fields(answers, {"text": list}, {}, f"{where}: field 'answers'")
@@ -111,7 +113,7 @@ def _squad_question(record: Fields, where: str) -> Fields:
     return {**record, "answers": accepted, "gold": [passage["id"]], "passages": [passage]}
 
 
-def _listed_answers(record: Fields, where: str) -> Fields:
+def _listed_answers(record: JsonObject, where: str) -> JsonObject:
     """Answers as DPR writes them: a Python list."""
     try:
         answers = ast.literal_eval(record["answers"])
@@ -194,10 +196,10 @@ QUESTIONS = (
 def read_layout(
     path: str | os.PathLike[str],
     layouts: Sequence[Layout],
-    check: Callable[[int, Fields, Layout], None] | None = None,
+    check: Callable[[int, JsonObject, Layout], None] | None = None,
     rows: RowsConfig = STRICT,
     part: Part | None = None,
-) -> Iterator[tuple[int, Fields]]:
+) -> Iterator[tuple[int, JsonObject]]:
     """Yield `(line, record)` of a data file, the record with our fields.
 
     Another layout than ours is reported in one line on stderr.
@@ -218,10 +220,10 @@ def read_layout(
     found: list[Layout] = []
     if part is not None and part.start and (first := layout_of(path, layouts)):
         found.append(first)
-    made: list[Fields] = []
+    made: list[JsonObject] = []
     seen: set[str] = set()
 
-    def take(number: int, raw: Fields) -> None:
+    def take(number: int, raw: JsonObject) -> None:
         made.clear()
         if not found and (fitting := [layout for layout in usable if layout.fits(raw)]):
             found.append(fitting[0])
@@ -269,9 +271,9 @@ def _tell(path: str | os.PathLike[str], layout: Layout) -> None:
 def _read_table(
     path: str | os.PathLike[str],
     columns: tuple[str, ...],
-    check: Callable[[int, Fields], None],
+    check: Callable[[int, JsonObject], None],
     policy: RowsConfig,
-) -> Iterator[tuple[int, Fields]]:
+) -> Iterator[tuple[int, JsonObject]]:
     """Rows of tab-separated values with CSV's quotes, each with the number of its last line.
 
     Raises:
@@ -304,7 +306,7 @@ def _read_table(
     broken.tell()
 
 
-def _row(row: list[str], columns: tuple[str, ...], where: str) -> Fields:
+def _row(row: list[str], columns: tuple[str, ...], where: str) -> JsonObject:
     if len(row) != len(columns):
         raise UserError(
             f"{where}: a row of {len(row)} values, separated by tabs, where {len(columns)} were "

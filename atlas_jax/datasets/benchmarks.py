@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, RowsConfig, read_jsonl, text_lines
-from atlas_jax.datasets.convert import Dataset, Part, Row, filled, single
+from atlas_jax.core.jsonl import BrokenRows, JsonObject, RowsConfig, read_jsonl, text_lines
+from atlas_jax.datasets.convert import Dataset, Part, filled, single
 
 
-def _fever(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _fever(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     fields: Any = {"id": int, "claim": str}
 
-    def check(number: int, raw: Row) -> None:
+    def check(number: int, raw: JsonObject) -> None:
         filled(raw["claim"], f"{paths[0]}:{number}: field 'claim'")
 
     return single(
@@ -42,7 +42,7 @@ FEVER = Dataset(
 _GRADE = re.compile(r"\s*-?[0-9]{1,9}\s*")
 
 
-def _mmlu(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _mmlu(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     for path in paths:
         split = path.parent.name
         subject = path.stem.removesuffix(f"_{split}")
@@ -60,7 +60,7 @@ def _mmlu(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
         broken.tell()
 
 
-def _mmlu_row(row: list[str], row_id: str, subject: str, where: str) -> Row:
+def _mmlu_row(row: list[str], row_id: str, subject: str, where: str) -> JsonObject:
     if len(row) != 6 or row[5] not in tuple("ABCD"):
         raise UserError(
             f"{where}: expected six columns: the question, four options and a letter from A to D"
@@ -105,11 +105,11 @@ _KILT_ROWS = {
 }  # fmt: skip
 
 
-def _kilt(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _kilt(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     """The rows as they are, for `kilt` reads them; checked, without what nothing reads."""
     fields: Any = {"id": (str, int), "input": str}
 
-    def check(number: int, raw: Row) -> None:
+    def check(number: int, raw: JsonObject) -> None:
         if not raw["input"].strip():
             raise UserError(
                 f"{paths[0]}:{number}: field 'input' is empty: KILT publishes TriviaQA without its "
@@ -135,7 +135,7 @@ KILT = Dataset(
 )
 
 
-def _beir_corpus(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _beir_corpus(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     fields: Any = {"_id": (str, int), "text": str}
     for _, raw in read_jsonl(paths[0], fields, {"title": str}, rows=rows):
         title, text = raw.get("title") or "", raw["text"]
@@ -144,7 +144,7 @@ def _beir_corpus(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[R
         yield (kept,) if kept["text"].strip() else ()
 
 
-def _beir_queries(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _beir_queries(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     grades = _qrels(paths[1], rows)
     fields: Any = {"_id": (str, int), "text": str}
     for _, raw in read_jsonl(paths[0], fields, rows=rows):

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, RowsConfig, raw_lines, read_jsonl, text_lines
-from atlas_jax.datasets.convert import Dataset, Part, Read, Row, filled
+from atlas_jax.core.jsonl import (
+    BrokenRows,
+    JsonObject,
+    RowsConfig,
+    raw_lines,
+    read_jsonl,
+    text_lines,
+)
+from atlas_jax.datasets.convert import Dataset, Part, Read, filled
 
 _Columns = Mapping[str, str]  # our field -> the table's column
 
@@ -38,7 +45,7 @@ class _Table:
     no_label: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
 
-    def read(self, paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    def read(self, paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
         """The rows of one table; see `convert.Read`."""
         path = paths[0]
         broken, names, count = BrokenRows(path, rows), list(self.unnamed), 0
@@ -59,7 +66,7 @@ class _Table:
             count += 1
         broken.tell()
 
-    def _row(self, names: Sequence[str], values: Sequence[str], where: str) -> Row:
+    def _row(self, names: Sequence[str], values: Sequence[str], where: str) -> JsonObject:
         cells = dict(zip(names, values, strict=False))
         for column in (*self.columns.values(), self.label):
             if column in names and column not in cells:
@@ -86,7 +93,7 @@ def _numbered(name: str, labels: Sequence[str]) -> Read:
     """LM-BFF's tables of the number of a label and a text."""
     known = {str(number): label for number, label in enumerate(labels)}
 
-    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
         path, broken = paths[0], BrokenRows(paths[0], rows)
         lines = csv.reader(text_lines(path))
         try:
@@ -108,7 +115,7 @@ def _numbered(name: str, labels: Sequence[str]) -> Read:
     return read
 
 
-def _trec(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _trec(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     """TREC's own files: `DESC:manner How did serfdom develop ...`, in Latin-1."""
     path, broken = paths[0], BrokenRows(paths[0], rows)
     for number, raw in raw_lines(path):
@@ -124,11 +131,11 @@ def _trec(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
     broken.tell()
 
 
-def _snli(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _snli(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     """SNLI's own files; lines without an agreed label are left out, as everywhere."""
     names: Any = dict.fromkeys(("sentence1", "sentence2", "gold_label"), str)
 
-    def check(number: int, raw: Row) -> None:
+    def check(number: int, raw: JsonObject) -> None:
         if raw["gold_label"] != "-":
             _known(raw["gold_label"], _ENTAILMENT, f"{paths[0]}:{number}: field 'gold_label'")
 

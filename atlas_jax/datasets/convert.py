@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import STRICT, BrokenRows, RowsConfig, atomic_text, raw_lines
+from atlas_jax.core.jsonl import STRICT, BrokenRows, JsonObject, RowsConfig, atomic_text, raw_lines
 from atlas_jax.core.paths import (
     as_path,
     check_output_file,
@@ -29,13 +29,12 @@ from atlas_jax.datasets.checksums import NOTES, note, read_checksums, read_notes
 from atlas_jax.datasets.passage_rules import (
     AS_PUBLISHED,
     PassageRules,
-    Row,
     as_line,
     without_duplicates,
 )
 
 # The published rows in order, each as the rows made from it (none, one or several).
-Read = Callable[[Sequence[Path], RowsConfig], Iterator[Sequence[Row]]]
+Read = Callable[[Sequence[Path], RowsConfig], Iterator[Sequence[JsonObject]]]
 
 PASSAGES, LEAKS = "passages.jsonl", "leaks.jsonl"
 
@@ -52,9 +51,9 @@ class ByLine:
         a UserError that begins with this.
     """
 
-    rows_of: Callable[[str, str], Sequence[Row] | None]
+    rows_of: Callable[[str, str], Sequence[JsonObject] | None]
 
-    def __call__(self, paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    def __call__(self, paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
         """Read all files in their order."""
         for path in paths:
             broken = BrokenRows(path, rows)
@@ -68,7 +67,7 @@ class ByLine:
                     yield made
             broken.tell()
 
-    def parsed(self, raw: bytes, where: str) -> Sequence[Row] | None:
+    def parsed(self, raw: bytes, where: str) -> Sequence[JsonObject] | None:
         """The rows made from the bytes of a line; None if it is blank or no published row.
 
         Raises:
@@ -342,8 +341,8 @@ def _read(
 
 
 def _ruled(
-    published: Iterable[Sequence[Row]], rules: PassageRules, leaks: TextIO | None
-) -> Iterator[Sequence[Row]]:
+    published: Iterable[Sequence[JsonObject]], rules: PassageRules, leaks: TextIO | None
+) -> Iterator[Sequence[JsonObject]]:
     """The rows as the rules leave them; those that leak are reported."""
     for rows in published:
         kept = []
@@ -375,7 +374,7 @@ def _save(note: Path, file: Any, done: _Progress) -> None:
         json.dump(dataclasses.asdict(done), out)
 
 
-def single(rows: Iterable[Row]) -> Iterator[Sequence[Row]]:
+def single(rows: Iterable[JsonObject]) -> Iterator[Sequence[JsonObject]]:
     """Make one row from each published row."""
     return ((row,) for row in rows)
 

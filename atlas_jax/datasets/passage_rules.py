@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core import bounds
+from atlas_jax.core.jsonl import JsonObject
 
-Row = dict[str, Any]
 # A line of the report on a passage that leaks; None for one that does not.
-LeakTest = Callable[[Row], Row | None]
+LeakTest = Callable[[JsonObject], JsonObject | None]
 Rank = tuple[int, str, str]  # length of the id, id, line
 
 _TEXTS = ("title", "section", "text")
@@ -67,7 +67,7 @@ class PassageRules:
         told = {name: v for name, v in dataclasses.asdict(self.config).items() if v}
         return told | ({"leaks": self.leak_rule} if self.leak else {})
 
-    def apply(self, row: Row) -> tuple[Row | None, Row | None]:
+    def apply(self, row: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:
         """The passage as it is written, or None; and its line of the report if it leaks."""
         kept = cleaned(row, self.config)
         report = self.leak(kept) if kept is not None and self.leak is not None else None
@@ -77,7 +77,7 @@ class PassageRules:
 AS_PUBLISHED = PassageRules()
 
 
-def cleaned(row: Row, config: PassagesConfig) -> Row | None:
+def cleaned(row: JsonObject, config: PassagesConfig) -> JsonObject | None:
     """The passage cleaned as the config says; None if it has too few words."""
     if config.clean:
         row = {k: _clean_text(v) if k in _TEXTS else v for k, v in row.items()}
@@ -92,18 +92,18 @@ def _clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
-def as_line(row: Row) -> str:
+def as_line(row: JsonObject) -> str:
     """The passage as a line of jsonl, without the line's end."""
     return json.dumps(row, ensure_ascii=False)
 
 
-def digest(row: Row) -> bytes:
+def digest(row: JsonObject) -> bytes:
     """16 bytes that duplicates share: the BLAKE2 hash of title and text."""
     both = (" ".join((row.get(name) or "").split()).casefold() for name in ("title", "text"))
     return hashlib.blake2b("\0".join(both).encode("utf-8"), digest_size=16).digest()
 
 
-def rank(row: Row, line: str) -> Rank:
+def rank(row: JsonObject, line: str) -> Rank:
     """Orders duplicates: the smallest one stays. The line decides between equal ids."""
     return len(str(row["id"])), str(row["id"]), line
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import FieldTypes, check_fields, parse_record
-from atlas_jax.datasets.convert import ByLine, Dataset, Part, Row
+from atlas_jax.core.jsonl import FieldTypes, JsonObject, check_fields, parse_record
+from atlas_jax.datasets.convert import ByLine, Dataset, Part
 
 WORDS = 100  # of a passage of KILT's pages, at most
 
@@ -16,7 +16,7 @@ _BULLET = re.compile(r"^BULLET::::(?:- )?")
 _KILT_FIELDS: FieldTypes = {"wikipedia_id": (str, int), "wikipedia_title": str, "text": list}
 
 
-def _dpr_rows(line: str, where: str) -> Sequence[Row] | None:
+def _dpr_rows(line: str, where: str) -> Sequence[JsonObject] | None:
     csv.field_size_limit(sys.maxsize)
     try:
         row = next(csv.reader([f"{line}\n"], delimiter="\t"))
@@ -25,7 +25,7 @@ def _dpr_rows(line: str, where: str) -> Sequence[Row] | None:
     return None if row == ["id", "text", "title"] else [_dpr_passage(row, where)]
 
 
-def _dpr_passage(row: list[str], where: str) -> Row:
+def _dpr_passage(row: list[str], where: str) -> JsonObject:
     if any("\n" in value for value in row):
         raise UserError(f"{where}: a quotation mark that is not closed joins several rows to one")
     if len(row) != 3:
@@ -36,7 +36,7 @@ def _dpr_passage(row: list[str], where: str) -> Row:
     return {"id": row[0], "title": row[2], "text": row[1]}
 
 
-def _kilt_rows(line: str, where: str) -> Sequence[Row]:
+def _kilt_rows(line: str, where: str) -> Sequence[JsonObject]:
     page = parse_record(line.encode("utf-8"), where)
     check_fields(page, _KILT_FIELDS, {}, where)
     if not all(isinstance(text, str) for text in page["text"]):
@@ -44,7 +44,7 @@ def _kilt_rows(line: str, where: str) -> Sequence[Row]:
     return page_passages(str(page["wikipedia_id"]), page["wikipedia_title"], page["text"])
 
 
-def page_passages(page_id: str, title: str, paragraphs: Sequence[str]) -> list[Row]:
+def page_passages(page_id: str, title: str, paragraphs: Sequence[str]) -> list[JsonObject]:
     """Passages of up to `WORDS` words of one section each; their ids are `page_id:number`.
 
     Args:
@@ -59,7 +59,7 @@ def page_passages(page_id: str, title: str, paragraphs: Sequence[str]) -> list[R
             sections.append((heading["name"].replace(":", " - "), []))
         elif text and not (number == 0 and text == title):
             sections[-1][1].extend(text.split())
-    passages: list[Row] = []
+    passages: list[JsonObject] = []
     for section, words in sections:
         for start in range(0, len(words), WORDS):
             passages.append(

@@ -8,15 +8,15 @@ from typing import Any, TextIO
 
 from atlas_jax.core import strict_json
 from atlas_jax.core.errors import UserError, one_line
-from atlas_jax.core.jsonl import BrokenRows, RowsConfig, check_fields, read_jsonl
+from atlas_jax.core.jsonl import BrokenRows, JsonObject, RowsConfig, check_fields, read_jsonl
 from atlas_jax.core.paths import input_file
-from atlas_jax.datasets.convert import Dataset, Part, Read, Row, filled, single, texts
+from atlas_jax.datasets.convert import Dataset, Part, Read, filled, single, texts
 
 _CHUNK = 1 << 20  # characters read at a time
 
 
-def _nq_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
-    def check(number: int, raw: Row) -> None:
+def _nq_rows(path: Path, rows: RowsConfig) -> Iterator[JsonObject]:
+    def check(number: int, raw: JsonObject) -> None:
         filled(raw["question"], f"{path}:{number}: field 'question'")
         texts(raw["answer"], f"{path}:{number}: field 'answer'")
 
@@ -30,7 +30,7 @@ def _nq_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
         }
 
 
-def _trivia_rows(path: Path, rows: RowsConfig) -> Iterator[Row]:
+def _trivia_rows(path: Path, rows: RowsConfig) -> Iterator[JsonObject]:
     split, broken = path.stem.rpartition("-")[2], BrokenRows(path, rows)
     for number, raw in enumerate(stream_list(path, "Data")):
         where = f"{path}: Data[{number}]"
@@ -116,7 +116,7 @@ def _whole(read_rows: Any) -> Read:
 def _chosen(read_rows: Any) -> Read:
     """The rows of the first file whose numbers are in the second one, a JSON list."""
 
-    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
         places: set[int] = set(strict_json.read(paths[1], list[int]))
         for row in read_rows(paths[0], rows):
             yield (_public(row),) if row["place"] in places else ()
@@ -124,7 +124,7 @@ def _chosen(read_rows: Any) -> Read:
     return read
 
 
-def _public(row: Row) -> Row:
+def _public(row: JsonObject) -> JsonObject:
     """The row without its number in the published file, which is only needed for choosing."""
     return {name: value for name, value in row.items() if name != "place"}
 
@@ -174,7 +174,7 @@ TRIVIAQA = Dataset(
 TEMPLAMA_YEARS = ("2017", "2020")
 
 
-def _templama(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _templama(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     """Rows for `temporal`: queries of both years, with both years' answers.
 
     As in Atlas, a fact has changed if the two years have no answer in common.
@@ -202,7 +202,7 @@ def _templama(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]
 
 
 def _check_names(path: Path) -> Any:
-    def check(number: int, raw: Row) -> None:
+    def check(number: int, raw: JsonObject) -> None:
         named = [one.get("name") if isinstance(one, dict) else None for one in raw["answer"]]
         if not all(isinstance(name, str) and name.strip() for name in named) or not named:
             raise UserError(f"{path}:{number}: field 'answer' must hold objects with a 'name'")

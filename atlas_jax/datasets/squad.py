@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import BrokenRows, FieldTypes, RowsConfig, check_fields
-from atlas_jax.datasets.convert import Dataset, Part, Read, Row
+from atlas_jax.core.jsonl import BrokenRows, FieldTypes, JsonObject, RowsConfig, check_fields
+from atlas_jax.datasets.convert import Dataset, Part, Read
 from atlas_jax.datasets.questions import stream_list
 
 _DEV_EVERY = 20  # articles
 
 
-def _articles(path: Path, rows: RowsConfig) -> Iterator[tuple[list[Row], list[Row]]]:
+def _articles(path: Path, rows: RowsConfig) -> Iterator[tuple[list[JsonObject], list[JsonObject]]]:
     """Passages and questions of each article; if asked, a broken article is left out entirely."""
     broken = BrokenRows(path, rows)
     for number, raw in enumerate(stream_list(path, "data")):
@@ -30,7 +30,7 @@ def _articles(path: Path, rows: RowsConfig) -> Iterator[tuple[list[Row], list[Ro
     broken.tell()
 
 
-def _article(raw: Any, name: str, where: str) -> tuple[list[Row], list[Row]]:
+def _article(raw: Any, name: str, where: str) -> tuple[list[JsonObject], list[JsonObject]]:
     passages, questions = [], []
     _check(raw, {"title": str, "paragraphs": list}, where)
     title = urllib.parse.unquote(raw["title"]).replace("_", " ")
@@ -66,7 +66,7 @@ def _check(raw: Any, fields: FieldTypes, where: str) -> None:
     check_fields(raw, fields, {}, where)
 
 
-def _passages(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+def _passages(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
     for path in paths:
         for passages, _ in _articles(path, rows):
             yield passages
@@ -75,7 +75,7 @@ def _passages(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]
 def _questions(dev: bool | None) -> Read:
     """Questions of the dev articles, of the other articles, or (None) of all."""
 
-    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[Row]]:
+    def read(paths: Sequence[Path], rows: RowsConfig) -> Iterator[Sequence[JsonObject]]:
         for number, (_, questions) in enumerate(_articles(paths[0], rows)):
             is_dev = number % _DEV_EVERY == _DEV_EVERY - 1
             yield questions if dev in (None, is_dev) else ()

@@ -7,19 +7,16 @@ from, and the questions to be asked.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import read_passages
-from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import JsonObject, read_jsonl, write_jsonl
 from atlas_jax.core.layouts import QUESTIONS
 from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_splits import stable_random
 from atlas_jax.tasks.base import load_records
 from atlas_jax.tasks.metrics import answer_in_passage
 from atlas_jax.tasks.qa import check_answers
-
-Row = dict[str, Any]
 
 ASKED = "questions_asked.jsonl"
 _FEW = "questions_to_learn_from.jsonl"
@@ -46,7 +43,7 @@ class Asked:
     name: str
 
 
-Source = Callable[[Path, int, int], Asked]
+Prepare = Callable[[Path, int, int], Asked]
 
 
 def world_factbook(folder: Path, seed: int, count: int) -> Asked:
@@ -72,7 +69,7 @@ def world_factbook(folder: Path, seed: int, count: int) -> Asked:
     )
 
 
-def own_files(passages: Path, questions: Path, test: Path | None = None) -> Source:
+def own_files(passages: Path, questions: Path, test: Path | None = None) -> Prepare:
     """Passages and questions of one's own, in any layout of docs/data_formats.md.
 
     Args:
@@ -105,7 +102,7 @@ def own_files(passages: Path, questions: Path, test: Path | None = None) -> Sour
     return source
 
 
-def squad_files(data: Path) -> Source:
+def squad_files(data: Path) -> Prepare:
     """SQuAD-open: 64 questions with `bm25_rank` 5 or less train, those of other articles are asked.
 
     Args:
@@ -124,7 +121,7 @@ def squad_files(data: Path) -> Source:
     return own_files(one("passages"), one("train_64shot"), one("test"))
 
 
-def _with_gold(questions: Sequence[Row], passages: Sequence[Row]) -> list[Row]:
+def _with_gold(questions: Sequence[JsonObject], passages: Sequence[JsonObject]) -> list[JsonObject]:
     """Where a question names no gold passage, those that hold an answer count."""
 
     def holding(answers: Sequence[str]) -> list[str]:
@@ -133,7 +130,7 @@ def _with_gold(questions: Sequence[Row], passages: Sequence[Row]) -> list[Row]:
     return [{**q, "gold": q["gold"] or holding(q["answers"])} for q in questions]
 
 
-def _parted(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+def _parted(rows: Sequence[JsonObject], seed: int) -> tuple[list[JsonObject], list[JsonObject]]:
     """Questions to learn from and the others, drawn by the seed."""
     if len(rows) < 3:
         raise UserError(
@@ -144,7 +141,7 @@ def _parted(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
     return [rows[i] for i in order[:size]], [rows[i] for i in order[size:]]
 
 
-def _questions(path: Path) -> list[Row]:
+def _questions(path: Path) -> list[JsonObject]:
     """The questions of a file, with the fields that the demo's table and swap read."""
     return [
         {
@@ -160,7 +157,7 @@ def _questions(path: Path) -> list[Row]:
     ]  # fmt: skip
 
 
-def _draw(rows: Sequence[Row], count: int) -> list[Row]:
+def _draw(rows: Sequence[JsonObject], count: int) -> list[JsonObject]:
     """Some rows, always the same ones, in the order of the file."""
     if not count or len(rows) <= count:
         return list(rows)
@@ -168,5 +165,5 @@ def _draw(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i] for i in kept]
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path) -> list[JsonObject]:
     return [record for _, record in read_jsonl(path)]

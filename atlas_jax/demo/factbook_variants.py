@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from atlas_jax.core.jsonl import JsonObject
 from atlas_jax.demo.factbook_relations import subject
 from atlas_jax.tasks.metrics import answer_in_passage
 
-Row = dict[str, Any]
 CUT_WORDS = 60
 # Of each relation, a wording that no question file has.
 
@@ -54,13 +54,13 @@ WORDINGS = {
 }
 
 
-def reworded(question: Mapping[str, Any]) -> Row:
+def reworded(question: Mapping[str, Any]) -> JsonObject:
     """A question `{title, relation, ...}` of the Factbook in the other wording."""
     text = WORDINGS[question["relation"]].replace("{}", subject(question["title"]))
     return {**question, "question": text[0].upper() + text[1:]}
 
 
-def cut_again(passages: Iterable[Row], words: int = CUT_WORDS) -> list[Row]:
+def cut_again(passages: Iterable[JsonObject], words: int = CUT_WORDS) -> list[JsonObject]:
     """The texts of each title, joined and cut anew, each piece with about this many words."""
     texts: dict[str, list[str]] = {}
     for passage in passages:
@@ -73,9 +73,11 @@ def cut_again(passages: Iterable[Row], words: int = CUT_WORDS) -> list[Row]:
     ]  # fmt: skip
 
 
-def found_again(questions: Iterable[Row], passages: Sequence[Row]) -> list[Row]:
+def found_again(
+    questions: Iterable[JsonObject], passages: Sequence[JsonObject]
+) -> list[JsonObject]:
     """Questions with the passages of their title that hold an answer as gold; others are left."""
-    by_title: dict[str, list[Row]] = {}
+    by_title: dict[str, list[JsonObject]] = {}
     for passage in passages:
         by_title.setdefault(passage["title"], []).append(passage)
     told = (

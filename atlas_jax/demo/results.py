@@ -1,19 +1,17 @@
 """From predictions files to the figures and samples that the report shows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from atlas_jax.core.jsonl import JsonObject
 from atlas_jax.demo.factbook_splits import stable_random
 from atlas_jax.demo.report import EXACT_MATCH, F1, RECALLS, Sample, exact_match_at, f1_at
 from atlas_jax.tasks.base import Example, Prediction, score_answers, score_retrieval
 from atlas_jax.tasks.metrics import answer_in_passage, best_over_answers, exact_match
 
-Record = dict[str, Any]
-
 _RECALL_AT = tuple(int(name.removeprefix("recall@")) for name in RECALLS)
 
 
-def scores(predictions: Sequence[Record], k: int = 0) -> dict[str, float]:
+def scores(predictions: Sequence[JsonObject], k: int = 0) -> dict[str, float]:
     """Return the table's figures in percent, by the tasks' own measures.
 
     Args:
@@ -39,7 +37,9 @@ def best_read(found: Mapping[str, float], reads: Sequence[int]) -> int:
     return max(reads, key=lambda k: (found[exact_match_at(k)], -k))
 
 
-def samples(predictions: Sequence[Record], count: int, read: int, seed: int = 0) -> list[Sample]:
+def samples(
+    predictions: Sequence[JsonObject], count: int, read: int, seed: int = 0
+) -> list[Sample]:
     """Return some answered questions, drawn by the seed.
 
     Args:
@@ -52,7 +52,7 @@ def samples(predictions: Sequence[Record], count: int, read: int, seed: int = 0)
     return [_sample(prediction, read) for prediction in drawn]
 
 
-def _sample(prediction: Record, read: int) -> Sample:
+def _sample(prediction: JsonObject, read: int) -> Sample:
     """The source is the best-ranked passage with the answer in it, else the first one."""
     answer, passages = prediction["prediction"], prediction["passages"][:read]
     holding = [p for p in passages if answer and answer_in_passage(p["text"], [answer])]

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -24,13 +23,13 @@ from atlas_jax import evaluate, index_command, mini, train_retriever
 from atlas_jax.build_index import main as build_index_main
 from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import JsonObject, read_jsonl, write_jsonl
 from atlas_jax.core.paths import check_output_folder
 from atlas_jax.core.terminal import expand_arguments
 from atlas_jax.demo import factbook
 from atlas_jax.demo.bm25 import bm25_recall
 from atlas_jax.demo.commands import FIND, READ, ROW_NAMES, Commands, Place
-from atlas_jax.demo.corpora import Source, own_files, squad_files, world_factbook
+from atlas_jax.demo.corpora import Prepare, own_files, squad_files, world_factbook
 from atlas_jax.demo.index_swap import choose, judge
 from atlas_jax.demo.paths import nano_checkpoint
 from atlas_jax.demo.plot import write_plot
@@ -49,8 +48,6 @@ INDEX = "index the corpus"
 BEFORE = "retrieval before any training question"
 ASK = "ask"
 SWAP = "change passages of the index"
-
-Record = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _source(options: argparse.Namespace) -> Source:
+def _source(options: argparse.Namespace) -> Prepare:
     """What is read and asked.
 
     Raises:
@@ -137,7 +134,7 @@ def clear(out: Path) -> None:
 def run(
     place: Place,
     recipe: Recipe,
-    source: Source,
+    source: Prepare,
     seed: int,
     bindings: Sequence[str],
     make: bool = True,
@@ -228,9 +225,9 @@ def _asked(mode: str, commands: Commands, stages: Stages) -> ScoreRow:
 def _swap(
     commands: Commands,
     k: int,
-    predictions: Sequence[Record],
-    test: Sequence[Record],
-    passages: Sequence[Record],
+    predictions: Sequence[JsonObject],
+    test: Sequence[JsonObject],
+    passages: Sequence[JsonObject],
     stages: Stages,
 ) -> list[Swap]:
     """Choose passages, change them as a version of the store, ask again, and change them back."""
@@ -265,7 +262,7 @@ def _untrained(place: Place, commands: Commands, stages: Stages) -> dict[str, fl
     return scores(_read(found))
 
 
-def _read(path: Path) -> list[Record]:
+def _read(path: Path) -> list[JsonObject]:
     return [record for _, record in read_jsonl(path)]
 
 

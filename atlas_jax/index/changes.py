@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.objects import Objects, place_of
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from atlas_jax.index.shard_writer import (
     write_shard,
 )
 from atlas_jax.index.store_build import complete
-from atlas_jax.index.store_files import Record, line_of, normalise
+from atlas_jax.index.store_files import line_of, normalise
 from atlas_jax.index.versions import (
     Change,
     Version,
@@ -54,7 +55,7 @@ class Batch:
     replace: Sequence[Passage] = ()
     delete: Sequence[str] = ()
 
-    def records(self) -> tuple[list[Record], list[Record]]:
+    def records(self) -> tuple[list[PassageFields], list[PassageFields]]:
         """The passages to add and to replace, checked.
 
         Raises:
@@ -170,7 +171,10 @@ def compact(
 
 
 def _rows(
-    store: LivingStore, added: list[Record], replaced: list[Record], deleted: Sequence[str]
+    store: LivingStore,
+    added: list[PassageFields],
+    replaced: list[PassageFields],
+    deleted: Sequence[str],
 ) -> np.ndarray:
     """Rows that go, since they are deleted or replaced."""
     for record in added:
@@ -213,7 +217,7 @@ def _new_name(number: int) -> str:
 def _write_segment(
     directory: Path,
     name: str,
-    records: list[Record],
+    records: list[PassageFields],
     store: LivingStore,
     tokenizers: Mapping[str, Tokenizer],
 ) -> PassageStore:

@@ -18,9 +18,9 @@ from typing import Any
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import Paths, Place, base_of, passage_files, read_files
 from atlas_jax.core.jsonl import STRICT, Part, RowsConfig, lines_before
-from atlas_jax.core.layouts import PASSAGES, Layout, layout_of
+from atlas_jax.core.layouts import PASSAGES, Layout, PassageFields, layout_of
 from atlas_jax.core.paths import as_path, is_remote
-from atlas_jax.index.store_files import Record, check_filled, strings_of
+from atlas_jax.index.store_files import check_filled, strings_of
 
 PART_BYTES = 1 << 25  # of a corpus; about 50,000 passages of a hundred words
 SHARD_ROWS = 1 << 16
@@ -42,7 +42,7 @@ class Unit:
     part: Part | None
     size: int
 
-    def records(self, rows: RowsConfig = STRICT) -> Iterator[tuple[Place, Record]]:
+    def records(self, rows: RowsConfig = STRICT) -> Iterator[tuple[Place, PassageFields]]:
         """File, line and checked record of every passage.
 
         Raises:
@@ -64,7 +64,7 @@ class Unit:
             return self.part
         return self.part._replace(before=lines_before(self.files[0], self.part.start))
 
-    def _read(self, part: Part | None, rows: RowsConfig) -> Iterator[tuple[Place, Record]]:
+    def _read(self, part: Part | None, rows: RowsConfig) -> Iterator[tuple[Place, PassageFields]]:
         for place, record in read_files(self.files, self.base, _check, rows, part):
             yield place, strings_of(record)
 

@@ -14,12 +14,13 @@ from typing import Any, cast
 import numpy as np
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.objects import place_of
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.arrays import JoinedRows, TakenRows
 from atlas_jax.index.passages import Manifest, PassageStore
-from atlas_jax.index.store_files import Record, StoreConfig
+from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.index.versions import (
     FIRST,
     SEGMENTS,
@@ -152,12 +153,15 @@ class LivingStore(PassageStore):
             out[at] = array[self.places_n[at] - start]
         return out
 
-    def passages(self, rows: Sequence[int]) -> list[Record]:
+    def passages(self, rows: Sequence[int]) -> list[PassageFields]:
         """See `PassageStore.passages`."""
         outside = [row for row in rows if not 0 <= row < self.count]
         if outside:
             raise IndexError(f"row {outside[0]} of a store of {self.count} passages")
-        places, found = [self._in_segment(row) for row in rows], dict[tuple[int, int], Record]()
+        places, found = (
+            [self._in_segment(row) for row in rows],
+            dict[tuple[int, int], PassageFields](),
+        )
         for number in {number for number, _ in places}:
             own = [row for at, row in places if at == number]
             records = self.segments[number].passages(own)

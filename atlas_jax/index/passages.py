@@ -19,6 +19,7 @@ from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import Interrupted, UserError
 from atlas_jax.core.file_sets import Paths
 from atlas_jax.core.jsonl import STRICT, RowsConfig
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.objects import Objects, place_of
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import NO_ROW, Passages
@@ -30,7 +31,6 @@ from atlas_jax.index.shards import ShardedFiles
 from atlas_jax.index.store_build import MANIFEST, Cut, build_files, corpus_hash_of, is_built_in
 from atlas_jax.index.store_files import (
     STORE_FORMAT,
-    Record,
     StoreConfig,
     content_hashes,
     line_of,
@@ -201,7 +201,7 @@ class PassageStore:
                 )
         return cls(place_of(directory), manifest)
 
-    def passage(self, row: int) -> Record:
+    def passage(self, row: int) -> PassageFields:
         """The passage of an index row: its id, title, section and text.
 
         Raises:
@@ -209,7 +209,7 @@ class PassageStore:
         """
         return self.passages([row])[0]
 
-    def passages(self, rows: Sequence[int]) -> list[Record]:
+    def passages(self, rows: Sequence[int]) -> list[PassageFields]:
         """The passages of some rows, all read at the same time.
 
         Raises:
@@ -221,10 +221,10 @@ class PassageStore:
         lines = self._files.lines(rows)
         return [self._parsed(row, line) for row, line in zip(rows, lines, strict=True)]
 
-    def _parsed(self, row: int, line: bytes) -> Record:
+    def _parsed(self, row: int, line: bytes) -> PassageFields:
         where = f"{self._files.text_of(row)}: row {row}"
         try:
-            record: Record = strict_json.parse_as(line, _StoredPassage, where)
+            record: PassageFields = strict_json.parse_as(line, _StoredPassage, where)
         except UserError as error:
             raise UserError(f"{error}; remove the store and build it anew") from error
         return record

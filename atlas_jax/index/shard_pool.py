@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from atlas_jax.core.errors import Interrupted
 from atlas_jax.core.jsonl import RowsConfig
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.objects import Objects
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.index.corpus_parts import Unit
 from atlas_jax.index.shard_writer import Recipe, ShardNote, write_shard
-from atlas_jax.index.store_files import Record, StoreConfig
+from atlas_jax.index.store_files import StoreConfig
 
 
 class Job(NamedTuple):
@@ -28,7 +29,7 @@ class Job(NamedTuple):
     """
 
     name: str
-    passages: Unit | Sequence[Record]
+    passages: Unit | Sequence[PassageFields]
     last: bool
 
 

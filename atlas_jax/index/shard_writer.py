@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.objects import Objects, Pending, finish
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ from atlas_jax.core.unique import hash_id
 from atlas_jax.index.arrays import begin_zarr
 from atlas_jax.index.line_hash import LineHash
 from atlas_jax.index.shards import OFFSETS, TEXT, shard_folder
-from atlas_jax.index.store_files import Record, StoreConfig, line_of, token_dtype, token_ids
+from atlas_jax.index.store_files import StoreConfig, line_of, token_dtype, token_ids
 
 UNFINISHED = "unfinished"  # folder of what is removed when the store is whole
 PREFIXES = 1 << 12  # parts of a shard's hashes that can be found at once
@@ -76,7 +77,7 @@ class Tokens(TypedDict):
 
 
 def write_shard(
-    objects: Objects, name: str, records: Sequence[Record], recipe: Recipe, last: bool
+    objects: Objects, name: str, records: Sequence[PassageFields], recipe: Recipe, last: bool
 ) -> ShardNote:
     """Tokenise passages and write them as a shard.
 
@@ -193,7 +194,7 @@ def read_ids(
     ]
 
 
-def _tokenised(records: Sequence[Record], tower: str, recipe: Recipe) -> Tokens:
+def _tokenised(records: Sequence[PassageFields], tower: str, recipe: Recipe) -> Tokens:
     tokenizer, length = recipe.tokenizers[tower], recipe.length(tower)
     values, lengths, cut = [], [], 0
     for start in range(0, len(records), _BATCH):

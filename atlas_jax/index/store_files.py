@@ -14,7 +14,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import Paths, Place, read_passages
 from atlas_jax.core.formats import check_format, fill
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields
-from atlas_jax.core.layouts import Layout
+from atlas_jax.core.layouts import Layout, PassageFields
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.tokenizer import Tokenizer
@@ -25,8 +25,6 @@ _REQUIRED: FieldTypes = {"id": (str, int), "text": str}
 _OPTIONAL: FieldTypes = {"title": str, "section": str}
 LONGEST = 1 << 20  # tokens of a passage, where no model says less
 _BATCH = 1024  # passages per call of a tokenizer
-
-Record = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _fields_of(template: str) -> tuple[str, ...]:
 
 def read_corpus(
     path: Paths, progress: bool, rows: RowsConfig = STRICT
-) -> Iterator[tuple[Place, Record]]:
+) -> Iterator[tuple[Place, PassageFields]]:
     """File, line and checked record of every passage of a file, folder or pattern."""
 
     def check(file: str, line: int, record: Mapping[str, Any], layout: Layout | None) -> None:
@@ -116,14 +114,14 @@ def read_corpus(
         yield place, strings_of(record)
 
 
-def normalise(record: Mapping[str, Any], where: str) -> Record:
+def normalise(record: Mapping[str, Any], where: str) -> PassageFields:
     """The four fields of a passage as strings; an error begins with ``where``."""
     check_fields(record, _REQUIRED, _OPTIONAL, where)
     check_filled(record, where)
     return strings_of(record)
 
 
-def strings_of(record: Mapping[str, Any]) -> Record:
+def strings_of(record: Mapping[str, Any]) -> PassageFields:
     """The four fields of a passage as strings."""
     return {field: "" if record.get(field) is None else str(record[field]) for field in FIELDS}
 
@@ -141,7 +139,7 @@ def check_filled(
             raise UserError(f"{where}: field {(called or {}).get(field, field)!r} is empty")
 
 
-def line_of(record: Record) -> bytes:
+def line_of(record: PassageFields) -> bytes:
     """A passage as its line of a store's text."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
 
@@ -152,7 +150,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def encode(
-    records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
+    records: Sequence[PassageFields], tower: str, config: StoreConfig, tokenizer: Tokenizer
 ) -> np.ndarray:
     """Int32 tokens of some passages for one tower."""
     rows = token_ids(records, tower, config, tokenizer)
@@ -160,7 +158,7 @@ def encode(
 
 
 def token_ids(
-    records: Sequence[Record], tower: str, config: StoreConfig, tokenizer: Tokenizer
+    records: Sequence[PassageFields], tower: str, config: StoreConfig, tokenizer: Tokenizer
 ) -> list[list[int]]:
     """All tokens of some passages for one tower, not cut to a length."""
     texts = [config.text(tower, record) for record in records]

@@ -15,6 +15,7 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import STRICT, FieldTypes, RowsConfig, check_fields, read_jsonl
+from atlas_jax.core.layouts import PassageFields
 from atlas_jax.core.paths import input_file
 from atlas_jax.interop.pickles import load_plain
 from atlas_jax.interop.tensors import Tensor
@@ -24,10 +25,8 @@ _SHARD = re.compile(r"(passages|embeddings)\.(\d+)\.pt$")
 _REQUIRED: FieldTypes = {"id": (str, int), "text": str}
 _OPTIONAL: FieldTypes = {"title": str, "section": str}
 
-Record = dict[str, str]
 
-
-def passage(item: Mapping[str, Any], where: str) -> Record:
+def passage(item: Mapping[str, Any], where: str) -> PassageFields:
     """One record in this project's form; the section becomes part of the title, as in Atlas.
 
     Raises:
@@ -37,7 +36,7 @@ def passage(item: Mapping[str, Any], where: str) -> Record:
     return _record(item)
 
 
-def _record(item: Mapping[str, Any], prefix: str = "") -> Record:
+def _record(item: Mapping[str, Any], prefix: str = "") -> PassageFields:
     title, section = item.get("title") or "", item.get("section") or ""
     # The records of a saved index already have the section in the title.
     if section and not title.endswith(f": {section}"):
@@ -52,7 +51,7 @@ def _record(item: Mapping[str, Any], prefix: str = "") -> Record:
 
 def read_passages(
     files: Sequence[str | Path], prefix_ids: bool = False, rows: RowsConfig = STRICT
-) -> Iterator[Record]:
+) -> Iterator[PassageFields]:
     """Every passage of some jsonl files, plain or .gz, in order.
 
     Args:
@@ -107,7 +106,7 @@ class IndexShards:
                     f"those of shard 0 have {self.width}"
                 )
 
-    def passages(self, shard: int) -> list[Record]:
+    def passages(self, shard: int) -> list[PassageFields]:
         """The records of one shard.
 
         Raises:
@@ -129,7 +128,7 @@ class IndexShards:
             records.append(passage(item, f"{path}: passage {number}"))
         return records
 
-    def at(self, row: int) -> tuple[Record, str]:
+    def at(self, row: int) -> tuple[PassageFields, str]:
         """The passage of a row of the whole index, and a description of its place."""
         for shard, tensor in enumerate(self._embeddings):
             columns = tensor.shape[1]

@@ -16,8 +16,8 @@ from atlas_jax.interop.encoders import class_of
 from atlas_jax.interop.tensors import BFLOAT16, Tensor
 
 EMBEDDING = "embedding"  # a retriever's result, made from its last layer's states
-# Source of a model: a folder, or a config and tensors with Hugging Face's names.
-Source = Path | tuple[dict[str, Any], Mapping[str, Tensor]]
+# A model for PyTorch: a folder, or a config and tensors with Hugging Face's names.
+TheirModel = Path | tuple[dict[str, Any], Mapping[str, Tensor]]
 
 
 def is_installed() -> bool:
@@ -26,7 +26,7 @@ def is_installed() -> bool:
 
 
 def t5_layers(
-    source: Source,
+    source: TheirModel,
     tokens: np.ndarray,
     decoder_input: np.ndarray,
 ) -> dict[str, np.ndarray]:
@@ -62,7 +62,7 @@ def t5_layers(
 
 
 def encoder_layers(
-    source: Source,
+    source: TheirModel,
     tokens: np.ndarray,
     config: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ def encoder_layers(
     return found
 
 
-def _encoder(source: Source, config: Mapping[str, Any]) -> Any:
+def _encoder(source: TheirModel, config: Mapping[str, Any]) -> Any:
     import torch
     import transformers
 
@@ -128,7 +128,7 @@ def _encoder(source: Source, config: Mapping[str, Any]) -> Any:
     return model
 
 
-def _embedding(states: Any, mask: Any, source: Source, config: Mapping[str, Any]) -> np.ndarray:
+def _embedding(states: Any, mask: Any, source: TheirModel, config: Mapping[str, Any]) -> np.ndarray:
     import torch
 
     pooling, normalize = str(config["pooling"]), bool(config["normalize"])
