@@ -24,6 +24,7 @@ from atlas_jax.core.paths import check_output_file
 from atlas_jax.planning.planner import make_plan, tpu_devices
 from atlas_jax.planning.report import show, write_json
 from atlas_jax.planning.run import PROGRAMS
+from atlas_jax.planning.starting import START
 from atlas_jax.training.chips import parse_slice
 
 NOT_FITTING = 3
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--try_meshes", type=int, default=3, help="how many (default: 3)")
     parser.add_argument(
-        "--programs", default="", help=f"of {','.join(PROGRAMS['train'])} (default: the run's own)"
+        "--programs",
+        default="",
+        help=f"of {','.join((*PROGRAMS['train'], START))} (default: the run's own)",
     )
     parser.add_argument("--json", default="", metavar="FILE", help="write the plan there, too")
     return launch(_run, parser, argv, unread=UNREAD)
@@ -75,11 +78,12 @@ def _run(flags: argparse.Namespace) -> int:
     meshes = [_mesh(text, shape) for text in flags.mesh]
     run = from_gin.plan_run(flags.passages)
     programs = flags.programs.split(",") if flags.programs else []
-    unknown = sorted(set(programs) - set(PROGRAMS[run.entry]))
+    known = (*PROGRAMS[run.entry], *((START,) if run.entry == "train" else ()))
+    unknown = sorted(set(programs) - set(known))
     if unknown:
         raise UserError(
             f"--programs: no program of this run ({run.entry}) is called {unknown[0]}; "
-            f"of {', '.join(PROGRAMS[run.entry])}"
+            f"of {', '.join(known)}"
         )
     progress = Console(stderr=True)
     devices = tpu_devices(where, shape.dcn)

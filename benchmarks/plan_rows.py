@@ -5,6 +5,7 @@ import dataclasses
 from atlas_jax.training.chips import Slice, parse_slice
 
 # As the page orders them. `Row` takes any recipe of `gin/runs/`; one more has to be named here.
+PASSAGES = 37_000_000
 RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
 # base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
 SCANNED = ("ReaderConfig.scan_layers=True", "RetrieverConfig.scan_layers=True")
@@ -17,7 +18,8 @@ class Row:
     Attributes:
       where: the slice.
       recipe: of `RECIPES`; it sets batch, k and lengths.
-      mesh: data,fsdp,model; data x fsdp divides the recipe's batch / accumulate.
+      mesh: data,fsdp,model; data x fsdp divides the recipe's batch / accumulate. Of several, one
+        behind the other, the table has the recommended one.
       remat: rematerialisation policy of both models; empty: as shipped.
       accumulate: microbatches per step.
       index: type of the embeddings.
@@ -25,6 +27,9 @@ class Row:
       sequence: with the rules of `gin/mesh/sequence.gin`.
       packed: rows that the passages of a question share; 0 = each has its own.
       fused: with fused attention in reader and retriever.
+      shared: with the rules of `gin/mesh/passages.gin`.
+      passages: rows of the index.
+      programs: that are planned; the first one is compiled on every mesh.
     """
 
     model: str
@@ -38,6 +43,9 @@ class Row:
     sequence: bool = False
     packed: int = 0
     fused: bool = False
+    shared: bool = False
+    passages: int = PASSAGES
+    programs: tuple[str, ...] = ("train", "start")
 
     @property
     def name(self) -> str:
@@ -45,16 +53,27 @@ class Row:
         more = [self.remat, f"accumulate={self.accumulate}" if self.accumulate > 1 else ""]
         more.append(self.index if self.index != "bfloat16" else "")
         more.append(f"passages={self.passage_length}" if self.passage_length else "")
-        more.append("sequence" if self.sequence else "")
+        more += ["sequence"] if self.sequence else ["shared"] if self.shared else []
         more.append(f"packed={self.packed}" if self.packed else "")
         more.append("fused" if self.fused else "")
+        more.append(f"{self.passages:,}" if self.passages != PASSAGES else "")
         return "/".join([self.model, self.recipe, self.where, *filter(None, more)])
 
     @property
     def files(self) -> list[str]:
         """The gin files."""
-        rules = ["mesh/sequence.gin"] if self.sequence else []
+        rules = [f"mesh/{self.rules}.gin"] if self.rules != "standard" else []
         return [f"models/{self.model}.gin", f"runs/{self.recipe}.gin", *rules]
+
+    @property
+    def rules(self) -> str:
+        """Whose rules split the arrays: a file of `gin/mesh/`, or the standard ones."""
+        return "sequence" if self.sequence else "passages" if self.shared else "standard"
+
+    @property
+    def meshes(self) -> list[str]:
+        """The meshes to try."""
+        return self.mesh.split()
 
     @property
     def bindings(self) -> list[str]:

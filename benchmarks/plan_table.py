@@ -29,12 +29,11 @@ from atlas_jax.plan import UNREAD
 from atlas_jax.planning.report import DISAGREEMENT, bounds_json, versions
 from atlas_jax.planning.roofline import Sent, roofline
 from atlas_jax.training.chips import GIB, Slice
-from benchmarks.plan_rows import RECIPES, ROW_LIST, Row
+from benchmarks.plan_rows import PASSAGES, RECIPES, ROW_LIST, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "docs" / "reports"
 ROWS, TABLE = REPORTS / "plan_rows.json", REPORTS / "plan_table.md"
-PASSAGES = 37_000_000
 # What makes figures of a program. Times are none of them: they are recomputed.
 READING = (
     "planning/compiled", "planning/estimate", "planning/flops", "planning/hlo",
@@ -102,7 +101,7 @@ def digest(row: Row) -> str:
     """
     load_gin(row.files, row.bindings, unread=UNREAD)
     limits = (row.slice.chip.hbm_bytes, row.slice.shape, row.slice.closed)
-    whole = (config_text(), row.where, row.mesh, PASSAGES, limits, _reading())
+    whole = (config_text(), row.where, row.mesh, row.passages, limits, _reading())
     clear_gin()
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
 
@@ -127,7 +126,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 def page(rows: dict[str, Any]) -> str:
     """The rows as a page of Markdown: the smallest slices that fit, then all of `ROW_LIST`."""
-    found = _common_versions(rows)
+    found, usual = _common_versions(rows), [row for row in ROW_LIST if row.passages == PASSAGES]
     stale = {
         row.name
         for row in ROW_LIST
@@ -141,7 +140,8 @@ def page(rows: dict[str, Any]) -> str:
         "# What fits where",
         "",
         "`make plan-table` writes this page from `plan_rows.json`. [Does it fit?](../plan.md) says",
-        f"what the columns mean. All rows are of a train step with {PASSAGES:,} passages.",
+        "what the columns mean. All rows of the first two tables are of a train step with",
+        f"{PASSAGES:,} passages.",
         "Sizes are in GiB per chip. Seconds and MFU are bounds: with and without overlap of",
         "products and collectives. A reader input is padded to its full length, or passages",
         "[share rows](../packing.md): as many as those of 170 tokens on average need. Then MFU is",
@@ -168,19 +168,20 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "| model | recipe | slice | index | passage tokens | remat | rules | microbatches "
         "| reads | mesh "
-        "| fits | peak | of | parameters, optimiser | index | temporaries | least s/step "
-        "| bound by | MFU | largest index |",
-        "|---" * 20 + "|",
+        "| fits | peak | of | parameters, optimiser | index | temporaries | start, restart "
+        "| least s/step | bound by | MFU | largest index |",
+        "|---" * 21 + "|",
     ]
-    for row in ROW_LIST:
+    for row in usual:
         given = [row.model, row.recipe, row.where, row.index]
         given += [str(row.passage_length or "shipped"), row.remat or "shipped"]
-        given += ["sequence" if row.sequence else "standard", str(row.accumulate), row.reading]
-        cells = [row.mesh, "not compiled yet", *[""] * 9]
+        given += [row.rules, str(row.accumulate), row.reading]
+        cells = [row.mesh, "not compiled yet", *[""] * 10]
         if row.name in rows:
             cells = _cells(rows[row.name]["plan"])
             cells[1] += ", stale" if row.name in stale else ""
         lines.append("| " + " | ".join((*given, *cells)) + " |")
+    lines += _large(rows)
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."]
     if stale:
         lines += [
@@ -213,7 +214,7 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
     """For each model, recipe and index, and each kind of chip, the smallest slice that fits."""
     kinds: dict[tuple[str, str, str, str], list[tuple[Row, dict[str, Any]]]] = {}
     for row in ROW_LIST:
-        if row.name in rows:
+        if row.name in rows and row.passages == PASSAGES:
             kind = (row.model, row.recipe, row.index, row.slice.chip.name)
             kinds.setdefault(kind, []).append((row, rows[row.name]["plan"]))
     lines = []
@@ -229,7 +230,7 @@ def _smallest(rows: dict[str, Any]) -> list[str]:
             how = [f"{row.accumulate} microbatches"] if row.accumulate > 1 else []
             how += [f"remat {row.remat}"] if row.remat else []
             how += [f"passages of {row.passage_length} tokens"] if row.passage_length else []
-            how += ["mesh/sequence.gin"] if row.sequence else []
+            how += [f"mesh/{row.rules}.gin"] if row.rules != "standard" else []
             how += [row.reading] if row.packed or row.fused else []
             cells = [row.where + (f" ({', '.join(how)})" if how else "")]
             cells += [f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
@@ -292,6 +293,41 @@ def _least(train: dict[str, Any]) -> tuple[str, str]:
     return seconds + mark, " to ".join(f"{share:.0%}" for share in shares) + mark
 
 
+def _mesh(plan: dict[str, Any]) -> str:
+    """The recommended mesh, and what the others that were tried would take."""
+    own: str = plan["programs"][0]["mesh"]
+    others = []
+    for one in plan["tried"]:
+        if one["mesh"] != own:
+            took = f"{_least(one)[0]} s" if one["fits"] else _missing(one)
+            others.append(f"{one['mesh']}: {took}")
+    return own + (f" ({'; '.join(others)})" if others else "")
+
+
+def _large(rows: dict[str, Any]) -> list[str]:
+    """The rows of other numbers of passages: each of their programs, and how they start."""
+    found = [row for row in ROW_LIST if row.passages != PASSAGES and row.name in rows]
+    if not found:
+        return []
+    lines = ["", "## Larger corpora", "",
+             "Peaks are of all that a chip holds while the program runs. `embed` is a batch of a",
+             "refresh, and `search` one of an evaluation. Seconds are for one batch.", "",
+             "| model | recipe | slice | index | passages | mesh | program | fits | peak | of "
+             "| index | least s | bound by |", "|---" * 13 + "|"]  # fmt: skip
+    for row in found:
+        plan = rows[row.name]["plan"]
+        for one in (*plan["programs"], *plan.get("starting", ())):
+            terms = one["bytes_per_chip"] | one.get("resident_bytes_per_chip", {})
+            held = sum(size for name, size in terms.items() if name.startswith("index"))
+            times = _least(one)[0] if "step_seconds" in one else ""
+            cells = [row.model, row.recipe, row.where, row.index, f"{row.passages / 1e6:.0f}M"]
+            cells += [plan["programs"][0]["mesh"], one["program"]]
+            cells += ["yes" if one["fits"] else "no", f"{one['peak_bytes_per_chip'] / GIB:.2f}"]
+            cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", f"{held / GIB:.2f}", times]
+            lines.append("| " + " | ".join([*cells, one.get("binding", "")]) + " |")
+    return lines
+
+
 def _cells(plan: dict[str, Any]) -> list[str]:
     train = plan["programs"][0]
     terms = train["bytes_per_chip"]
@@ -300,10 +336,12 @@ def _cells(plan: dict[str, Any]) -> list[str]:
         return f"{sum(terms.get(name, 0) for name in names) / GIB:.2f}"
 
     fits = "yes" if train["fits"] else _missing(train)
-    cells = [train["mesh"], fits, f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
+    cells = [_mesh(plan), fits, f"{train['peak_bytes_per_chip'] / GIB:.2f}"]
     cells += [f"{plan['hbm_bytes_per_chip'] / GIB:.2f}", gib("parameters", "optimiser")]
     cells += [gib("index embeddings", "index tokens")]
     cells += [gib("temporaries") if _is_compiled(train) else ""]
+    starting = [one["peak_bytes_per_chip"] / GIB for one in plan.get("starting", ())]
+    cells += [", ".join(f"{peak:.2f}" for peak in starting)]
     if "step_seconds" in train:
         seconds, mfu = _least(train)
         cells += [seconds, train["binding"], mfu]
@@ -319,7 +357,8 @@ def _plan(row: Row, seconds: float) -> dict[str, Any] | None:
         target = Path(folder) / "plan.json"
         command = [
             sys.executable, "-m", "atlas_jax.plan", f"--topology={row.where}",
-            f"--passages={PASSAGES}", f"--mesh={row.mesh}", "--programs=train", f"--json={target}",
+            f"--passages={row.passages}", *(f"--mesh={mesh}" for mesh in row.meshes),
+            f"--programs={','.join(row.programs)}", f"--json={target}",
             *(f"--gin_file={file}" for file in row.files),
             *(f"--gin.{binding}" for binding in row.bindings),
         ]  # fmt: skip

@@ -28,8 +28,8 @@ MESH_AXES = ("dcn", *SLICE_AXES)
 
 LOGICAL_AXES = frozenset(
     {
-        "batch", "rows", "passages", "length", "target", "embed", "embedding", "heads", "kv",
-        "joined_kv", "mlp", "vocab", "relpos_buckets", "layers", "index", "unsharded",
+        "batch", "rows", "passages", "length", "source", "target", "embed", "embedding", "heads",
+        "kv", "joined_kv", "mlp", "vocab", "relpos_buckets", "layers", "index", "unsharded",
         "expert", "expert_group", "expert_mlp", "unmodeled",
         # No model here has these; T5X's standard rules name them.
         "abspos_buckets", "stack", "mlp_activations",

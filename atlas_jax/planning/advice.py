@@ -86,6 +86,17 @@ def windowed(work: Work, roof: Roofline, chip: Chip) -> list[str]:
     ]
 
 
+def shared(case: Case, roof: Roofline) -> list[str]:
+    """The mesh whose chips share passages, where a split of heads waits for the network."""
+    split = case.program == "train" and case.mesh.model > 1 and "heads" in dict(case.run.rules)
+    if not split or roof.binding != "network":
+        return []
+    return [
+        f"the network takes longest, with heads split over model = {case.mesh.model}: try "
+        "--gin_file=mesh/passages.gin, where these chips share the passages of a query"
+    ]
+
+
 def _state_advice(case: Case, sizes: dict[str, int]) -> list[str]:
     found, model = [], case.mesh.model
     groups = case.chips // model // case.mesh.expert

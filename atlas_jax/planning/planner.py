@@ -9,14 +9,14 @@ from typing import Any
 from atlas_jax.core import partitioning
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import MESH_AXES, MeshConfig
-from atlas_jax.planning.advice import Case, advise, windowed
+from atlas_jax.planning.advice import Case, advise, shared, windowed
 from atlas_jax.planning.compiled import compile_program, compiler_flops, count_flops
 from atlas_jax.planning.estimate import Memory, Work, largest_index, measure, resident_memory
 from atlas_jax.planning.meshes import candidates
 from atlas_jax.planning.programs import make_program, refused_batch, resident
 from atlas_jax.planning.roofline import Roofline, Wiring, roofline
 from atlas_jax.planning.run import AnyRun
-from atlas_jax.planning.starting import Starting, plan_starting
+from atlas_jax.planning.starting import START, Starting, plan_starting
 from atlas_jax.training.chips import Slice
 
 INSTALL_HINT = (
@@ -128,7 +128,8 @@ def make_plan(
       where: the slice; its chip sets the limits.
       devices: one for each chip of all slices.
       meshes: those to try; none: the `try_meshes` most promising ones.
-      programs: those to compile after the first one; none: all of the run, and how it starts.
+      programs: those to compile after the first one, and `start` for how a training comes to its
+        state; none: all of them.
       report: called with a line before and after each compilation.
       slices: how many of them the data-centre network joins; each mesh has them as `dcn`.
 
@@ -145,7 +146,9 @@ def make_plan(
         for name in rest
         if name in (programs or rest)
     ]
-    starting = () if programs else plan_starting(run, best.mesh, where.chip.hbm_bytes, devices)
+    starting: Sequence[Starting] = ()
+    if not programs or START in programs:
+        starting = plan_starting(run, best.mesh, where.chip.hbm_bytes, devices)
     return Plan(where, run, tried, [best, *others], len(possible), slices, starting)
 
 
@@ -187,6 +190,9 @@ def plan_program(
     if memory.is_whole and any(term.startswith("index") for term in program.terms):
         rows = run.batch_of(name)[1]
         largest = largest_index(memory, chip, where.chips, run.row_bytes, rows)
+    case, hints = Case(name, run, config, devices), list[str]()
+    if work and roof:
+        hints = [*windowed(work, roof, chip), *shared(case, roof)]
     report(f"{name} on {mesh_name(config)}: {'fits' if fits else 'does not fit'}, {seconds:.0f} s")
     return ProgramPlan(
         program=name,
@@ -196,8 +202,8 @@ def plan_program(
         work=work,
         roof=roof,
         largest_index=largest,
-        advice=advise(Case(name, run, config, devices), memory, chip.hbm_bytes),
-        hints=windowed(work, roof, chip) if work and roof else [],
+        advice=advise(case, memory, chip.hbm_bytes),
+        hints=hints,
         warning=refused_batch(name, run, mesh),
         compiler_flops=None if compiled is None else compiler_flops(compiled),
         counted_flops=None if once is None else once / len(devices),

@@ -13,6 +13,8 @@ from atlas_jax.planning.run import AnyRun, Run
 from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.state import abstract_state, state_maker, what_trains
 
+START = "start"  # of the programs that a plan may be asked for
+
 
 @dataclasses.dataclass(frozen=True)
 class Starting:

@@ -52,9 +52,14 @@ def mask_bias(mask: Bool[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with parameters ``query``, ``key``, ``value`` and ``out``."""
+    """Multi-head attention with parameters ``query``, ``key``, ``value`` and ``out``.
+
+    Attributes:
+      reads: logical axis of the positions that are read: `source` of a source, else `length`.
+    """
 
     config: ReaderConfig
+    reads: str = "length"
 
     def setup(self) -> None:
         """Create the four projections, all without bias."""
@@ -76,7 +81,10 @@ class Attention(nn.Module):
 
     def keys_values(self, x_nsd: Float[Array, "n s d"]) -> KeyValue:
         """Project a source, [n, s, d], to keys and values."""
-        return KeyValue(self._split_heads(self.key(x_nsd)), self._split_heads(self.value(x_nsd)))
+        return KeyValue(
+            self._split_heads(self.key(x_nsd), self.reads),
+            self._split_heads(self.value(x_nsd), self.reads),
+        )
 
     def __call__(
         self,
@@ -103,7 +111,7 @@ class Attention(nn.Module):
             adapters.behind_prefix(self, "key", source.key),
             adapters.behind_prefix(self, "value", source.value),
         )
-        q_nhqc = self._split_heads(self.query(x_nqd))
+        q_nhqc = self._split_heads(self.query(x_nqd), "length")
         logits_dtype = jnp.float32 if self.config.float32_attention_logits else q_nhqc.dtype
         logits_nhqs = jnp.einsum(
             "nhqc,nhsc->nhqs", q_nhqc, source.key, preferred_element_type=logits_dtype
@@ -157,10 +165,10 @@ class Attention(nn.Module):
         y = self.out(constrain(y, "batch", "length", "joined_kv"))
         return (y if read.visible_nq1 is None else jnp.where(read.visible_nq1, y, 0)), mass
 
-    def _split_heads(self, x: jax.Array) -> jax.Array:
+    def _split_heads(self, x: jax.Array, positions: str) -> jax.Array:
         n, length, _ = x.shape
         x = x.reshape(n, length, self.config.num_heads, self.config.head_dim)  # head-major columns
-        return constrain(x.transpose(0, 2, 1, 3), "batch", "heads", "length", "kv")
+        return constrain(x.transpose(0, 2, 1, 3), "batch", "heads", positions, "kv")
 
 
 @jax.custom_vjp

@@ -105,7 +105,7 @@ def fuse(
     fused = enc_bgld.reshape(b, rows * length, d)  # all rows of a query become one source
     mask_bs = (tokens != PAD_ID).reshape(b, rows * length)
     copyable_bs = copyable(tokens, model.config).reshape(b, rows * length)
-    return constrain(fused, "batch", "length", "embed"), mask_bs, copyable_bs
+    return constrain(fused, "batch", "source", "embed"), mask_bs, copyable_bs
 
 
 def fused_logits(

@@ -187,7 +187,7 @@ class DecoderLayer(nn.Module):
         self.pre_self_attention_layer_norm = norm(self.config)
         self.self_attention = Attention(self.config)
         self.pre_cross_attention_layer_norm = norm(self.config)
-        self.encoder_decoder_attention = Attention(self.config)
+        self.encoder_decoder_attention = Attention(self.config, reads="source")
         self.pre_mlp_layer_norm = norm(self.config)
         self.mlp = feed_forward(self.config, self.switch)
         self.dropout = dropout(self.config)

@@ -5,9 +5,9 @@ import pytest
 
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.planning import advice
-from atlas_jax.planning.advice import Case, advise, windowed
+from atlas_jax.planning.advice import Case, advise, shared, windowed
 from atlas_jax.planning.estimate import Memory, Work
-from atlas_jax.planning.roofline import roofline
+from atlas_jax.planning.roofline import Roofline, roofline
 from atlas_jax.planning.run import PROGRAMS
 from atlas_jax.training.chips import CHIPS
 from tests.planning.small import tiny_run
@@ -165,3 +165,22 @@ def test_windowed_products_are_forbidden_where_that_pays(
     found = windowed(work, roofline(flops, flops, moved, [], chip), chip)
     assert len(found) == bool(said)
     assert said in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("program", "model", "network", "bindings", "is_said"),
+    [
+        ("train", 2, 2.0, [], True),
+        ("train", 2, 0.5, [], False),
+        ("train", 1, 2.0, [], False),
+        ("search", 2, 2.0, [], False),
+        ("train", 2, 2.0, ["PartitionRules.rules=(('embed', ('fsdp', 'model')),)"], False),
+    ],
+)
+def test_sharing_passages_is_advised_where_split_heads_wait_for_the_network(
+    program: str, model: int, network: float, bindings: list[str], is_said: bool
+) -> None:
+    roof = Roofline({"compute": 1.0, "memory": 0.1, "network": network}, 1e9, 1e9)
+    mesh = MeshConfig(8 // model, 1, model)
+    found = shared(Case(program, tiny_run(*bindings), mesh, jax.devices()), roof)
+    assert ("--gin_file=mesh/passages.gin" in "".join(found)) == is_said

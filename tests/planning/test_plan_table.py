@@ -60,9 +60,10 @@ def batch_of(row: Row) -> int:
 
 def test_every_row_is_of_a_real_slice_whose_mesh_fills_it_and_divides_its_batch() -> None:
     for row in plan_table.ROW_LIST:
-        data, fsdp, split = map(int, row.mesh.split(","))
-        assert data * fsdp * split == row.slice.chips
-        assert batch_of(row) % (data * fsdp * row.accumulate) == 0
+        for mesh in row.meshes:
+            data, fsdp, split = map(int, mesh.split(","))
+            assert data * fsdp * split == row.slice.chips
+            assert batch_of(row) % (data * fsdp * row.accumulate) == 0
         assert all((gin_folder() / file).exists() for file in row.files)
         assert row.recipe in plan_table.RECIPES
     assert len({row.name for row in plan_table.ROW_LIST}) == len(plan_table.ROW_LIST)
@@ -248,3 +249,31 @@ def test_what_a_row_sets_is_bound() -> None:
 def test_the_committed_page_is_what_the_committed_rows_give() -> None:
     rows = plan_table._read_rows()
     assert plan_table.TABLE.read_text() == plan_table.page(rows)
+
+
+def test_a_larger_corpus_has_a_table_of_its_programs_and_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = dataclasses.replace(LARGE, mesh="1,16,1 16,1,1", passages=400_000_000)
+    monkeypatch.setattr(plan_table, "ROW_LIST", (LARGE, row))
+    large = made(row, 2.5, 8, temporaries=GIB)
+    train, other = large["plan"]["programs"][0], {"mesh": "data=16 fsdp=1 model=1"}
+    large["plan"]["tried"].append(train | other | {"step_seconds": 3.5})
+    search = {"program": "search", "resident_bytes_per_chip": {"index tokens": GIB}}
+    large["plan"]["programs"] = [train | {"program": "train"}, train | search]
+    large["plan"]["starting"] = [
+        {"program": "restart", "fits": True, "bytes_per_chip": {}, "peak_bytes_per_chip": GIB}
+    ]
+    page = plan_table.page({LARGE.name: made(LARGE, 2.5, 8, temporaries=GIB), row.name: large})
+    start = "| base | nq_full | v5e-16 | bfloat16 | 400M | data=1 fsdp=16 model=1 | "
+    assert [line.removeprefix(start) for line in lines_of(page, start)] == [
+        "train | yes | 8.00 | 16.00 | 0.50 | 2.50 to 5.00 | compute |",
+        "search | yes | 8.00 | 16.00 | 1.00 | 2.50 to 5.00 | compute |",
+        "restart | yes | 1.00 | 16.00 | 0.00 |  |  |",
+    ]
+    assert len(lines_of(page, "| base | nq_full | v5e-16 | bfloat16 | shipped")) == 1
+    (usual,) = lines_of(page, "| base | nq_full | bfloat16 | v5e |")
+    assert "v5e-16" in usual
+    assert plan_table._mesh(large["plan"]) == (
+        "data=1 fsdp=16 model=1 (data=16 fsdp=1 model=1: 3.50 to 5.00 s)"
+    )

@@ -355,8 +355,10 @@ def test_of_several_meshes_the_quickest_that_fits_is_recommended(
 def test_without_an_index_on_the_chips_nothing_is_searched(binding: str) -> None:
     run = tiny_run(binding, "RETRIEVER_TRAINING='fixed'", "ReaderConfig.remat_policy='none'")
     meshes = [MeshConfig(8, 1, 1)]
-    found = make_plan(run, SLICE, jax.devices(), meshes, programs=["train", "search"])
+    asked = ["train", "search", "start"]
+    found = make_plan(run, SLICE, jax.devices(), meshes, programs=asked)
     assert [one.program for one in found.programs] == ["train"]
+    assert [one.program for one in found.starting] == ["start", "restart"]
     assert found.programs[0].largest_index is None
 
 

@@ -53,10 +53,19 @@ def answer(model: T5, params: Any, tokens: Any, _: Any) -> Any:
 
 
 BATCH_RULES = tuple(rule for rule in STANDARD_RULES if rule[0] != "rows")
-SEQUENCE_RULES = (*BATCH_RULES, ("length", "model"))  # of gin/mesh/sequence.gin
+SEQUENCE_RULES = (*BATCH_RULES, ("length", "model"), ("source", "model"))  # mesh/sequence.gin
+PASSAGES_RULES = (  # of gin/mesh/passages.gin, without those that no array of a reader has
+    *(rule for rule in STANDARD_RULES if rule[0] in ("rows", "batch")),
+    ("source", "model"),
+    ("embed", ("fsdp", "model")),
+)
 
 
-@pytest.mark.parametrize("rules", [STANDARD_RULES, SEQUENCE_RULES], ids=["standard", "sequence"])
+@pytest.mark.parametrize(
+    "rules",
+    [STANDARD_RULES, SEQUENCE_RULES, PASSAGES_RULES],
+    ids=["standard", "sequence", "passages"],
+)
 @pytest.mark.parametrize(
     ("compute", "scan_layers"), [(train, False), (train, True), (score, False), (answer, False)]
 )

@@ -121,9 +121,20 @@ def test_tokens_split_over_the_model_axis_take_the_step_of_a_single_device() -> 
     load_gin(["mesh/sequence.gin"], [])
     rules = tuple(from_gin.told(PartitionRules).rules)
     standard = tuple(rule for rule in STANDARD_RULES if rule[0] != "rows")
-    assert rules == (*standard, ("length", "model"))
+    assert rules == (*standard, ("length", "model"), ("source", "model"))
     single_state, single = Run(SINGLE, 1)()
     split_state, split = Run(MeshConfig(data=2, fsdp=2, model=2), 8, rules=rules)()
+    assert_close(single, split)
+    assert_close(single_state.params, split_state.params)
+
+
+@pytest.mark.parametrize("loss", ["pdist", "adist"])
+def test_passages_that_devices_share_take_the_step_of_a_single_device(loss: str) -> None:
+    load_gin(["mesh/passages.gin"], [])
+    rules = tuple(from_gin.told(PartitionRules).rules)
+    assert {"heads", "mlp", "vocab"}.isdisjoint(dict(rules))
+    single_state, single = Run(SINGLE, 1, loss)()
+    split_state, split = Run(MeshConfig(data=2, fsdp=2, model=2), 8, loss, rules=rules)()
     assert_close(single, split)
     assert_close(single_state.params, split_state.params)
 
