@@ -78,6 +78,12 @@ class Meeting:
             self._set(f"signs/{self.index}", text)
             self._raise_of(self._found(step))
 
+    def forget(self, step: str) -> None:
+        """Take back what this process told at a step, which all have left behind."""
+        if self.count > 1:
+            key = f"{self._name}/{step}/{self.index}"
+            self._asked(lambda client: client.key_value_delete(key))
+
     def _raise_of(self, found: dict[int, Any]) -> None:
         for number, one in sorted(found.items()):
             if "error" in one:

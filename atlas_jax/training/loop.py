@@ -13,6 +13,7 @@ import jax
 
 from atlas_jax.core import multihost
 from atlas_jax.core.config import write_config
+from atlas_jax.core.in_step import InStep
 from atlas_jax.core.preemption import Preempted, Preemption
 from atlas_jax.training.checkpoint import Checkpointer
 from atlas_jax.training.config import (
@@ -84,6 +85,7 @@ def run_loop(loop: Loop) -> Any:
       UserError: a checkpoint of another model or with other settings, or every step was skipped.
       Preempted: the machine is about to be taken away; the last step is saved.
     """
+    loop = dataclasses.replace(loop, batches=InStep(f"batches of {loop.directory}", loop.batches))
     with Checkpointer(loop.directory / CHECKPOINTS, loop.checkpoints) as checkpoints:
         found = checkpoints.restore(loop.shapes)
         if found is None:

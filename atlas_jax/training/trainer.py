@@ -25,6 +25,7 @@ from atlas_jax.core import trees
 from atlas_jax.core.config import write_config
 from atlas_jax.core.devices import use_devices
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.in_step import InStep
 from atlas_jax.core.multihost import is_first, local_rows, of_first, place_rows
 from atlas_jax.core.objects import place_of
 from atlas_jax.core.partitioning import Rule, batch_sharding
@@ -49,6 +50,7 @@ from atlas_jax.models.assembly import (
 )
 from atlas_jax.models.expects import Expects
 from atlas_jax.models.parameters import Models
+from atlas_jax.tasks.base import Example
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.checkpoint import Checkpointer, Restored
 from atlas_jax.training.compiled_once import CompiledOnce
@@ -233,7 +235,9 @@ def _prepare(told: TrainRun, mesh: Mesh, rules: tuple[Rule, ...]) -> _Run:
         if corpus is not None and config.passages == "index"
         else None,
         source=source,
-        batches=_batches(told, records, tokenizers, store, rows),
+        batches=InStep(
+            f"batches of {config.file}", _batches(told, records, tokenizers, store, rows)
+        ),
         place=functools.partial(place_rows, sharding=rows, rows=told.data.batch_size),
         step=CompiledOnce(
             compile_train_step(step, shardings, mesh, rules),
@@ -421,10 +425,17 @@ def _batches(
     examples = [told.task.example(records[row]) for row in evenly(len(records), _CHECKED)]
     batcher.check(examples, config.file)
     tell_cut(config.file, examples, tokenizers, data, learnt=True)
+
+    def batch_of(examples: Sequence[Example]) -> Batch:
+        try:
+            return batcher(examples)
+        except UserError as error:  # in a record that was not among the checked ones
+            raise UserError(f"{config.file}: {error}") from error
+
     return training_batches(
         told.task,
         records,
-        batcher,
+        batch_of,
         data.batch_size,
         config.seed,
         local_rows(rows, data.batch_size),
