@@ -253,7 +253,7 @@ def place(tree: Any, shardings: Any) -> Any:
     them; this one does not.
 
     Args:
-      tree: of numpy or local arrays.
+      tree: of numpy or local arrays; what lies where it shall stays there.
       shardings: one for all, or a tree of the same form.
     """
     if jax.process_count() == 1:
@@ -263,6 +263,8 @@ def place(tree: Any, shardings: Any) -> Any:
         shardings = jax.tree.map(lambda _: one, tree)
 
     def spread(leaf: Any, sharding: Sharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda at: whole[at])
 

@@ -1,7 +1,7 @@
 """The state of an encoder in training, and its step: one tree of parameters, some of which move."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -18,6 +18,7 @@ from atlas_jax.training.state import moment_shardings
 Metrics = dict[str, Array]
 # (parameters, key for dropout and the like, *batch) -> (mean loss, metrics).
 LossFn = Callable[..., tuple[Array, Metrics]]
+State = TypeVar("State")
 
 _HOULSBY = "/adapter_gelu_tanh/"
 
@@ -82,7 +83,7 @@ def fresh_state(
     )
 
 
-def begun(fresh: Callable[[Params], EncoderState], params: Params, where: Any) -> EncoderState:
+def begun(fresh: Callable[[Params], State], params: Params, where: Any) -> State:
     """A fresh state of parameters, each of its leaves made in its shards.
 
     Args:
@@ -92,7 +93,7 @@ def begun(fresh: Callable[[Params], EncoderState], params: Params, where: Any) -
     """
     shardings = jax.tree.map(lambda leaf: getattr(leaf, "sharding", leaf), where)
     placed = multihost.place(params, shardings.params)
-    state: EncoderState = jax.jit(fresh, out_shardings=shardings)(placed)
+    state: State = jax.jit(fresh, out_shardings=shardings)(placed)
     return state
 
 

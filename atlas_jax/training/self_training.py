@@ -24,7 +24,7 @@ from atlas_jax.core.types import Params
 from atlas_jax.training.as_gin import as_gin
 from atlas_jax.training.compiled_once import CompiledOnce
 from atlas_jax.training.config import FINAL
-from atlas_jax.training.encoder_state import abstract, state_shardings
+from atlas_jax.training.encoder_state import abstract, begun, state_shardings
 from atlas_jax.training.loop import Loop, run_loop
 from atlas_jax.training.optimizers import make_optimizer
 from atlas_jax.training.provenance import file_mark
@@ -134,7 +134,7 @@ def _loop(run: _Run, evaluate: Callable[[SelfTrainingState, int], Scores] | None
         batches=_batches(run, schedule),
         place=functools.partial(_placed, run),
         shapes=abstract(fresh, shardings, meta.unbox(taught.boxed)),
-        begin=lambda: multihost.place(fresh(taught.start()), shardings),
+        begin=lambda: begun(fresh, taught.start(), shardings),
         opened=lambda state: taught.opened(state.params),
         settings={f"{_BINDING}.{name}": getattr(config, name) for name in decide} | files,
         checkpoints=told.checkpoints,

@@ -39,7 +39,7 @@ class Taught:
     Attributes:
       boxed: shapes of all parameters with their logical axes.
       patterns: of the paths that train.
-      start: the parameters of step 0, on the host.
+      start: the parameters of step 0, on the host or in their shards.
       small: key -> what of them each round draws anew, such as adapters.
       logits: (parameters, rows, key for dropout or None) -> class logits [b, c].
       labelled, unlabelled: the lines of the two files.

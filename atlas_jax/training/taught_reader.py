@@ -98,7 +98,7 @@ def taught_reader(
     models, patterns = side.models, _patterns(told, side.models)
 
     def start() -> Params:
-        return multihost.to_host(initial_params(told.models, models, mesh, rules, told.train.seed))
+        return initial_params(told.models, models, mesh, rules, told.train.seed)
 
     def opened(params: Params) -> None:
         corpus = side.corpus

@@ -13,8 +13,10 @@ from atlas_jax import from_gin
 from atlas_jax import self_train as entry
 from atlas_jax.core.config import load_gin, write_config
 from atlas_jax.core.deltas import DeltaConfig
+from atlas_jax.core.devices import Devices, use_devices
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.models.encoder_folder import load_encoder
 from atlas_jax.models.folder import read_about
 from atlas_jax.training import self_training
@@ -22,8 +24,11 @@ from atlas_jax.training.config import CheckpointConfig, OptimizerConfig
 from atlas_jax.training.metrics import read_metrics
 from atlas_jax.training.self_training import self_train
 from atlas_jax.training.self_training_config import SelfTrainConfig, SelfTrainingRun
+from tests.device_bytes import device_bytes, most_bytes
 from tests.training.classified import TASK, save_tiny, write_texts
 from tests.training.runs import read_lines
+
+SPREAD = Devices(MeshConfig(data=1, fsdp=4, model=2))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,25 @@ def test_a_run_killed_inside_a_round_repeats_itself_bit_for_bit(
     flat = traverse_util.flatten_dict(one.params["encoder"], sep="/")
     for path, leaf in traverse_util.flatten_dict(base.params["encoder"], sep="/").items():
         np.testing.assert_array_equal(flat[path], leaf)  # the backbone is frozen
+
+
+def test_a_run_begins_in_its_shards(work: Path) -> None:
+    check_start(dataclasses.replace(told(work, "unused"), devices=SPREAD), work / "unused")
+
+
+def check_start(run: Any, directory: Path) -> None:
+    """The state is made where it belongs, and nothing more is on a device meanwhile."""
+    with use_devices(run.devices) as (mesh, rules):
+        taught = self_training._taught(run, directory, mesh, rules)
+        loop = self_training._loop(
+            self_training._Run(run, directory, taught, mesh, rules, ()), None
+        )
+        state, most = most_bytes(loop.begin)
+    held, whole = device_bytes(state), sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert len(held) == 8 and max(held.values()) < whole / 3  # some norms lie everywhere
+    assert most <= max((held + device_bytes(state.params)).values()) + 64  # and keys
+    for own, place in zip(jax.tree.leaves(state), jax.tree.leaves(loop.shapes), strict=True):
+        assert own.sharding.is_equivalent_to(place.sharding, own.ndim)
 
 
 def test_bad_input_is_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from atlas_jax.training.self_training_step import distillation, row_weights
 from atlas_jax.training.taught_reader import taught_reader
 from tests.training.claims import save_pair, told, write_claims
 from tests.training.runs import read_lines
+from tests.training.test_self_training import SPREAD, check_start
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,10 @@ def test_a_student_answers_by_what_is_found_and_a_killed_run_repeats_itself(
     for path, leaf in traverse_util.flatten_dict(base, sep="/").items():
         np.testing.assert_array_equal(flat[path], leaf)  # all but the adapters is frozen
     assert not load_file(work / "whole" / "final" / "retriever.safetensors")  # it stood still
+
+
+def test_a_run_begins_in_its_shards(work: Path) -> None:
+    check_start(told(work, "unused", devices=SPREAD), work / "unused")
 
 
 def test_weights_of_claims_are_products_of_their_gradients(work: Path) -> None:
