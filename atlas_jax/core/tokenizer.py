@@ -37,6 +37,8 @@ _TOLD: set[str] = set()  # hashes of the tokenizers whose mending has been told
 _MARKED = re.compile(rf"{DELIBERATE}?({SENTINEL.pattern})|{DELIBERATE}(<[^<>\s]+>|\[[^\[\]\s]+\])?")
 
 _BEGINS = ("\u2581", "\u0120")  # before the first piece of a word: sentencepiece, byte-level
+_CHARACTERS = 16  # for each token that is kept: several times what a token of any language has
+_BEYOND = 128  # tokens that the end of a beginning may change: more than those of a cut word
 _PROBES = ("", "a b", "\u00e9\u4e2d. ")
 
 Side = Literal["left", "right"]
@@ -143,6 +145,26 @@ class Tokenizer:
         prepared = [self._prepared(text) for text in texts]
         encodings = self._backend.encode_batch_fast(prepared, add_special_tokens=add_special)
         return [encoding.ids for encoding in encodings]
+
+    def encode_starts(
+        self, texts: Sequence[str], add_special: bool, length: int
+    ) -> list[list[int]]:
+        """Like `encode_batch`, where only the first `length` tokens of each text will be kept.
+
+        Of a text with many more only the beginning is encoded. Its row has more than `length`
+        tokens, too, and the first `length` are those of the whole text. So a passage of 10 MB, by
+        mistake, costs no more than others.
+        """
+        size, wanted = _CHARACTERS * length, length + _BEYOND
+        starts = [_start_of(text, size) for text in texts]
+        rows = self.encode_batch(starts, add_special)
+        for number, text in enumerate(texts):
+            read = size
+            while len(starts[number]) < len(text) and len(rows[number]) < wanted:
+                read *= 4  # long words that become one unknown token
+                starts[number] = _start_of(text, read)
+                rows[number] = self.encode_batch([starts[number]], add_special)[0]
+        return rows
 
     def unknown_shares(self, texts: Sequence[str]) -> list[float]:
         """Which share of each text's characters, blanks apart, becomes unknown tokens."""
@@ -290,6 +312,13 @@ class Tokenizer:
         if token is None:
             raise UserError(f"{self._source}: no {role} token ({' or '.join(names)})")
         return token
+
+
+def _start_of(text: str, size: int) -> str:
+    """At most so many characters of the text, cut at a blank where there is one."""
+    if len(text) <= size:
+        return text
+    return text[: max(text.rfind(" ", size // 2, size), 0) or size]
 
 
 def _lowercases(normalizer: Any) -> bool:

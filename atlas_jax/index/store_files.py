@@ -160,9 +160,10 @@ def encode(
 def token_ids(
     records: Sequence[PassageFields], tower: str, config: StoreConfig, tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """All tokens of some passages for one tower, not cut to a length."""
+    """Tokens of some passages for one tower: those that are kept, and more of a longer one."""
     texts = [config.text(tower, record) for record in records]
-    return tokenizer.encode_batch(texts, add_special=tower == "retriever")
+    length: int = getattr(config, f"{tower}_length")
+    return tokenizer.encode_starts(texts, tower == "retriever", length)
 
 
 def content_hashes(

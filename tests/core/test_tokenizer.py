@@ -128,6 +128,33 @@ def test_batches_equal_single_texts(reader):
     assert reader.decode_batch(padded) == [reader.decode(ids) for ids in batch]
 
 
+@pytest.mark.parametrize("kind", ["words", "one word", "long words", "no blanks", "sentinels"])
+def test_the_beginning_of_a_long_text_has_its_first_tokens(reader, retriever, kind, monkeypatch):
+    text = {
+        "words": ENGLISH + " ",
+        "one word": "exports",
+        "long words": "x" * 150 + " ",  # one unknown token of the retriever's
+        "no blanks": SCRIPTS["japanese"],
+        "sentinels": "The <extra_id_0> of\n<extra_id_1>, ",
+    }[kind] * 4000
+    texts = ["Vaduz.", text, text[:100], ""]
+    for tokenizer, special in ((reader, False), (retriever, True)):
+        whole, read, prepared = tokenizer.encode_batch(texts, special), [], tokenizer._prepared
+
+        def counting(text, read=read, prepared=prepared):
+            read.append(len(text))
+            return prepared(text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer, "_prepared", counting)
+            starts = tokenizer.encode_starts(texts, special, 40)
+        assert [row[:40] for row in whole[1:2]] == [row[:40] for row in starts[1:2]]
+        assert [whole[0], *whole[2:]] == [starts[0], *starts[2:]]
+        assert (len(whole[1]) > 40) == (len(starts[1]) > 40)
+        if kind in ("words", "no blanks", "sentinels"):
+            assert sum(read) < 5000 < len(text) // 10
+
+
 def test_padding_and_truncation_keep_the_special_tokens(reader, retriever):
     end, start = retriever.eos_id, retriever.cls_id
     rows = [[start, 10, 11, 12, end], [start, end], []]
