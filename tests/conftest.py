@@ -33,7 +33,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 # Before their first import: the axes and types that these modules' annotations give are checked at
 # each call. Outside the tests nobody looks at them.
 CHECKED = (
+    "atlas_jax.core.fused",
     "atlas_jax.core.layers",
+    "atlas_jax.core.packing",
     "atlas_jax.corpus.retrieval",
     "atlas_jax.distillation",
     "atlas_jax.encoders",

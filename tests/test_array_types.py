@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 
 from atlas_jax.core import layers
 from atlas_jax.distillation import kl, pdist
-from atlas_jax.encoders import bert
+from atlas_jax.encoders import visible
 from atlas_jax.index import exact, staleness
 from atlas_jax.reader import attention, generate, t5
 from atlas_jax.retriever import contrastive, dual_encoder
@@ -40,7 +40,7 @@ def test_a_wrong_axis_or_type_is_refused_by_name(logp_bkt, targets_bt, named) ->
 @pytest.mark.parametrize(
     ("function", "arguments", "named"),
     [
-        (bert.attention_bias, (np.ones((2, 3, 4, 5), bool),), "mask"),  # a head has no mask
+        (visible.attention_bias, (np.ones((2, 3, 4, 5), bool),), "mask"),  # a head has no mask
         (dual_encoder.pool, (np.zeros((2, 3, 4)), TARGETS_BT, "cls"), "tokens_bl"),
         (contrastive.moco_loss, (ZEROS_24, np.zeros((3, 4)), None, 1.0, True), "key_be"),
         (exact.top_k_rows, (np.zeros(8), 2, 8), "scores_bn"),

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atlas_jax.core import partitioning
+from atlas_jax.core.packing import Inputs, packed_or_padded
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Batch, Choices, Params, Passages
 from atlas_jax.distillation import adist
 from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.forced import NEVER
 from atlas_jax.reader.generate import GenerationConfig, generate
-from atlas_jax.reader.packing import Inputs, packed_or_padded
 from atlas_jax.reader.t5 import T5
 
 
@@ -105,7 +105,7 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
             enc = encoded(reader, params, given, passages, reading)
             return answered((reader, params["reader"], enc, given), batch, first)
 
-        return packed_or_padded(of, tokens_bkl, reading.packed_rows)
+        return packed_or_padded(of, (tokens_bkl, reading.packed_rows))
 
     def answered(source: _Source, batch: Batch, first: Array | int) -> Answers:
         if reading.chooses:

@@ -17,7 +17,12 @@ from atlas_jax.answering.evaluator import (
     score,
     tokens_per_call,
 )
-from atlas_jax.answering.packed_rows import lengths_of, packed_rows
+from atlas_jax.answering.packed_rows import (
+    lengths_of,
+    packed_passages,
+    packed_rows,
+    store_lengths,
+)
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.scorable import tell_unscorable, within_corpus
 from atlas_jax.answering.truncation import tell_cut
@@ -25,7 +30,7 @@ from atlas_jax.core import multihost
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.partitioning import Rule, batch_sharding, filled_batch
 from atlas_jax.core.types import Params
-from atlas_jax.corpus.config import RecallConfig
+from atlas_jax.corpus.config import ReadConfig, RecallConfig
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.recall import RecallCheck, sample
 from atlas_jax.corpus.sources import make_source
@@ -63,6 +68,7 @@ class Search:
       rerank: 0, or the number that is searched; the k best by fresh embeddings are kept. -1 = as
         the corpus asks for, see `over`.
       k_binding, rerank_binding: the bindings that set the two, for an error.
+      packing: how passages that are scored anew share rows (`packed_passages`).
     """
 
     passages: str
@@ -70,6 +76,7 @@ class Search:
     rerank: int = 0
     k_binding: str = "StepConfig.k"
     rerank_binding: str = "StepConfig.rerank"
+    packing: ReadConfig = ReadConfig(packed_rows=0)
 
     def over(self, corpus: Corpus | None) -> "Search":
         """This search with a number of passages that are scored anew, 0 = none."""
@@ -110,7 +117,14 @@ def make_evaluator(
         wide, binding = search.rerank, search.rerank_binding
     source = make_source(search.passages, corpus, wide, binding, finder.retriever, mesh)
     store = corpus.store if corpus else None
-    padded = filled_batch(rows, mesh, finder.rules)
+    padded, shared = filled_batch(rows, mesh, finder.rules), 0
+    if reranks and store is not None:
+        sizes = wide, padded, store.retriever_tokens_nm.shape[1]
+        shared = packed_passages(
+            search.packing,
+            *sizes,
+            lambda: store_lengths(store, "retriever"),
+        )
     return Evaluator(
         batcher=Batcher(
             finder.tokenizers,
@@ -127,7 +141,7 @@ def make_evaluator(
         padded=padded,
         rows=batch_sharding("the batch", padded, mesh, finder.rules),
         source=source,
-        find=make_find(finder.retriever, source, mesh, search.k if reranks else 0),
+        find=make_find(finder.retriever, source, mesh, search.k if reranks else 0, packed=shared),
         answer=answer,
         tokenizer=finder.tokenizers.reader,
         store=store,
@@ -255,7 +269,8 @@ def make_evaluation(
         answer = make_answer(models.reader, told.generation, reading, mesh)
     finder, wide = Finder(models.retriever, tokenizers, searched, mesh, rules), max([*recall_at, k])
     k_binding = "EvalConfig.k" if config.k else "StepConfig.k"
-    search = Search(config.passages, wide, told.read.rerank, k_binding).over(searched)
+    search = Search(config.passages, wide, told.read.rerank, k_binding, packing=told.read)
+    search = search.over(searched)
     evaluator = make_evaluator(
         finder,
         search,

@@ -88,6 +88,7 @@ def make_find(
     mesh: Mesh,
     rerank_to: int = 0,
     rows: NamedSharding | None = None,
+    packed: int = 0,
 ) -> Find:
     """Build the jitted `find(params, from_source, batch) -> passages`.
 
@@ -95,6 +96,7 @@ def make_find(
       rerank_to: 0, or how many of the passages found are kept: the best by fresh embeddings
         (`retrieval.rerank`).
       rows: the sharding of what is found over its queries; None = every device holds all of it.
+      packed: rows that the passages found for a query share while they are scored anew.
     """
 
     def find(params: Params, from_source: Any, batch: Batch) -> Passages:
@@ -102,7 +104,8 @@ def make_find(
         query_be = embed_query(retriever, params, batch)
         passages = source.retrieve(from_source, query_be, batch)
         if rerank_to:
-            passages = rerank(retriever, params["retriever"], query_be, passages, rerank_to)
+            towers = retriever, params["retriever"]
+            passages = rerank(*towers, query_be, passages, rerank_to, packed)
         if batch.edited is not None:
             towers = retriever, params["retriever"]
             passages = with_edited(*towers, query_be, passages, batch.edited)

@@ -125,7 +125,7 @@ class Programs:
         told, searched = self._told, shape.searched or shape.k
         evaluator = make_evaluator(
             Finder(made.models.retriever, made.tokenizers, self._corpus, made.mesh, made.rules),
-            Search(told.evaluation.passages, searched, told.read.rerank, "k"),
+            Search(told.evaluation.passages, searched, told.read.rerank, "k", packing=told.read),
             shape.rows,
             dataclasses.replace(told.data, max_excluded=shape.excluded),
             self._answer(shape, made) if shape.reads else None,

@@ -22,10 +22,10 @@ from atlas_jax.answering.answers import (
     sample_keys,
 )
 from atlas_jax.core import partitioning
+from atlas_jax.core.packing import Packed, pack
 from atlas_jax.core.types import Array, Batch, Params, Passages
 from atlas_jax.reader import fid
 from atlas_jax.reader.generate import GenerationConfig, Writing, start_writing, write
-from atlas_jax.reader.packing import Packed, pack
 from atlas_jax.reader.t5 import T5
 
 # Called with the tokens so far, int32 [b, max_length].

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from atlas_jax.core.packing import packed_or_padded
 from atlas_jax.core.types import NO_ROW, Array, Batch, DeviceIndex, Edited, Params, Passages
 from atlas_jax.index.exact import exact_search, gather_passages
 from atlas_jax.index.search import included_first
-from atlas_jax.models.towers import embed
+from atlas_jax.models.towers import embed_passages
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
 Retrieve = Callable[[Any, Array, Batch], Passages]
@@ -57,6 +58,7 @@ def rerank(
     query_be: Float[Array, "b e"],
     passages: Passages,
     k: int,
+    rows: int = 0,
 ) -> Passages:
     """Keep the k best of the passages found, scored with fresh embeddings of the passage tower.
 
@@ -65,11 +67,13 @@ def rerank(
     Args:
       params: of the retriever.
       passages: more than k a query. Empty places stay last.
+      rows: that the passages found for a query share in the tower, see `packed_or_padded`.
     """
     assert passages.retriever_tokens_bkm is not None
-    b, found, m = passages.retriever_tokens_bkm.shape
-    flat = passages.retriever_tokens_bkm.reshape(b * found, m)  # every passage on its own
-    fresh_bke = embed(retriever, params, "embed_passage", flat).reshape(b, found, -1)
+    tokens_bkm = passages.retriever_tokens_bkm.astype(jnp.int32)
+    fresh_bke = packed_or_padded(
+        lambda given: embed_passages(retriever, params, given), (tokens_bkm, rows)
+    )
     query_be, fresh_bke = jax.lax.stop_gradient((query_be, fresh_bke))
     scores_bk = jnp.einsum("be,bke->bk", query_be, fresh_bke).astype(jnp.float32)
     scores_bk, best_bk = jax.lax.top_k(jnp.where(passages.mask_bk, scores_bk, -jnp.inf), k)
@@ -106,9 +110,7 @@ def with_edited(
     Returns:
       The passages with tokens of the reader alone, as needed to read them.
     """
-    b, w, m = edited.retriever_tokens_bwm.shape
-    flat = edited.retriever_tokens_bwm.reshape(b * w, m)  # every edited passage on its own
-    fresh_bwe = embed(retriever, params, "embed_passage", flat).reshape(b, w, -1)
+    fresh_bwe = embed_passages(retriever, params, edited.retriever_tokens_bwm)
     fresh_bw = jnp.einsum("be,bwe->bw", query_be, fresh_bwe).astype(jnp.float32)
     is_edited_bw = edited.rows_bw != NO_ROW
     mask_bc = jnp.concatenate([passages.mask_bk, is_edited_bw], axis=1)

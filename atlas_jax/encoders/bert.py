@@ -14,15 +14,15 @@ from jaxtyping import Bool, Float, Int, Integer
 from atlas_jax.core import adapters, fused
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.experts import EXPERT_FIELDS, ExpertFields, SwitchMlp
-from atlas_jax.core.fused import UNREAD, Seen
+from atlas_jax.core.fused import Seen
 from atlas_jax.core.layers import REMAT_POLICIES, Dense, Embed, LayerNorm, softmax
+from atlas_jax.core.packing import places_in_segments
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.encoders.config import EncoderConfig
+from atlas_jax.encoders.visible import attention_of
 
 Layer = Callable[[jax.Array, jax.Array, bool], jax.Array]
-
-_MASKED = -1e9  # finite, so that a row of padding alone still gives finite states
 
 
 def gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -340,6 +340,7 @@ class BertEncoder(nn.Module):
         mask: Bool[Array, "b l"] | Bool[Array, "b l l"] | None = None,
         types_bl: Integer[Array, "b l"] | None = None,
         embedded_ble: Float[Array, "b l e"] | None = None,
+        segments_bl: Int[Array, "b l"] | None = None,
     ) -> Float[Array, "b l d"]:
         """Encode texts. Without a mask, id 0 is padding on the right and is never attended to.
 
@@ -351,6 +352,9 @@ class BertEncoder(nn.Module):
             types_bl: int token types; None is type 0 everywhere.
             embedded_ble: used in place of the token table's rows for `tokens_bl`, before
                 positions and types are added. As wide as the table, see `embed_tokens`.
+            segments_bl: numbers of the texts that share a row, see `core.packing`. A token reads
+                its own text alone, whose positions count from 0. Not with a mask; None = each row
+                is one text.
 
         Returns:
             States [b, l, d] of the last layer, in the config's dtype. Ignore those at padding.
@@ -358,7 +362,9 @@ class BertEncoder(nn.Module):
         Raises:
             UserError: The texts are longer than `max_positions`.
         """
-        return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble)[-1]
+        assert mask is None or segments_bl is None
+        given = (mask, types_bl, embedded_ble, segments_bl)
+        return self._encode(tokens_bl, deterministic, *given)[-1]
 
     def all_states(
         self,
@@ -370,7 +376,8 @@ class BertEncoder(nn.Module):
         embedded_ble: Float[Array, "b l e"] | None = None,
     ) -> list[Float[Array, "b l d"]]:
         """As `__call__`, but a list: the states before the first layer, then after each layer."""
-        return self._encode(tokens_bl, deterministic, mask, types_bl, embedded_ble, every=True)
+        given = (mask, types_bl, embedded_ble, None)
+        return self._encode(tokens_bl, deterministic, *given, every=True)
 
     def embed_tokens(self, tokens: Integer[Array, "*rows"]) -> Float[Array, "*rows e"]:
         """Rows of the token table, int [...] -> [..., e]; in a BERT, e is the width d."""
@@ -387,14 +394,17 @@ class BertEncoder(nn.Module):
         mask: jax.Array | None,
         types_bl: jax.Array | None,
         embedded_ble: jax.Array | None,
+        segments_bl: jax.Array | None,
         every: bool = False,
     ) -> list[jax.Array]:
         """The states of the last layer, or with `every` those of all layers."""
         cfg = self.config
         check_length(cfg, tokens_bl.shape[1], "the encoder")
         tokens_bl = tokens_bl.astype(jnp.int32)
-        bias_b1ml: Any = attention_of(cfg, tokens_bl != PAD_ID if mask is None else mask)
-        x_bld = self.embeddings(tokens_bl, deterministic, types_bl, embedded_ble)
+        mask = tokens_bl != PAD_ID if mask is None else mask
+        bias_b1ml: Any = attention_of(cfg, mask, segments_bl)
+        positions_bl = None if segments_bl is None else places_in_segments(segments_bl)
+        x_bld = self.embeddings(tokens_bl, deterministic, types_bl, embedded_ble, positions_bl)
         if cfg.projects:
             x_bld = self.embedding_projection(x_bld)
         states = [constrain(x_bld, "batch", "length", "embed")]
@@ -447,37 +457,6 @@ def check_length(config: EncoderConfig, length: int, who: str) -> None:
             f"{who} got texts of {length} tokens, of at most {config.max_length}: shorten them or "
             f"raise {type(config).__name__}.max_positions = {config.max_positions}"
         )
-
-
-def attention_of(
-    config: EncoderConfig, mask: Bool[Array, "b l"] | Bool[Array, "b m l"]
-) -> Float[Array, "b 1 _ l"] | Seen:
-    """The bias of `attention_bias`, or for fused attention the segments that say the same.
-
-    Raises:
-        UserError: fused attention, and readers of a row that see different keys.
-    """
-    if config.attention == "xla":
-        return attention_bias(mask)
-    if mask.ndim == 3:
-        raise UserError(
-            f"{type(config).__name__}.attention = 'fused' reads the same keys from all positions "
-            "of a text, but this objective hides some from some: bind 'xla'"
-        )
-    segments_bl = jnp.where(mask, 0, UNREAD).astype(jnp.int32)
-    return Seen(segments_bl, segments_bl)
-
-
-def attention_bias(
-    mask: Bool[Array, "b l"] | Bool[Array, "b m l"],
-) -> Float[Array, "b 1 _ l"]:
-    """True where one of l keys may be read, [b, l], or by each of m readers, [b, m, l].
-
-    Returns:
-        A float32 bias [b, 1, 1 or m, l].
-    """
-    bias = jnp.where(mask, 0.0, _MASKED)
-    return bias[:, None, None, :] if mask.ndim == 2 else bias[:, None]
 
 
 def rematerialised(

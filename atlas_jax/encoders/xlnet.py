@@ -38,11 +38,11 @@ from atlas_jax.encoders.bert import (
     BertConfig,
     BertEncoder,
     BertLayer,
-    attention_bias,
     check_length,
     layer_norm,
     rematerialised,
 )
+from atlas_jax.encoders.visible import attention_bias, within
 
 _WAVES = 10_000.0  # longest wave of the sinusoids, in units of 2 pi
 
@@ -277,11 +277,13 @@ class XlnetEncoder(BertEncoder):
         mask: jax.Array | None,
         types_bl: jax.Array | None,
         embedded_ble: jax.Array | None,
+        segments_bl: jax.Array | None,
         every: bool = False,
     ) -> list[jax.Array]:
         """The content stream's states of the last layer, or with `every` those of all layers."""
         x_bld = self._embedded(tokens_bl, embedded_ble)
         mask = tokens_bl != PAD_ID if mask is None else mask
+        mask = mask if segments_bl is None else within(mask, segments_bl)
         states = self._layers(x_bld, mask, deterministic, types_bl)
         return states if every else states[-1:]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jaxtyping import Float, Integer
 
+from atlas_jax.core.packing import Inputs, Packed
 from atlas_jax.core.types import Array, Batch, Params
 from atlas_jax.retriever.dual_encoder import DualEncoder
 
@@ -22,10 +23,13 @@ def embed(
     retriever: DualEncoder,
     params: Params,
     tower: str,
-    tokens: Integer[Array, "n l"],
+    tokens: Integer[Array, "n l"] | Packed,
     dropout_key: Array | None = None,
-) -> Float[Array, "n e"]:
-    """Embed tokens, [n, l] -> [n, e], with the named tower; dropout only with a key."""
+) -> Float[Array, "*n e"]:
+    """Embed tokens, [n, l] -> [n, e], with the named tower; dropout only with a key.
+
+    Packed passages give [b, k, e].
+    """
     return retriever.apply(
         {"params": params},
         tokens,
@@ -33,3 +37,14 @@ def embed(
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         method=tower,
     )
+
+
+def embed_passages(
+    retriever: DualEncoder, params: Params, given: Inputs, dropout_key: Array | None = None
+) -> Float[Array, "b k e"]:
+    """Embed k passages a query, each in a row of its own or packed, with the passage tower."""
+    if isinstance(given, Packed):
+        return embed(retriever, params, "embed_packed", given, dropout_key)
+    b, k, m = given.shape
+    flat = given.reshape(b * k, m)  # every passage on its own
+    return embed(retriever, params, "embed_passage", flat, dropout_key).reshape(b, k, -1)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer
 
 from atlas_jax.core.experts import Routed, routed_apply
+from atlas_jax.core.packing import Inputs, Packed, passage_masks, tokens_of
 from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Params
 from atlas_jax.reader.inputs import passage_blocks, shift_right
-from atlas_jax.reader.packing import Inputs, Packed, passage_masks, tokens_of
 from atlas_jax.reader.t5 import T5, copyable, pick_logprobs
 
 MAX_LOGITS = 2**28  # vocabulary logits held at once by the per-passage scores (1 GiB)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int, Integer
 
+from atlas_jax.core.packing import real_length
 from atlas_jax.core.soft_prompts import prompt_length
 from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.reader.t5 import T5
@@ -87,12 +88,6 @@ def passage_blocks(
     place = jax.lax.broadcasted_iota(jnp.int32, padded.shape, padded.ndim - 1)
     blocks = jnp.where(place == 0, start_id, jnp.where(place < end, padded, PAD_ID))
     return jnp.where(place == end, eos_id, blocks)
-
-
-def real_length(tokens: jax.Array) -> jax.Array:
-    """Number of tokens up to the last real one, [..., 1]; earlier ones may be hidden (0)."""
-    place = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
-    return jnp.max(jnp.where(tokens != PAD_ID, place + 1, 0), axis=-1, keepdims=True)
 
 
 def hide(

@@ -8,6 +8,7 @@ from jaxtyping import Float, Integer
 
 from atlas_jax.core.adapters import WithPrefixes
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.packing import Packed, passage_masks
 from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import PAD_ID, Array, Params
 from atlas_jax.encoders.bert import check_length
@@ -40,10 +41,31 @@ def pool(
     return sum_be / (jnp.sqrt(count_b1) if pooling == "sqrt" else count_b1)
 
 
-def normalized(x_be: Float[Array, "b e"]) -> Float[Array, "b e"]:
+def pool_packed(
+    states_bgld: Float[Array, "b g l e"], packed: Packed, pooling: str
+) -> Float[Array, "b k e"]:
+    """`pool` of passages that share rows; one without any token gives zeros, float32 [b, k, e]."""
+    b, _, _, e = states_bgld.shape
+    states_bse = states_bgld.astype(jnp.float32).reshape(b, -1, e)  # the rows of a query in a row
+    if pooling == "cls":
+        numbers_1k1 = jnp.arange(packed.passages, dtype=jnp.int32)[None, :, None]
+        own_bks = packed.segments_bgl.reshape(b, 1, -1) == numbers_1k1
+        first_bk1 = jnp.argmax(own_bks, axis=2)[..., None]
+        first_bke = jnp.take_along_axis(states_bse, first_bk1, axis=1)
+        return jnp.where(jnp.any(own_bks, axis=2)[..., None], first_bke, 0.0)
+    real_bks = passage_masks(packed)
+    # As products with 0 and 1, which no device may round.
+    sum_bke = jnp.einsum(
+        "bks,bse->bke", real_bks.astype(jnp.float32), states_bse, precision="highest"
+    )
+    count_bk1 = jnp.maximum(jnp.sum(real_bks, axis=2), 1).astype(jnp.float32)[..., None]
+    return sum_bke / (jnp.sqrt(count_bk1) if pooling == "sqrt" else count_bk1)
+
+
+def normalized(x: Float[Array, "*any e"]) -> Float[Array, "*any e"]:
     """Scale each row to length 1; a zero row stays zero, with a finite gradient."""
-    square_b1 = jnp.sum(jnp.square(x_be), axis=-1, keepdims=True)
-    return x_be * jax.lax.rsqrt(jnp.maximum(square_b1, 1e-24))
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 class DualEncoder(WithPrefixes):
@@ -85,6 +107,26 @@ class DualEncoder(WithPrefixes):
         tower = self.encoder if self.config.tied else self.passage_encoder
         with passage_rows():
             return self._embed(tower, tokens_nl, deterministic)
+
+    def embed_packed(self, packed: Packed, deterministic: bool = True) -> Float[Array, "b k e"]:
+        """Passages of a query that share rows -> float32 embeddings [b, k, e].
+
+        They are those of `embed_passage`. With dropout the draws differ.
+        """
+        tower = self.encoder if self.config.tied else self.passage_encoder
+        b, rows, length = packed.tokens_bgl.shape
+        check_length(self.config, length, "the retriever")
+        with passage_rows():
+            tokens_nl, segments_nl = (
+                constrain(x.reshape(b * rows, length), "batch", "length")  # rows of all queries
+                for x in (packed.tokens_bgl, packed.segments_bgl)
+            )
+            states_nld = tower(tokens_nl, deterministic, segments_bl=segments_nl)
+        states_bgld = states_nld.reshape(b, rows, length, -1)
+        x_bke = pool_packed(states_bgld, packed, self.config.pooling)
+        if self.config.normalize:
+            x_bke = normalized(x_bke)
+        return constrain(x_bke, "batch", None, "embedding")
 
     def __call__(
         self,

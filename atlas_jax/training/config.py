@@ -185,9 +185,15 @@ class StepConfig(ReadConfig):
             "1 with StepConfig.reads",
         )
         require(
-            not self.reads or self.packed_rows == 0,
+            not self.reads or self.packed_rows <= 0,
             "StepConfig.packed_rows",
             self.packed_rows,
+            "0 with StepConfig.reads",
+        )
+        require(
+            not self.reads or self.packed_passages <= 0,
+            "StepConfig.packed_passages",
+            self.packed_passages,
             "0 with StepConfig.reads",
         )
 

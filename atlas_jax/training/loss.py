@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.experts import Routed, balance
+from atlas_jax.core.packing import Inputs, Packed, packed_or_padded_loss
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.types import EOS_ID, Array, Batch, Params, Passages
 from atlas_jax.corpus.retrieval import Retrieve, rerank
@@ -15,10 +16,9 @@ from atlas_jax.distillation.config import DistillationConfig
 from atlas_jax.distillation.signals import Signals
 from atlas_jax.distillation.table import LOSSES
 from atlas_jax.models.parameters import Models
-from atlas_jax.models.towers import embed, embed_query
+from atlas_jax.models.towers import embed, embed_passages, embed_query
 from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.packing import Inputs, Packed, packed_or_padded_loss
 from atlas_jax.training.config import StepConfig
 from atlas_jax.training.state import merge
 
@@ -29,10 +29,10 @@ def make_loss_sums(
     """Build ``loss_sums(trainable, frozen, source, batch, key) -> (total, sums)``.
 
     ``sums[part]`` holds ``loss`` (a sum) and ``count`` (its divisor; for the reader the number of
-    target tokens), and ``sums["packed"]`` is 1 if the passages were read packed. With Switch layers
-    the reader's loss has ``balance_weight`` times their balance loss, and ``balance`` and
-    ``dropped`` are its two figures (`experts.balance`) as sums. Neither loss has a gradient for the
-    other model, so one backward pass of the total serves both.
+    target tokens), and ``sums["packed"]`` is 1 if passages shared rows. With Switch layers the
+    reader's loss has ``balance_weight`` times their balance loss, and ``balance`` and ``dropped``
+    are its two figures (`experts.balance`) as sums. Neither loss has a gradient for the other
+    model, so one backward pass of the total serves both.
     """
     trains_retriever = config.retriever_training != "fixed"
     distil = LOSSES[distillation.loss]
@@ -45,7 +45,9 @@ def make_loss_sums(
         query_be = embed_query(models.retriever, params, batch)
         passages = retrieve(source, jax.lax.stop_gradient(query_be), batch)
         if config.rerank > 0:
-            passages = rerank(models.retriever, params["retriever"], query_be, passages, config.k)
+            towers = models.retriever, params["retriever"]
+            rows = config.packed_share(config.packed_passages, config.rerank)
+            passages = rerank(*towers, query_be, passages, config.k, rows)
         keys = (reader_key, query_key, passage_key)
         parts = [
             read(trainable, frozen, *part, keys)
@@ -75,21 +77,29 @@ def make_loss_sums(
             models.reader.config.block_start,
         )
         tokens_bkl = inputs.behind_prompt(models.reader, params["reader"], tokens_bkl)
-        scores_bk = None
-        if trains_retriever:
-            scores_bk = _retriever_scores(
-                models, config, params["retriever"], query_be, batch, passages, query_key,
-                passage_key,
-            )  # fmt: skip
 
-        def loss(trained: tuple[Params, Array | None], given: Inputs) -> tuple[Array, Any]:
-            reader, scores_bk = trained
-            reader = merge({"reader": reader}, {"reader": frozen["reader"]})["reader"]
-            sums = reader_sums(reader, given, scores_bk, batch, passages, reader_key)
-            return sums["reader"]["loss"] + sums["retriever"]["loss"], sums
+        def loss(trained: Any, given: Inputs, embedded: Any = None) -> tuple[Array, Any]:
+            trainable, query_be = trained
+            params, scores_bk = merge(trainable, frozen), None
+            if trains_retriever:
+                scores_bk = _retriever_scores(
+                    models, params["retriever"], query_be, batch, passages, embedded, query_key,
+                    passage_key,
+                )  # fmt: skip
+            sums = reader_sums(params["reader"], given, scores_bk, batch, passages, reader_key)
+            packs = isinstance(given, Packed) or isinstance(embedded, Packed)
+            total = sums["reader"]["loss"] + sums["retriever"]["loss"]
+            return total, sums | {"packed": jnp.float32(packs)}
 
-        trained = (trainable["reader"], scores_bk)
-        return packed_or_padded_loss(loss, trained, tokens_bkl, config.packed_rows)
+        parts = [(tokens_bkl, config.packed_rows)]
+        known = config.retriever_training == "query_side" and passages.embeddings_bke is not None
+        if trains_retriever and not known:
+            assert passages.retriever_tokens_bkm is not None
+            tokens_bkm = passages.retriever_tokens_bkm.astype(jnp.int32)
+            parts.append((tokens_bkm, config.packed_passages))
+        elif models.retriever.config.dropout_rate == 0:  # no tower runs again
+            trainable = {**trainable, "retriever": {}}
+        return packed_or_padded_loss(loss, (trainable, query_be), *parts)
 
     def reader_sums(
         params: Params,
@@ -112,7 +122,6 @@ def make_loss_sums(
         sums: Any = {
             "reader": _reader_sums(model.config, logp_bt, targets_bt, routed),
             "retriever": {"loss": jnp.zeros(()), "count": jnp.zeros(())},
-            "packed": jnp.float32(isinstance(given, Packed)),
         }
         if scores_bk is None:
             return sums
@@ -166,31 +175,30 @@ def _parts(
 
 def _retriever_scores(
     models: Models,
-    config: StepConfig,
     params: Params,
     query_be: Array,
     batch: Batch,
     passages: Passages,
+    embedded: Inputs | None,
     query_key: Array,
-    passage_key: Array,
+    passage_key: Array | None,
 ) -> Array:
-    """s_bk = q.p / sqrt(e), with gradient for every tower that is trained."""
+    """s_bk = q.p / sqrt(e), with gradient for every tower that is trained.
+
+    ``embedded``: what the passage tower reads; None = the index's embeddings are taken.
+    """
     if models.retriever.config.dropout_rate > 0:
         query_be = embed(
             models.retriever, params, "embed_query", batch.retriever_tokens_br, query_key
         )
     else:
         passage_key = None
-    if config.retriever_training == "query_side" and passages.embeddings_bke is not None:
+    if embedded is None:
         # The passage tower does not change, so these are exact up to the rounding of the index.
+        assert passages.embeddings_bke is not None
         passage_bke = passages.embeddings_bke.astype(query_be.dtype)
     else:
-        assert passages.retriever_tokens_bkm is not None
-        b, k, m = passages.retriever_tokens_bkm.shape
-        flat = passages.retriever_tokens_bkm.reshape(b * k, m)  # every passage on its own
-        passage_bke = embed(models.retriever, params, "embed_passage", flat, passage_key).reshape(
-            b, k, -1
-        )
+        passage_bke = embed_passages(models.retriever, params, embedded, passage_key)
     return jnp.einsum("be,bke->bk", query_be, passage_bke) / jnp.sqrt(query_be.shape[-1])
 
 

@@ -134,7 +134,9 @@ class ReaderSelfTrainingRun(TrainingRun):
     SCOPE: ClassVar[str] = "reader"
     DECIDED: ClassVar[Mapping[str, str]] = _DECIDED
     # Fields of `step` that self-training has no use for.
-    UNUSED: ClassVar[tuple[str, ...]] = ("train", "accumulate", "reads", "packed_rows", "clip")
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        "train", "accumulate", "reads", "packed_rows", "packed_passages", "clip",
+    )  # fmt: skip
 
     train: SelfTrainConfig
     task: LabelledTask

@@ -169,6 +169,7 @@ class Sizes:
       k: reader inputs of a query, 1 for closed book.
       passage: tokens of a passage that the passage tower reads; 0 = none is retrieved.
       packed_rows: rows of `reader_length` tokens that these inputs share; 0 = each has its own.
+      packed_passages: rows of `passage` tokens that a query's passages share in the passage tower.
     """
 
     trains: Trains
@@ -176,6 +177,7 @@ class Sizes:
     k: int
     passage: int
     packed_rows: int = 0
+    packed_passages: int = 0
 
     @property
     def read(self) -> int:
@@ -219,7 +221,7 @@ def step_flops(params: Params, batch: Batch, sizes: Sizes, uses: Uses = once) ->
         queries = batch.retriever_tokens_br.size
         total += cost(lambda t: _kernels(t.get(query, {}), uses=uses), "retriever") * queries
         if trains.retriever == "joint":
-            passages = rows * sizes.k * sizes.passage
+            passages = rows * (sizes.packed_passages or sizes.k) * sizes.passage
             total += cost(lambda t: _kernels(t.get(key, {}), uses=uses), "retriever") * passages
     return total
 

@@ -89,7 +89,7 @@ def make_train_step(
             skipped=state.skipped + jnp.where(finite, 0, 1),
         )
         metrics = _metrics(sums, losses, norms) | {"skipped": new_state.skipped}
-        if config.packed_rows:  # share of the microbatches whose passages fitted into these rows
+        if config.packs:  # share of the microbatches whose passages fitted into their rows
             metrics["packed"] = sums["packed"] / config.accumulate
         return new_state, metrics
 

@@ -451,6 +451,7 @@ def _speed(run: _Run, params: Params, batch: Batch) -> Speed:
         reader_length=told.step.reader_length,
         k=1 if closed_book else told.step.k,
         packed_rows=told.step.packed_rows,
+        packed_passages=told.step.packed_passages,
         passage=0 if closed_book else told.corpus.formats.retriever_length,
     )
     return step_speed(params, batch, sizes, models.retriever.config.tower.uses, told.profile)

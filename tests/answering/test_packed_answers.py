@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from atlas_jax.answering.answers import Answers, Reading, make_answer
-from atlas_jax.answering.packed_rows import packed_rows
+from atlas_jax.answering.packed_rows import packed_passages, packed_rows
 from atlas_jax.answering.writer import Writer
 from atlas_jax.core import partitioning
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.packing import pack
 from atlas_jax.core.partitioning import MeshConfig
 from atlas_jax.core.types import Batch, Choices, Passages
 from atlas_jax.corpus.config import FROM_LENGTHS, ReadConfig
 from atlas_jax.models.parameters import Models
 from atlas_jax.reader import inputs
 from atlas_jax.reader.generate import GenerationConfig
-from atlas_jax.reader.packing import pack
 from atlas_jax.reader.t5 import T5
 from tests.answering.test_answers import PARAMS, READER
 from tests.reader.small import PAIR
@@ -149,4 +149,17 @@ def test_the_rows_follow_from_the_lengths(capsys: pytest.CaptureFixture[str]) ->
     assert rows(10, models=pair) == 0
     with pytest.raises(UserError, match=r"StepConfig.packed_rows = 6: .* bind it to 0, or to -1"):
         rows(10, 6, pair)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_rows_of_the_tower_follow_from_the_lengths(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(told: int, passages: int = 10, reader: int = FROM_LENGTHS) -> int:
+        read = ReadConfig(k=20, packed_rows=reader, packed_passages=told)
+        return packed_passages(read, passages, 1, 96, lambda: np.array([32]))
+
+    assert rows(FROM_LENGTHS) == 4  # three of 32 tokens in a row of 96
+    told = "10 passages a question, 32 of 96 tokens each for the retriever on average: they share 4"
+    assert capsys.readouterr().err == f"{told} rows (StepConfig.packed_passages)\n"
+    assert rows(FROM_LENGTHS, reader=0) == 0  # one binding turns both off
+    assert (rows(0), rows(6), rows(6, 20), rows(6, 40), rows(20, 40)) == (0, 3, 6, 12, 0)
     assert capsys.readouterr().err == ""

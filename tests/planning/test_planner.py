@@ -94,6 +94,17 @@ def test_packed_passages_count_as_the_rows_that_they_share(name: str) -> None:
     assert 0.5 * padded < flops(2) < 0.9 * padded
 
 
+def test_packed_passages_of_the_tower_count_as_the_rows_that_they_share() -> None:
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+
+    def flops(rows: int) -> float:
+        run = tiny_run(f"StepConfig.packed_passages={rows}", "RETRIEVER_TRAINING='joint'")
+        return compiled_programs.count_flops(make_program("train", run, mesh), run, mesh)[0]
+
+    assert flops(-1) == flops(4) == flops(0)
+    assert 0.8 * flops(0) < flops(2) < 0.95 * flops(0)
+
+
 def test_an_int8_index_counts_its_scales() -> None:
     run = tiny_run("CorpusConfig.dtype=int8")
     terms = make_program("search", run, make_mesh(MeshConfig(2, 2, 2))).terms

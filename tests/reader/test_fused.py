@@ -13,10 +13,10 @@ from atlas_jax.core import fused_layout
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.fused import UNREAD, Seen, attend
+from atlas_jax.core.packing import pack, passage_masks
 from atlas_jax.core.partitioning import STANDARD_RULES, MeshConfig, activate, make_mesh
 from atlas_jax.core.partitioning import param_shardings as shardings_of
 from atlas_jax.reader import fid
-from atlas_jax.reader.packing import pack, passage_masks
 from atlas_jax.reader.t5 import T5
 from tests.reader.small import PAIR, config, random_params
 from tests.reader.test_packing import LENGTHS, ROWS, TARGETS, TOKENS

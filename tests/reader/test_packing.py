@@ -10,9 +10,7 @@ import pytest
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.deltas import DeltaConfig
-from atlas_jax.core.partitioning import MeshConfig
-from atlas_jax.reader import fid, inputs
-from atlas_jax.reader.packing import (
+from atlas_jax.core.packing import (
     NO_SEGMENT,
     Packed,
     first_fit,
@@ -20,6 +18,8 @@ from atlas_jax.reader.packing import (
     packed_or_padded_loss,
     rows_needed,
 )
+from atlas_jax.core.partitioning import MeshConfig
+from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.t5 import T5
 from tests.reader.small import CONFIG, PAIR, config, random_params
 from tests.reader.test_soft_prompts import loud
@@ -141,6 +141,21 @@ def test_what_is_read_from_packed_passages_is_what_is_read_from_padded_ones(form
     assert_equal(packed, padded, 1e-6 if form == "plain" else 5e-6)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_passages_of_any_lengths_are_read_as_padded_ones(seed: int) -> None:
+    """Drawn until they fit; with empty and full ones, of one token and of more than half a row."""
+    rng = np.random.default_rng(seed)
+    lengths = np.zeros((B, K), int)
+    for query in range(B):
+        while True:
+            drawn = rng.choice([0, 1, LENGTH // 2, LENGTH // 2 + 1, LENGTH, *range(LENGTH)], K)
+            if rows_needed(jnp.asarray(drawn[None]), LENGTH)[0] <= ROWS:
+                break
+        lengths[query] = drawn
+    tokens = tokens_of_lengths(lengths, seed=seed)
+    assert_equal(signals(MODEL, PARAMS, tokens, ROWS), signals(MODEL, PARAMS, tokens, 0), 1e-6)
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def loss_and_grad(params: Any, tokens: Any, rows: int) -> Any:
     def loss(params: Any, given: Any) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +165,7 @@ def loss_and_grad(params: Any, tokens: Any, rows: int) -> Any:
         return total / count, jnp.float32(isinstance(given, Packed))
 
     return jax.value_and_grad(
-        lambda params: packed_or_padded_loss(loss, params, tokens, rows), has_aux=True
+        lambda params: packed_or_padded_loss(loss, params, (tokens, rows)), has_aux=True
     )(params)
 
 

@@ -1,15 +1,17 @@
-"""Several passages in one row: the encoder then reads real tokens in place of padding.
+"""Several passages in one row: an encoder then reads real tokens in place of padding.
 
 The inputs of a query's k passages have a fixed length l, and most are shorter. Here they are put
 side by side into g < k rows of length l, each passage whole. Every token keeps the number of its
 passage, its segment. A token attends to its own segment alone. Within a segment the distance of two
 tokens is the same as in the passage, which is all that T5's position bias asks for. The decoder's
-cross-attention has no positions, so it reads the g rows as it reads k padded inputs.
+cross-attention has no positions, so it reads the g rows as it reads k padded inputs. The
+retriever's tower counts positions anew in each segment (`places_in_segments`).
 
 ``g`` is a static number of rows a query. A batch with a query whose passages need more is read
 padded, by the other branch of the same program (`packed_or_padded`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +22,6 @@ from jaxtyping import Bool, Int
 
 from atlas_jax.core.partitioning import constrain
 from atlas_jax.core.types import PAD_ID, Array
-from atlas_jax.reader.inputs import real_length
 
 Result = TypeVar("Result")
 
@@ -44,6 +45,15 @@ class Packed:
 
 
 Inputs = Int[Array, "b g l"] | Packed  # tokens with a row for each passage, g = k, or packed
+# Tokens [b, k, l], and the rows that the passages of a query may share: 0 or less, or as many as
+# there are passages, = always padded.
+Part = tuple[Array, int]
+
+
+def real_length(tokens: jax.Array) -> jax.Array:
+    """Number of tokens up to the last real one, [..., 1]; earlier ones may be hidden (0)."""
+    place = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
+    return jnp.max(jnp.where(tokens != PAD_ID, place + 1, 0), axis=-1, keepdims=True)
 
 
 def tokens_of(inputs: Inputs) -> jax.Array:
@@ -129,26 +139,33 @@ def pack(tokens_bkl: Int[Array, "b k l"], rows: int) -> tuple[Packed, Bool[Array
     return packed, jnp.all(starts_bk >= 0)
 
 
-def packed_or_padded(
-    read: Callable[[Inputs], Result], tokens_bkl: Int[Array, "b k l"], rows: int
-) -> Result:
-    """`read` of the packed inputs if they fit, else of the padded ones, in one program.
+def places_in_segments(segments_nl: Int[Array, "n l"]) -> Int[Array, "n l"]:
+    """How many tokens of its own segment stand before each position of a row."""
+    place_1l = jnp.arange(segments_nl.shape[1], dtype=jnp.int32)[None]
+    before_nl = jnp.pad(segments_nl, ((0, 0), (1, 0)), constant_values=NO_SEGMENT - 1)[:, :-1]
+    begins_nl = jnp.where(segments_nl != before_nl, place_1l, 0)
+    return place_1l - jax.lax.cummax(begins_nl, axis=1)
+
+
+def packed_or_padded(read: Callable[..., Result], *parts: Part) -> Result:
+    """`read` of the packed inputs if all of them fit, else of the padded ones, in one program.
 
     Args:
-      read: called while tracing; both ways have to give arrays of the same shapes.
-      rows: of each query; 0, or as many as there are passages, = always padded.
+      read: called with the `Inputs` of each part, while tracing; both ways have to give arrays of
+        the same shapes.
+      parts: as many as `read` takes.
     """
-    if not 0 < rows < tokens_bkl.shape[1]:
-        return read(tokens_bkl)
-    packed, fits = pack(tokens_bkl, rows)
-    return jax.lax.cond(fits, lambda: read(packed), lambda: read(tokens_bkl))
+    padded = [tokens for tokens, _ in parts]
+    if not any(_shares(*part) for part in parts):
+        return read(*padded)
+    found = [pack(*part) if _shares(*part) else (part[0], True) for part in parts]
+    fits = functools.reduce(jnp.logical_and, (fit for _, fit in found))
+    packed = [inputs for inputs, _ in found]
+    return jax.lax.cond(fits, lambda: read(*packed), lambda: read(*padded))
 
 
 def packed_or_padded_loss(
-    loss: Callable[[Any, Inputs], tuple[Array, Any]],
-    trained: Any,
-    tokens_bkl: Int[Array, "b k l"],
-    rows: int,
+    loss: Callable[..., tuple[Array, Any]], trained: Any, *parts: Part
 ) -> tuple[Array, Any]:
     """`packed_or_padded` of a loss that is differentiated.
 
@@ -156,23 +173,27 @@ def packed_or_padded_loss(
     what the other one needs for its backward pass.
 
     Args:
-      loss: (trained, inputs) -> (scalar, arrays without gradient).
+      loss: (trained, inputs of each part...) -> (scalar, arrays without gradient).
       trained: what the scalar has a gradient for.
-      tokens_bkl, rows: as in `packed_or_padded`.
+      parts: as in `packed_or_padded`.
     """
-    if not 0 < rows < tokens_bkl.shape[1]:
-        return loss(trained, tokens_bkl)
+    if not any(_shares(*part) for part in parts):
+        return loss(trained, *(tokens for tokens, _ in parts))
 
     @jax.custom_vjp
     def either(trained: Any) -> tuple[Array, Any]:
-        return packed_or_padded(lambda inputs: loss(trained, inputs), tokens_bkl, rows)
+        return packed_or_padded(functools.partial(loss, trained), *parts)
 
     def forward(trained: Any) -> tuple[Any, Any]:
         with_grad = jax.value_and_grad(loss, has_aux=True)
-        return packed_or_padded(lambda inputs: with_grad(trained, inputs), tokens_bkl, rows)
+        return packed_or_padded(functools.partial(with_grad, trained), *parts)
 
     def backward(grads: Any, cotangents: Any) -> tuple[Any]:
         return (jax.tree.map(lambda g: g * cotangents[0], grads),)
 
     either.defvjp(forward, backward)
     return either(trained)
+
+
+def _shares(tokens_bkl: jax.Array, rows: int) -> bool:
+    return 0 < rows < tokens_bkl.shape[1]
