@@ -1,6 +1,13 @@
-"""The same work in plain PyTorch/transformers; exact search also in faiss and NumPy."""
+"""The same work in plain PyTorch/transformers; exact search also in faiss and NumPy.
 
+Both models attend by PyTorch's `scaled_dot_product_attention`. Texts of real lengths are padded to
+the longest of their batch.
+"""
+
+import itertools
+import os
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -9,6 +16,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.real_text import Asked, batches, padded, passage_tokens
 from benchmarks.workloads import (
     Sizes,
     Ways,
@@ -17,7 +25,7 @@ from benchmarks.workloads import (
     search_arrays,
 )
 
-THREADS = 2
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 BLOCK = 16_384  # rows that are multiplied at once where all rows are not
 
 
@@ -35,6 +43,7 @@ def _reader(sizes: Sizes) -> T5ForConditionalGeneration:
             tie_word_embeddings=False,
             dropout_rate=0.0,
             decoder_start_token_id=0,
+            attn_implementation="sdpa",
         )
     )
 
@@ -50,6 +59,7 @@ def _retriever(sizes: Sizes) -> BertModel:
             intermediate_size=sizes.retriever_mlp,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
         ),
         add_pooling_layer=False,
     )
@@ -62,69 +72,141 @@ def _embed(retriever: BertModel, tokens: torch.Tensor) -> torch.Tensor:
     return (states * weights).sum(1) / weights.sum(1)
 
 
-def train_step(sizes: Sizes) -> Callable[[], object]:
-    """PDist step: read all passages, read each alone, distil, update both models."""
+def _longest(rows: list[list[int]]) -> torch.Tensor:
+    return torch.from_numpy(padded(rows))
+
+
+def _masks(tokens: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Masks of the fused source [b, k l] and of each input [b k, l]; None without padding."""
+    if bool((tokens > 0).all()):
+        return None, None
+    mask = (tokens > 0).long()
+    return mask.flatten(1, 2), mask.flatten(0, 1)
+
+
+def _step(
+    reader: T5ForConditionalGeneration,
+    retriever: BertModel,
+    optimizers: list[torch.optim.Optimizer],
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    query: torch.Tensor,
+    passages: torch.Tensor,
+) -> float:
+    """PDist step: read all passages, read each alone, distil, update both models.
+
+    Args:
+      tokens: reader inputs [b, k, l].
+      targets: [b, t].
+      query: [b, r].
+      passages: [b k, m].
+    """
+    b, k, length = tokens.shape
+    flat, mask, flat_mask = tokens.view(b * k, length), *_masks(tokens)
+    states = reader.encoder(input_ids=flat, attention_mask=flat_mask).last_hidden_state
+    fused = BaseModelOutput(states.view(b, k * length, -1))
+    loss = reader(encoder_outputs=fused, attention_mask=mask, labels=targets).loss
+    with torch.no_grad():
+        repeated = targets.repeat_interleave(k, 0)
+        alone = BaseModelOutput(states)
+        logits = reader(encoder_outputs=alone, attention_mask=flat_mask, labels=repeated).logits
+        logp = torch.log_softmax(logits, -1).gather(-1, repeated[..., None])[..., 0]
+        gold = torch.softmax(logp.mean(-1).view(b, k) / 0.1, -1)
+    q = _embed(retriever, query)
+    p = _embed(retriever, passages).view(b, k, -1)
+    scores = torch.einsum("be,bke->bk", q, p) / q.shape[-1] ** 0.5
+    loss = loss + F.kl_div(torch.log_softmax(scores / 0.1, -1), gold, reduction="batchmean")
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item()
+
+
+def _trained(sizes: Sizes) -> tuple[T5ForConditionalGeneration, BertModel, list[Any]]:
     torch.set_num_threads(THREADS)
     reader, retriever = _reader(sizes), _retriever(sizes)
-    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5) for m in (reader, retriever)]
-    inputs = reader_inputs(sizes)
-    tokens = torch.from_numpy(inputs.tokens_bkl)
-    targets = torch.from_numpy(inputs.targets_bt)
-    query, passages = torch.from_numpy(inputs.query_br), torch.from_numpy(inputs.passages_bkm)
+    return (
+        reader,
+        retriever,
+        [torch.optim.AdamW(m.parameters(), lr=1e-5) for m in (reader, retriever)],
+    )
+
+
+def train_step(sizes: Sizes) -> Callable[[], object]:
+    """PDist step of reader and both towers on given passages."""
+    models, inputs = _trained(sizes), reader_inputs(sizes)
+    given = [
+        torch.from_numpy(array) for array in (inputs.tokens_bkl, inputs.targets_bt, inputs.query_br)
+    ]
+    passages = torch.from_numpy(inputs.passages_bkm).flatten(0, 1)
+    return lambda: _step(*models, *given, passages)
+
+
+def real_step(sizes: Sizes, corpus: str) -> Callable[[], object]:
+    """The same on real texts; each round takes the next batch, padded to its longest."""
+    models, made = _trained(sizes), []
+    for asked in batches(sizes, corpus):
+        targets, query = torch.from_numpy(asked.targets_bt), _longest(asked.questions_b)
+        passages = _longest([ids for row in asked.passages_bk for ids in row])
+        made.append((_inputs(asked), targets, query, passages))
+    turns = itertools.cycle(made)
+    return lambda: _step(*models, *next(turns))
+
+
+def _inputs(asked: Asked) -> torch.Tensor:
+    """Reader inputs [b, k, l], as long as the longest."""
+    b, k = len(asked.inputs_bk), len(asked.inputs_bk[0])
+    return _longest([ids for row in asked.inputs_bk for ids in row]).view(b, k, -1)
+
+
+def _generate(
+    reader: T5ForConditionalGeneration, sizes: Sizes, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Encode k passages a query, fuse them, decode 16 tokens greedily with a cache."""
     b, k, length = tokens.shape
-
-    def step() -> float:
-        states = reader.encoder(input_ids=tokens.view(b * k, length)).last_hidden_state
-        fused = states.view(b, k * length, -1)
-        loss = reader(encoder_outputs=BaseModelOutput(fused), labels=targets).loss
-        with torch.no_grad():
-            repeated = targets.repeat_interleave(k, 0)
-            logits = reader(encoder_outputs=BaseModelOutput(states), labels=repeated).logits
-            logp = torch.log_softmax(logits, -1).gather(-1, repeated[..., None])[..., 0]
-            gold = torch.softmax(logp.mean(-1).view(b, k) / 0.1, -1)
-        q = _embed(retriever, query)
-        p = _embed(retriever, passages.view(b * k, -1)).view(b, k, -1)
-        scores = torch.einsum("be,bke->bk", q, p) / q.shape[-1] ** 0.5
-        loss = loss + F.kl_div(torch.log_softmax(scores / 0.1, -1), gold, reduction="batchmean")
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        return loss.item()
-
-    return step
+    flat, mask, flat_mask = tokens.view(b * k, length), *_masks(tokens)
+    states = reader.encoder(input_ids=flat, attention_mask=flat_mask).last_hidden_state
+    return reader.generate(
+        encoder_outputs=BaseModelOutput(states.view(b, k * length, -1)),
+        attention_mask=mask,
+        min_new_tokens=sizes.target,
+        max_new_tokens=sizes.target,
+        do_sample=False,
+        num_beams=1,
+    )
 
 
 def generate(sizes: Sizes) -> Callable[[], object]:
-    """Encode k passages a query, fuse them, decode 16 tokens greedily with a cache."""
+    """Answers to queries with k passages each."""
     torch.set_num_threads(THREADS)
     reader = _reader(sizes).eval()
     tokens = torch.from_numpy(reader_inputs(sizes).tokens_bkl)
-    b, k, length = tokens.shape
+    return torch.inference_mode()(lambda: _generate(reader, sizes, tokens))
 
-    @torch.inference_mode()
-    def run() -> torch.Tensor:
-        states = reader.encoder(input_ids=tokens.view(b * k, length)).last_hidden_state
-        fused = BaseModelOutput(states.view(b, k * length, -1))
-        mask = torch.ones(b, k * length, dtype=torch.long)
-        return reader.generate(
-            encoder_outputs=fused,
-            attention_mask=mask,
-            min_new_tokens=sizes.target,
-            max_new_tokens=sizes.target,
-            do_sample=False,
-            num_beams=1,
-        )
 
-    return run
+def real_generate(sizes: Sizes, corpus: str) -> Callable[[], object]:
+    """The same on real texts; each round takes the next batch, padded to its longest."""
+    torch.set_num_threads(THREADS)
+    reader = _reader(sizes).eval()
+    turns = itertools.cycle([_inputs(asked) for asked in batches(sizes, corpus)])
+    return torch.inference_mode()(lambda: _generate(reader, sizes, next(turns)))
 
 
 def embed(sizes: Sizes) -> Callable[[], object]:
     """Embed passages sorted by length, each batch padded to its longest."""
+    return _embedding(sizes, torch.from_numpy(passages_of_real_lengths(sizes)))
+
+
+def real_embed(sizes: Sizes, corpus: str) -> Callable[[], object]:
+    """The same with passages of real text."""
+    return _embedding(sizes, _longest(passage_tokens(sizes, corpus)))
+
+
+def _embedding(sizes: Sizes, tokens: torch.Tensor) -> Callable[[], object]:
     torch.set_num_threads(THREADS)
     retriever = _retriever(sizes).eval()
-    tokens = torch.from_numpy(passages_of_real_lengths(sizes))
     order = torch.argsort((tokens > 0).sum(1))
 
     @torch.inference_mode()

@@ -25,9 +25,11 @@ class Row:
       index: type of the embeddings.
       passage_length: tokens of a passage in the index; 0: as shipped.
       sequence: with the rules of `gin/mesh/sequence.gin`.
-      packed: rows that the passages of a question share; 0 = each has its own.
+      packed: rows that the passages of a question share in the reader; 0 = each has its own.
+      tower: rows that they share in the passage tower.
       fused: with fused attention in reader and retriever.
       shared: with the rules of `gin/mesh/passages.gin`.
+      batch: queries a step; 0: as shipped.
       passages: rows of the index.
       programs: that are planned; the first one is compiled on every mesh.
     """
@@ -42,8 +44,10 @@ class Row:
     passage_length: int = 0
     sequence: bool = False
     packed: int = 0
+    tower: int = 0
     fused: bool = False
     shared: bool = False
+    batch: int = 0
     passages: int = PASSAGES
     programs: tuple[str, ...] = ("train", "start")
 
@@ -54,7 +58,9 @@ class Row:
         more.append(self.index if self.index != "bfloat16" else "")
         more.append(f"passages={self.passage_length}" if self.passage_length else "")
         more += ["sequence"] if self.sequence else ["shared"] if self.shared else []
+        more.append(f"batch={self.batch}" if self.batch else "")
         more.append(f"packed={self.packed}" if self.packed else "")
+        more.append(f"tower={self.tower}" if self.tower else "")
         more.append("fused" if self.fused else "")
         more.append(f"{self.passages:,}" if self.passages != PASSAGES else "")
         return "/".join([self.model, self.recipe, self.where, *filter(None, more)])
@@ -86,8 +92,10 @@ class Row:
             *SCANNED,
             *(remat if self.remat else []),
             *([f"StepConfig.accumulate={self.accumulate}"] if self.accumulate > 1 else []),
+            *([f"BATCH_SIZE={self.batch}"] if self.batch else []),
             *([f"PASSAGE_LENGTH={self.passage_length}"] if self.passage_length else []),
             *([f"StepConfig.packed_rows={self.packed}"] if self.packed else []),
+            *([f"StepConfig.packed_passages={self.tower}"] if self.tower else []),
             *(fused if self.fused else []),
         ]
 
@@ -95,6 +103,8 @@ class Row:
     def reading(self) -> str:
         """How the reader reads its passages."""
         rows = f"{self.packed} packed rows" if self.packed else "padded"
+        rows += f", {self.tower} in the tower" if self.tower else ""
+        rows += f", {self.batch} queries" if self.batch else ""
         return f"{rows}, fused" if self.fused else rows
 
     @property

@@ -195,7 +195,7 @@ def _recipes(rows: dict[str, Any]) -> list[str]:
     """What each recipe that has rows sets, a line each."""
     found: dict[str, str] = {}
     for row in ROW_LIST:
-        if row.name in rows:
+        if row.name in rows and not row.batch:
             plan = rows[row.name]["plan"]
             found[row.recipe] = (
                 f"- `{row.recipe}`: {plan['batch_size']} queries a step, each with k = {plan['k']} "

@@ -1,13 +1,15 @@
 """Time ours against the alternatives, in pairs, and print ratios, spread and peak memory.
 
     python -m benchmarks.run [--rounds 7] [--json FILE] [--workloads train_step,embed]
+                             [--squad FOLDER]
 
 Both sides of a workload are alive at once and take turns, so that a slow spell of the
 machine hits both. A ratio above 1 means that ours is faster. Exact search is compared with the
-fastest of the ways in ``benchmarks.alternatives``; all are listed. GFLOP/s are of the work that has
-to be done (``benchmarks.workloads.gflop``). Both sides keep the memory that they free, unless
-GLIBC_TUNABLES says otherwise (set but empty: the C library's defaults). Variables that choose
-another kernel of a library or bind its threads are taken away from both.
+fastest of the ways in ``benchmarks.alternatives``; all are listed. Workloads such as
+``step_factbook`` read real texts as long as they come (``benchmarks.real_text``). GFLOP/s are of
+the work that has to be done (``benchmarks.workloads.gflop``). Both sides keep the memory that they
+free, unless GLIBC_TUNABLES says otherwise (set but empty: the C library's defaults). Variables that
+choose another kernel of a library or bind its threads are taken away from both.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.worker import WORKLOADS
+from benchmarks import real_text
+from benchmarks.worker import REAL, WORKLOADS
 from benchmarks.workloads import gflop, sizes_of
 
 SIDES = {"ours": "ours", "theirs": "alternatives"}
@@ -43,6 +46,11 @@ CRIPPLING = ("OPENBLAS_", "GOTO_", "BLIS_", "MKL_", "OMP_", "GOMP_", "KMP_", "ON
 def crippling() -> list[str]:
     """Variables of the environment that would make an alternative slower than it is."""
     return sorted(name for name in os.environ if name.startswith(CRIPPLING))
+
+
+def cores() -> int:
+    """Cores that this process, and so both sides, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tunables() -> str:
@@ -105,7 +113,7 @@ def measure(workload: str, rounds: int, sizes: list[str]) -> dict[str, Any]:
             assert process.stdin is not None
             process.stdin.close()
             peak[name] = float(answer(process))
-    work = gflop(workload, sizes_of(sizes))
+    work = (real_text.gflop if workload in REAL else gflop)(workload, sizes_of(sizes))
     ratios = [t / o for o, t in zip(seconds["ours"], seconds["theirs"], strict=True)]
     return {
         "workload": workload,
@@ -153,13 +161,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", help="also write every figure to this file")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="comma-separated")
+    parser.add_argument("--workloads", default="", help="comma-separated; all that can run")
+    parser.add_argument("--squad", default="", help="folder with SQuAD's passages and questions")
     parser.add_argument("sizes", nargs="*", help="Sizes field=value, to try a smaller problem")
     args = parser.parse_args()
-    chosen = args.workloads.split(",")
+    chosen = args.workloads.split(",") if args.workloads else [*WORKLOADS]
     unknown = set(chosen) - set(WORKLOADS)
     if unknown:
         parser.error(f"unknown workloads {sorted(unknown)}; known: {', '.join(WORKLOADS)}")
+    without = [name for name in chosen if name.endswith("squad") and not args.squad]
+    if without and args.workloads:
+        parser.error(f"{', '.join(without)}: name SQuAD's folder with --squad")
+    if args.squad:
+        args.sizes.append(f"squad={args.squad}")
+    chosen = [name for name in chosen if name not in without]
+    if without:
+        print("SQuAD's workloads are left out: name its folder with --squad")
     results = []
     for workload in tqdm(chosen, desc="workloads"):
         results.append(measure(workload, args.rounds, args.sizes))
@@ -169,7 +186,13 @@ def main() -> int:
         if len(result["ways"]["theirs"]) > 1:
             console.print(ways_table(result))
     versions = {name: metadata.version(name) for name in PACKAGES}
-    print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}")
+    for corpus in real_text.CORPORA:
+        if any(name.endswith(corpus) for name in chosen):
+            lengths = real_text.lengths(sizes_of(args.sizes), corpus)
+            print(
+                f"{corpus}: {lengths.mean():.0f} tokens an input on average, {lengths.max()} most"
+            )
+    print(f"{cores()} cores, {platform.machine()}, {versions}")
     print(f"GLIBC_TUNABLES={tunables()}")
     if crippling():
         print(f"not given to either side: {', '.join(crippling())}")

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 
+from benchmarks.real_text import CORPORA, READ
 from benchmarks.workloads import Sizes, Ways, sizes_of
 
-WORKLOADS = ("train_step", "generate", "embed", "search_8", "search_100")
+REAL = tuple(f"{what}_{corpus}" for corpus in CORPORA for what in (*READ, "embed"))
+WORKLOADS = ("train_step", "generate", "embed", "search_8", "search_100", *REAL)
 WARM_UP_RUNS = 2
 
 
@@ -24,6 +26,9 @@ TRIALS = 3  # of each way, where there are several
 def build(side: str, workload: str, sizes: Sizes) -> Ways:
     """The functions that do the work, from ``benchmarks.ours`` or ``benchmarks.alternatives``."""
     module = importlib.import_module(f"benchmarks.{side}")
+    if workload in REAL:
+        what, _, corpus = workload.partition("_")
+        return {"": getattr(module, f"real_{what}")(sizes, corpus)}
     name, _, k = workload.partition("search_")
     return module.search(sizes, int(k)) if k else {"": getattr(module, name)(sizes)}
 

@@ -31,11 +31,16 @@ class Sizes:
     embed_batch: int = 16  # the fastest of 16, 32 and 64 on either side
     index_rows: int = 200_000
     search_queries: int = 64
+    squad: str = ""  # folder of SQuAD's passages and questions
+    limit: int = 384  # tokens of a real text at most, with its question
+    real_batch: int = 1  # questions whose passages are read at a time, where texts are real
+    real_passages: int = 20  # of each
 
 
 def sizes_of(changes: Sequence[str]) -> Sizes:
     """The published sizes with changes such as "index_rows=500"."""
-    return Sizes(**{name: int(value) for name, value in (c.split("=") for c in changes)})
+    told = dict(change.split("=", 1) for change in changes)
+    return Sizes(**{name: x if name == "squad" else int(x) for name, x in told.items()})  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,31 +101,45 @@ def gflop(workload: str, sizes: Sizes) -> float:
     if workload.startswith("search_"):
         return 2e-9 * sizes.search_queries * sizes.index_rows * sizes.retriever_width
     if workload == "embed":
-        return _bert(sizes, (passages_of_real_lengths(sizes) > 0).sum(axis=1))
+        return bert_gflop(sizes, (passages_of_real_lengths(sizes) > 0).sum(axis=1))
     b, k, length = sizes.batch, sizes.passages, sizes.length
-    encoder = b * k * _t5_encoder(sizes, length)
-    fused = b * _t5_decoder(sizes, sizes.target, k * length)
+    passages_bk, questions_b = np.full((b, k), length), np.full(b, sizes.query_length)
+    return read_gflop(workload, sizes, passages_bk, passages_bk, questions_b)
+
+
+def read_gflop(
+    workload: str,
+    sizes: Sizes,
+    inputs_bk: np.ndarray,
+    passages_bk: np.ndarray,
+    questions_b: np.ndarray,
+) -> float:
+    """The work of a batch that is read, from the tokens of its inputs, passages and questions."""
+    inputs_bk = inputs_bk.astype(np.float64)
+    encoder = float(sum(_t5_encoder(sizes, n) for n in inputs_bk.reshape(-1)))
+    fused = float(sum(_t5_decoder(sizes, sizes.target, n) for n in inputs_bk.sum(axis=1)))
     if workload == "generate":
         return encoder + fused
-    alone = b * k * _t5_decoder(sizes, sizes.target, length)  # forward only: the distilled target
-    passages, query = np.full(b * k, length), np.full(b, sizes.query_length)
-    towers = _bert(sizes, passages) + _bert(sizes, query)
+    # Forward only: the distilled target.
+    alone = float(sum(_t5_decoder(sizes, sizes.target, n) for n in inputs_bk.reshape(-1)))
+    towers = bert_gflop(sizes, passages_bk.reshape(-1)) + bert_gflop(sizes, questions_b)
     return 3 * (encoder + fused + towers) + alone
 
 
-def _bert(sizes: Sizes, lengths: np.ndarray) -> float:
+def bert_gflop(sizes: Sizes, lengths: np.ndarray) -> float:
+    """The work of embedding texts of these lengths."""
     d, mlp, tokens = sizes.retriever_width, sizes.retriever_mlp, float(lengths.sum())
     products = tokens * (4 * d * d + 2 * d * mlp)
     attention = 2.0 * d * float((lengths.astype(np.float64) ** 2).sum())
     return 2e-9 * sizes.retriever_layers * (products + attention)
 
 
-def _t5_encoder(sizes: Sizes, length: int) -> float:
+def _t5_encoder(sizes: Sizes, length: float) -> float:
     d, mlp = sizes.reader_width, sizes.reader_mlp
     return 2e-9 * sizes.reader_layers * length * (4 * d * d + 3 * d * mlp + 2 * d * length)
 
 
-def _t5_decoder(sizes: Sizes, target: int, source: int) -> float:
+def _t5_decoder(sizes: Sizes, target: int, source: float) -> float:
     d, mlp = sizes.reader_width, sizes.reader_mlp
     token = 6 * d * d + 3 * d * mlp + 2 * d * (target + source)
     layers = sizes.reader_layers * (target * token + 2 * source * d * d)

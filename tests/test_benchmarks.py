@@ -16,9 +16,15 @@ import numpy as np
 import pytest
 
 from atlas_jax.planning.flops import matmul_flops
-from benchmarks import run
+from benchmarks import real_text, run
 from benchmarks.worker import tried
-from benchmarks.workloads import Sizes, gflop, passages_of_real_lengths, search_arrays
+from benchmarks.workloads import (
+    Sizes,
+    bert_gflop,
+    gflop,
+    passages_of_real_lengths,
+    search_arrays,
+)
 
 SMALL = Sizes(index_rows=20_000, search_queries=4, retriever_width=16)
 
@@ -127,14 +133,72 @@ def test_the_work_is_that_of_the_products() -> None:
         assert gflop(workload, sizes) == pytest.approx(counted, rel=0.01), workload
 
 
+TINY = Sizes(
+    reader_width=16, reader_layers=1, reader_mlp=16, reader_heads=2, reader_vocab=31_000,
+    retriever_width=16, retriever_layers=1, retriever_mlp=16, retriever_heads=2,
+    batch=8, passages=2, length=8, target=3, query_length=4, embed_passages=40,
+    real_batch=8, real_passages=4,
+)  # fmt: skip
+
+
 def test_ours_runs_the_step_and_writes_all_tokens() -> None:
     from benchmarks import ours
 
-    small = Sizes(
-        reader_width=16, reader_layers=1, reader_mlp=16, reader_heads=2, reader_vocab=40,
-        retriever_width=16, retriever_layers=1, retriever_mlp=16, retriever_heads=2,
-        retriever_vocab=40, batch=8, passages=2, length=8, target=3, query_length=4,
-    )  # fmt: skip
-    answers = np.asarray(ours.generate(small)())
-    assert answers.shape == (small.batch, small.target) and (answers != 0).any()
-    assert np.isfinite(ours.train_step(small)())
+    answers = np.asarray(ours.generate(TINY)())
+    assert answers.shape == (TINY.batch, TINY.target) and (answers != 0).any()
+    assert np.isfinite(ours.train_step(TINY)())
+
+
+@pytest.fixture
+def squad(tmp_path: Path) -> Sizes:
+    """Sizes whose SQuAD are forty passages of 10 to 150 words, of four titles, and questions."""
+    passages = [
+        {"id": f"p{n}", "title": f"T{n // 10}", "text": "river " * (10 + 37 * n % 141)}
+        for n in range(40)
+    ]
+    questions = [{"question": f"What is {n}?", "gold": [f"p{n}"]} for n in range(40)]
+    for name, rows in (("passages", passages), ("test", questions)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return dataclasses.replace(TINY, squad=str(tmp_path))
+
+
+def test_real_texts_are_as_long_as_they_come(squad: Sizes) -> None:
+    found = real_text.batches(squad, "squad")
+    assert len(found) == real_text.BATCHES
+    lengths = real_text.lengths(squad, "squad")
+    assert len(lengths) == len(found) * 8 * 4 and lengths.min() < 60 < 120 < lengths.max() <= 384
+    again = real_text.batches(squad, "squad")
+    assert [one.inputs_bk for one in again] == [one.inputs_bk for one in found]
+    one = dataclasses.replace(TINY, embed_passages=1, squad=squad.squad)
+    (passage,) = real_text.passage_tokens(one, "squad")
+    assert real_text.gflop("embed_squad", one) == bert_gflop(one, np.array([len(passage)]))
+    assert real_text.gflop("step_squad", squad) > 3 * real_text.gflop("generate_squad", squad)
+
+
+def test_ours_packs_real_texts(squad: Sizes, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import ours
+
+    assert np.isfinite(ours.real_step(squad, "squad")())
+    told = capsys.readouterr().err
+    assert "(StepConfig.packed_rows)" in told and "(StepConfig.packed_passages)" in told
+    assert "they share" in told and "of its own" not in told
+    assert np.asarray(ours.real_generate(squad, "squad")()).shape == (8, squad.target)
+
+
+@pytest.mark.parity
+def test_the_alternative_reads_the_same_texts(squad: Sizes) -> None:
+    alternatives = pytest.importorskip("benchmarks.alternatives", reason="needs [bench]")
+    assert np.isfinite(alternatives.real_step(squad, "squad")())
+    assert alternatives.real_generate(squad, "squad")().shape[0] == 8
+    embedded = alternatives.real_embed(squad, "squad")()
+    assert sum(map(len, embedded)) == squad.embed_passages
+
+
+def test_squad_has_to_be_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "--workloads=step_squad"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "step_squad: name SQuAD's folder with --squad" in capsys.readouterr().err
