@@ -43,21 +43,25 @@ class Classifier:
     draws: int = 1
 
     def each(self, function: Callable[[Params, Texts], jax.Array]) -> Callable[..., np.ndarray]:
-        """What a function makes of parameters and all texts, [rows, ...], compiled once.
+        """What a function makes of parameters and all texts, [rows, ...].
 
-        With several draws it is their mean.
+        Texts of like length share a batch, and a program is compiled for each length of batches
+        (`Texts.fitted`). With several draws the result is their mean.
         """
         compiled = jax.jit(function, out_shardings=partitioning.replicated(self.mesh))
 
-        def of(params: Params, texts: Any) -> np.ndarray:
-            parts = [np.asarray(compiled(params, some)) for some in self._batches(texts)]
-            return np.concatenate(parts)[: len(self.records)]
+        def of(params: Params, texts: Texts) -> np.ndarray:
+            order_n = np.argsort(texts.lengths(), kind="stable")
+            batches = self._batches(texts, order_n)
+            found_n = np.concatenate([np.asarray(compiled(params, some)) for some in batches])
+            return found_n[: len(order_n)][np.argsort(order_n)]
 
         def call(params: Params) -> np.ndarray:
             if not isinstance(self.texts, Demonstrated):
                 return of(params, self.texts)
-            every = [of(params, self.texts.at(draw)) for draw in range(self.draws)]
-            return np.asarray(np.mean(every, axis=0))
+            every_n = np.arange(len(self.records))
+            shown = [self.texts.at(draw).rows(every_n) for draw in range(self.draws)]
+            return np.asarray(np.mean([of(params, texts) for texts in shown], axis=0))
 
         return call
 
@@ -65,10 +69,11 @@ class Classifier:
         """Class logits [rows, c] by the parameters, without dropout."""
         return self.each(lambda params, texts: logits_fn(params, texts, None))
 
-    def _batches(self, texts: Texts | Demonstrated) -> Iterator[Texts]:
-        for start in range(0, len(self.records), self.batch_size):
-            index = np.minimum(np.arange(start, start + self.batch_size), len(self.records) - 1)
-            yield multihost.place(texts.rows(index), self.rows)
+    def _batches(self, texts: Texts, order_n: np.ndarray) -> Iterator[Texts]:
+        """The texts in this order, without needless padding; the last batch is filled up."""
+        for start in range(0, len(order_n), self.batch_size):
+            at = np.minimum(np.arange(start, start + self.batch_size), len(order_n) - 1)
+            yield multihost.place(texts.rows(order_n[at]).fitted(), self.rows)
 
 
 def scores_of(

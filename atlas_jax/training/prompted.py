@@ -20,6 +20,7 @@ from atlas_jax.tasks.classification import ClassificationTask
 from atlas_jax.tasks.templates import LabelTokens, encode_prompts, mask_text
 
 NO_LABEL = -1
+LENGTH_STEP = 16  # of rows that are cut: few programs, little padding
 # (parameters, rows, key for dropout or None) -> logits [b, c].
 LogitsFn = Callable[[Params, "Texts", "jax.Array | None"], jax.Array]
 
@@ -43,6 +44,17 @@ class Texts:
     def rows(self, index: Any) -> "Texts":
         """Some of the rows, on the host."""
         return jax.tree.map(lambda x: x[index], self)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row without the padding behind them, [b]; on the host."""
+        real_bl = np.asarray(self.tokens_bl) != 0
+        return np.asarray(real_bl.shape[1] - real_bl[:, ::-1].argmax(axis=1))
+
+    def fitted(self) -> "Texts":
+        """The rows, cut to the longest of them, rounded up to a multiple of `LENGTH_STEP`."""
+        longest = -(-int(self.lengths().max()) // LENGTH_STEP) * LENGTH_STEP
+        cut = {"tokens_bl": self.tokens_bl[:, :longest], "types_bl": self.types_bl[:, :longest]}
+        return dataclasses.replace(self, **cut)
 
 
 @flax.struct.dataclass
@@ -290,7 +302,7 @@ def asked_by(
     make = prompt_texts if prompted else head_texts
 
     def texts(records: Sequence[Record]) -> Texts:
-        return make(task, records, tokenizer, length, ids)
+        return make(task, records, tokenizer, length, ids).fitted()
 
     if not prompted:
         return Asked(texts, head_logits(model))
