@@ -2,9 +2,10 @@
 
     python -m tests.index.killed SOURCE FOLDER READER_TOKENIZER RETRIEVER_TOKENIZER COUNT KILLS SEED
 
-It prints a line of JSON for each attempt: what was there before, what was made, who was killed. An
-attempt ends when one process is killed: the others then are, too, as whoever starts a run does. The
-first build is left alone, in FOLDER/whole; the others are in FOLDER/0, FOLDER/1, ...
+It prints a line of JSON for each attempt: what was there before, what was made, how the processes
+ended, and how many rows each that came to its end has tokenised and embedded. An attempt ends when
+one process is killed: the others then are, too, as whoever starts a run does. The first build is
+left alone, in FOLDER/whole; the others are in FOLDER/0, FOLDER/1, ...
 
 Processes are forked off one that has imported everything, so an attempt takes a second.
 """
@@ -17,10 +18,12 @@ import socket
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax.core import meta
 
 from atlas_jax.core import meeting
 from atlas_jax.core.devices import Devices, use_devices
@@ -52,16 +55,20 @@ def work(index: int, count: int, port: int, source: str, folder: Path, files: li
     meeting.TELL = 60.0
     id_buckets.BUCKET_ROWS, id_buckets._AT_ONCE, embed.WINDOW = 4, 1, WINDOW
     write_shard, batches = shard_pool.write_shard, embed._batches
+    rows = Counter[str]()
 
-    def writing(objects: Any, name: str, *rest: Any) -> Any:
+    def writing(objects: Any, name: str, records: Any, *rest: Any) -> Any:
         time.sleep(PAUSE)
         os.write(log, f"{name}\n".encode())
-        return write_shard(objects, name, *rest)
+        rows["tokenised"] += len(records)
+        return write_shard(objects, name, records, *rest)
 
     def batching(tokens: Any, chunks: Any, *rest: Any) -> Any:
         time.sleep(PAUSE)
         os.write(log, f"round {chunks[0][0] // (chunks[0][1] - chunks[0][0])}\n".encode())
-        yield from batches(tokens, chunks, *rest)
+        for rows_b, *others in batches(tokens, chunks, *rest):
+            rows["embedded"] += int((rows_b >= 0).sum())
+            yield rows_b, *others
 
     shard_pool.write_shard, embed._batches = writing, batching
     reader, retriever = (Tokenizer.from_file(file) for file in files)
@@ -73,10 +80,12 @@ def work(index: int, count: int, port: int, source: str, folder: Path, files: li
         with use_devices(Devices(MeshConfig(data=-1))) as (mesh, rules):
             model = DualEncoder(TINY)
             tokens = store.retriever_tokens_nm[:1]
-            params = jax.jit(model.init)(jax.random.key(0), tokens, tokens)["params"]
+            made = jax.jit(model.init)(jax.random.key(0), tokens, tokens)
+            params = jax.device_get(meta.unbox(made)["params"])
             told = CorpusConfig(embed_batch_size=4)
             embedder = Embedder(model, retriever, told, mesh, rules)
-            embedder.to_directory(jax.device_get(params), store, folder / "index", dtype="float32")
+            embedder.to_directory(params, store, folder / "index", dtype="float32")
+    os.write(log, f"rows {rows['tokenised']} {rows['embedded']}\n".encode())
     jax.distributed.shutdown()
 
 
@@ -111,9 +120,14 @@ def there(folder: Path) -> dict[str, list[Any]]:
     }
 
 
-def attempt(count: int, kill: tuple[int, float] | None, source: str, folder: Path,
-            files: list[str]) -> dict[str, Any]:  # fmt: skip
-    """One attempt, and what it was like; `kill` is a process and after how many seconds."""
+def attempt(
+    count: int, kill: tuple[int, int, float] | None, source: str, folder: Path, files: list[str]
+) -> dict[str, Any]:
+    """One attempt, and what it was like.
+
+    Args:
+      kill: a process, after how many shards and rounds of all of them, and how many seconds later.
+    """
     log = folder.with_suffix(f".{LOG}")
     log.write_text("")
     folder.mkdir(exist_ok=True)
@@ -125,8 +139,10 @@ def attempt(count: int, kill: tuple[int, float] | None, source: str, folder: Pat
         if pid:
             running.remove(pid)
             codes.append(os.waitstatus_to_exitcode(status))
-        if kill and time.monotonic() - started > kill[1] and pids[kill[0]] in running:
-            os.kill(pids[kill[0]], signal.SIGKILL)
+        if kill and len(log.read_text().splitlines()) >= kill[1]:
+            time.sleep(kill[2])
+            if pids[kill[0]] in running:
+                os.kill(pids[kill[0]], signal.SIGKILL)
             kill = None
         if any(codes):
             for other in running:
@@ -148,7 +164,7 @@ def main() -> None:
     print(json.dumps(whole), flush=True)
     done = build = 0
     while done < kills:
-        kill = rng.randrange(count), rng.uniform(0.1, 1.0) * whole["seconds"]
+        kill = rng.randrange(count), rng.randrange(len(whole["made"])), rng.uniform(0.0, 0.2)
         told = attempt(count, kill, source, top / str(build), files)
         print(json.dumps(told), flush=True)
         done += any(told["codes"])
