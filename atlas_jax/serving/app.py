@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -83,7 +84,16 @@ def make_app(service: Service, key: str, name: str) -> ASGIApp:
     app.router.redirect_slashes = False  # a redirect would repeat what the header Host says
     config = service.config
     names = allowed_names(config.host, config.names)
-    return Guard(app, service.metrics, key, names, _is_public)
+    guarded = Guard(app, service.metrics, key, names, _is_public)
+    if not config.origins:
+        return guarded
+    return CORSMiddleware(
+        guarded,
+        allow_origins=config.origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("authorization", "content-type", "x-request-id"),
+        expose_headers=("retry-after", "x-request-id"),
+    )
 
 
 def _is_public(path: str) -> bool:

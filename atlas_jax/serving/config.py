@@ -1,5 +1,6 @@
 """The settings of the server."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ from atlas_jax.core.errors import require
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 API_KEY = "ATLAS_JAX_API_KEY"  # the environment variable
+_ORIGIN = re.compile(r"https?://[^/?#*\s]+")
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class ServeConfig:
     port: 0 = any that is free.
     names: host names by which clients may call the server. () = those of this machine's own
         addresses 127.0.0.1 and ::1 where it listens there, else any.
+    origins: pages of other hosts that may call the server from a browser (CORS), such as
+        "https://app.example"; () = none may.
     api_key_file: file with the API key; "" = the environment variable ATLAS_JAX_API_KEY; if that is
         not set there is no key.
     ks: numbers of passages for which programs are compiled. Another number is read by the next
@@ -48,6 +52,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: bounds.Port = 8080
     names: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     api_key_file: str = ""
     ks: tuple[bounds.Passages, ...] = (5, 20)
     batch_rows: tuple[bounds.BatchSize, ...] = (1, 4)
@@ -73,6 +78,13 @@ class ServeConfig:
         """Refuse values out of range, naming the binding."""
         bounds.check(self)
         require(bool(self.host), "ServeConfig.host", self.host, "an address, such as 127.0.0.1")
+        for origin in self.origins:
+            require(
+                bool(_ORIGIN.fullmatch(origin)),
+                "ServeConfig.origins",
+                origin,
+                "scheme, name and perhaps port, such as https://app.example",
+            )
         for name in ("ks", "batch_rows"):
             value = getattr(self, name)
             require(bool(value), f"ServeConfig.{name}", value, "one number or more")

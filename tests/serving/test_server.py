@@ -144,6 +144,9 @@ def test_operators_find_what_they_expect(server: Server) -> None:
     assert "atlas_jax_ready 1.0" in figures and "atlas_jax_questions_total" in figures
     model = send(server, "/v1/models").json["data"][0]
     assert (model["compiled_ks"], model["index"]["passages"]) == ([4], 16)
+    asks = {"access_control_request_method": "GET", "origin": "https://app.example"}
+    refused = send(server, "/v1/models", method="OPTIONS", **asks)
+    assert refused.status == 405 and "access-control-allow-origin" not in refused.headers
     first = send(server, "/v1/examples").json["passages"][0]
     assert send(server, f"/v1/passages/{first['id']}").json == first
     described = send(server, "/openapi.json").json
@@ -249,12 +252,23 @@ def test_a_key_is_needed_where_others_can_come(
         api_key(ServeConfig(api_key_file=str(tmp_path / "key")))
     monkeypatch.setenv("ATLAS_JAX_API_KEY", "a key of 24 characters..")
     settings = {"explain": False, "max_choices": 0, "max_replaced": 0}
-    with serving(atlas, **settings) as server:
+    with pytest.raises(UserError, match="ServeConfig.origins = '\*': expected scheme"):
+        ServeConfig(origins=("*",))
+    with serving(atlas, **settings, origins=("https://app.example",)) as server:
         path, body = "/v1/answers", {"questions": QUESTIONS[0]}
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic abc"}):
             reply = send(server, path, body, **wrong)
             assert reply.status == 401 and reply.headers["www-authenticate"] == "Bearer"
         right = {"authorization": "Bearer a key of 24 characters.."}
-        assert send(server, path, body, **right).status == 200
+        reply = send(server, path, body, **right, origin="https://app.example")
+        assert reply.status == 200
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        # A browser asks first, without the key.
+        asks = {"access_control_request_method": "POST", "origin": "https://app.example"}
+        asks["access_control_request_headers"] = "authorization, content-type"
+        assert send(server, path, method="OPTIONS", **asks).status == 200
+        asks["origin"] = "https://evil.example"
+        assert send(server, path, method="OPTIONS", **asks).status == 400
+        assert "access-control-allow-origin" not in send(server, path, body, **asks).headers
         assert send(server, "/metrics").status == 401
         assert send(server, "/healthz").status == send(server, "/").status == 200
