@@ -1,4 +1,4 @@
-"""What a run takes where it was not told: what its model folders say, or else the configs' own."""
+"""Settings that nobody gave: taken from the model folders, else the configs' defaults."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Fields = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """How the models of a run read, where nobody tells it; `defaults_of` makes one.
+    """How the models of a run read unless a setting says otherwise; made by `defaults_of`.
 
     Each method gives a config of the fields that were told and of what is expected otherwise. It
     raises a `UserError` for a value that the config refuses and for a length that the retriever
@@ -81,7 +81,7 @@ def defaults_of(spec: ModelSpec, task_name: str = "", retrieves: bool = True) ->
 
 
 def fields_of(told: Any, config: type[Config], argument: str) -> Fields:
-    """The fields that somebody told who calls from Python.
+    """The fields that a caller in Python has set, in a dict or as a whole config.
 
     Args:
       told: a whole config, some of its fields by name, or None for none of them.

@@ -66,7 +66,7 @@ def _difference(old: Answer, new: Answer) -> Difference:
 
 
 def table(found: Sequence[Difference]) -> RenderableType:
-    """Those whose answer changed or did not follow, and how many there are of each kind."""
+    """Questions whose answer changed or should have; and the number of each kind."""
     shown = Table("question", "before", "after", "verdict", "new passages", "gone", show_lines=True)
     for one in sorted(found, key=lambda each: each.verdict):
         if one.verdict != "unmoved":

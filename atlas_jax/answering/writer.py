@@ -33,7 +33,7 @@ OnTokens = Callable[[np.ndarray], None]
 
 
 class Writer:
-    """Writes the answers of batches of one reading; `Answers` of a batch by calling it.
+    """Writes the answers of batches that are read in one way; call it with a batch.
 
     It reads the passages, writes, and explains in three programs. The last two run as often as
     needed. Where passages share rows (`Reading.packed_rows`), a program before these packs them. If
@@ -162,7 +162,7 @@ def answer_of(writer: Writer, explains: bool) -> ToldAnswer:
 def whole_answer(
     reader: T5, generation: GenerationConfig, reading: Reading, mesh: Mesh
 ) -> ToldAnswer:
-    """Answers that are told whole: chosen ones, and those of a beam search, open to the end."""
+    """Answers that come at once, not token by token: choices and beam search."""
     made = make_answer(reader, generation, reading, mesh)
 
     def answer(

@@ -18,7 +18,7 @@ QUERY_LENGTH = 64  # tokens of a query that are kept unless a run says otherwise
 
 
 def of_texts(texts: TextSettings) -> Expects:
-    """A retriever that may put a prompt before queries and passages, or reads short texts."""
+    """What a retriever expects that puts prompts before its texts or reads only short ones."""
     length = texts.longest or None
     wording = {}
     for name, task in TASKS.items() if texts.query_prompt else ():
@@ -36,7 +36,7 @@ def of_texts(texts: TextSettings) -> Expects:
 
 
 def of_atlas(options: Mapping[str, Any]) -> Expects:
-    """A run of Meta's Atlas: the formats of its passages and the length of its texts."""
+    """What a run of Meta's Atlas expects: formats of passages and length of texts."""
     fields: dict[str, Any] = {}
     said: dict[str, Any] = {"retriever_format": options.get("retriever_format")}
     if "encoder_format" in options:

@@ -36,12 +36,12 @@ NAMES = frozenset(
 
 
 def before(module: nn.Module, x: jax.Array) -> jax.Array:
-    """What a product reads: x [..., in], or x behind the adapter in front of the product."""
+    """The input x [..., in] of a matrix product, passed through its adapter if it has one."""
     return _adapted(module, INPUT_ADAPTER, x)
 
 
 def after(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
-    """What a product gives: y [..., out] of x [..., in], with its LoRA and its adapter."""
+    """The output y [..., out] of a matrix product of x [..., in], with its LoRA and adapter."""
     if module.has_variable("params", LORA):
         lora: Any = module.get_variable("params", LORA)
         y = y + low_rank(lora, x, ACTIVATIONS[""]) * lora["scale"].astype(y.dtype)

@@ -175,7 +175,7 @@ class DeltaConfig:
         return ids_pw, weights_pw
 
     def sites(self) -> list[tuple[re.Pattern[str], str, str]]:
-        """Adapters and LoRA by place: the modules' paths, the name under them, the place's own."""
+        """By place: pattern of the modules' paths, name of the new subtree, name of the place."""
         found: list[tuple[re.Pattern[str], str, str]] = []
         if self.kind in _NETWORKS:
             return found
@@ -383,7 +383,7 @@ def split_delta(params: Params) -> tuple[Params, Params]:
 
 
 def merge_lora(params: Params, sign: float = 1.0) -> Params:
-    """LoRA added to the kernels that it stands beside, and gone; outputs stay as they were.
+    """Add LoRA to the kernels that it stands beside, and remove it; outputs stay the same.
 
     Args:
       params: with LoRA and without adapters.

@@ -20,7 +20,7 @@ class Interrupted(UserError):
 
 
 def advised(read: Callable[..., T], advice: str) -> Callable[..., T]:
-    """The function, whose `UserError`s also say what to do: `<fault>; <advice>`.
+    """Wrap a function so that its `UserError`s also say what to do: `<fault>; <advice>`.
 
     An `Interrupted` stays as it is: its place cannot be reached, so it is not known to be at fault.
     """

@@ -72,22 +72,22 @@ class _Call:
 
     @property
     def arrays(self) -> PartitionSpec:
-        """Of [n, l, h c]."""
+        """How arrays [n, l, h c] are sharded."""
         return PartitionSpec(self.rows, None, self.over)
 
     @property
     def sums(self) -> PartitionSpec:
-        """Of [n, h, q]."""
+        """How arrays [n, h, q] are sharded."""
         return PartitionSpec(self.rows, self.over)
 
     @property
     def distances(self) -> PartitionSpec:
-        """Of [h, distances]."""
+        """How arrays [h, distances] are sharded."""
         return PartitionSpec(self.over)
 
     @property
     def row(self) -> PartitionSpec:
-        """Of [n, ...]."""
+        """How arrays [n, ...] are sharded."""
         return PartitionSpec(self.rows)
 
     def local(self, function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:

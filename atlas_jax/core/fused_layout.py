@@ -144,7 +144,7 @@ class Layout:
 
     @property
     def spread(self) -> tuple[int, ...]:
-        """Shape of the biases of all tiles: tiles as far from each other have the same."""
+        """Shape of the biases of all tiles; tiles at the same distance share one."""
         apart = 2 * (self.q // self.q_tile) - 1
         return (apart, self.heads, self.q_tile, self.k_tile)
 

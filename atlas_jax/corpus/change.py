@@ -82,7 +82,7 @@ class SegmentEmbedder:
         self._opened: list[PassageStore] = []  # segments that earlier changes have opened
 
     def of(self, segment: PassageStore) -> Embedder:
-        """The one of two shapes that wastes less."""
+        """The embedder of the shape, of the two, that wastes less padding."""
         few = segment.count <= self.config.embed_batch_size // 2
         return self._few if few else self._many
 

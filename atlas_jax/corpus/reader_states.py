@@ -43,7 +43,7 @@ _TOWER = ("encoder", "length")  # of a manifest: what all segments have in commo
 
 @dataclasses.dataclass(frozen=True)
 class PassageReader:
-    """The reader of the passages that are found.
+    """The reader of a run, and the lengths at which it reads.
 
     Attributes:
       reader_length, query_length: tokens of a reader input, and of its question.

@@ -1,4 +1,4 @@
-"""Which type an index has where nobody says it, and how its rounding is made up for.
+"""The type of an index where no setting names it, and how its rounding is corrected.
 
 This is the one place that decides. A large index is rounded to 8 bits. Then more passages are
 searched than are wanted, embedded again, and the best of these are kept: exact rescoring.
@@ -57,12 +57,12 @@ def built_dtype(config: CorpusConfig, store: PassageStore, width: int) -> str:
 
 
 def is_chosen(config: CorpusConfig, dtype: str) -> bool:
-    """Whether an index is in 8 bits without anybody's wish, so that its rows are rescored."""
+    """Whether an index is in 8 bits by default, not by a setting; its rows are then rescored."""
     return config.dtype == AUTO and dtype == INT8
 
 
 def settled_rerank(rerank: int, k: int, config: CorpusConfig, dtype: str) -> int:
-    """`rerank` as a number that follows from nothing any more.
+    """`rerank` as a fixed number; `FROM_DTYPE` becomes what the index needs.
 
     Args:
       rerank: of StepConfig or RetrieveConfig.

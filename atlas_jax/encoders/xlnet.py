@@ -177,7 +177,7 @@ class XlnetAttention(nn.Module):
 def at_distances(
     scores_bhmr: Float[Array, "b h m r"], length: int, positions_bp: Int[Array, "b p"] | None
 ) -> Float[Array, "b h m l"]:
-    """Scores of distances -> scores of keys, each reader's own distances.
+    """Turn scores by distance into scores by key, for each reader.
 
     Args:
       scores_bhmr: entry t is of the key t - length places behind the reader; r is 2 length.

@@ -262,7 +262,7 @@ class _MadeWith:
 
     @property
     def vocab_size(self) -> int:
-        """A size that gives the type in which its tokens are stored."""
+        """The largest vocabulary whose ids fit into the type of the stored tokens."""
         return int(np.iinfo(self.dtype).max)
 
 

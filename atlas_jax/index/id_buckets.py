@@ -25,7 +25,7 @@ def buckets_of(count: int) -> int:
 
 
 def rounds_of(count: int) -> int:
-    """How many rounds make them."""
+    """How many rounds are needed to write all of them."""
     return min(max(1, buckets_of(count) >> _AT_ONCE), PREFIXES)
 
 

@@ -19,7 +19,7 @@ class LineHash(NamedTuple):
     value: int = 0
 
     def of(self, lines: Iterable[bytes]) -> "LineHash":
-        """With these lines behind."""
+        """The hash with these lines appended."""
         rows, value = self
         for line in lines:
             value = (value * _BASE + int.from_bytes(hashlib.sha256(line).digest())) % _PRIME
@@ -27,7 +27,7 @@ class LineHash(NamedTuple):
         return LineHash(rows, value)
 
     def then(self, other: "LineHash") -> "LineHash":
-        """With another lot of lines behind."""
+        """The hash with the lines of another hash appended."""
         value = (self.value * pow(_BASE, other.rows, _PRIME) + other.value) % _PRIME
         return LineHash(self.rows + other.rows, value)
 

@@ -42,7 +42,7 @@ class ShardPool:
         self._workers = workers
 
     def run(self, jobs: Iterator[Job], done: Callable[[ShardNote], None]) -> None:
-        """Make all shards; few jobs are asked for before others are done.
+        """Make all shards. Jobs are taken from the iterator only shortly before they are run.
 
         Raises:
           UserError: a passage is at fault.

@@ -126,12 +126,12 @@ def write_rows(
 
 
 def mark_of(name: str) -> str:
-    """The done-mark of a shard."""
+    """Name of the object that says that a shard is complete."""
     return f"{UNFINISHED}/done/{name}.json"
 
 
 def ids_of(name: str) -> str:
-    """The hashes of a shard's ids, until the store is whole; see `_sorted_ids`."""
+    """Name of the temporary object with the hashes of a shard's ids, see `_sorted_ids`."""
     return f"{UNFINISHED}/ids/{name}"
 
 

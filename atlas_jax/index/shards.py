@@ -39,7 +39,7 @@ def ids_name(bucket: int) -> str:
 
 
 def bucket_bits(count: int, rows: int) -> int:
-    """k, where 2 ** k arrays of ids have about so many rows each."""
+    """The smallest k for which each of 2 ** k arrays of ids has at most ``rows`` rows."""
     return max(0, (count - 1) // rows).bit_length()
 
 

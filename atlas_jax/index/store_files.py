@@ -66,7 +66,7 @@ class StoreConfig:
                     )
 
     def fitted(self, longest: int = LONGEST) -> "StoreConfig":
-        """With the retriever's length as a number.
+        """The same settings with `retriever_length` as a number above 0.
 
         Args:
           longest: tokens of the longest text that the retriever takes.

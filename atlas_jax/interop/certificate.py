@@ -52,7 +52,7 @@ class Certificate:
 
 
 def account_for(part: Part, allow_unused: Sequence[str]) -> dict[str, str]:
-    """Arrays of the source that are not used, each with the reason why this is right.
+    """The arrays of the source that are left out, each with the reason.
 
     Raises:
       UserError: an array is unused without a reason; names it and the flag that allows it.

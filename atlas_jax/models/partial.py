@@ -36,7 +36,7 @@ class Base:
 
 
 def given(name: str, config: Mapping[str, Any], part: str, params: Params, end_id: int) -> Params:
-    """What a base gives to a model that stands on it.
+    """The parameters that a model takes from its base.
 
     Args:
       name, config: 'reader' or 'retriever' that stands on the base, and its config's fields.

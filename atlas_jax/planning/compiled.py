@@ -21,7 +21,7 @@ READABLE = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 def compile_program(
     program: Program, run: AnyRun, mesh: Mesh, devices: Sequence[Any]
 ) -> tuple[Memory, Any | None]:
-    """Compile a program; returns its memory, and None in place of a program that has no room."""
+    """Compile a program; returns its memory and the program, None for one that does not fit."""
     try:
         options = READABLE if devices[0].platform == "tpu" else None
         compiled = lowered(program, run, mesh).compile(compiler_options=options)

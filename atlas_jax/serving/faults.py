@@ -1,4 +1,4 @@
-"""What is wrong with a request, in the words that this project's files and settings get."""
+"""Says what is wrong with a request, in the words that are used for files and settings."""
 
 import types
 import typing

@@ -13,7 +13,7 @@ class JsonLines(logging.Formatter):
     """Formats a record as a line of JSON; fields given by `event` are fields of it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """The record as one line of JSON."""
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, Any] = {
             "time": at.isoformat(timespec="milliseconds"),

@@ -89,7 +89,7 @@ class Service:
 
     @property
     def state(self) -> str:
-        """In words."""
+        """What the server is doing, in words."""
         return "ready" if self.is_ready else self._state
 
     @property

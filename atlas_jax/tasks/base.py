@@ -366,7 +366,7 @@ def load_records(
 
 
 def taken(record_id: str, line: int) -> str:
-    """What is said of a record whose id an earlier line has."""
+    """The error message about an id that an earlier line has."""
     return f"id {record_id!r} is taken by line {line}"
 
 

@@ -63,7 +63,7 @@ def exchanged(
     rng: np.random.Generator,
     pattern: Pattern | None = None,
 ) -> tuple[str, Fact, tuple[Fact, ...]]:
-    """Exchange a share of the window's values; returns it with the asked fact and all facts.
+    """Exchange a share of the window's values; returns the text, the asked fact and all facts.
 
     The new value of the asked fact has the form that the pattern asks for.
     """

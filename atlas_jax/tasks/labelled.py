@@ -1,4 +1,4 @@
-"""Declared tasks: format strings, the fields that they are filled with, and what a label is called.
+"""Declared tasks: the fields that are asked, the field of the label, a word for each label.
 
 A task of labels is a subclass of `LabelledTask` that says which fields of a line the query is made
 of, which field holds the label, and the word that is written for each label. See `boolq.py`.

@@ -67,7 +67,7 @@ def reworded(
 
 
 def around(words: Sequence[str], title: str, rng: np.random.Generator) -> list[str]:
-    """Add the title to the words: mostly last, as in a question, sometimes with a mark."""
+    """Add the title to the words, mostly at their end, and sometimes a question mark."""
     asked = list(words)
     place = len(asked) if rng.random() < 0.6 else int(rng.integers(len(asked) + 1))
     asked.insert(place, title)

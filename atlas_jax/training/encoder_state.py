@@ -1,4 +1,4 @@
-"""The state of an encoder in training, and its step: one tree of parameters, some of which move."""
+"""The state of an encoder in training, and its step. A run may train some parameters alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

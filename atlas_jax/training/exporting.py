@@ -1,4 +1,4 @@
-"""What a run that trained readers and retrievers writes in part."""
+"""Which models of a run are written as the trained part alone, on top of a base."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def written_in_part(
     frozen: Mapping[str, Params],
     chosen: bool,
 ) -> dict[str, Trained]:
-    """By part, the models that are written as what trained on top of the folder they began as.
+    """The models of which only the trained part is written, each with the folder that it stands on.
 
     Args:
       config: names the folders.

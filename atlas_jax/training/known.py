@@ -1,4 +1,4 @@
-"""Lines that a run knows from its other files, and so does not learn from as unlabelled ones."""
+"""Leave out unlabelled lines whose text also stands in a run's labelled or evaluation file."""
 
 import sys
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Files(Protocol):
 def without_known(
     records: Sequence[Record], known: Sequence[Record], asks: Sequence[str], config: Files
 ) -> list[Record]:
-    """The records whose text is that of no known one.
+    """The records whose text no known record has.
 
     Args:
       records: of `config.unlabelled_file`.

@@ -1,4 +1,4 @@
-"""PET and iPET (arXiv 2001.07676): prompted members, and a classifier of what they say.
+"""PET and iPET (arXiv 2001.07676): prompted models label texts, from which a classifier learns.
 
 Sources: pet (modeling.py, wrapper.py, cli.py).
 """

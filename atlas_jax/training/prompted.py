@@ -59,7 +59,7 @@ class Texts:
 
 @flax.struct.dataclass
 class SoftTexts:
-    """Texts, and what other models say of them.
+    """Texts with the class logits that other models gave them.
 
     Attributes:
       texts: of the task.

@@ -35,7 +35,7 @@ Uses = Callable[[str], int]  # path of a parameter -> how often a text goes thro
 
 
 def once(path: str) -> int:
-    """Where no layers share anything."""
+    """How often a parameter is used where no layers share any: once."""
     return 1
 
 
