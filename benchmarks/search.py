@@ -27,7 +27,6 @@ from rich.table import Table
 from tqdm import tqdm
 
 from atlas_jax.demo import factbook
-from atlas_jax.index.files import create_npy
 from atlas_jax.mini import convert_minilm
 from atlas_jax.training.chips import CHIPS
 from benchmarks.run import answer, environment, worker
@@ -90,7 +89,8 @@ def prepare(flags: argparse.Namespace) -> None:
             base, asked = _of_the_factbook(folder)
             rows = flags.rows
         n = max(rows, len(base))
-        out = create_npy(vectors, (n, base.shape[1]), np.dtype(np.float32))
+        shape = (n, base.shape[1])
+        out = np.lib.format.open_memmap(vectors, mode="w+", dtype=np.float32, shape=shape)
         repeated(base, out, flags.noise)
         out.flush()
         order = np.random.default_rng(1).permutation(len(asked))[:_ASKED]

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 from flax.core import meta
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -330,16 +329,6 @@ def param_shardings(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = STANDARD_RUL
 
     return jax.tree_util.tree_map_with_path(
         one, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata)
-    )
-
-
-def data_shardings(tree: Any, mesh: Mesh, rules: Sequence[Rule] = STANDARD_RULES) -> Any:
-    """Shardings of a tree of arrays whose first axis is the batch."""
-    return jax.tree.map(
-        lambda x: NamedSharding(
-            mesh, logical_to_spec(("batch",) + (None,) * (np.ndim(x) - 1), rules)
-        ),
-        tree,
     )
 
 

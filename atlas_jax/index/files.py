@@ -1,6 +1,5 @@
-"""Arrays in .npy files that are filled and read through memory."""
+"""Arrays in .npy files, mapped into memory."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -8,21 +7,6 @@ import numpy as np
 
 from atlas_jax.core.errors import UserError, one_line
 from atlas_jax.core.paths import input_file
-
-
-def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:
-    """Make a new .npy file, reserve its space on the disk, and map it into memory to be filled.
-
-    Without the reservation a full disk would kill the process with a bus error.
-
-    Raises:
-      OSError: the disk has no room for it.
-    """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
 
 
 def open_npy(

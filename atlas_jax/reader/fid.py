@@ -17,7 +17,7 @@ from atlas_jax.core.packing import Inputs, Packed, passage_masks, tokens_of
 from atlas_jax.core.partitioning import constrain, passage_rows
 from atlas_jax.core.types import EOS_ID, PAD_ID, Array, Params
 from atlas_jax.reader.inputs import passage_blocks, shift_right
-from atlas_jax.reader.t5 import T5, copyable, pick_logprobs
+from atlas_jax.reader.t5 import T5, copyable
 
 MAX_LOGITS = 2**28  # vocabulary logits held at once by the per-passage scores (1 GiB)
 
@@ -299,13 +299,6 @@ def cross_attention_mass(
         weight_bt=targets_bt != PAD_ID,
     )
     return jnp.sum(jnp.where(passage_masks(inputs), mass_bs[:, None], 0.0), axis=-1)
-
-
-def target_loss(
-    logits_btv: Float[Array, "b t v"], targets_bt: Int[Array, "b t"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy of the real target tokens, see ``summed_loss``."""
-    return summed_loss(pick_logprobs(logits_btv, targets_bt), targets_bt)
 
 
 def summed_loss(

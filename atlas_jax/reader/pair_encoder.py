@@ -26,7 +26,6 @@ from atlas_jax.reader.config import ReaderConfig
 
 MASKED = -1e9  # finite, so that a row of padding alone still gives finite states
 _NEAR = 8  # tokens on either side within which matches are counted
-_FEATURES = 5
 
 
 class Blocks(NamedTuple):

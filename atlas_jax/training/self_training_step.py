@@ -38,8 +38,7 @@ from atlas_jax.core.types import Array, Params
 from atlas_jax.training.encoder_state import updated
 
 Metrics = dict[str, Array]
-TEACHER, KD, META, TUNE = range(4)
-PHASES = ("teacher", "kd", "meta", "tune")
+TEACHER, KD, META, TUNE = range(4)  # the phases
 _LEAST = 1e-6
 
 
@@ -201,12 +200,12 @@ def make_self_training_step(
 ) -> Callable[..., tuple[SelfTrainingState, Metrics]]:
     """Build `step(state, labelled, unlabelled, meta) -> (state, metrics)`, for the caller to jit.
 
-    Each phase uses the rows that it is for. Dropout is off for the teacher's labels and for the
-    weights, and on where a model learns.
+    Each phase reads only the rows that it needs. Dropout is on where a model learns, and off for
+    the teacher's labels and for the weights.
 
     Args:
-      eta: of the imagined step.
-      weighted: False distils in the meta phase, too, without weights.
+      eta: learning rate of the trial step by which `row_weights` judges each row.
+      weighted: False: the meta phase distils without weights, as the phase before it does.
       hard: see `distillation`.
     """
 

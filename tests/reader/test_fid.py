@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.reader import fid, inputs
-from atlas_jax.reader.t5 import T5
+from atlas_jax.reader.t5 import T5, pick_logprobs
 from tests.reader.small import config, passages, random_params
 
 TOKENS, TARGETS = passages()
@@ -171,9 +171,9 @@ def test_cross_attention_mass_of_one_layer_in_plain_numpy() -> None:
     np.testing.assert_allclose(ours, mass, rtol=1e-4)
 
 
-def test_target_loss_is_the_cross_entropy_of_real_tokens() -> None:
+def test_the_summed_loss_is_the_cross_entropy_of_real_tokens() -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((*TARGETS.shape, 24)))
-    total, count = fid.target_loss(logits, TARGETS)
+    total, count = fid.summed_loss(pick_logprobs(logits, TARGETS), TARGETS)
     logprobs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     plain = -np.take_along_axis(logprobs, TARGETS[..., None], axis=-1)[..., 0][REAL].sum()
     np.testing.assert_allclose(total, plain, rtol=1e-6)

@@ -19,7 +19,7 @@ from atlas_jax.core.partitioning import (
 )
 from atlas_jax.reader import fid
 from atlas_jax.reader.generate import GenerationConfig, generate
-from atlas_jax.reader.t5 import T5
+from atlas_jax.reader.t5 import T5, pick_logprobs
 from tests.reader.small import config, passages, random_params
 
 TOKENS, TARGETS = (np.concatenate([x, x[:1]]) for x in passages())  # four rows, two heads
@@ -29,7 +29,7 @@ def train(model: T5, params: Any, tokens: Any, targets: Any) -> Any:
     def loss(params: Any) -> jax.Array:
         encoded = fid.encode(model, params, tokens)
         logits = fid.fused_logits(model, params, encoded, tokens, targets)
-        total, count = fid.target_loss(logits, targets)
+        total, count = fid.summed_loss(pick_logprobs(logits, targets), targets)
         return total / count
 
     return jax.value_and_grad(loss)(params)

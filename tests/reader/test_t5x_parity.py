@@ -12,7 +12,7 @@ import pytest
 
 from atlas_jax.reader import fid, inputs
 from atlas_jax.reader.config import ReaderConfig
-from atlas_jax.reader.t5 import T5
+from atlas_jax.reader.t5 import T5, pick_logprobs
 
 SHARED = Path(os.environ.get("ATLAS_SHARED", Path(__file__).parents[3] / "shared"))
 FOLDER = SHARED / "data" / "t5x"
@@ -66,6 +66,6 @@ def test_outputs() -> None:
     np.testing.assert_allclose(
         np.asarray(logits)[real], expected["logits"][real], rtol=0, atol=1e-5
     )
-    loss, count = fid.target_loss(logits, targets)
+    loss, count = fid.summed_loss(pick_logprobs(logits, targets), targets)
     np.testing.assert_allclose(loss, expected["cross_entropy_sum"], rtol=1e-6)
     assert count == expected["loss_weights_sum"]

@@ -165,11 +165,13 @@ def test_sharded_equals_single_device() -> None:
     shardings = partitioning.param_shardings(boxed, mesh)
     kernel = shardings["query_encoder"]["layers_0"]["intermediate"]["kernel"]
     assert "model" in kernel.spec
+    rules = partitioning.STANDARD_RULES
+    rows = partitioning.batch_sharding("DataConfig.batch_size", len(TOKENS), mesh, rules)
     with partitioning.activate(mesh):
         # a new function: a traced one would keep what it was traced without
         sharded = jax.jit(lambda p, t: value_and_grad(p, t))(
             jax.device_put(params, shardings),
-            jax.device_put(tokens, partitioning.data_shardings(tokens, mesh)),
+            jax.device_put(tokens, rows),
         )
     for ours, theirs in zip(jax.tree.leaves(sharded), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
