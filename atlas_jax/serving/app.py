@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -19,7 +20,7 @@ from atlas_jax.answering.results import Passage
 from atlas_jax.index.living import LivingStore
 from atlas_jax.serving import metrics
 from atlas_jax.serving.config import ServeConfig
-from atlas_jax.serving.events import Events, answer_to
+from atlas_jax.serving.events import Events, EventsResponse, answer_to
 from atlas_jax.serving.examples import Examples
 from atlas_jax.serving.guard import Guard, allowed_names
 from atlas_jax.serving.openapi import description
@@ -48,8 +49,11 @@ from atlas_jax.serving.schemas import (
 )
 from atlas_jax.serving.service import Done, Service
 
+T = TypeVar("T")
+
 _STATIC = str(files("atlas_jax.serving") / "static")
 _DIGITS = 18  # of a version's number, at most
+_PATIENT = 8  # changes of passages, and requests for earlier versions, that wait at a time
 _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
 
 
@@ -119,6 +123,7 @@ class _Routes:
         self._service, self._name, self._has_key = service, name, has_key
         self._config: ServeConfig = service.config
         self._examples = Examples(service.config.examples)
+        self._patient = ThreadPoolExecutor(_PATIENT, "atlas-jax-patient")
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -127,6 +132,7 @@ class _Routes:
         self._service.start()
         yield
         await asyncio.to_thread(self._service.stop)
+        self._patient.shutdown(wait=False, cancel_futures=True)
 
     async def explorer(self, request: Request) -> Response:
         """The page."""
@@ -241,7 +247,7 @@ class _Routes:
     async def _changed(
         self, request: Request, passages: list[dict[str, str]], delete: list[str]
     ) -> Response:
-        changed, index = await asyncio.to_thread(self._service.change, passages, delete)
+        changed, index = await self._patiently(self._service.change, passages, delete)
         request.state.log |= {"passages": len(passages), "deleted": len(delete)}
         told = request.state.request_id
         return json_response(ChangedReply(**changed, index=index, request_id=told))
@@ -311,7 +317,13 @@ class _Routes:
         log |= {"questions": len(asked), "k": sent.k}
         if self._config.log_questions:
             log["texts"] = [one.text for one in asked]
-        return await asyncio.to_thread(submit, asked)
+        # An earlier version may have to be loaded first.
+        call = self._patiently if str(sent.as_of) else asyncio.to_thread
+        return await call(submit, asked)
+
+    async def _patiently(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what may take seconds, in threads that no other request needs."""
+        return await asyncio.get_running_loop().run_in_executor(self._patient, function, *args)
 
     async def _streamed(self, request: Request, sent: AnswersRequest) -> Response:
         loop, events = asyncio.get_running_loop(), Events(self._service, request.state.request_id)
@@ -332,9 +344,7 @@ class _Routes:
             return self._service.submit(asked, *settings, on_found, on_text)
 
         tickets = await self._submitted(request, sent, submit)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        body = events.of(tickets)
-        return StreamingResponse(body, media_type="text/event-stream", headers=headers)
+        return EventsResponse(self._service, events, tickets)
 
 
 async def _disconnected(request: Request) -> None:

@@ -4,6 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from atlas_jax.answering.results import Passage
 from atlas_jax.serving.logs import failed
 from atlas_jax.serving.problems import Refused, problem_of
@@ -34,10 +37,14 @@ class Events:
     """The events of one request: each question's passages, its answer as it grows, then whole.
 
     The last event is `done`.
+
+    Attributes:
+      ended: questions whose answer, or whose fault, was told.
     """
 
     def __init__(self, service: Service, request_id: str) -> None:
         self._service, self._request_id = service, request_id
+        self.ended = 0
         self._told: dict[int, str] = {}  # each answer so far
         self._events = asyncio.Queue[tuple[str, Told]]()
 
@@ -54,20 +61,17 @@ class Events:
             self._events.put_nowait(("tokens", TokensEvent(index=number, text=text)))
 
     async def of(self, tickets: Sequence[Ticket]) -> AsyncIterator[bytes]:
-        """The events of these questions; if the client leaves, they give up their places."""
+        """The events of these questions."""
         waiting = [asyncio.create_task(self._answered(n, one)) for n, one in enumerate(tickets)]
-        missing = len(tickets)
         try:
-            while missing:
+            while self.ended < len(tickets):
                 name, value = await self._events.get()
-                missing -= name not in ("passages", "tokens")
+                self.ended += name not in ("passages", "tokens")
                 yield _encoded(name, value)
             yield _encoded("done", StatusReply(status="done"))
         finally:
-            self._service.metrics.left.inc(missing)
             for task in waiting:
                 task.cancel()
-            self._service.queue.withdraw(tickets)
 
     async def _answered(self, number: int, ticket: Ticket) -> None:
         try:
@@ -79,6 +83,26 @@ class Events:
             if refusal.status == 500:
                 failed(self._request_id, error)
             self._events.put_nowait(("error", problem))
+
+
+class EventsResponse(StreamingResponse):
+    """Sends the events of a request; if the client leaves, its questions give up their places.
+
+    It may have left before the first event is asked for, so `Events.of` cannot see to that.
+    """
+
+    def __init__(self, service: Service, events: Events, tickets: Sequence[Ticket]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events.of(tickets), media_type="text/event-stream", headers=headers)
+        self._service, self._told, self._tickets = service, events, tickets
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `starlette.responses.Response`."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._service.metrics.left.inc(len(self._tickets) - self._told.ended)
+            self._service.queue.withdraw(self._tickets)
 
 
 def _encoded(name: str, value: Told) -> bytes:

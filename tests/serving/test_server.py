@@ -1,5 +1,6 @@
 """The routes: answers as `ask` gives them, nothing compiled, the words of the commands."""
 
+import asyncio
 import http.client
 import json
 import threading
@@ -15,8 +16,12 @@ from atlas_jax.answering.atlas import Atlas
 from atlas_jax.core.errors import UserError
 from atlas_jax.serving.config import ServeConfig
 from atlas_jax.serving.engine import Engine
+from atlas_jax.serving.events import Events, EventsResponse
+from atlas_jax.serving.problems import Refused
+from atlas_jax.serving.queue import Ticket
 from atlas_jax.serving.run import Server, api_key
-from tests.serving.served import ask, send, serving
+from atlas_jax.serving.service import Service
+from tests.serving.served import CONFIG, ask, send, serving
 
 QUESTIONS = ["What is the capital of Arvo?", "What is the capital of Bera?"]
 
@@ -242,6 +247,23 @@ def test_a_client_that_leaves_frees_its_place_and_a_late_question_is_given_up(
         assert 'status="499"' in figures and 'status="500"' not in figures
 
 
+def test_a_client_that_left_before_the_first_event_frees_its_place() -> None:
+    service = Service(CONFIG, lambda: pytest.fail("not needed"), lambda: None)
+    tickets = [Ticket(Asked(text), "kind", time.monotonic() + 30) for text in QUESTIONS]
+    service.queue.offer(tickets)
+
+    async def left() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def sent(_message: Any) -> None:
+        await asyncio.sleep(0)
+
+    response = EventsResponse(service, Events(service, "id"), tickets)
+    asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.3"}}, left, sent))
+    assert len(service.queue) == 0 and all(one.answered.cancelled() for one in tickets)
+    assert b"atlas_jax_questions_left_total 2.0" in service.metrics.text()
+
+
 def test_a_key_is_needed_where_others_can_come(
     atlas: Atlas, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
@@ -252,7 +274,7 @@ def test_a_key_is_needed_where_others_can_come(
         api_key(ServeConfig(api_key_file=str(tmp_path / "key")))
     monkeypatch.setenv("ATLAS_JAX_API_KEY", "a key of 24 characters..")
     settings = {"explain": False, "max_choices": 0, "max_replaced": 0}
-    with pytest.raises(UserError, match="ServeConfig.origins = '\*': expected scheme"):
+    with pytest.raises(UserError, match=r"ServeConfig.origins = '\*': expected scheme"):
         ServeConfig(origins=("*",))
     with serving(atlas, **settings, origins=("https://app.example",)) as server:
         path, body = "/v1/answers", {"questions": QUESTIONS[0]}
@@ -271,4 +293,22 @@ def test_a_key_is_needed_where_others_can_come(
         assert send(server, path, method="OPTIONS", **asks).status == 400
         assert "access-control-allow-origin" not in send(server, path, body, **asks).headers
         assert send(server, "/metrics").status == 401
+        # However many change passages, questions do not wait for them.
+        held, ended = threading.Event(), []
+
+        def slowly(*_):
+            ended.append(held.wait(20))
+            raise Refused(503, "it was held")
+
+        monkeypatch.setattr(server.service, "change", slowly)
+        with ThreadPoolExecutor(40) as threads:
+            changes = [
+                threads.submit(send, server, "/v1/passages", {"delete": ["x"]}, **right)
+                for _ in range(40)
+            ]
+            time.sleep(1)
+            assert send(server, path, body, **right).status == 200
+            assert ended == []
+            held.set()
+            assert {one.result().status for one in changes} == {503}
         assert send(server, "/healthz").status == send(server, "/").status == 200
