@@ -57,12 +57,15 @@ _PATIENT = 8  # changes of passages, and requests for earlier versions, that wai
 _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
 
 
-def make_app(service: Service, key: str, name: str) -> ASGIApp:
+def make_app(
+    service: Service, key: str, name: str, is_full: Callable[[], bool] = lambda: False
+) -> ASGIApp:
     """The application of a service.
 
     Args:
       key: the API key; "" = none is needed.
       name: what the model is called.
+      is_full: whether there are more connections than the server takes.
     """
     routes = _Routes(service, name, bool(key))
     app = Starlette(
@@ -88,7 +91,7 @@ def make_app(service: Service, key: str, name: str) -> ASGIApp:
     app.router.redirect_slashes = False  # a redirect would repeat what the header Host says
     config = service.config
     names = allowed_names(config.host, config.names)
-    guarded = Guard(app, service.metrics, key, names, _is_public)
+    guarded = Guard(app, service.metrics, key, names, _is_public, is_full)
     if not config.origins:
         return guarded
     return CORSMiddleware(

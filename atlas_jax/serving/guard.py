@@ -44,6 +44,7 @@ class Guard:
         key: str,
         names: Collection[str],
         open_paths: Callable[[str], bool],
+        is_full: Callable[[], bool],
     ) -> None:
         """Guard an application.
 
@@ -52,9 +53,10 @@ class Guard:
           key: what a client must send; "" = nothing.
           names: host names by which the server may be called; none = any.
           open_paths: whether a path is for everybody, without a key.
+          is_full: whether there are more connections than the server takes.
         """
         self._app, self._metrics, self._key = app, metrics, key.encode()
-        self._names, self._open = frozenset(names), open_paths
+        self._names, self._open, self._is_full = frozenset(names), open_paths, is_full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an error becomes a problem that tells no more than it should."""
@@ -93,6 +95,12 @@ class Guard:
             self._note(scope, status[0], time.monotonic() - start, error)
 
     def _check(self, request: Request) -> None:
+        if self._is_full():
+            raise Refused(
+                503,
+                "too many connections are open (ServeConfig.connections)",
+                {"retry-after": "5", "connection": "close"},
+            )
         name = host_name(request.headers.get("host", ""))
         if self._names and name not in self._names:
             raise Refused(421, "this server does not go by the name in the header Host")

@@ -1,9 +1,13 @@
-"""HTTP/1.1 as uvicorn speaks it, with a time limit on the head of a request."""
+"""HTTP/1.1 as uvicorn speaks it, with a time limit on heads, and problem+json for broken ones."""
 
 import asyncio
+import uuid
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from atlas_jax.serving.problems import MEDIA_TYPE, Refused, problem_of
 
 
 class TimedProtocol(H11Protocol):
@@ -26,6 +30,25 @@ class TimedProtocol(H11Protocol):
         """See `asyncio.Protocol`."""
         self._forget()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a head that is not HTTP, with whose request nothing else is done."""
+        request_id = uuid.uuid4().hex
+        _, problem = problem_of(Refused(400, f"this is no HTTP request: {msg}"), request_id)
+        body = problem.model_dump_json().encode()
+        headers = [
+            ("content-type", MEDIA_TYPE),
+            ("content-length", str(len(body))),
+            ("x-request-id", request_id),
+            ("connection", "close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _watch(self) -> None:
         """Start the clock where a head is missing, stop it where one is there."""

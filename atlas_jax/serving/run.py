@@ -45,7 +45,7 @@ class Server:
         check_typed(told)
         key = api_key(config)
         self.service = Service(config, load or (lambda: Atlas(told)), self.stop)
-        app = make_app(self.service, key, _name(told.models.config.reader))
+        app = make_app(self.service, key, _name(told.models.config.reader), self._is_full)
         self._socket = _listen(config.host, config.port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         protocol = type("Protocol", (TimedProtocol,), {"head_seconds": config.body_seconds})
@@ -59,7 +59,6 @@ class Server:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=config.connections,
                 timeout_graceful_shutdown=config.drain_seconds,
                 h11_max_incomplete_event_size=16_384,
             )
@@ -78,6 +77,9 @@ class Server:
         event("stopped")
         if self.service.failure is not None:
             raise self.service.failure
+
+    def _is_full(self) -> bool:
+        return len(self._server.server_state.connections) > self.service.config.connections
 
     def stop(self) -> None:
         """Stop, from any thread."""

@@ -1,6 +1,7 @@
 """The routes: answers as `ask` gives them, nothing compiled, the words of the commands."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import threading
@@ -245,6 +246,24 @@ def test_a_client_that_leaves_frees_its_place_and_a_late_question_is_given_up(
         clients[2].close()
         figures = send(server, "/metrics").body.decode()
         assert 'status="499"' in figures and 'status="500"' not in figures
+
+
+def test_more_connections_than_were_told_are_refused(atlas: Atlas) -> None:
+    settings = {"explain": False, "max_choices": 0, "max_replaced": 0, "connections": 2}
+    with serving(atlas, **settings) as server, contextlib.ExitStack() as opened:
+        for _ in range(2):
+            one = http.client.HTTPConnection("127.0.0.1", server.address[1])
+            opened.callback(one.close)
+            one.connect()
+            one.request("GET", "/healthz")
+            assert one.getresponse().read() == b'{"status":"alive"}'  # it stays open
+        reply = send(server, "/healthz")
+        assert reply.status == 503 and "ServeConfig.connections" in reply.json["detail"]
+        assert reply.headers["content-type"] == "application/problem+json"
+        opened.close()
+        until = time.monotonic() + 10
+        while send(server, "/healthz").status != 200:
+            assert time.monotonic() < until
 
 
 def test_a_client_that_left_before_the_first_event_frees_its_place() -> None:
