@@ -33,8 +33,9 @@ class TimedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a head that is not HTTP, with whose request nothing else is done."""
+        del msg  # says no more
         request_id = uuid.uuid4().hex
-        _, problem = problem_of(Refused(400, f"this is no HTTP request: {msg}"), request_id)
+        _, problem = problem_of(Refused(400, "this is no HTTP request"), request_id)
         body = problem.model_dump_json().encode()
         headers = [
             ("content-type", MEDIA_TYPE),
