@@ -39,6 +39,8 @@ def test_cross_out_edit_compare_and_a_link_to_all_of_it(page: Any, server: Serve
     wait(page, ".crossed")
     assert ids(page)[:3] == before[1:] and before[0] not in ids(page)
     assert len(page.query_selector_all(".pane")) == 2
+    titles = [one.inner_text() for one in page.query_selector_all(".pane-title")]
+    assert titles == ["Kept · 4 passages", "Now · 4 passages · 1 crossed out"]
     page.click(f"{NOW} [data-do=edit] >> nth=0")
     page.fill("textarea", "The capital of Arvo is <b>Nowhere</b>.")
     page.click("text=Save and ask again")

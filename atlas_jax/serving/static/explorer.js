@@ -278,7 +278,8 @@ function keep(result) {
 }
 
 function described(result, word) {
-  const which = versions.words(result);
+  const alike = !result.asOf && (!kept || !current || kept.asOf === current.asOf);
+  const which = alike ? [] : versions.words(result);
   const parts = [...(which.length ? which : [word]), `${result.k} passages`];
   if (result.settings.exclude.length) parts.push(`${result.settings.exclude.length} crossed out`);
   const edits = Object.keys(result.settings.replace).length;
