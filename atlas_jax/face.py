@@ -1,8 +1,10 @@
 """The functions of `import atlas_jax`: load, ask, train and index, without gin or globals."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def load(
       retriever: another folder to take the retriever from.
       base: folder of the models that partial ones stand on, if not where it lay.
       passages: file, folder or pattern of passages, or several. Without ``store`` they are prepared
-        in a temporary folder, which is removed when the program ends.
+        in a temporary folder, which is removed when the `Atlas` is no longer used.
       store: folder of prepared passages; if it does not exist it is made from ``passages``.
       index: folder of their embeddings, made by `build_index`; without it they are embedded now.
       as_of: version of the store, or a time in ISO 8601, that is searched; "" = the newest.
@@ -92,26 +94,31 @@ def load(
     name = task if isinstance(task, str) else task.name
     defaults = defaults_of(spec, name, retrieves=searches)
     texts = defaults.store(fields_of(formats, StoreConfig, "formats"))
-    kept = _temporary() if passages and not store else None
-    config = CorpusConfig(
-        passages=_passages(passages),
-        store=kept or os.fspath(store),
-        index=os.fspath(index),
-        as_of=str(as_of),
-        capacity=capacity,
-        reader_states=os.fspath(reader_states),
-    )
-    told = AnswerRun(
-        models=spec,
-        corpus=CorpusSpec(config, texts),
-        evaluation=EvalConfig(passages="index" if searches else "none"),
-        task=defaults.task(task, {}) if isinstance(task, str) else task,
-        read=defaults.read(ReadConfig, fields_of(read, ReadConfig, "read")),
-        data=defaults.data(fields_of(data, DataConfig, "data")),
-        generation=defaults.generation(fields_of(generation, GenerationConfig, "generation")),
-        devices=devices,
-    )
-    return Atlas(told)
+    with contextlib.ExitStack() as kept:  # until the Atlas is no longer used
+        if passages and not store:
+            folder = tempfile.TemporaryDirectory(prefix="atlas-jax-")
+            store = os.path.join(kept.enter_context(folder), "store")
+        config = CorpusConfig(
+            passages=_passages(passages),
+            store=os.fspath(store),
+            index=os.fspath(index),
+            as_of=str(as_of),
+            capacity=capacity,
+            reader_states=os.fspath(reader_states),
+        )
+        told = AnswerRun(
+            models=spec,
+            corpus=CorpusSpec(config, texts),
+            evaluation=EvalConfig(passages="index" if searches else "none"),
+            task=defaults.task(task, {}) if isinstance(task, str) else task,
+            read=defaults.read(ReadConfig, fields_of(read, ReadConfig, "read")),
+            data=defaults.data(fields_of(data, DataConfig, "data")),
+            generation=defaults.generation(fields_of(generation, GenerationConfig, "generation")),
+            devices=devices,
+        )
+        atlas = Atlas(told)
+        weakref.finalize(atlas, kept.pop_all().close)
+    return atlas
 
 
 def build_index(
@@ -261,12 +268,3 @@ def _on_base(spec: ModelSpec, base: AnyPath) -> ModelSpec:
     reader, retriever = (os.fspath(base) if part in partial else "" for part in PARTS)
     config = dataclasses.replace(spec.config, reader_base=reader, retriever_base=retriever)
     return dataclasses.replace(spec, config=config)
-
-
-_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # kept until the program ends
-
-
-def _temporary() -> str:
-    folder = tempfile.TemporaryDirectory(prefix="atlas-jax-")
-    _TEMPORARY.append(folder)
-    return os.path.join(folder.name, "store")

@@ -1,8 +1,10 @@
 """The Python face: load, ask, search, score, save, train; from any thread, without gin."""
 
+import gc
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,21 @@ def test_two_models_live_side_by_side(atlas: Atlas, work: Path) -> None:
         closed.retrieve(QUESTIONS[0])
     with pytest.raises(atlas_jax.UserError, match="a closed book has no passages"):
         closed.ask(QUESTIONS[0], explain=True)
+
+
+def test_a_temporary_store_goes_with_its_atlas(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    atlas = atlas_jax.load(work / "model", passages=work / "passages.jsonl", **SETTINGS)
+    assert atlas.retrieve(QUESTIONS[0], k=1)[0].text
+    assert len(list(tmp_path.glob("atlas-jax-*/store"))) == 1
+    del atlas
+    gc.collect()
+    assert list(tmp_path.glob("atlas-jax-*")) == []
+    with pytest.raises(atlas_jax.UserError, match="nowhere.jsonl"):
+        atlas_jax.load(work / "model", passages=work / "nowhere.jsonl", **SETTINGS)
+    assert list(tmp_path.glob("atlas-jax-*")) == []
 
 
 def test_a_saved_model_answers_alike(atlas: Atlas, work: Path) -> None:
