@@ -177,6 +177,7 @@ def change_index(
 
     Only the new passages are tokenised and embedded. Earlier versions can still be read, see
     ``as_of`` of `load`. `Atlas.change_passages` does the same to passages that are being searched.
+    All processes of a run call it with the same changes; each does its share of the work.
 
     Args:
       model: folder with both models; not needed where passages are only deleted.
@@ -190,8 +191,8 @@ def change_index(
       The number of the new version.
 
     Raises:
-      UserError: an id, passage or folder at fault, or another process that changes the store.
-        Nothing is changed then.
+      UserError: an id, passage or folder at fault, or another run that changes the store; of
+        another process of this run, too, or one that is missing. Nothing is changed then.
     """
     batch = Batch(add, replace, delete)
     if not (add or replace):
@@ -214,6 +215,8 @@ def compact_index(
     scann: ScannConfig = ScannConfig(),
 ) -> int:
     """Join the segments of a store and its index, and give up all but the newest versions.
+
+    All processes of a run call it; each copies its share.
 
     Args:
       store, index: folders; name the index, or its old embeddings stay and new ones are missing.

@@ -9,7 +9,8 @@
     atlas-jax index diff 3 4 --questions=dev.jsonl --model=... --store=... --index=...
 
 Each change makes one version, see docs/living_index.md. A model is needed only where there are new
-passages. Each subcommand is a function of its own with its own flags.
+passages. All but `show` run on several hosts, too: the same command on each, with the flags of
+`core/multihost.py`. Each subcommand is a function of its own with its own flags.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from rich.console import Console
 from atlas_jax.core.config import launch
 from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.core.jsonl import write_jsonl
+from atlas_jax.core.multihost import joined
 from atlas_jax.core.paths import check_output_file
 from atlas_jax.index.inspection import (
     describe,
@@ -73,7 +75,7 @@ def change(what: str, argv: Sequence[str]) -> int:
         parser.add_argument("--model", required=True, help="folder of the model that embeds them")
         parser.add_argument("--index", default="", help="folder of the index; '' = keep none")
     parser.add_argument("--store", required=True, help="folder of the passage store")
-    return launch(functools.partial(_change, what), parser, argv)
+    return launch(functools.partial(_change, what), parser, argv, on_devices=True)
 
 
 def _change(what: str, flags: argparse.Namespace) -> None:
@@ -100,7 +102,7 @@ def compact(argv: Sequence[str]) -> int:
     from atlas_jax import from_gin  # so that the settings of ScaNN can be bound; needs no model
 
     scann = functools.partial(from_gin.told, ScannConfig)
-    return launch(lambda flags: _compact(flags, scann()), parser, argv)
+    return launch(lambda flags: _compact(flags, scann()), parser, argv, on_devices=True)
 
 
 def _compact(flags: argparse.Namespace, scann: ScannConfig) -> None:
@@ -124,7 +126,7 @@ def diff(argv: Sequence[str]) -> int:
     parser.add_argument("--task", default="qa", help="kind of the questions")
     parser.add_argument("--k", type=int, default=0, help="passages that are read; 0 = as usual")
     parser.add_argument("--output", default="", help="jsonl file for all questions")
-    return launch(_diff, parser, argv)
+    return launch(_diff, parser, argv, on_devices=True)
 
 
 def _diff(flags: argparse.Namespace) -> None:
@@ -148,12 +150,16 @@ def _diff(flags: argparse.Namespace) -> None:
         return face.load(flags.model, as_of=version, **told).evaluate(flags.questions).answers
 
     found = differences(answers(flags.before), answers(flags.after))
+    if joined()[0]:  # one process tells
+        return
     if flags.output:
         write_jsonl(flags.output, (one.as_record() for one in found))
     Console().print(table(found))
 
 
 def _tell(store: str, version: int) -> None:
+    if joined()[0]:  # one process tells
+        return
     found = describe_versions(store)
     found["versions"] = [one for one in found["versions"] if one["version"] == version]
     print("\n".join(lines_of_versions(found)))

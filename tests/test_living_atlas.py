@@ -113,8 +113,8 @@ def test_room_is_made_in_the_background_before_it_is_needed(
     told = "946 of 1,024 rows on the devices are in use; room for 2,048 is made in the background"
     assert told in capsys.readouterr().err
     everything(atlas, 10)  # meanwhile
-    assert atlas._growth is not None
-    atlas._growth.wait()
+    assert atlas._changes is not None
+    atlas._changes.growth.wait()
     assert atlas._corpus.capacity == 2048
     events = compiled()
     atlas.add_passages([passage(f"n{i}", f"text {i % 10}") for i in range(100)])

@@ -11,7 +11,7 @@ from typing import Any, overload
 from atlas_jax.answering.asked import Asked, examples_of
 from atlas_jax.answering.evaluation import Evaluation, make_evaluation
 from atlas_jax.answering.evaluator import Found, OnTexts
-from atlas_jax.answering.growth import Growth
+from atlas_jax.answering.hot_changes import HotChanges
 from atlas_jax.answering.programs import Programs, Shape, shape_of
 from atlas_jax.answering.results import Answer, Evaluated, Passage, answer_of, passages_of
 from atlas_jax.answering.run import AnswerRun
@@ -22,7 +22,6 @@ from atlas_jax.core.errors import UserError, nearest
 from atlas_jax.core.partitioning import batch_parts
 from atlas_jax.core.parts import PARTS
 from atlas_jax.core.turns import Turns
-from atlas_jax.corpus.change import SegmentEmbedder
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.opening import load_corpus
 from atlas_jax.corpus.reader_states import PassageReader
@@ -56,9 +55,7 @@ class Atlas:
         self._told = told
         self._lock = threading.Lock()
         self._turns = Turns()
-        self._changing = threading.Lock()
-        self._segments: SegmentEmbedder | None = None
-        self._growth: Growth | None = None
+        self._changes: HotChanges | None = None
         self._variants: dict[str, Assembled] = {}  # by name; "" = as loaded
         self._bases: dict[str, Base] = {}
         self._expects = expectations(told.models.config)
@@ -131,6 +128,10 @@ class Atlas:
         or nothing of it. Up to ``CorpusConfig.capacity`` nothing is compiled anew. Batches that are
         being answered are waited for; embedding happens before.
 
+        All processes of a run must call it with the same batch. A question of one process is
+        answered by the devices of all, so it has the same number in each: it sees the same version
+        everywhere. There questions wait for the embedding, too.
+
         Args:
           add: passages ``{id, title?, section?, text}`` with new ids.
           replace: passages whose ids the corpus has.
@@ -141,32 +142,18 @@ class Atlas:
 
         Raises:
           UserError: an id or a passage is at fault; the store was changed elsewhere; there is no
-            corpus, or ScaNN searches one whose index is not saved. Nothing is changed then.
+            corpus, or ScaNN searches one whose index is not saved; or another process failed or is
+            missing, whose number is told. Nothing is changed then.
         """
         corpus = self._corpus
         if corpus is None:
             raise UserError("there is no corpus to change: load passages, a store or an index")
         corpus.check_hot()
-        with self._changing:
-            made = self._made
-            if self._segments is None or self._growth is None:
-                self._growth = Growth(
-                    corpus, self._programs, self._variants, self._changing, self._turns
-                )
-                towers = made.models.retriever, made.params["retriever"], made.tokenizers
-                config = self._told.corpus.config
-                self._segments = SegmentEmbedder(
-                    *towers, config, made.mesh, made.rules, corpus.states
-                )
-            with self._active():
-                store, fresh = self._segments.change(
-                    Batch(add, replace, delete), in_memory=True, after=self.passages_version
-                )
-                swap = corpus.swap(store, fresh)
-                with self._turns.writing():
-                    swap()
-            self._growth.begin()
-            return self.passages_version
+        with self._lock:
+            if self._changes is None:
+                told = self._told, corpus, self._programs, self._variants, self._turns
+                self._changes = HotChanges(*told)
+        return self._changes.change(Batch(add, replace, delete))
 
     def add_passages(self, passages: Sequence[Mapping[str, Any]]) -> int:
         """Add passages with new ids as one version; see `change_passages`."""

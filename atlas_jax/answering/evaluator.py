@@ -183,6 +183,12 @@ class Evaluator:
             store=corpus.store,
         )
 
+    def compile(self, params: Params, examples: Sequence[Example]) -> None:
+        """Compile what finds the passages of a batch like this one; nothing is searched."""
+        batch = self._placed(examples)
+        find: Any = self.find
+        find.lower(params, self.source.of_batch(params, batch), batch).compile()
+
     def stages(
         self,
         params: Params,

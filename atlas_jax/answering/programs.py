@@ -109,7 +109,10 @@ class Programs:
     def compile_over(self, corpus: Corpus, variants: Sequence[Assembled]) -> None:
         """Compile what was used so far for a corpus whose index has another size.
 
-        Only what finds passages depends on that size.
+        Only what finds passages depends on that size. No device computes.
+
+        Args:
+          corpus: with the shapes of its arrays, see `Corpus.planned`.
         """
         params = {made.models: made.params for made in variants}
         with self._lock:
@@ -119,7 +122,7 @@ class Programs:
             if shape.choices and not example.choices:
                 asked = Asked("Is there room?", choices=("yes", "no"))
                 (example,) = examples_of(self._told, [asked], corpus.store)
-            next(evaluator.over(corpus).stages(params[models], [example]))
+            evaluator.over(corpus).compile(params[models], [example])
 
     def _make(self, shape: Shape, made: Assembled) -> Evaluator:
         told, searched = self._told, shape.searched or shape.k

@@ -12,11 +12,10 @@ rows of a training batch.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +54,7 @@ def refuse_flags(command: str, arguments: Sequence[str]) -> None:
     if given:
         raise UserError(
             f"{given}: {command} works in one process, with the devices of its own host; train, "
-            "train_retriever, pretrain_encoder, train_classifier, self_train, build_index, "
+            "train_retriever, pretrain_encoder, train_classifier, self_train, build_index, index, "
             "retrieve, evaluate and doctor run on several"
         )
 
@@ -160,21 +159,6 @@ def barrier(name: str) -> None:
     """Wait here until all processes have come."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-@contextlib.contextmanager
-def first_goes_first(name: str) -> Iterator[None]:
-    """Process 0 runs the block first; then the others run it and find its files.
-
-    If process 0 fails, the others run the block too and meet the same error.
-    """
-    if not is_first():
-        barrier(name)
-    try:
-        yield
-    finally:
-        if is_first():
-            barrier(name)
 
 
 def of_first(value: int) -> int:

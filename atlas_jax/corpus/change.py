@@ -4,15 +4,16 @@ They are tokenised and embedded, and the states that a reader keeps of passages 
 """
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.meeting import Meeting
 from atlas_jax.core.partitioning import Rule, batch_parts
 from atlas_jax.core.types import Params
 from atlas_jax.corpus.config import CorpusConfig
@@ -52,7 +53,7 @@ class Fresh(NamedTuple):
 
 
 class SegmentEmbedder:
-    """Embeds the few passages of a batch of changes."""
+    """Embeds the few passages of a batch of changes, with the devices of all processes."""
 
     def __init__(
         self,
@@ -70,8 +71,6 @@ class SegmentEmbedder:
           states: those that a reader keeps of the passages; None = missing ones are computed when
             the store is read.
         """
-        if jax.process_count() > 1:
-            raise UserError("an index is changed by one process; run this on one host")
         self.config, self.tokenizers, self._params = config, tokenizers, params
         self._states = states
         parts = batch_parts(mesh, rules)
@@ -91,6 +90,8 @@ class SegmentEmbedder:
     ) -> tuple[LivingStore, Fresh | None]:
         """Make the next version of the store of `CorpusConfig`, and of its index if it has one.
 
+        All processes of a run must call it, with the same batch.
+
         Args:
           in_memory: also return what was made of the new segment.
           after: see `changes.change`.
@@ -99,39 +100,62 @@ class SegmentEmbedder:
           The store as of the new version; what was made of its new segment, or None.
 
         Raises:
-          UserError: see `changes.change`; or the index is of another passage encoder.
+          UserError, Interrupted: see `changes.change`; or the index is of another passage encoder.
         """
         config, made = self.config, list[Fresh]()
 
         def embed(name: str, segment: PassageStore, now: LivingStore) -> None:
             embedder = self.of(segment)
-            if in_memory or not config.index:
+            if in_memory:
                 plain = np.empty((segment.count, embedder.width), np.float32)
                 apart_rf = self._states.of_segment(segment, name) if self._states else None
                 made.append(Fresh(embedder.fill(self._params, segment, plain), apart_rf))
             if config.index:
-                by = embedder.hash(self._params)
-                if encoder_of(config.index, now) != by:
-                    raise UserError(
-                        f"{config.index} was made by another passage encoder than this model's; "
-                        "change it with the model that made it, or build it anew"
-                    )
-                dtype = index_dtype(config.index, now)
-                place = folder_of(config.index, segment, name)
-                if made:
-                    embedder.save(place, made[0].embeddings_re, segment, by, dtype)
-                else:
-                    embedder.to_directory(self._params, segment, place, 0, dtype)
+                self._index(embedder, name, segment, now, made[0].embeddings_re if made else None)
 
         tokenizers = {"reader": self.tokenizers.reader, "retriever": self.tokenizers.retriever}
-        store = changes.change(config.store, batch, tokenizers, embed, after, self._opened)
+        tidy = functools.partial(_tidy, config.index, config.reader_states)
+        told = config.store, batch, tokenizers, embed, after, self._opened, tidy
+        store = changes.change(*told)
         # The first segment lies in the store's own folder, which may be built anew.
         self._opened = [one for one in store.segments if one.directory != store.directory]
-        if config.index:
-            remove_unnamed(config.index, store)
-        if self._states is not None:
-            self._states.remove_unnamed(store)
         return store, made[0] if made else None
+
+    def _index(
+        self,
+        embedder: Embedder,
+        name: str,
+        segment: PassageStore,
+        now: LivingStore,
+        embeddings_re: np.ndarray | None,
+    ) -> None:
+        """Save the embeddings of a segment, which are made now unless they are at hand."""
+        index, by = self.config.index, embedder.hash(self._params)
+
+        def dtype() -> str:
+            if encoder_of(index, now) != by:
+                raise UserError(
+                    f"{index} was made by another passage encoder than this model's; "
+                    "change it with the model that made it, or build it anew"
+                )
+            return index_dtype(index, now)
+
+        found = Meeting(f"change of {index}").together("look", dtype)[0]
+        place = folder_of(index, segment, name)
+        if embeddings_re is None:
+            embedder.to_directory(self._params, segment, place, 0, found)
+        else:
+            embedder.save(place, embeddings_re, segment, by, found)
+
+
+def _tidy(
+    index: str | os.PathLike[str], reader_states: str | os.PathLike[str], store: LivingStore
+) -> None:
+    """Remove what was made of segments that no version of a store names."""
+    if os.fspath(index):
+        remove_unnamed(index, store)
+    if os.fspath(reader_states):
+        remove_unnamed_states(Path(reader_states), store)
 
 
 def compact(
@@ -143,24 +167,24 @@ def compact(
 ) -> LivingStore:
     """Join the segments of a store, of its index and of a reader's states; give up old versions.
 
+    All processes of a run must call it; each copies its share.
+
     Args:
       keep: see `changes.compact`.
       scann: settings of the host searcher, where the index has been searched by it.
 
     Raises:
-      UserError: see `changes.compact`; or a segment has no embeddings in the index.
+      UserError, Interrupted: see `changes.compact`; or a segment has no embeddings in the index.
     """
 
     def copy(name: str, living: LivingStore) -> None:
+        meeting = Meeting(f"copy of what belongs to {os.fspath(store)}")
         if index:
-            folder = save_compacted(index, name, living, encoder_of(index, living))
-            save_scann_of(index, folder, scann)
+            by = meeting.together("look", lambda: encoder_of(index, living))[0]
+            folder = save_compacted(index, name, living, by)
+            meeting.together("scann", lambda: save_scann_of(index, folder, scann))
         if os.fspath(reader_states):
-            save_states(reader_states, name, living)
+            told = reader_states, name, living
+            meeting.together("states", lambda: save_states(*told) if meeting.is_first else None)
 
-    found = changes.compact(store, keep, copy)
-    if index:
-        remove_unnamed(index, found)
-    if os.fspath(reader_states):
-        remove_unnamed_states(Path(reader_states), found)
-    return found
+    return changes.compact(store, keep, copy, functools.partial(_tidy, index, reader_states))

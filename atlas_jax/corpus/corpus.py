@@ -279,12 +279,15 @@ class Corpus:
         assert self.index is not None
         return self._hot.wider(self.index, count)
 
-    def blank(self, rows: int) -> "Corpus":
-        """This corpus over an index of so many rows and no passage: to compile for that size."""
+    def planned(self, rows: int) -> tuple["Corpus", Callable[[], None]]:
+        """This corpus over shapes of so many rows in place of an index, to compile for that size.
+
+        The second result compiles what grows it and changes it; any thread may call it.
+        """
         assert self.index is not None
         made = copy.copy(self)
-        made.index = self._hot.blank(self.index, rows)
-        return made
+        made.index, compile_all = self._hot.planned(self.index, rows)
+        return made, compile_all
 
     def grow(self, rows: int) -> None:
         """Make room for so many rows; nobody may search meanwhile."""
@@ -320,12 +323,13 @@ class Corpus:
         fresh = 0 if made is None else len(made.embeddings_re)
         plan = moves(old.count, gone, fresh)
         if plan.count > self.capacity:
-            print(
-                f"{store.directory}: {plan.count:,} passages, more than the devices have rows "
-                f"({self.capacity:,}): they grow by a factor of {GROWTH}, and programs are "
-                "compiled anew",
-                file=sys.stderr,
-            )
+            if multihost.is_first():
+                print(
+                    f"{store.directory}: {plan.count:,} passages, more than the devices have rows "
+                    f"({self.capacity:,}): they grow by a factor of {GROWTH}, and programs are "
+                    "compiled anew",
+                    file=sys.stderr,
+                )
             self.grow(self.wider(plan.count))
         segment = store.segments[-1]
         width, at = self._embedder.width, slice(0, fresh)

@@ -6,6 +6,7 @@
 A segment never changes, so its states are computed once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,6 +24,7 @@ from flax import traverse_util
 from atlas_jax.core import multihost, strict_json
 from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
+from atlas_jax.core.meeting import Meeting
 from atlas_jax.core.partitioning import active_batch_parts
 from atlas_jax.core.types import Params
 from atlas_jax.core.whole import whole_folder
@@ -99,24 +101,20 @@ class ReaderStates:
         """
         if not isinstance(store, LivingStore):
             return self.of_segment(store, FIRST)
-        pairs = list(zip(store.version["segments"], store.segments, strict=True))
-        assert self._encoder_hash  # needs every process, so it is made before they take turns
-        with multihost.first_goes_first("reader states"):
-            arrays = [self.of_segment(segment, name) for name, segment in pairs]
-        return store.view(arrays)
+        pairs = zip(store.version["segments"], store.segments, strict=True)
+        return store.view([self.of_segment(segment, name) for name, segment in pairs])
 
     def of_segment(self, segment: PassageStore, name: str) -> np.ndarray:
-        """The states of one segment, memory-mapped; see `of`."""
+        """The states of one segment, memory-mapped; see `of`. All processes must call it."""
         if name not in self._opened:
             folder, wanted = _folder_of(self._folder, name), self._manifest(segment)
-            if not (folder / _MANIFEST).exists():
-                self._make(folder, segment, wanted)
-            self._opened[name] = self._open(folder, segment, wanted)
+            meeting, found = Meeting(f"reader states {folder}"), list[np.ndarray]()
+            there = lambda: "there" if (folder / _MANIFEST).exists() else None  # noqa: E731
+            if not all(meeting.together("look", there)):
+                self._make(meeting, folder, segment, wanted)
+            meeting.together("open", lambda: found.append(self._open(folder, segment, wanted)))
+            self._opened[name] = found[0]
         return self._opened[name]
-
-    def remove_unnamed(self, store: LivingStore) -> None:
-        """Remove the states of segments that no version of the store names."""
-        remove_unnamed(self._folder, store)
 
     def _open(self, folder: Path, segment: PassageStore, wanted: Mapping[str, Any]) -> np.ndarray:
         found: dict[str, Any] = strict_json.read(folder / _MANIFEST, dict[str, Any])
@@ -159,25 +157,44 @@ class ReaderStates:
             digest.update(np.ascontiguousarray(multihost.to_host(leaf)).data)
         return digest.hexdigest()
 
-    def _make(self, folder: Path, segment: PassageStore, manifest: Mapping[str, Any]) -> None:
+    def _make(
+        self, meeting: Meeting, folder: Path, segment: PassageStore, manifest: Mapping[str, Any]
+    ) -> None:
+        """Compute the states with the devices of all processes; process 0 writes them."""
         shape = self._shape(segment, manifest)
         # Few passages in a batch of many would be mostly padding.
         is_few = segment.count <= self._many // 4
-        with whole_folder(folder, replace=True) as work:
-            # Nothing reads the states behind the end of a passage: 0 where its batch ends, too.
-            states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
-            for rows, made in embedded_batches(
-                functools.partial(self._encode, self._reader.params),
-                segment.reader_tokens_nl,
-                self._few if is_few else self._many,
-                multihost.is_first() and not is_few,
-                title="reader states",
-            ):
+        batches = embedded_batches(
+            functools.partial(self._encode, self._reader.params),
+            segment.reader_tokens_nl,
+            self._few if is_few else self._many,
+            meeting.is_first and not is_few,
+            title="reader states",
+        )
+        written: list[tuple[Path, Any]] = []
+        with contextlib.ExitStack() as held:
+
+            def begin() -> None:
+                if meeting.is_first:
+                    work = held.enter_context(whole_folder(folder, replace=True))
+                    # Nothing reads the states behind the end of a passage: 0 where its batch ends.
+                    states = np.lib.format.open_memmap(work / _ARRAY, "w+", np.float16, shape)
+                    written.append((work, states))
+
+            meeting.together("begin", begin)
+            for rows, made in batches:
                 rows = rows[rows >= 0]
-                some = np.asarray(made)[: len(rows)].reshape(len(rows), -1)
-                states[rows, : some.shape[1]] = some
-            states.flush()
-            _write_manifest(work, manifest)
+                some = np.asarray(multihost.to_host(made))[: len(rows)].reshape(len(rows), -1)
+                for _, states in written:
+                    states[rows, : some.shape[1]] = some
+
+            def end() -> None:
+                for work, states in written:
+                    states.flush()
+                    _write_manifest(work, manifest)
+                held.close()
+
+            meeting.together("end", end)
 
 
 def save_compacted(directory: str | os.PathLike[str], name: str, store: LivingStore) -> None:

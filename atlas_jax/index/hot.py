@@ -25,6 +25,7 @@ from atlas_jax.index.rolling import replace_rows
 
 GROWTH = 1.5  # of the capacity, when it is full
 _BLOCK = 64  # rows written by one call of the compiled program
+_COPIED = 4096  # rows that one call copies into a larger index
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,16 @@ def moved(places_n: np.ndarray, fresh_r: np.ndarray, plan: Moves) -> np.ndarray:
 
 
 class HotRows:
-    """Writes rows of a device index; its program is compiled once for a capacity."""
+    """Writes rows of a device index; its programs are compiled once for a capacity.
+
+    With several processes all must call the same methods, in the same order.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._write: Callable[..., Any] | None = None
+        self._write: Any = None  # jitted, as the others
+        self._copy: Any = None
+        self._nothing: dict[int, Any] = {}  # makes rows of zeros, by their number
 
     def capacity(self, index: DeviceIndex) -> int:
         """Rows that the index has room for."""
@@ -84,33 +90,58 @@ class HotRows:
         rows = int(self.capacity(index) * GROWTH)
         return padded_rows(rows if count <= rows else int(count * GROWTH), index_parts(self._mesh))
 
-    def blank(self, index: DeviceIndex, rows: int) -> DeviceIndex:
-        """An index of nothing with so many rows, laid out as this one.
+    def planned(self, index: DeviceIndex, rows: int) -> tuple[DeviceIndex, Callable[[], None]]:
+        """The form of this index with so many rows, and what compiles for it.
 
-        What writes rows has been compiled for it, so that it need not be later.
+        The form has shapes in place of arrays. The second result compiles what makes the index
+        larger and what then writes rows; any thread may call it, and no device computes.
         """
-
-        def nothing(array: jax.Array) -> jax.Array:
-            zeros = np.zeros((rows, *array.shape[1:]), array.dtype)
-            placed: jax.Array = jax.device_put(zeros, array.format)  # type: ignore[attr-defined]
-            return placed
-
         arrays = _arrays(index)
-        nowhere = Moves(np.array([rows]), np.array([NO_ROW]), np.array([0]), 0)
-        fresh = jax.tree.map(lambda _: np.zeros(0), arrays)
-        return self.write(_with(index, jax.tree.map(nothing, arrays)), nowhere, fresh)
+        small, wide = (_shapes(arrays, count) for count in (self.capacity(index), rows))
+        nowhere = np.full(_BLOCK, NO_ROW, np.int32)
+        values = jax.tree.map(lambda old: _taken(old, np.zeros(0), nowhere), arrays)
+        zeros, copied, written = (
+            self._zeros(arrays, rows),
+            self._copied(arrays),
+            self._written(arrays),
+        )
+
+        def compile_all() -> None:
+            zeros.lower().compile()
+            copied.lower(wide, small, np.int32(0)).compile()
+            written.lower(wide, nowhere, nowhere, values).compile()
+
+        return _with(index, wide), compile_all
 
     def grown(self, index: DeviceIndex, rows: int) -> DeviceIndex:
-        """A copy with room for so many rows."""
+        """A copy with room for so many rows, made on the devices a block after the other."""
+        arrays = _arrays(index)
+        wide, copy = self._zeros(arrays, rows)(), self._copied(arrays)
+        for start in range(0, self.capacity(index), _COPIED):
+            wide = copy(wide, arrays, np.int32(start))
+        return _with(index, jax.block_until_ready(wide))
 
-        def enlarge(array: jax.Array) -> jax.Array:
-            host = np.asarray(array)
-            wide = np.zeros((rows, *host.shape[1:]), host.dtype)
-            wide[: len(host)] = host
-            placed: jax.Array = jax.device_put(wide, array.format)  # type: ignore[attr-defined]
-            return placed
+    def _zeros(self, arrays: Any, rows: int) -> Any:
+        if rows not in self._nothing:
+            shapes = [((rows, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(arrays)]
+            structure = jax.tree.structure(arrays)
+            self._nothing[rows] = jax.jit(
+                lambda: jax.tree.unflatten(structure, [jnp.zeros(*one) for one in shapes]),
+                out_shardings=_formats(arrays),
+            )
+        return self._nothing[rows]
 
-        return _with(index, jax.tree.map(enlarge, _arrays(index)))
+    def _copied(self, arrays: Any) -> Any:
+        if self._copy is None:
+            function = functools.partial(_copied, mesh=self._mesh)
+            self._copy = jax.jit(function, donate_argnums=0, out_shardings=_formats(arrays))
+        return self._copy
+
+    def _written(self, arrays: Any) -> Any:
+        if self._write is None:
+            function = functools.partial(_written, mesh=self._mesh)
+            self._write = jax.jit(function, donate_argnums=0, out_shardings=_formats(arrays))
+        return self._write
 
     def write(self, index: DeviceIndex, plan: Moves, fresh: Any) -> DeviceIndex:
         """Apply a plan; the arrays of ``index`` are donated.
@@ -120,12 +151,7 @@ class HotRows:
             passages, in the types of the index; None for what the index has not.
         """
         arrays = _arrays(index)
-        if self._write is None:
-            self._write = jax.jit(
-                functools.partial(_written, mesh=self._mesh),
-                donate_argnums=0,
-                out_shardings=jax.tree.map(lambda array: array.format, arrays),
-            )
+        write = self._written(arrays)
         for start in range(0, len(plan.rows_w), _BLOCK):
             part = slice(start, start + _BLOCK)
             rows_w, kept_w = plan.rows_w[part], plan.kept_w[part]
@@ -135,7 +161,7 @@ class HotRows:
             kept_w = np.pad(kept_w, (0, filled), constant_values=NO_ROW)
             at = np.pad(plan.fresh_w[part], (0, filled))
             values = jax.tree.map(lambda old, new, at=at: _taken(old, new, at), arrays, fresh)
-            arrays = self._write(arrays, rows_w, kept_w, values)
+            arrays = write(arrays, rows_w, kept_w, values)
         count = multihost.place(np.int32(plan.count), index.count.sharding)
         return cast(DeviceIndex, _with(index, arrays).replace(count=count))  # type: ignore[attr-defined]
 
@@ -144,6 +170,31 @@ def _taken(old: jax.Array, new: np.ndarray, at: np.ndarray) -> np.ndarray:
     if not len(new):
         return np.zeros((len(at), *old.shape[1:]), old.dtype)
     return np.asarray(new[at], old.dtype)
+
+
+def _shapes(arrays: Any, rows: int) -> Any:
+    def shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+        form: Any = array.format  # type: ignore[attr-defined]
+        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=form)
+
+    return jax.tree.map(shape, arrays)
+
+
+def _formats(arrays: Any) -> Any:
+    return jax.tree.map(lambda array: array.format, arrays)
+
+
+def _copied(wide: Any, arrays: Any, start: jax.Array, mesh: Mesh) -> Any:
+    """The larger arrays with a block of rows of the smaller ones; rows beyond these are zeros."""
+    rows_w = start + jnp.arange(_COPIED, dtype=jnp.int32)
+
+    def copy(new: jax.Array, old: jax.Array) -> Any:
+        table = old if old.ndim == 2 else old[:, None]
+        (kept_1wx,) = gather_rows((table,), rows_w[None], mesh)
+        kept = kept_1wx[0].reshape(-1, *old.shape[1:]).astype(old.dtype)
+        return replace_rows(new, rows_w, kept, mesh)
+
+    return jax.tree.map(copy, wide, arrays)
 
 
 def _written(arrays: Any, rows_w: jax.Array, kept_w: jax.Array, values: Any, mesh: Mesh) -> Any:

@@ -118,10 +118,13 @@ class Unfinished:
     Attributes:
       embeddings_ne: to be filled, but for the chunks that are done.
       done: chunks that an earlier attempt has written.
+      process, processes: of this run.
     """
 
     embeddings_ne: NewRows
     done: Collection[int]
+    process: int = 0
+    processes: int = 1
 
 
 @contextlib.contextmanager
@@ -197,7 +200,7 @@ def shared_index(
                 name, done = json.loads(told)
                 build.manifest["embeddings"] = name
                 rows = build.rows()
-                made = Unfinished(rows, frozenset(done))
+                made = Unfinished(rows, frozenset(done), meeting.index, meeting.count)
                 try:
                     yield made
                 except (UserError, OSError) as error:
@@ -387,23 +390,30 @@ def save_index(
     encoder_hash: str,
     version: int = 0,
 ) -> None:
-    """Save embeddings from memory or from files, in their own type; see ``new_index``.
+    """Save embeddings from memory or from files, in their own type; see ``shared_index``.
+
+    Each process of a run writes its share of the chunks.
 
     Args:
       embeddings_ne: float32, bfloat16 or ``Int8Rows``, one row per passage. Further rows, the
         padding of a ``DeviceIndex``, are left out.
 
     Raises:
-      UserError: as ``new_index``.
+      UserError: as ``shared_index``.
       ValueError: fewer rows than the store has.
     """
     rows, width = embeddings_ne.shape
     if rows < store.count:
         raise ValueError(f"{rows} embeddings for {store.count} passages of {store.directory}")
     dtype = dtype_of(embeddings_ne)
-    with new_index(directory, store, encoder_hash, width, dtype, version) as made:
-        step = max(1, _BYTES // (4 * width))
-        for start in range(0, store.count, step):
-            end = min(start + step, store.count)
-            at = slice(start, end)
-            made[at] = jax.tree.map(lambda x, at=at: np.asarray(x[at]), embeddings_ne)
+    with shared_index(directory, store, encoder_hash, width, dtype, version) as made:
+        chunk, step = made.embeddings_ne.chunk, max(1, _BYTES // (4 * width))
+        for number in range(made.process, -(-store.count // chunk), made.processes):
+            if number in made.done:
+                continue
+            last = min((number + 1) * chunk, store.count)
+            for start in range(number * chunk, last, step):
+                at = slice(start, min(start + step, last))
+                made.embeddings_ne[at] = jax.tree.map(
+                    lambda x, at=at: np.asarray(x[at]), embeddings_ne
+                )

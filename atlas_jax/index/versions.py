@@ -172,6 +172,8 @@ def dead_rows(directory: Path, version: Version) -> np.ndarray:
 def changing(directory: Path) -> Iterator[None]:
     """Keep other writers of a store away; what a killed one left behind is removed first.
 
+    If the block fails, what it has made and no version names is removed.
+
     Raises:
       UserError: another process changes the store.
     """
@@ -183,7 +185,12 @@ def changing(directory: Path) -> Iterator[None]:
     (directory / VERSIONS).mkdir(exist_ok=True)
     with locked(directory / VERSIONS / ".lock", str(directory)):
         collect(directory)
-        yield
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, UserError):  # the next change removes it
+                collect(directory)
+            raise
 
 
 def commit(directory: Path, version: Version, dead: np.ndarray) -> None:

@@ -15,8 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atlas_jax.core.errors import UserError
+from atlas_jax.core import meeting
+from atlas_jax.core.errors import Interrupted, UserError
+from atlas_jax.core.meeting import Meeting
 from atlas_jax.core.tokenizer import Tokenizer
+from atlas_jax.index import changes
 from atlas_jax.index.changes import Batch, change, compact
 from atlas_jax.index.inspection import describe_versions, lines_of_versions
 from atlas_jax.index.int8 import as_floats, stored_as
@@ -31,7 +34,7 @@ from atlas_jax.index.segment_indices import (
     save_compacted,
 )
 from atlas_jax.index.store_files import StoreConfig
-from atlas_jax.index.versions import versions_of
+from atlas_jax.index.versions import changing, versions_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = StoreConfig(reader_length=24, retriever_length=16)
@@ -54,9 +57,10 @@ def built(folder, records, towers, name="store"):
 
 
 def embedded(store):
-    """What some passage tower might make of the tokens."""
-    tokens = np.asarray(store.retriever_tokens_nm, np.float32)
-    return tokens @ np.random.default_rng(0).normal(size=(tokens.shape[1], 4)).astype(np.float32)
+    """What some passage tower might make of the tokens, however many rows there are."""
+    tokens = np.asarray(store.retriever_tokens_nm, np.float64)
+    rows = tokens @ np.random.default_rng(0).normal(size=(tokens.shape[1], 4))
+    return rows.astype(np.float32)
 
 
 def saver(index, dtype="float32"):
@@ -96,33 +100,47 @@ STEPS = st.lists(
 )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def alone(work):
+    """What a single process returns; see `two`."""
+    return [work(0)]
+
+
+@pytest.mark.parametrize(("dtype", "processes"), [("float32", 1), ("float32", 2), ("int8", 2)])
 @settings(
     max_examples=12, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(steps=STEPS)
 def test_any_changes_give_what_a_build_of_the_same_passages_gives(
-    tmp_path_factory, towers, dtype, steps
+    tmp_path_factory, towers, dtype, processes, two, steps
 ):
     folder = tmp_path_factory.mktemp("living")
     directory, index = built(folder, FIRST, towers), folder / "index"
-    saver(index, dtype)("", PassageStore.open(directory))
+    save = saver(index, dtype)
+    save("", PassageStore.open(directory))
     wanted, states = {one["id"]: one for one in FIRST}, {0: list(FIRST)}
-    for number, (what, drawn) in enumerate(steps):
-        some = sorted(wanted)[drawn % len(wanted)]
-        add = [text_of(f"n{number}", f"new {drawn}")] if what in ("add", "mixed") else []
-        replace = [text_of(some, f"other {number}")] if what == "replace" else []
-        delete = [some] if what in ("delete", "mixed") and len(wanted) + len(add) > 1 else []
-        if what == "compact":
-            store = joined(directory, index, 1 + drawn % 3)
-        elif add or replace or delete:
-            store = change(directory, Batch(add, replace, delete), towers, saver(index, dtype))
-        else:
-            continue
-        wanted = {**{k: v for k, v in wanted.items() if k not in delete}}
-        wanted |= {one["id"]: one for one in (*add, *replace)}
-        states[store.version["version"]] = list(wanted.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(changes, "SHARD_ROWS", 2)  # so that both have something to write
+        together = two if processes == 2 else alone
+        for number, (what, drawn) in enumerate(steps):
+            some = sorted(wanted)[drawn % len(wanted)]
+            is_new = what in ("add", "mixed")
+            add = [text_of(f"n{number}{i}", f"new {drawn}") for i in range(is_new * (drawn % 4))]
+            replace = [text_of(some, f"other {number}")] if what == "replace" else []
+            delete = [some] if what in ("delete", "mixed") and len(wanted) + len(add) > 1 else []
+            batch, keep = Batch(add, replace, delete), 1 + drawn % 3
+            if what == "compact":
+                made = together(lambda _, keep=keep: joined(directory, index, keep))
+            elif add or replace or delete:
+                made = together(
+                    lambda _, batch=batch: change(directory, batch, towers, saver(index, dtype))
+                )
+            else:
+                continue
+            (version,) = {one.version["version"] for one in made}
+            wanted = {**{k: v for k, v in wanted.items() if k not in delete}}
+            wanted |= {one["id"]: one for one in (*add, *replace)}
+            states[version] = list(wanted.values())
     oldest = versions_of(directory)[-1]["oldest"] if versions_of(directory) else 0
     for version, records in states.items():
         if version < oldest:
@@ -130,20 +148,84 @@ def test_any_changes_give_what_a_build_of_the_same_passages_gives(
                 LivingStore.as_of(directory, str(version))
             continue
         store = LivingStore.as_of(directory, str(version), *towers.values())
-        assert sorted(held(store), key=lambda one: one["id"]) == sorted(
-            records, key=lambda one: one["id"]
-        )
-        again = PassageStore.open(built(folder, held(store), towers, f"again{version}"))
-        np.testing.assert_array_equal(store.reader_tokens_nl, again.reader_tokens_nl)
-        np.testing.assert_array_equal(store.retriever_tokens_nm, again.retriever_tokens_nm)
-        assert store.manifest["reader"]["max_id"] >= again.manifest["reader"]["max_id"]
-        rows = load_embeddings(index, store, "e").embeddings_ne
-        expected = stored_as(embedded(again), dtype)
-        rows = jax.tree.map(np.asarray, rows)
-        np.testing.assert_allclose(as_floats(rows), as_floats(expected), rtol=1e-5)
-        for row, record in enumerate(held(store)):
-            assert store.find(record["id"]) == row
-        assert store.find("nobody") is None
+        assert_alike(store, records, PassageStore.open(
+            built(folder, held(store), towers, f"again{version}")
+        ), load_embeddings(index, store, "e").embeddings_ne, dtype)  # fmt: skip
+
+
+def assert_alike(store, records, again, rows, dtype):
+    """A version holds these passages, and tokens and embeddings as a store built of them."""
+    assert sorted(held(store), key=lambda one: one["id"]) == sorted(
+        records, key=lambda one: one["id"]
+    )
+    np.testing.assert_array_equal(store.reader_tokens_nl, again.reader_tokens_nl)
+    np.testing.assert_array_equal(store.retriever_tokens_nm, again.retriever_tokens_nm)
+    assert store.manifest["reader"]["max_id"] >= again.manifest["reader"]["max_id"]
+    expected = stored_as(embedded(again), dtype)
+    rows = jax.tree.map(np.asarray, rows)
+    np.testing.assert_allclose(as_floats(rows), as_floats(expected), rtol=1e-5)
+    for row, record in enumerate(held(store)):
+        assert store.find(record["id"]) == row
+    assert store.find("nobody") is None
+
+
+def test_a_fault_of_one_process_is_told_by_all_and_nothing_stays(tmp_path, towers, two):
+    directory, index = built(tmp_path, FIRST, towers), tmp_path / "index"
+    saver(index)("", PassageStore.open(directory))
+
+    def make(batches, faulty=lambda index: None):
+        def embed(name, segment, now):
+            plain, place = saver(index), folder_of(index, segment, name)
+            Meeting("embed").together("embed", lambda: faulty(place))
+            plain(name, segment)
+
+        tidy = lambda store: remove_unnamed(index, store)  # noqa: E731
+        return two(lambda i: change(directory, batches[i], towers, embed, tidy=tidy))
+
+    good, other = (Batch(add=[text_of("a", text)]) for text in ("one", "two"))
+    for one in make([good, other]):
+        assert isinstance(one, Interrupted)
+        assert "process 1 of 2 was given other changes than process 0" in str(one)
+    found = make([good, Batch(add=[text_of("a", " ")])])
+    assert "process 1 of 2: add: passage 0: " in str(found[0])
+    assert str(found[1]).startswith("add: passage 0: field 'text' is empty")
+
+    def full(place):
+        save_index(place, np.zeros((9, 4), np.float32), PassageStore.open(directory), "e")
+        raise OSError(28, "No space left on device")
+
+    assert all("No space left on device" in str(one) for one in make([good] * 2, full))
+    assert versions_of(directory) == [] and list((directory / "segments").iterdir()) == []
+    assert not list((index / "embeddings-of-segments").iterdir())
+    assert not (directory / "versions" / ".lock").exists()
+    assert [one.version["version"] for one in make([good] * 2)] == [1, 1]
+
+
+def test_a_second_writer_is_refused_and_takes_nothing_away(tmp_path, towers):
+    directory, tidied = built(tmp_path, FIRST, towers), []
+    with changing(directory):
+        (directory / "segments" / "000001-0000000a").mkdir(parents=True)  # no version names it yet
+        for second in (
+            lambda: change(directory, Batch(delete=["p0"]), {}, tidy=tidied.append),
+            lambda: compact(directory, tidy=tidied.append),
+        ):
+            with pytest.raises(UserError, match=f"another process .{os.getpid()}.; wait"):
+                second()
+        assert (directory / "segments" / "000001-0000000a").exists() and tidied == []
+    assert change(directory, Batch(delete=["p0"]), {}, tidy=tidied.append).count == 3
+    assert [one.count for one in tidied] == [3]
+    assert not list((directory / "segments").iterdir())
+
+
+def test_a_process_that_is_missing_is_named_and_nothing_stays(tmp_path, towers, two, monkeypatch):
+    directory = built(tmp_path, FIRST, towers)
+    monkeypatch.setattr(meeting, "GIVE_UP", 0.3)
+    batch = Batch(add=[text_of("a", "one")])
+    found, other = two(lambda index: None if index else change(directory, batch, towers))
+    assert isinstance(found, Interrupted) and other is None
+    assert "nothing was heard of process 1 of 2" in str(found)
+    assert versions_of(directory) == [] and not (directory / "segments").exists()
+    assert change(directory, batch, towers).version["version"] == 1
 
 
 def test_a_store_that_never_changed_is_read_as_it_is(tmp_path, towers):
@@ -215,55 +297,86 @@ def test_a_damaged_version_is_named(tmp_path, towers):
         LivingStore.as_of(directory)
 
 
-# Adds passages one by one, and tells each version once it is acknowledged.
+# Changes store and index at random, and builds stores beside them. It tells what it begins, and the
+# version once it is acknowledged.
 CHILD = """
-import sys
-from atlas_jax.core.tokenizer import Tokenizer
-from atlas_jax.index.changes import Batch, change, compact
-from atlas_jax.index.living import LivingStore
-directory, *files = sys.argv[1:]
+import json, random, shutil, sys
+from pathlib import Path
+from tests.index.test_living import (
+    Batch, LivingStore, Tokenizer, built, change, held, joined, saver, text_of
+)
+folder, seed, *files = sys.argv[1:]
+directory, index = Path(folder) / "store", Path(folder) / "index"
 towers = dict(zip(("reader", "retriever"), map(Tokenizer.from_file, files)))
-number = LivingStore.as_of(directory).version["version"]
+drawn, now = random.Random(seed), LivingStore.as_of(directory)
 print("ready", flush=True)
 while True:
-    name = f"c{number + 1}"
-    batch = Batch(add=[{"id": name, "text": f"text {name}"}])
-    number = change(directory, batch, towers).version["version"]
-    print(name, flush=True)
-    if number % 7 == 0:
-        number = compact(directory, 2).version["version"]
+    ids, number = sorted(one["id"] for one in held(now)), now.version["version"] + 1
+    what = drawn.choice(["add", "add", "replace", "delete", "compact", "build"])
+    some = drawn.choice(ids)
+    add = [text_of(f"c{number}", f"text {number}")] if what in ("add", "delete") else []
+    replace = [text_of(some, f"other {number}")] if what == "replace" else []
+    delete = [some] if what == "delete" else []
+    print(json.dumps([what, add, replace, delete]), flush=True)
+    if what == "build":
+        built(Path(folder), held(now), towers, "beside")
+        shutil.rmtree(Path(folder) / "beside")
+    elif what == "compact":
+        now = joined(directory, index, 2)
+    else:
+        now = change(directory, Batch(add, replace, delete), towers, saver(index))
+    print(now.version["version"], flush=True)
 """
 
 
-def kill_often(directory, files, times, seed=0):
-    """Kill a writer so many times; what it had acknowledged must be there each time."""
-    drawn, acknowledged = random.Random(seed), set()
-    for _ in range(times):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(directory), *map(str, files)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(drawn.uniform(0, 0.15))
-        child.send_signal(signal.SIGKILL)
-        acknowledged |= set(child.communicate()[0].split())
-        for one in versions_of(directory):
-            store = LivingStore.as_of(directory, str(one["version"]))
-            assert store.count == one["count"] == len(held(store))
-        assert all(store.find(name) is not None for name in acknowledged)
-    store = compact(directory, 1)
-    assert len(acknowledged) + len(FIRST) <= store.count
-    kept = {path.name for path in (directory / "segments").iterdir()}
-    assert kept == set(store.version["segments"]) - {""}
-    return len(acknowledged)
+def killed(folder, files, seed, drawn):
+    """What a child told until it was killed, at a random moment."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder), str(seed), *map(str, files)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    lines = [child.stdout.readline() for _ in range(drawn.randrange(8))]
+    time.sleep(drawn.uniform(0, 0.05))
+    child.send_signal(signal.SIGKILL)
+    lines += child.communicate()[0].splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_kill_loses_nothing_that_was_acknowledged(
+def test_kills_lose_nothing_that_was_acknowledged(
     tmp_path, towers, reader_tokenizer_file, retriever_tokenizer_file, times
 ):
-    directory = built(tmp_path, FIRST, towers)
-    kill_often(directory, (reader_tokenizer_file, retriever_tokenizer_file), times)
+    directory, index = built(tmp_path, FIRST, towers), tmp_path / "index"
+    saver(index)("", PassageStore.open(directory))
+    files, drawn = (reader_tokenizer_file, retriever_tokenizer_file), random.Random(times)
+    state, version = {one["id"]: one for one in FIRST}, 0
+    for turn in range(times):
+        then = state
+        for told in killed(tmp_path, files, turn, drawn):
+            if isinstance(told, int):
+                state, version = then, told
+                continue
+            _, add, replace, delete = told
+            then = {k: v for k, v in state.items() if k not in delete}
+            then |= {one["id"]: one for one in (*add, *replace)}
+        store = LivingStore.as_of(directory, "", *towers.values())
+        if store.version["version"] != version:  # made, but not acknowledged any more
+            assert store.version["version"] == version + 1
+            state, version = then, version + 1
+        assert {one["id"]: one for one in held(store)} == state
+        rows = np.asarray(load_embeddings(index, store, "e").embeddings_ne)
+        np.testing.assert_allclose(rows, embedded(store), rtol=1e-5)
+        for one in versions_of(directory):
+            assert len(held(LivingStore.as_of(directory, str(one["version"])))) == one["count"]
+    store = joined(directory, index)
+    again = PassageStore.open(built(tmp_path, held(store), towers, "beside"))
+    rows = load_embeddings(index, store, "e").embeddings_ne
+    assert_alike(store, list(state.values()), again, rows, "float32")
+    names = set(store.version["segments"]) - {""}
+    assert {path.name for path in (directory / "segments").glob("*")} == names
+    assert {path.name for path in (index / "embeddings-of-segments").glob("*")} == names
+    assert version > times // 2  # it was not always killed before its first change
