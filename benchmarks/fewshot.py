@@ -116,7 +116,11 @@ CLAIMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """The settings that all rows share."""
+    """The settings that all rows share.
+
+    Attributes:
+      unlabelled: how many texts the members of PET label; 0 = all.
+    """
 
     encoder: str
     before: str
@@ -124,6 +128,7 @@ class Bench:
     out: str
     questions: int
     length: int
+    unlabelled: int
     steps: int
     batch_size: int
     rate: float
@@ -250,7 +255,8 @@ def _pet(
     """A member for each pattern; the classifier has as many steps as self-training's students."""
     config = PetConfig(
         **common, unlabelled_file=bench.file(task.name, "unlabelled"),
-        patterns=PATTERNS[task.name], seeds=1, steps=bench.steps, batch_size=bench.batch_size,
+        unlabelled_rows=bench.unlabelled, patterns=PATTERNS[task.name], seeds=1,
+        steps=bench.steps, batch_size=bench.batch_size,
         learning_rate=bench.small_rate if row.delta else bench.rate,
         distil_steps=max(1, bench.rounds * sum(bench.round_steps)),
     )  # fmt: skip
@@ -392,6 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=0, help="begin no run after this")
     parser.add_argument("--questions", type=int, default=0, help="test texts; 0 = all")
     parser.add_argument("--length", type=int, default=0, help="tokens; 0 = of the task")
+    parser.add_argument("--unlabelled", type=int, default=0, help="that PET labels; 0 = all")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--rate", type=float, default=5e-5, help="where the encoder trains")
