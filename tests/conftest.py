@@ -33,18 +33,27 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 # Before their first import: the axes and types that these modules' annotations give are checked at
 # each call. Outside the tests nobody looks at them.
 CHECKED = (
+    "atlas_jax.answering.answers",
+    "atlas_jax.core.adapters",
+    "atlas_jax.core.experts",
     "atlas_jax.core.fused",
     "atlas_jax.core.layers",
     "atlas_jax.core.packing",
+    "atlas_jax.core.soft_prompts",
     "atlas_jax.corpus.retrieval",
+    "atlas_jax.corpus.sources",
     "atlas_jax.distillation",
     "atlas_jax.encoders",
     "atlas_jax.index",
     "atlas_jax.models",
     "atlas_jax.reader",
     "atlas_jax.retriever",
+    "atlas_jax.training.classifier_scores",
+    "atlas_jax.training.demonstrations",
     "atlas_jax.training.loss",
     "atlas_jax.training.optimizers",
+    "atlas_jax.training.prompted",
+    "atlas_jax.training.self_training_step",
 )
 install_import_hook(CHECKED, "tests.array_types.checked")
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+import atlas_jax
 from atlas_jax.core import layers
 from atlas_jax.distillation import kl, pdist
 from atlas_jax.encoders import visible
@@ -53,6 +55,17 @@ def test_a_wrong_axis_or_type_is_refused_by_name(logp_bkt, targets_bt, named) ->
 def test_every_package_refuses_a_wrong_axis(function, arguments, named) -> None:
     with pytest.raises(TypeCheckError, match=f"parameter '{named}'"):
         function(*arguments)
+
+
+def test_every_module_that_gives_axes_is_checked() -> None:
+    package = Path(atlas_jax.__file__).parent
+    names = {
+        ".".join(("atlas_jax", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if "from jaxtyping import" in path.read_text("utf-8")
+    }
+    checked = tuple(f"{one}." for one in CHECKED)
+    assert [one for one in sorted(names) if not f"{one}.".startswith(checked)] == []
 
 
 def test_right_axes_pass_as_numpy_as_jax_and_traced() -> None:

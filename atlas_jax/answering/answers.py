@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
 from atlas_jax.core import partitioning
 from atlas_jax.core.packing import Inputs, packed_or_padded
@@ -129,7 +130,7 @@ def make_answer(reader: T5, generation: GenerationConfig, reading: Reading, mesh
 
 def joined(
     reader: T5, params: Params, batch: Batch, passages: Passages, reading: Reading
-) -> jax.Array:
+) -> Int[Array, "b k l"]:
     """The reader's input for each passage that is read, tokens_bkl."""
     tokens_bkl = inputs.join_inputs(
         batch.query_tokens_bq,
@@ -149,7 +150,7 @@ def encoded(
     passages: Passages,
     reading: Reading,
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
+) -> Float[Array, "b g l d"]:
     """States of the inputs that `joined` made, packed or not; see `fid.encode`."""
     apart = passages.apart_bkf
     return fid.encode(
@@ -185,9 +186,9 @@ def _generate(
 def choice_scores(
     source: _Source,
     choices: Choices,
-    prompt_bp: Array | None,
+    prompt_bp: Int[Array, "b p"] | None,
     dropout_key: jax.Array | None = None,
-) -> Array:
+) -> Float[Array, "b c"]:
     """Weighted log-probability of each choice, read from all passages: float32 [b, c].
 
     A choice that is none has `NEVER`.
@@ -225,7 +226,9 @@ def _log_probs(source: _Source, decoder_bt: Array, targets_bt: Array) -> Array:
     return jnp.sum(jnp.where(targets_bt != PAD_ID, logp_b1t[:, 0], 0.0), axis=-1)
 
 
-def explained(source: _Source, tokens_bt: Array, prompt_bp: Array | None) -> Evidence:
+def explained(
+    source: _Source, tokens_bt: Int[Array, "b t"], prompt_bp: Int[Array, "b p"] | None
+) -> Evidence:
     """What each passage did for the answers with these tokens."""
     decoder_bt, targets_bt = inputs.join_prompt(prompt_bp, tokens_bt)
 

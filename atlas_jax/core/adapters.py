@@ -20,8 +20,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
 from atlas_jax.core.soft_prompts import PREFIX, PREFIX_MLP, PROMPT, prompt_rows, with_prefixes
+from atlas_jax.core.types import Array
 
 LORA, ADAPTER, INPUT_ADAPTER = "lora", "adapter", "input_adapter"
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -35,12 +37,14 @@ NAMES = frozenset(
 )
 
 
-def before(module: nn.Module, x: jax.Array) -> jax.Array:
+def before(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n i"]:
     """The input x [..., in] of a matrix product, passed through its adapter if it has one."""
     return _adapted(module, INPUT_ADAPTER, x)
 
 
-def after(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
+def after(
+    module: nn.Module, x: Float[Array, "*n i"], y: Float[Array, "*n o"]
+) -> Float[Array, "*n o"]:
     """The output y [..., out] of a matrix product of x [..., in], with its LoRA and adapter."""
     if module.has_variable("params", LORA):
         lora: Any = module.get_variable("params", LORA)
@@ -48,7 +52,9 @@ def after(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
     return _adapted(module, ADAPTER, y)
 
 
-def looked_up(module: nn.Module, table_vd: jax.Array, ids: jax.Array) -> jax.Array:
+def looked_up(
+    module: nn.Module, table_vd: Float[Array, "v d"], ids: Integer[Array, "*n"]
+) -> Float[Array, "*n d"]:
     """Rows [..., d] of a token table; ids from v on are those of its prompt, if it has one."""
     if not module.has_variable("params", PROMPT):
         return jnp.take(table_vd, ids, axis=0)
@@ -67,7 +73,9 @@ def prefix_length(module: nn.Module) -> int:
     return int(prefix["key"].shape[0])
 
 
-def behind_prefix(module: nn.Module, half: str, x_nhsc: jax.Array) -> jax.Array:
+def behind_prefix(
+    module: nn.Module, half: str, x_nhsc: Float[Array, "n h s c"]
+) -> Float[Array, "n h r c"]:
     """An attention's keys or values [n, h, s, c] behind those of its prefix, [n, h, p + s, c].
 
     Args:
@@ -84,7 +92,7 @@ def behind_prefix(module: nn.Module, half: str, x_nhsc: jax.Array) -> jax.Array:
     return jnp.concatenate([own_nhpc, x_nhsc], axis=2)
 
 
-def beside_prefix(module: nn.Module, bias: jax.Array) -> jax.Array:
+def beside_prefix(module: nn.Module, bias: Float[Array, "*n s"]) -> Float[Array, "*n r"]:
     """A bias of an attention's keys [..., s], 0 for those of its prefix, [..., p + s]."""
     p = prefix_length(module)
     return jnp.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(p, 0)]) if p else bias
@@ -98,8 +106,10 @@ def _adapted(module: nn.Module, place: str, x: jax.Array) -> jax.Array:
 
 
 def low_rank(
-    params: Mapping[str, Any], x: jax.Array, activation: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
+    params: Mapping[str, Any],
+    x: Float[Array, "*n i"],
+    activation: Callable[[jax.Array], jax.Array],
+) -> Float[Array, "*n o"]:
     """`f(x A + a) B + b`, [..., in] -> [..., out]; a and b may be absent."""
     return _affine(params["up"], activation(_affine(params["down"], x)))
 

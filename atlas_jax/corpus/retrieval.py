@@ -34,7 +34,7 @@ def make_device_retrieve(k: int, mesh: Mesh, recall_target: float = 1.0) -> Retr
     return retrieve
 
 
-def retrieved_already(passages: Passages, query_be: Array, batch: Batch) -> Passages:
+def retrieved_already(passages: Passages, query_be: Float[Array, "b e"], batch: Batch) -> Passages:
     """The host form's "search": the passages come in as an argument."""
     del query_be, batch
     return passages

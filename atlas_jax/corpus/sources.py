@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.errors import UserError
@@ -33,7 +34,7 @@ class Source(Protocol):
         """
         ...
 
-    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+    def retrieve(self, source: Any, query_be: Float[Array, "b e"], batch: Batch) -> Passages:
         """Give the passages; called inside the compiled step with the result of `of_batch`."""
         ...
 
@@ -58,7 +59,7 @@ class DeviceSource:
         assert self._corpus.index is not None
         return self._corpus.index
 
-    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+    def retrieve(self, source: Any, query_be: Float[Array, "b e"], batch: Batch) -> Passages:
         """See `Source.retrieve`."""
         return self._retrieve(source, query_be, batch)
 
@@ -91,7 +92,7 @@ class HostSource:
             return passages
         return multihost.place(passages, partitioning.replicated(self._mesh))
 
-    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+    def retrieve(self, source: Any, query_be: Float[Array, "b e"], batch: Batch) -> Passages:
         """See `Source.retrieve`."""
         return retrieved_already(source, query_be, batch)
 
@@ -103,7 +104,7 @@ class GivenSource:
         """Nothing: the batch brings them along."""
         del params, batch
 
-    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+    def retrieve(self, source: Any, query_be: Float[Array, "b e"], batch: Batch) -> Passages:
         """See `Source.retrieve`."""
         del source, query_be
         assert batch.given is not None
@@ -117,7 +118,7 @@ class NoSource:
         """Nothing."""
         del params, batch
 
-    def retrieve(self, source: Any, query_be: Array, batch: Batch) -> Passages:
+    def retrieve(self, source: Any, query_be: Float[Array, "b e"], batch: Batch) -> Passages:
         """See `Source.retrieve`."""
         del source, query_be
         return no_passages(batch)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int, Shaped
 
 from atlas_jax.core import multihost
 from atlas_jax.core.partitioning import index_parts
@@ -45,7 +46,7 @@ class Moves:
     count: int
 
 
-def moves(count: int, gone: np.ndarray, fresh: int) -> Moves:
+def moves(count: int, gone: Int[np.ndarray, " g"], fresh: int) -> Moves:
     """Plan a change of an index of ``count`` rows: some go, ``fresh`` passages come."""
     after = count - len(gone) + fresh
     holes = np.sort(gone)
@@ -60,7 +61,9 @@ def moves(count: int, gone: np.ndarray, fresh: int) -> Moves:
     )
 
 
-def moved(places_n: np.ndarray, fresh_r: np.ndarray, plan: Moves) -> np.ndarray:
+def moved(
+    places_n: Shaped[np.ndarray, " n"], fresh_r: Shaped[np.ndarray, " r"], plan: Moves
+) -> Shaped[np.ndarray, " m"]:
     """What `moves` makes of an array of one entry a row, given the entries of new passages."""
     out = np.concatenate([places_n, np.zeros(max(0, plan.count - len(places_n)), places_n.dtype)])
     is_new = plan.kept_w == NO_ROW

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from msgspec import Meta
 
 from atlas_jax.core import bounds, strict_json
@@ -254,8 +254,8 @@ class ScannIndex:
 
 
 def rescored_from(
-    rows_ne: Any, query_be: np.ndarray, found_bc: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+    rows_ne: Any, query_be: Float[Array, "b e"], found_bc: Int[np.ndarray, "b c"], k: int
+) -> tuple[Int[np.ndarray, "b {k}"], Float[np.ndarray, "b {k}"]]:
     """The k rows found with the greatest exact inner products, int32 [b, k], and these.
 
     Args:

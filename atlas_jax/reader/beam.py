@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
-from atlas_jax.core.types import PAD_ID
+from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.reader.forced import NEVER, Forced
 from atlas_jax.reader.stacks import DecodingState
 
@@ -44,7 +45,7 @@ def beam_search(
     forced: Forced,
     caches_axis: int,
     config: "GenerationConfig",
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
     """The best hypothesis of each query, the prompt included, and its score.
 
     Args:

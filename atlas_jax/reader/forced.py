@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
-from atlas_jax.core.types import PAD_ID
+from atlas_jax.core.types import PAD_ID, Array
 
 if TYPE_CHECKING:
     from atlas_jax.reader.generate import GenerationConfig
@@ -29,7 +30,9 @@ class Forced:
     width: int = flax.struct.field(pytree_node=False)
 
     @classmethod
-    def of(cls, prompt_bp: jax.Array | None, b: int, config: "GenerationConfig") -> "Forced":
+    def of(
+        cls, prompt_bp: Int[Array, "b p"] | None, b: int, config: "GenerationConfig"
+    ) -> "Forced":
         """What is forced on b queries; without prompts only the minimum length.
 
         Args:
@@ -44,7 +47,7 @@ class Forced:
         """The prompt's token at this position; padding after its end."""
         return self.tokens(jnp.broadcast_to(index, (len(self.length_b), 1)))[:, 0]
 
-    def tokens(self, places_bw: jax.Array) -> jax.Array:
+    def tokens(self, places_bw: Int[Array, "b w"]) -> Int[Array, "b w"]:
         """The prompts' tokens at w positions of each query; padding after their ends."""
         if not self.width:
             return jnp.full_like(places_bw, PAD_ID)
@@ -77,7 +80,7 @@ class Forced:
         """The prompts' lengths, [b], or [b, 1, ...] beside positions [b, ...]."""
         return self.length_b.reshape(-1, *(1,) * max(0, places.ndim - 1))
 
-    def remove(self, tokens_bt: jax.Array, length: int) -> jax.Array:
+    def remove(self, tokens_bt: Int[Array, "b t"], length: int) -> Int[Array, "b {length}"]:
         """The generated tokens alone, [b, length]."""
         if not self.width:
             return tokens_bt

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Float, Int
 
 from atlas_jax.core import multihost, partitioning
 from atlas_jax.core.jsonl import write_jsonl
@@ -77,7 +78,7 @@ class Classifier:
 
 
 def scores_of(
-    task: ClassificationTask, labels_n: np.ndarray, chosen_n: np.ndarray
+    task: ClassificationTask, labels_n: Int[np.ndarray, " n"], chosen_n: Int[np.ndarray, " n"]
 ) -> dict[str, float]:
     """`accuracy` over the rows whose label is known, and over those of each label."""
     known_n = labels_n != NO_LABEL
@@ -96,7 +97,7 @@ def score_file(
     directory: Path,
     task: ClassificationTask,
     classifier: Classifier,
-    logits_nc: np.ndarray,
+    logits_nc: Float[np.ndarray, "n c"],
     step: int,
 ) -> dict[str, float]:
     """Write the predictions of a run's evaluation file, and score them."""
@@ -107,7 +108,10 @@ def score_file(
 
 
 def write_predictions(
-    path: Path, task: ClassificationTask, records: Sequence[Record], logits_nc: np.ndarray
+    path: Path,
+    task: ClassificationTask,
+    records: Sequence[Record],
+    logits_nc: Float[np.ndarray, "n c"],
 ) -> None:
     """A line for each text: its fields, `predicted_label`, and each label's `probabilities`."""
     shares_nc = np.asarray(jax.nn.softmax(jnp.asarray(logits_nc), axis=1))
@@ -122,7 +126,9 @@ def _line(task: ClassificationTask, record: Record, shares_c: np.ndarray) -> dic
     return {**fields, "predicted_label": chosen, "probabilities": shares}
 
 
-def majority_logits(task: ClassificationTask, labels_n: np.ndarray, rows: int) -> np.ndarray:
+def majority_logits(
+    task: ClassificationTask, labels_n: Int[np.ndarray, " n"], rows: int
+) -> Float[np.ndarray, "{rows} c"]:
     """The same logits for every text: how often each label stands in the training file.
 
     Of labels that are equally common the first one is chosen.
@@ -132,7 +138,12 @@ def majority_logits(task: ClassificationTask, labels_n: np.ndarray, rows: int) -
     return np.tile(np.log(shares_c), (rows, 1))
 
 
-def fit_probe(features_nd: np.ndarray, labels_n: np.ndarray, classes: int, decay: float) -> Any:
+def fit_probe(
+    features_nd: Float[np.ndarray, "n d"],
+    labels_n: Int[np.ndarray, " n"],
+    classes: int,
+    decay: float,
+) -> Any:
     """Multinomial logistic regression, to its minimum: kernel [d, c] and bias [c].
 
     The loss is summed over the rows, plus half the squared length of the kernel times `decay`
@@ -159,7 +170,7 @@ def fit_probe(features_nd: np.ndarray, labels_n: np.ndarray, classes: int, decay
     return fit(start)
 
 
-def probe_logits(weights: Any, features_nd: np.ndarray) -> np.ndarray:
+def probe_logits(weights: Any, features_nd: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
     """Class logits [n, c] by the probe."""
     kernel_dc, bias_1c = weights
     return np.asarray(jnp.matmul(features_nd, kernel_dc, precision="highest") + bias_1c)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
@@ -99,11 +100,11 @@ def as_examples(
 
 
 def candidates(
-    labels_s: np.ndarray,
+    labels_s: Int[np.ndarray, " s"],
     names: Sequence[Any],
     own: Sequence[int | None],
     config: DemonstrationConfig,
-    likeness_ns: np.ndarray | None = None,
+    likeness_ns: Float[np.ndarray, "n s"] | None = None,
 ) -> list[list[np.ndarray]]:
     """By text, by label: the examples that it may be shown.
 
@@ -140,7 +141,9 @@ def _best(places: np.ndarray, likeness_s: np.ndarray, share: float) -> np.ndarra
     return places[np.argsort(-likeness_s[places], kind="stable")[:count]]
 
 
-def likeness(texts_nd: np.ndarray, examples_sd: np.ndarray) -> np.ndarray:
+def likeness(
+    texts_nd: Float[np.ndarray, "n d"], examples_sd: Float[np.ndarray, "s d"]
+) -> Float[np.ndarray, "n s"]:
     """Cosines of two sets of features, [n, s]."""
 
     def unit(x: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jaxtyping import Float
 
 from atlas_jax.core import trees
 from atlas_jax.core.types import Array, Params
@@ -148,7 +149,9 @@ def fresh_state(moving: Params, frozen: Params, parts: Parts, seed: int) -> Self
     )
 
 
-def distillation(teacher_bc: jax.Array, student_bc: jax.Array, hard: bool = False) -> jax.Array:
+def distillation(
+    teacher_bc: Float[Array, "b c"], student_bc: Float[Array, "b c"], hard: bool = False
+) -> Float[Array, " b"]:
     """KL(teacher || student) of each row, [b, c] and [b, c] -> [b], at temperature 1.
 
     Args:
@@ -165,7 +168,7 @@ def row_weights(
     labelled: Callable[[Params], jax.Array],
     moving: Params,
     eta: float,
-) -> jax.Array:
+) -> Float[Array, " u"]:
     """The weights w_i of unlabelled rows, [u].
 
     Args:
