@@ -52,6 +52,15 @@ def answer(model: T5, params: Any, tokens: Any, _: Any) -> Any:
     return generate(model, params, encoded.reshape(b, k * length, d), mask, settings)[:2]
 
 
+def assert_close(ours: Any, expected: Any) -> None:
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def assert_gradient_close(ours: Any, expected: Any) -> None:
+    """To 1e-4 of the largest element: some CPUs sum terms far above a small one in another order."""
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 0.1))
+
+
 BATCH_RULES = tuple(rule for rule in STANDARD_RULES if rule[0] != "rows")
 SEQUENCE_RULES = (*BATCH_RULES, ("length", "model"), ("source", "model"))  # mesh/sequence.gin
 PASSAGES_RULES = (  # of gin/mesh/passages.gin, without those that no array of a reader has
@@ -82,9 +91,8 @@ def test_mesh_equals_one_device(
         placed = jax.device_put(params, param_shardings(boxed, mesh, rules))
         data = [jax.device_put(x, rows) for x in (TOKENS, TARGETS)]
         ours = jax.jit(compute, static_argnums=0)(model, placed, *data)
-    jax.tree.map(  # tokens, being integers, are equal or far apart
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, expected
-    )
+    # Tokens, being integers, are equal or far apart.
+    jax.tree.map(assert_gradient_close if compute is train else assert_close, ours, expected)
 
 
 def test_passages_are_encoded_on_all_devices_and_nothing_is_summed_over_them() -> None:
