@@ -57,7 +57,7 @@ def assert_close(ours: Any, expected: Any) -> None:
 
 
 def assert_gradient_close(ours: Any, expected: Any) -> None:
-    """To 1e-4 of the largest element: some CPUs sum terms far above a small one in another order."""
+    """To 1e-4 of the largest element: CPUs differ in the order in which they sum larger terms."""
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 0.1))
 
 
