@@ -28,9 +28,9 @@ from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.jsonl import read_jsonl, write_jsonl
-from atlas_jax.models.encoder_folder import load_encoder, merged, save_encoder
+from atlas_jax.models.encoder_folder import Encoder, load_encoder, merged, save_encoder
 from atlas_jax.models.fingerprint import model_hash
-from atlas_jax.models.folder import read_about
+from atlas_jax.models.folder import read_about, read_folder_config
 from atlas_jax.tasks.classification import ClassificationTask, RTETask, SST2Task
 from atlas_jax.training.classifier_config import ClassifierRun, ClassifierTrainConfig
 from atlas_jax.training.classifier_trainer import train_classifier
@@ -146,7 +146,7 @@ class Bench:
             del own[name]
         for name in ("encoder", "before"):
             if own[name]:
-                found = load_encoder(own[name])
+                found = loaded(own[name], self.before)
                 own[name] = model_hash(found.params, found.tokenizer)[:16]
         return own
 
@@ -264,16 +264,23 @@ def _pet(
     return pet(PetRun(task=task, train=config, delta=DELTAS[row.delta], optimizer=optimizer))
 
 
-def plain(folder: str, out: Path) -> str:
-    """The encoder's folder, or a plain one in `out` where it has LoRA, since rows have deltas.
+def loaded(folder: str, before: str) -> Encoder:
+    """An encoder; where its folder holds a part, it is a part of `before`."""
+    partial = read_folder_config(Path(folder)).bases
+    return load_encoder(folder, base=before if partial else "")
+
+
+def plain(bench: Bench, out: Path) -> Bench:
+    """The encoder merged into a folder in `out` where it has LoRA, since rows bring their own.
 
     Raises:
       UserError: it has adapters, which cannot be merged.
     """
-    if not folder or not (found := load_encoder(folder)).deltas:
-        return folder
+    found = loaded(bench.encoder, bench.before)
+    if not found.deltas:
+        return bench
     save_encoder(out, merged(found))
-    return str(out)
+    return dataclasses.replace(bench, encoder=str(out))
 
 
 def cases(
@@ -385,7 +392,7 @@ def _told(kept: Kept) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and print the report; 0, or 2 on bad input."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--encoder", default="", help="model folder with an MLM head; '' = no run")
+    parser.add_argument("--encoder", default="", help="folder with an MLM head; '' = no run")
     parser.add_argument("--before", default="", help="the same encoder before it read the texts")
     parser.add_argument("--data", default="", help="folder of the tasks' folders")
     parser.add_argument("--out", default="work/fewshot", help="folder of the runs' models")
@@ -428,10 +435,11 @@ def _run(flags: argparse.Namespace) -> int:
     if bench.encoder:
         out = Path(flags.out)
         CompilerConfig(cache=str((out / "programs").absolute())).apply()
-        bench = dataclasses.replace(bench, encoder=plain(bench.encoder, out / "encoder"))
-        every = cases(tasks, shots, flags.seeds, rows)
+        # Of the encoder before LoRA is merged, which machines round in different ways.
         kept: Kept | None = begun(results, bench.decides())
         assert kept is not None
+        bench = plain(bench, out / "encoder")
+        every = cases(tasks, shots, flags.seeds, rows)
         kept = run_missing(results, kept, wanted(bench, every), flags.minutes)
     else:
         kept = read(results)

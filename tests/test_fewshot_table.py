@@ -55,6 +55,7 @@ def test_a_table_from_files_keeps_what_is_done(
 
     def again(bench: fewshot.Bench, case: fewshot.Case) -> dict[str, float]:
         seen.append(case.row)
+        assert not load_encoder(bench.encoder).deltas
         return run_of(0.5)
 
     seen: list[str] = []
@@ -74,9 +75,12 @@ def test_a_table_from_files_keeps_what_is_done(
     save_tiny(tmp_path / "other", retriever_tokenizer_file, seed=2)
     assert fewshot.main([*call, f"--encoder={tmp_path / 'other'}"]) == 2
     assert "other settings: encoder was" in capsys.readouterr().err
-    assert (
-        fewshot.main([f"--results={results}", "--tasks=sst2"]) == 0
-    )  # draws the page, and no more
+    part = tmp_path / "out" / "runs" / "sst2_10_1_prompt_LoRA" / "final"  # its base has moved
+    more = [f"--encoder={part}", f"--before={tmp_path / 'moved_encoder'}", "--rows=classic, before"]
+    assert fewshot.main([*call, *more, f"--results={tmp_path / 'more.json'}"]) == 0
+    assert seen == ["probe", "classic, before"]
+    # draws the page, and no more
+    assert fewshot.main([f"--results={results}", "--tasks=sst2"]) == 0
     assert "| probe | 50.0 (0.0) |" in capsys.readouterr().out
     assert fewshot.main([f"--results={tmp_path / 'none.json'}", "--tasks=sst2"]) == 2
     assert "has no runs yet; give --encoder and --data" in capsys.readouterr().err
@@ -99,13 +103,14 @@ def test_pet_has_a_member_a_pattern_and_the_steps_of_all_rounds(
         write_jsonl(tmp_path / "rte" / f"{name}.jsonl", [line])
     told = []
     monkeypatch.setattr(fewshot, "pet", lambda run: told.append(run) or {"accuracy": 0.5})
-    bench = fewshot.Bench("e", "", str(tmp_path), str(tmp_path / "out"), 0, 0, 7, 4, 1e-5, 1e-3, 2,
-                          (5, 3, 1))  # fmt: skip
+    bench = fewshot.Bench("e", "", str(tmp_path), str(tmp_path / "out"), 0, 0, 50, 7, 4, 1e-5, 1e-3,
+                          2, (5, 3, 1))  # fmt: skip
     found = fewshot.run_case(bench, fewshot.Case("rte", 30, 2, "PET"))
     assert found["accuracy"] == 0.5 and "trained" not in found
     (run,) = told
     assert (run.train.steps, run.train.distil_steps, run.train.seed) == (7, 18, 2)
     assert (run.train.length, run.train.learning_rate) == (128, 1e-5)
+    assert run.train.unlabelled_rows == 50
     assert len(list(members_of(run))) == len(fewshot.PATTERNS["rte"]) == 3
     assert all(one.task.template for one in members_of(run))  # parsed, with one mask each
 
