@@ -47,8 +47,9 @@ class Growth:
     def begin(self) -> None:
         """Make room if little is left; returns at once. Called by who changes the corpus."""
         corpus = self._corpus
-        is_begun = self._ready > corpus.capacity or self._thread and self._thread.is_alive()
-        if is_begun or not corpus.is_nearly_full:
+        if not corpus.is_nearly_full or self._ready > corpus.capacity:
+            return
+        if self._thread and self._thread.is_alive():
             return
         rows = corpus.wider()
         if multihost.is_first():
@@ -67,7 +68,7 @@ class Growth:
         corpus in several processes, while nobody searches.
         """
         ready = int(min(meeting.together("room", lambda: f"{self._ready:015d}")))
-        if ready > self._corpus.capacity:
+        if ready and ready > self._corpus.capacity:
             self._corpus.grow(ready)
 
     def wait(self) -> None:
