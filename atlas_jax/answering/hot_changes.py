@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from atlas_jax.answering.growth import Growth
 from atlas_jax.answering.programs import Programs
@@ -60,7 +60,6 @@ class HotChanges:
         """Make a version and search it; returns its number. See `Atlas.change_passages`."""
         corpus = self._corpus
         assert isinstance(corpus.store, LivingStore)
-        swaps: list[Callable[[], None]] = []
         with self._changing:
             meeting = Meeting(f"passages of {corpus.store.directory}")
             several = meeting.count > 1
@@ -73,10 +72,10 @@ class HotChanges:
                     self.growth.copy(meeting)
                 now = corpus.store.version["version"]
                 store, fresh = self._segments.change(batch, in_memory=True, after=now)
-                meeting.together("ready", lambda: swaps.append(corpus.swap(store, fresh)))
+                swap = meeting.own("ready", lambda: corpus.swap(store, fresh))
                 if not several:
                     turn.enter_context(self._turns.writing())
-                swaps[0]()
+                swap()
             self.growth.begin()
             return store.version["version"]
 

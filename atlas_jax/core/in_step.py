@@ -27,16 +27,11 @@ class InStep(Iterator[Any]):
           UserError: a process met one, with its number if it is another one.
           Interrupted: a process is missing.
         """
-        found = []
-
-        def make() -> None:
-            found.append(next(self._items))
-
-        self._meeting.together(f"{self._taken}", make)
+        item = self._meeting.own(f"{self._taken}", lambda: next(self._items))
         if self._taken:  # who is here knows that all have left the step before
             self._meeting.forget(f"{self._taken - 1}")
         self._taken += 1
-        return found[0]
+        return item
 
     def get_state(self) -> Any:
         """The place in the stream."""

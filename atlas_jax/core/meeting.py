@@ -9,12 +9,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from jax._src import distributed  # JAX has no other way to the coordination service
 
 from atlas_jax.core.errors import Interrupted, UserError, one_line
 from atlas_jax.core.multihost import joined
+
+Made = TypeVar("Made")
 
 TELL = 30.0  # seconds until it is told who is missing
 GIVE_UP = 900.0  # seconds without a sign of life of those who are missing
@@ -67,6 +69,16 @@ class Meeting:
         found = self._wait(step)
         self._raise_of(found)
         return [found[one]["told"] for one in range(self.count)]
+
+    def own(self, step: str, work: Callable[[], Made]) -> Made:
+        """As `together`, where no other process needs to know what the work returned.
+
+        Returns:
+          What it returned here.
+        """
+        made = list[Made]()
+        self.together(step, lambda: made.append(work()))
+        return made[0]
 
     def sign(self, step: str, text: str) -> None:
         """Give a sign of life, and look whether the others still work at this step.

@@ -108,12 +108,11 @@ class ReaderStates:
         """The states of one segment, memory-mapped; see `of`. All processes must call it."""
         if name not in self._opened:
             folder, wanted = _folder_of(self._folder, name), self._manifest(segment)
-            meeting, found = Meeting(f"reader states {folder}"), list[np.ndarray]()
+            meeting = Meeting(f"reader states {folder}")
             there = lambda: "there" if (folder / _MANIFEST).exists() else None  # noqa: E731
             if not all(meeting.together("look", there)):
                 self._make(meeting, folder, segment, wanted)
-            meeting.together("open", lambda: found.append(self._open(folder, segment, wanted)))
-            self._opened[name] = found[0]
+            self._opened[name] = meeting.own("open", lambda: self._open(folder, segment, wanted))
         return self._opened[name]
 
     def _open(self, folder: Path, segment: PassageStore, wanted: Mapping[str, Any]) -> np.ndarray:

@@ -385,9 +385,7 @@ class _Making:
                 flush_folders(place, self._folder)
 
         meeting.together("manifest", whole)
-        found: list[PassageStore] = []
-        meeting.together("open", lambda: found.append(PassageStore.open(place)))
-        return found[0]
+        return meeting.own("open", lambda: PassageStore.open(place))
 
     def commit(self, version: Version, dead: np.ndarray) -> Version:
         """Process 0 makes the version; all get it."""

@@ -80,8 +80,7 @@ class HotRows:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._write: Any = None  # jitted, as the others
-        self._copy: Any = None
+        self._jitted: dict[Callable[..., Any], Any] = {}  # by what is compiled
         self._nothing: dict[int, Any] = {}  # makes rows of zeros, by their number
 
     def capacity(self, index: DeviceIndex) -> int:
@@ -103,11 +102,8 @@ class HotRows:
         small, wide = (_shapes(arrays, count) for count in (self.capacity(index), rows))
         nowhere = np.full(_BLOCK, NO_ROW, np.int32)
         values = jax.tree.map(lambda old: _taken(old, np.zeros(0), nowhere), arrays)
-        zeros, copied, written = (
-            self._zeros(arrays, rows),
-            self._copied(arrays),
-            self._written(arrays),
-        )
+        zeros = self._zeros(arrays, rows)
+        copied, written = (self._in_place(one, arrays) for one in (_copied, _written))
 
         def compile_all() -> None:
             zeros.lower().compile()
@@ -119,7 +115,7 @@ class HotRows:
     def grown(self, index: DeviceIndex, rows: int) -> DeviceIndex:
         """A copy with room for so many rows, made on the devices a block after the other."""
         arrays = _arrays(index)
-        wide, copy = self._zeros(arrays, rows)(), self._copied(arrays)
+        wide, copy = self._zeros(arrays, rows)(), self._in_place(_copied, arrays)
         for start in range(0, self.capacity(index), _COPIED):
             wide = copy(wide, arrays, np.int32(start))
         return _with(index, jax.block_until_ready(wide))
@@ -134,17 +130,15 @@ class HotRows:
             )
         return self._nothing[rows]
 
-    def _copied(self, arrays: Any) -> Any:
-        if self._copy is None:
-            function = functools.partial(_copied, mesh=self._mesh)
-            self._copy = jax.jit(function, donate_argnums=0, out_shardings=_formats(arrays))
-        return self._copy
-
-    def _written(self, arrays: Any) -> Any:
-        if self._write is None:
-            function = functools.partial(_written, mesh=self._mesh)
-            self._write = jax.jit(function, donate_argnums=0, out_shardings=_formats(arrays))
-        return self._write
+    def _in_place(self, function: Callable[..., Any], arrays: Any) -> Any:
+        """The jitted `_copied` or `_written`, which changes its first argument."""
+        if function not in self._jitted:
+            self._jitted[function] = jax.jit(
+                functools.partial(function, mesh=self._mesh),
+                donate_argnums=0,
+                out_shardings=_formats(arrays),
+            )
+        return self._jitted[function]
 
     def write(self, index: DeviceIndex, plan: Moves, fresh: Any) -> DeviceIndex:
         """Apply a plan; the arrays of ``index`` are donated.
@@ -154,7 +148,7 @@ class HotRows:
             passages, in the types of the index; None for what the index has not.
         """
         arrays = _arrays(index)
-        write = self._written(arrays)
+        write = self._in_place(_written, arrays)
         for start in range(0, len(plan.rows_w), _BLOCK):
             part = slice(start, start + _BLOCK)
             rows_w, kept_w = plan.rows_w[part], plan.kept_w[part]
@@ -187,24 +181,26 @@ def _formats(arrays: Any) -> Any:
     return jax.tree.map(lambda array: array.format, arrays)
 
 
+def _gathered(array: jax.Array, rows_w: jax.Array, mesh: Mesh) -> jax.Array:
+    """Rows of an array [n] or [n, x] that lies over all devices."""
+    table = array if array.ndim == 2 else array[:, None]
+    (found_1wx,) = gather_rows((table,), rows_w[None], mesh)
+    return found_1wx[0].reshape(-1, *array.shape[1:]).astype(array.dtype)
+
+
 def _copied(wide: Any, arrays: Any, start: jax.Array, mesh: Mesh) -> Any:
     """The larger arrays with a block of rows of the smaller ones; rows beyond these are zeros."""
     rows_w = start + jnp.arange(_COPIED, dtype=jnp.int32)
 
     def copy(new: jax.Array, old: jax.Array) -> Any:
-        table = old if old.ndim == 2 else old[:, None]
-        (kept_1wx,) = gather_rows((table,), rows_w[None], mesh)
-        kept = kept_1wx[0].reshape(-1, *old.shape[1:]).astype(old.dtype)
-        return replace_rows(new, rows_w, kept, mesh)
+        return replace_rows(new, rows_w, _gathered(old, rows_w, mesh), mesh)
 
     return jax.tree.map(copy, wide, arrays)
 
 
 def _written(arrays: Any, rows_w: jax.Array, kept_w: jax.Array, values: Any, mesh: Mesh) -> Any:
     def write(old: jax.Array, new: jax.Array) -> Any:
-        table = old if old.ndim == 2 else old[:, None]
-        (kept_1wx,) = gather_rows((table,), kept_w[None], mesh)
-        kept = kept_1wx[0].reshape(new.shape).astype(old.dtype)
+        kept = _gathered(old, kept_w, mesh)
         is_kept = (kept_w != NO_ROW).reshape(-1, *(1,) * (new.ndim - 1))
         return replace_rows(old, rows_w, jnp.where(is_kept, kept, new), mesh)
 

@@ -1,6 +1,7 @@
 """The packed rows of a training step, from the lengths of what the run reads."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def packed_step(
         return dataclasses.replace(config, packed_rows=0, packed_passages=0)
     searched = store if told.train.passages == "index" else None
 
+    @functools.cache
     def examples() -> list[Example]:
         return [told.task.example(records[row]) for row in evenly(len(records), MEASURED)]
 

@@ -15,6 +15,7 @@ from atlas_jax.core.errors import UserError
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.core.types import Array, Params
 from atlas_jax.encoders.model import EncoderModel
+from atlas_jax.index.embed import lengths_of
 from atlas_jax.tasks.base import Record
 from atlas_jax.tasks.classification import ClassificationTask
 from atlas_jax.tasks.templates import LabelTokens, encode_prompts, mask_text
@@ -47,8 +48,7 @@ class Texts:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row without the padding behind them, [b]; on the host."""
-        real_bl = np.asarray(self.tokens_bl) != 0
-        return np.asarray(real_bl.shape[1] - real_bl[:, ::-1].argmax(axis=1))
+        return lengths_of(self.tokens_bl, 0, len(self.tokens_bl))
 
     def fitted(self) -> "Texts":
         """The rows, cut to the longest of them, rounded up to a multiple of `LENGTH_STEP`."""
