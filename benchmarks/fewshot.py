@@ -27,7 +27,7 @@ from atlas_jax.claims.verdict import RULE, judge, summarise
 from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import plain_or_gz, read_jsonl, write_jsonl
 from atlas_jax.models.encoder_folder import Encoder, load_encoder, merged, save_encoder
 from atlas_jax.models.fingerprint import model_hash
 from atlas_jax.models.folder import read_about, read_folder_config
@@ -152,11 +152,10 @@ class Bench:
 
     def file(self, task: str, name: str) -> str:
         """A file of a task, plain or .gz."""
-        folder = Path(self.data) / task
-        found = [path for end in ("", ".gz") if (path := folder / f"{name}.jsonl{end}").is_file()]
-        if not found:
-            raise UserError(f"{folder}/{name}.jsonl: no such file, plain or .gz")
-        return str(found[0])
+        path = Path(self.data) / task / f"{name}.jsonl"
+        if found := plain_or_gz(path):
+            return str(found)
+        raise UserError(f"{path}: no such file, plain or .gz")
 
     def test(self, task: str) -> str:
         """The texts that are asked: all, or a draw that is the same for every row."""

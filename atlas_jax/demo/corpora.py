@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.file_sets import read_passages
-from atlas_jax.core.jsonl import JsonObject, read_jsonl, write_jsonl
+from atlas_jax.core.jsonl import JsonObject, plain_or_gz, read_jsonl, write_jsonl
 from atlas_jax.core.layouts import QUESTIONS
 from atlas_jax.demo import factbook
 from atlas_jax.demo.factbook_splits import stable_random
@@ -113,9 +113,8 @@ def squad_files(data: Path) -> Prepare:
     """
 
     def one(name: str) -> Path:
-        for path in (data / f"{name}.jsonl", data / f"{name}.jsonl.gz"):
-            if path.is_file():
-                return path
+        if path := plain_or_gz(data / f"{name}.jsonl"):
+            return path
         raise UserError(f"--data={data}: {name}.jsonl or {name}.jsonl.gz is missing")
 
     return own_files(one("passages"), one("train_64shot"), one("test"))
