@@ -269,17 +269,17 @@ def loaded(folder: str, before: str) -> Encoder:
     return load_encoder(folder, base=before if partial else "")
 
 
-def plain(bench: Bench, out: Path) -> Bench:
-    """The encoder merged into a folder in `out` where it has LoRA, since rows bring their own.
+def plain(folder: str, before: str, out: Path) -> str:
+    """The folder of an encoder; merged into `out` where it has LoRA, since rows bring their own.
 
     Raises:
       UserError: it has adapters, which cannot be merged.
     """
-    found = loaded(bench.encoder, bench.before)
+    found = loaded(folder, before)
     if not found.deltas:
-        return bench
+        return folder
     save_encoder(out, merged(found))
-    return dataclasses.replace(bench, encoder=str(out))
+    return str(out)
 
 
 def cases(
@@ -437,7 +437,9 @@ def _run(flags: argparse.Namespace) -> int:
         # Of the encoder before LoRA is merged, which machines round in different ways.
         kept: Kept | None = begun(results, bench.decides())
         assert kept is not None
-        bench = plain(bench, out / "encoder")
+        bench = dataclasses.replace(
+            bench, encoder=plain(bench.encoder, bench.before, out / "encoder")
+        )
         every = cases(tasks, shots, flags.seeds, rows)
         kept = run_missing(results, kept, wanted(bench, every), flags.minutes)
     else:

@@ -77,7 +77,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
 
     index, kept = tmp_path / "killed", 0
     for least in (2 * WINDOW, 10 * WINDOW):  # killed twice
-        process = start(tmp_path, "killed", dtype, cores, 0.05)
+        process = start(tmp_path, "killed", dtype, cores, 0.2)
         while rows_kept(index) < least and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)

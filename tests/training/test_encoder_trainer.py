@@ -264,14 +264,14 @@ def test_lora_and_head_learn_on_a_base_and_go_on_from_what_is_kept(folder: Path)
     assert flat.keys() == load_file(own).keys()  # what has moved is all that is kept
     assert all("/lora/" in path or path.startswith("mlm/") for path in flat)
     assert {path.rpartition("/")[0] for path in flat if "lora" in path}
-    plain = load_encoder(plain_encoder(str(final), folder / "plain"), ("mlm",))
+    plain = load_encoder(plain_encoder(str(final), "", folder / "plain"), ("mlm",))
     assert not plain.deltas and plain.base is None
     tokens = np.array([[2, 7, 8, 9, 3, 0]])
     states = [one.model.apply({"params": one.params}, tokens, method="states")
               for one in (before, after, plain)]  # fmt: skip
     np.testing.assert_allclose(states[1], states[2], rtol=1e-5, atol=1e-6)
     assert np.abs(np.asarray(states[0]) - np.asarray(states[1])).max() > 1e-5
-    assert plain_encoder(str(start), folder / "none") == str(start)  # it has no LoRA
+    assert plain_encoder(str(start), "", folder / "none") == str(start)  # it has no LoRA
     again = told("again", final, total_steps=1)  # the folder says which adapters it has
     pretrain_encoder(dataclasses.replace(again, delta=DeltaConfig()))
     assert load_file(folder / "again" / "final" / "encoder.safetensors").keys() == flat.keys()
