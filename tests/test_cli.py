@@ -106,12 +106,21 @@ def test_every_module_works_without_torch_tensorflow_and_transformers():
     assert done.returncode == 0, done.stderr
 
 
-def test_asking_waits_for_no_package_that_only_training_or_serving_needs():
-    code = "import sys, atlas_jax.ask; print(*sys.modules)"
+@pytest.mark.parametrize(
+    "command, unneeded",
+    [
+        # Only training or serving needs them.
+        ("ask", {"torch", "optax", "orbax", "starlette", "uvicorn", "matplotlib"}),
+        # tensorboardX would import it.
+        ("train", {"torch", "starlette", "uvicorn", "matplotlib"}),
+    ],
+)
+def test_a_command_waits_for_no_package_that_it_does_not_need(command, unneeded):
+    code = f"import sys, atlas_jax.{command}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert {"optax", "orbax", "starlette", "uvicorn", "matplotlib"}.isdisjoint(done.stdout.split())
+    assert unneeded.isdisjoint(done.stdout.split())
 
 
 # What `convert --verify` compares with, and nothing else ever calls.

@@ -24,6 +24,7 @@ from atlas_jax.core.types import PAD_ID, Array
 from atlas_jax.index.arrays import Rows
 
 LENGTH_STEP = 8  # lengths are rounded up to a multiple of it: few programs, little padding
+FEW = 256  # so many rows: to compile a program costs more than to compute padding
 WINDOW = 1 << 16  # rows of a chunk, which are sorted by length together, at most
 
 EmbedFn = Callable[[np.ndarray], Array]
@@ -64,8 +65,9 @@ def embed_corpus(
     """Embed every passage, batching passages of like length.
 
     Attention costs grow with the padded length, so rows are sorted by their real length
-    and cut to it, rounded up to a multiple of ``LENGTH_STEP``. Every batch has
-    ``batch_size`` rows; an incomplete one repeats a row.
+    and cut to it, rounded up to a multiple of ``LENGTH_STEP``. Of at most ``FEW`` rows the lengths
+    are doublings of it, so that changes of an index soon find all their programs compiled. Every
+    batch has ``batch_size`` rows; an incomplete one repeats a row.
 
     Args:
       embed_fn: jitted; int32 tokens of the fed parts [b, length] to embeddings of the kept parts
@@ -209,10 +211,12 @@ def _batches(
     lengths = [lengths_of(tokens_nm, *chunk, read.get(part)) for part, chunk in enumerate(chunks)]
     orders = [np.argsort(-one, kind="stable") for one in lengths]
     m, size = tokens_nm.shape[1], batch_size // parts.count
+    few = len(tokens_nm) <= FEW
     for start in range(0, max(map(len, orders)), size):
         taken = [order[start : start + size] for order in orders]
         longest = max(int(one[own[0]]) for one, own in zip(lengths, taken, strict=True) if len(own))
-        length = min(m, -(-longest // LENGTH_STEP) * LENGTH_STEP)
+        steps = -(-longest // LENGTH_STEP)
+        length = min(m, LENGTH_STEP * (1 << (steps - 1).bit_length() if few else steps))
         rows_b = np.full((len(parts.kept), size), -1, np.int64)
         for at, part in enumerate(parts.kept):
             rows_b[at, : len(taken[part])] = taken[part] + chunks[part][0]

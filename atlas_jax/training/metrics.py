@@ -2,17 +2,26 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from atlas_jax.core.jsonl import atomic_text
 from atlas_jax.core.paths import is_remote
 
 METRICS_FILE = "metrics.jsonl"
+
+# Wherever PyTorch is installed, tensorboardX imports it: for its tensors alone, and for 1.5 s.
+_HIDDEN = {"torch"} - set(sys.modules)
+sys.modules.update(dict.fromkeys(_HIDDEN))  # type: ignore[arg-type]  # None: it is not found
+try:
+    from tensorboardX import SummaryWriter
+finally:
+    for _name in _HIDDEN:
+        del sys.modules[_name]
 
 
 class RunLog:

@@ -46,14 +46,18 @@ def test_short_passages_are_not_padded_to_the_longest():
         shapes.append(tokens.shape)
         return embed_fn(tokens)
 
-    tokens_nm = corpus(200, m=100)
+    tokens_nm = corpus(400, m=100)
     embed_corpus(spy, tokens_nm, batch_size=8, progress=False)
     lengths = [length for _, length in shapes]
     assert {rows for rows, _ in shapes} == {8}
     assert all(length % LENGTH_STEP == 0 or length == 100 for length in lengths)
     assert lengths == sorted(lengths, reverse=True)
     real = (tokens_nm != 0).sum()
-    assert 8 * sum(lengths) < real + 200 * (LENGTH_STEP + 4)
+    assert 8 * sum(lengths) < real + 400 * (LENGTH_STEP + 4)
+    shapes.clear()
+    for few in range(1, 30):  # changes of an index: of any length, and few programs for all
+        embed_corpus(spy, corpus(few, m=100, seed=few), batch_size=8, progress=False)
+    assert {length for _, length in shapes} <= {8, 16, 32, 64, 100}
 
 
 def test_padding_inside_a_text_cuts_nothing_off():

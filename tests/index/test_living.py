@@ -309,6 +309,15 @@ folder, seed, *files = sys.argv[1:]
 directory, index = Path(folder) / "store", Path(folder) / "index"
 towers = dict(zip(("reader", "retriever"), map(Tokenizer.from_file, files)))
 drawn, now = random.Random(seed), LivingStore.as_of(directory)
+beside, gone = Path(folder) / "beside", Path(folder) / "gone"
+
+def clear():  # a finished store, which the one that was killed may have left; no half of one
+    shutil.rmtree(gone, ignore_errors=True)
+    if (beside / "manifest.json").exists():
+        beside.rename(gone)
+        shutil.rmtree(gone)
+
+clear()
 print("ready", flush=True)
 while True:
     ids, number = sorted(one["id"] for one in held(now)), now.version["version"] + 1
@@ -320,7 +329,7 @@ while True:
     print(json.dumps([what, add, replace, delete]), flush=True)
     if what == "build":
         built(Path(folder), held(now), towers, "beside")
-        shutil.rmtree(Path(folder) / "beside")
+        clear()
     elif what == "compact":
         now = joined(directory, index, 2)
     else:
@@ -373,7 +382,7 @@ def test_kills_lose_nothing_that_was_acknowledged(
         for one in versions_of(directory):
             assert len(held(LivingStore.as_of(directory, str(one["version"])))) == one["count"]
     store = joined(directory, index)
-    again = PassageStore.open(built(tmp_path, held(store), towers, "beside"))
+    again = PassageStore.open(built(tmp_path, held(store), towers, "again"))
     rows = load_embeddings(index, store, "e").embeddings_ne
     assert_alike(store, list(state.values()), again, rows, "float32")
     names = set(store.version["segments"]) - {""}
