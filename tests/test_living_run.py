@@ -1,4 +1,8 @@
-"""A run over a store that was changed goes on with the version that its checkpoint searched."""
+"""A run over a store that was changed computes what one over a store of these passages does.
+
+It goes on with the version that its checkpoint searched. The index is refreshed in slices, its rows
+are int8, and more passages are scored anew than are read (`ROLLING`).
+"""
 
 from pathlib import Path
 
@@ -11,12 +15,12 @@ from atlas_jax.index.passages import PassageStore
 from atlas_jax.index.store_files import StoreConfig
 from atlas_jax.train import main as train_main
 from atlas_jax.training.metrics import read_metrics
-from tests.training.runs import read_lines, write_run
+from tests.training.runs import read_lines, write_lines, write_run
 from tests.training.test_resume import ROLLING
 
 
 @pytest.mark.slow
-def test_a_resumed_run_searches_the_version_that_its_checkpoint_names(
+def test_a_run_over_a_changed_store_is_resumed_as_of_its_version_and_equals_one_from_nothing(
     tmp_path: Path,
     reader_tokenizer_file: Path,
     retriever_tokenizer_file: Path,
@@ -31,7 +35,9 @@ def test_a_resumed_run_searches_the_version_that_its_checkpoint_names(
     )
     new = {"id": "new", "text": "The capital of Iria is Usk."}
     other = {**read_lines(tmp_path / "passages.jsonl")[2], "text": "Bera has no capital."}
-    change(store, Batch(add=[new], replace=[other], delete=["p0"]), towers)
+    changed = change(store, Batch(add=[new], replace=[other], delete=["p0"]), towers)
+    held = [changed.passage(row) for row in range(changed.count)]
+    write_lines(tmp_path / "held.jsonl", held)
 
     def run(name: str, steps: int, *flags: str) -> int:
         bindings = {
@@ -43,6 +49,9 @@ def test_a_resumed_run_searches_the_version_that_its_checkpoint_names(
         return train_main([f"--gin_file={gin_file}", *given, *flags])
 
     assert run("whole", 6) == run("part", 3) == 0
+    anew = {"passages": tmp_path / "held.jsonl", "store": tmp_path / "held"}
+    bound = [f"--gin.CorpusConfig.{name}='{path}'" for name, path in anew.items()]
+    assert run("anew", 6, *bound) == 0
     assert atlas_jax.change_index(store=store, delete=["r0"]) == 2
     assert run("part", 6) == 2
     told = capsys.readouterr().err
@@ -51,8 +60,9 @@ def test_a_resumed_run_searches_the_version_that_its_checkpoint_names(
     assert run("part", 6, "--as_of=1") == 0
     rows = [
         [row for row in read_metrics(tmp_path / name) if "train/reader_loss" in row]
-        for name in ("whole", "part")
+        for name in ("whole", "part", "anew")
     ]
     for name in ("reader_loss", "retriever_loss", "reader_grad_norm", "retriever_grad_norm"):
-        values = [[row[f"train/{name}"] for row in run] for run in rows]
-        assert len(values[0]) == 6 and values[0] == values[1]
+        whole, part, anew_values = ([row[f"train/{name}"] for row in run] for run in rows)
+        assert len(whole) == 6 and whole == part
+        assert anew_values == pytest.approx(whole, rel=1e-5)
