@@ -1,7 +1,8 @@
 """A run over a store that was changed computes what one over a store of these passages does.
 
 It goes on with the version that its checkpoint searched. The index is refreshed in slices, its rows
-are int8, and more passages are scored anew than are read (`ROLLING`).
+are int8, and more passages are scored anew than are read (`ROLLING`). No passage is retrieved for
+itself.
 """
 
 from pathlib import Path
@@ -37,19 +38,21 @@ def test_a_run_over_a_changed_store_is_resumed_as_of_its_version_and_equals_one_
     other = {**read_lines(tmp_path / "passages.jsonl")[2], "text": "Bera has no capital."}
     changed = change(store, Batch(add=[new], replace=[other], delete=["p0"]), towers)
     held = [changed.passage(row) for row in range(changed.count)]
-    write_lines(tmp_path / "held.jsonl", held)
+    passages = write_lines(tmp_path / "held.jsonl", held)
 
     def run(name: str, steps: int, *flags: str) -> int:
         bindings = {
             "TrainConfig.model_dir": tmp_path / name, "TrainConfig.total_steps": steps,
-            "EvalConfig.file": "''", "CheckpointConfig.every": 3, "StepConfig.k": 2,
+            "TrainConfig.task": "'mlm'", "MLMTask.min_words": 4, "EvalConfig.file": "''",
+            "TrainConfig.file": f"'{passages}'", "DataConfig.target_length": 16,
+            "CheckpointConfig.every": 3, "StepConfig.k": 2,
             "StepConfig.retriever_training": "'joint'", **ROLLING,
         }  # fmt: skip
         given = [f"--gin.{key}={value}" for key, value in bindings.items()]
         return train_main([f"--gin_file={gin_file}", *given, *flags])
 
     assert run("whole", 6) == run("part", 3) == 0
-    anew = {"passages": tmp_path / "held.jsonl", "store": tmp_path / "held"}
+    anew = {"passages": passages, "store": tmp_path / "held"}
     bound = [f"--gin.CorpusConfig.{name}='{path}'" for name, path in anew.items()]
     assert run("anew", 6, *bound) == 0
     assert atlas_jax.change_index(store=store, delete=["r0"]) == 2

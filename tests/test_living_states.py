@@ -22,7 +22,9 @@ from atlas_jax.models.assembly import assemble, export_model
 from atlas_jax.reader import fid
 from tests.test_face import QUESTIONS, SETTINGS
 from tests.test_living_atlas import compiled, everything, passage
+from tests.test_living_processes import COMMANDS, begin
 from tests.training.runs import read_lines, write_lines, write_run
+from tests.training.test_processes import finish
 
 PAIR = {
     "encoder": "'pair'", "num_encoder_layers": 2, "apart_layers": 1, "encoder_mlp_dim": 32,
@@ -46,7 +48,7 @@ def work(
         made = assemble(from_gin.models(), mesh, rules)
         export_model(folder / "model", made.models, made.params, made.tokenizers, "float32", {})
     told = {"passages": folder / "passages.jsonl", "formats": SETTINGS["formats"]}
-    for name in ("", "2"):
+    for name in ("", "2", "3"):
         places = {"store": folder / f"store{name}", "index": folder / f"index{name}"}
         atlas_jax.build_index(folder / "model", **told, **places)
     return folder
@@ -145,3 +147,42 @@ def test_compact_joins_them_and_what_a_command_adds_is_computed_when_it_is_read(
     manifest.write_text(manifest.read_text().replace('"passages": "', '"passages": "0'))
     with pytest.raises(atlas_jax.UserError, match="was made of another passages"):
         load(work, "2")
+
+
+@pytest.mark.slow
+def test_two_processes_answer_from_kept_states_as_of_each_version(work: Path) -> None:
+    store, index = work / "store3", work / "index3"
+    lines = write_lines(work / "more.jsonl", [passage(f"m{i}", f"Arvo is {i}") for i in range(5)])
+    places = [f"--model={work / 'model'}", f"--store={store}", f"--index={index}"]
+    commands = [
+        ["index", "add", str(lines), *places],
+        ["index", "delete", "p0", f"--store={store}"],
+    ]
+    for version in (0, 1, 2):
+        bound = {
+            "INITIAL_CHECKPOINT_PATH": work / "model", "STORE": store, "INDEX": index,
+            "EVAL_FILE": work / "train.jsonl", "PREDICTIONS": work / f"answers{version}.jsonl",
+            "CorpusConfig.reader_states": work / "states3",
+        }  # fmt: skip
+        numbers = {
+            "MeshConfig.data": 4, "EvalConfig.batch_size": 4, "EvalConfig.recall_at": (1,),
+            "StepConfig.k": 3, "StepConfig.reader_length": 112, "DataConfig.query_length": 64,
+            "DataConfig.retriever_query_length": 48, "DataConfig.target_length": 8,
+            "StoreConfig.reader_length": 48, "StoreConfig.retriever_length": 48,
+            "GenerationConfig.max_length": 4,
+        }  # fmt: skip
+        flags = [f"--gin.{name}='{path}'" for name, path in bound.items()]
+        flags += [f"--gin.{name}={number}" for name, number in numbers.items()]
+        commands.append(["evaluate", "--gin_file=runs/evaluate.gin", f"--as_of={version}", *flags])
+    finish(begin(COMMANDS, {"commands": commands, "code": 0}))
+    for version in (0, 1, 2):
+        told = {"store": store, "index": index, "as_of": version}
+        alone = atlas_jax.load(work / "model", **told, **SETTINGS)
+        answers = {one.question: one for one in alone.ask(QUESTIONS)}
+        rows = [one for one in read_lines(work / f"answers{version}.jsonl")
+                if one["question"] in answers]  # fmt: skip
+        assert len(rows) == len(QUESTIONS)
+        for row in rows:
+            found = answers[row["question"]]
+            assert row["prediction"] == found.text
+            assert [one["id"] for one in row["passages"]] == [one.id for one in found.passages]
