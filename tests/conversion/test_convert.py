@@ -19,6 +19,7 @@ from atlas_jax.interop.tensors import of_array
 from atlas_jax.models.folder import load_model
 from atlas_jax.reader.config import ReaderConfig
 from benchmarks import conversion_memory
+from tests.device_bytes import most_bytes
 from tests.interop import small
 
 
@@ -45,6 +46,16 @@ def test_from_hugging_face_to_a_model_folder(
     assert parts["reader"].config["mlp_activations"] == ["relu"]
     assert parts["retriever"].config["tied"] is True
     assert parts["reader"].params["encoder"]["encoder_norm"]["scale"].shape == (12,)
+
+
+@pytest.mark.parametrize("target", ["atlas-jax", "hf", "t5x"])
+def test_no_device_holds_a_parameter_while_it_converts(tmp_path: Path, target: str) -> None:
+    """A host reads, renames and writes one tensor after the other, so xxl needs no slice."""
+    job = small.job("hf", target, small.GOLDENS / "t5_v1_1", tmp_path / "o")
+    tokenizers = {"reader": small.reader_tokenizer(tmp_path)} if target == "atlas-jax" else {}
+    job = dataclasses.replace(job, tokenizers=tokenizers, scan_layers=target == "t5x")
+    _, most = most_bytes(lambda: convert(job, small.quiet))
+    assert most == 0 and (tmp_path / "o").exists()
 
 
 def test_a_model_folder_needs_a_tokenizer(
