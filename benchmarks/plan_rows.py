@@ -118,8 +118,16 @@ class Row:
 ROW_LIST = (
     Row("xxl", "nq_full", "v5e-256", "1,64,4", shared=True),
     Row("xxl", "nq_full", "v5e-256", "1,128,2", shared=True, packed=16, tower=16, batch=128),
-    Row("base", "nq_full", "v5p-128", "1,64,1", "full", index="int8", passages=400_000_000,
-        programs=("train", "embed", "search", "start")),
+    Row(
+        "base",
+        "nq_full",
+        "v5p-128",
+        "1,64,1",
+        "full",
+        index="int8",
+        passages=400_000_000,
+        programs=("train", "embed", "search", "start"),
+    ),
     Row("xxl", "nq_full", "v5e-256", "1,64,4"),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, sequence=True),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8),

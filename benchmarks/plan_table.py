@@ -4,8 +4,8 @@
 
 Each row is a process of its own. As soon as it is done it stands in docs/reports/plan_rows.json,
 with the versions that gave it and a digest of what went in: the run's gin configuration and
-the code that reads compiled programs. A second call makes the rows that are missing, and those
-whose versions or digest differ. What runs out of time is left for the next call. Times and MFU
+the code that reads compiled programs. A second call makes the rows that are missing, those
+without their start, and those whose versions or digest differ. What runs out of time is left for the next call. Times and MFU
 are computed anew from the work that a row holds, without compiling: `recomputed`.
 """
 
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rows:
         _write(ROWS, json.dumps(rows, indent=1, sort_keys=True) + "\n")
     for row in ROW_LIST:
-        if flags.only not in row.name or (row.name in rows and not is_stale(row, rows[row.name])):
+        made = rows.get(row.name)
+        if flags.only not in row.name or (made and is_whole(row, made) and not is_stale(row, made)):
             continue
         if time.monotonic() > end:
             print(f"{row.name}: left for the next call")
@@ -86,6 +87,11 @@ def _bounds(one: dict[str, Any], row: Row) -> dict[str, Any]:
     network = [Sent(**sent) for sent in one["network_per_chip"]]
     work = (one["flops_per_chip"], one["model_flops_per_chip"], one["hbm_bytes_moved_per_chip"])
     return one | bounds_json(roofline(*work, network, row.slice.chip))
+
+
+def is_whole(row: Row, made: dict[str, Any]) -> bool:
+    """Whether a row has how it starts, if it has to."""
+    return "start" not in row.programs or bool(made["plan"].get("starting"))
 
 
 def is_stale(row: Row, made: dict[str, Any]) -> bool:
