@@ -5,8 +5,9 @@
 Each row is a process of its own. As soon as it is done it stands in docs/reports/plan_rows.json,
 with the versions that gave it and a digest of what went in: the run's gin configuration and
 the code that reads compiled programs. A second call makes the rows that are missing, those
-without their start, and those whose versions or digest differ. What runs out of time is left for the next call. Times and MFU
-are computed anew from the work that a row holds, without compiling: `recomputed`.
+without their start, and those whose versions or digest differ. What runs out of time is left for
+the next call. Times and MFU are computed anew from the work that a row holds, without compiling:
+`recomputed`.
 """
 
 import argparse
