@@ -137,11 +137,11 @@ def _trained(sizes: Sizes) -> tuple[T5ForConditionalGeneration, BertModel, list[
 def train_step(sizes: Sizes) -> Callable[[], object]:
     """PDist step of reader and both towers on given passages."""
     models, inputs = _trained(sizes), reader_inputs(sizes)
-    given = [
+    tokens, targets, query = (
         torch.from_numpy(array) for array in (inputs.tokens_bkl, inputs.targets_bt, inputs.query_br)
-    ]
+    )
     passages = torch.from_numpy(inputs.passages_bkm).flatten(0, 1)
-    return lambda: _step(*models, *given, passages)
+    return lambda: _step(*models, tokens, targets, query, passages)
 
 
 def real_step(sizes: Sizes, corpus: str) -> Callable[[], object]:

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import atlas_jax
 from atlas_jax.core.config import gin_folder
@@ -68,7 +69,7 @@ def train(row: str, folder: Path, data: Path, steps: int, seed: int) -> Path:
     return run
 
 
-def measured(run: Path, corpus: dict[str, Path], questions: Path) -> Figures:
+def measured(run: Path, corpus: dict[str, Any], questions: Path) -> Figures:
     """Scores of a run's model, and what it cost."""
     rows = [row for row in read_metrics(run) if "train/seconds_per_step" in row]
     times = [row["train/seconds_per_step"] for row in rows[1:] or rows]
@@ -85,7 +86,7 @@ def measured(run: Path, corpus: dict[str, Path], questions: Path) -> Figures:
 
 def wanted(folder: Path, rows: Sequence[str], told: Settings, seeds: int) -> Iterator[Wanted]:
     """Every row with every seed, a whole seed after the other."""
-    corpus = {"store": folder / "store", "index": folder / "index"}
+    corpus: dict[str, Any] = {"store": folder / "store", "index": folder / "index"}
     data = folder / "data"
     ready: list[Path] = []
 
@@ -116,7 +117,9 @@ def _reader_hash() -> str:
 
 def table(kept: Kept) -> str:
     """Means over the seeds; steps are told as shares of the time that training all takes."""
-    found = [{"row": name.rpartition("/")[0], **one.figures} for name, one in kept.runs.items()]
+    found: list[dict[str, Any]] = [
+        {"row": name.rpartition("/")[0], **one.figures} for name, one in kept.runs.items()
+    ]
     every, whole = (
         statistics.mean([one[name] for one in found if one["row"] == ALL] or [math.nan])
         for name in ("trained", "seconds")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_jax.claims.verdict import RULE, judge, summarise
+from atlas_jax.claims.verdict import RULE, Expects, judge, summarise
 from atlas_jax.core.compiler import CompilerConfig
 from atlas_jax.core.deltas import DeltaConfig
 from atlas_jax.core.errors import UserError
@@ -101,7 +101,7 @@ ROWS = {
 }
 
 # What the papers say, as (text, row, row, relation).
-CLAIMS = (
+CLAIMS: tuple[tuple[str, str, str, Expects], ...] = (
     ("the prompt knows the task", "prompt, zero-shot", "majority", "more"),
     ("text of the task helps a classifier without a prompt", "classic", "classic, before", "more"),
     ("a prompt beats a classifier", "prompt", "classic", "more"),
@@ -225,7 +225,8 @@ def _classifier(
 ) -> dict[str, float]:
     steps = bench.steps if row.trains else 0
     config = ClassifierTrainConfig(
-        **common, method=row.method, total_steps=steps, batch_size=bench.batch_size
+        **common, method=row.method,  # type: ignore[arg-type]  # self-training is not told here
+        total_steps=steps, batch_size=bench.batch_size,
     )  # fmt: skip
     rate = bench.small_rate if row.delta else bench.rate
     optimizer = OptimizerConfig(learning_rate=rate, total_steps=max(steps, 1), weight_decay=0.0)
@@ -342,10 +343,8 @@ def verdicts(
     for text, row, against, expects in CLAIMS:
         one, other = (values(runs, task, shots, name) for name in (row, against))
         both = sorted(one.keys() & other.keys())
-        found = judge(
-            *(summarise([side[seed] for seed in both]) for side in (one, other)),
-            expects, 100 / questions,
-        )  # fmt: skip
+        ours, theirs = (summarise([side[seed] for seed in both]) for side in (one, other))
+        found = judge(ours, theirs, expects, 100 / questions)
         difference = "" if found.difference is None else f"{found.difference:+.1f}"
         threshold = "" if found.threshold is None else f"{found.threshold:.1f}"
         relation = "more than" if expects == "more" else "like"

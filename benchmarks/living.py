@@ -41,10 +41,10 @@ def measure(changes: int, model: Path, states: bool, first_rows: int) -> dict[st
         passages = folder / "data" / "passages.jsonl"
         lines = passages.read_text("utf-8").splitlines(keepends=True)[: first_rows or None]
         passages.write_text("".join(lines), "utf-8")
-        told = {"store": folder / "store", "index": folder / "index"}
+        told: dict[str, Any] = {"store": folder / "store", "index": folder / "index"}
         build = seconds(lambda: atlas_jax.build_index(model, passages=passages, **told))
         some = [json.loads(line) for line in lines[:ADDED]]
-        kept = {"reader_states": folder / "states"} if states else {}
+        kept: dict[str, Any] = {"reader_states": folder / "states"} if states else {}
         atlas = atlas_jax.load(model, **told, **kept, capacity=len(lines) + 1000)
 
         def replace(number: int) -> float:

@@ -79,7 +79,7 @@ def prepare(environment: Any, **_: Any) -> None:
     told = environment.parsed_options
     Asker.questions = json.loads(Path(told.questions).read_text("utf-8"))
     if told.rate:
-        Asker.wait_time = poisson(told.rate / told.num_users)  # type: ignore[method-assign]
+        Asker.wait_time = poisson(told.rate / told.num_users)
     replies = itertools.count(1)
 
     def replied(**_: Any) -> None:

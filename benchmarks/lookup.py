@@ -13,6 +13,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def measure(atlas: Atlas, file: Path, k: int, rows: int, drafts: Sequence[int]) 
         for _ in range(ROUNDS):
             _timed(seconds, "encode", lambda: [encode(params, *one) for one in found])
             for d, write in writers.items():
-                _timed(seconds, d, lambda write=write: [write(params, one) for one in sources])
+                _timed(seconds, d, partial(_all_written, write, params, sources))
     for d in drafts:
         for one, plain in zip(texts[d], texts[0], strict=True):
             np.testing.assert_array_equal(one.tokens_bt, plain.tokens_bt)
@@ -112,6 +113,10 @@ def measure(atlas: Atlas, file: Path, k: int, rows: int, drafts: Sequence[int]) 
         "seconds": seconds,
         "per call": {d: written / sum(one.calls_b.sum() for one in texts[d]) for d in texts},
     }
+
+
+def _all_written(write: Any, params: Params, sources: list[Source]) -> list[Any]:
+    return [write(params, one) for one in sources]
 
 
 def _timed(seconds: dict[Any, float], name: Any, work: Callable[[], Any]) -> None:

@@ -35,6 +35,7 @@ from benchmarks.plan_rows import PASSAGES, RECIPES, ROW_LIST, Row
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "docs" / "reports"
 ROWS, TABLE = REPORTS / "plan_rows.json", REPORTS / "plan_table.md"
+_TIMES = ("step_seconds", "step_seconds_without_overlap")
 # What makes figures of a program. Times are none of them: they are recomputed.
 READING = (
     "planning/compiled", "planning/estimate", "planning/flops", "planning/hlo",
@@ -294,7 +295,7 @@ def _least(train: dict[str, Any]) -> tuple[str, str]:
     They have a mark where `plan` warns of the products it counted.
     """
     mark = " ?" if abs(train["compiled_to_counted_flops"] - 1) > DISAGREEMENT else ""
-    times = (train["step_seconds"], train["step_seconds_without_overlap"])
+    times = [train[name] for name in _TIMES]
     shares = (train["mfu"], train["mfu_without_overlap"])
     seconds = " to ".join(f"{time:.2f}" for time in times)
     return seconds + mark, " to ".join(f"{share:.0%}" for share in shares) + mark
@@ -326,7 +327,8 @@ def _large(rows: dict[str, Any]) -> list[str]:
         for one in (*plan["programs"], *plan.get("starting", ())):
             terms = one["bytes_per_chip"] | one.get("resident_bytes_per_chip", {})
             held = sum(size for name, size in terms.items() if name.startswith("index"))
-            times = _least(one)[0] if "step_seconds" in one else ""
+            bounds = [one[name] for name in _TIMES if name in one]
+            times = " to ".join(f"{seconds:.2g}" for seconds in bounds)
             cells = [row.model, row.recipe, row.where, row.index, f"{row.passages / 1e6:.0f}M"]
             cells += [plan["programs"][0]["mesh"], one["program"]]
             cells += ["yes" if one["fits"] else "no", f"{one['peak_bytes_per_chip'] / GIB:.2f}"]

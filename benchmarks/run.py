@@ -89,7 +89,7 @@ def answer(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"benchmark worker {process.args} ended with {process.wait()}")
+        raise SystemExit(f"benchmark worker {process.args!r} ended with {process.wait()}")
     return line.strip()
 
 

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import jax
@@ -25,6 +25,18 @@ Search = Callable[[np.ndarray, Any], np.ndarray]  # queries [b, e], a setting ->
 Loaded = tuple[Search, Sequence[Any]]  # and the settings
 _ROWS = 65_536  # quantised at a time
 _MOST_BINS = 1 << 17
+
+
+class Way(Protocol):
+    """What all ways have."""
+
+    name: str
+
+    def build(self, vectors: Path, folder: Path) -> None:
+        """Leave what a search needs in the folder."""
+
+    def load(self, vectors: Path, folder: Path) -> Loaded:
+        """A search, and its settings from the cheapest to the dearest."""
 
 
 class Exact:
@@ -159,7 +171,8 @@ class IvfPq:
 
     def load(self, vectors: Path, folder: Path) -> Loaded:
         """The codes, and the vectors for rescoring."""
-        index, rows_ne = faiss.read_index(str(folder / self.file)), np.load(vectors, mmap_mode="r")
+        index: Any = faiss.read_index(str(folder / self.file))  # of inverted lists
+        rows_ne = np.load(vectors, mmap_mode="r")
 
         def found(query_be: np.ndarray, setting: tuple[int, int]) -> np.ndarray:
             index.nprobe, searched = setting
@@ -168,7 +181,7 @@ class IvfPq:
         return found, [(n, L) for n in (4, 8, 16, 32, 64, 128, 256) for L in (40, 100, 200, 400)]
 
 
-WAYS = {
+WAYS: dict[str, Way] = {
     "exact": Exact(), "int8": Int8(), "approx_max_k": ApproxMaxK(), "scann": Scann(),
     "scann_on_disk": ScannOnDisk(),
     "ivfpq": IvfPq(),

@@ -82,7 +82,7 @@ def search(way: str, folder: Path) -> None:
     queries, truth = np.load(folder / QUERIES), np.load(folder / TRUTH)
     chosen = tuned(loaded, queries[:TUNED_ON], truth[:TUNED_ON])
     timed, expected = queries[TUNED_ON:], truth[TUNED_ON:]
-    told = []
+    told: list[dict[str, Any] | None] = []
     for setting in chosen:
         if setting is None:
             told.append(None)
