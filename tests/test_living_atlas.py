@@ -1,6 +1,9 @@
 """Passages that change while they are searched: at once, without compiling, never by half."""
 
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +18,8 @@ from atlas_jax.answering.atlas import Atlas
 from atlas_jax.index.hot import moved, moves
 from tests.test_face import QUESTIONS, SETTINGS, work  # noqa: F401  (a fixture)
 from tests.training.runs import read_lines, write_lines
+
+ROOT = Path(__file__).parents[1]
 
 
 def passage(passage_id: str, text: str) -> dict[str, str]:
@@ -33,6 +38,16 @@ def compiled() -> list[str]:
         lambda event, _seconds, **_: events.append(event) if "compile" in event else None
     )
     return events
+
+
+# One device finds the same and compiles nothing either.
+ALONE = """
+import pathlib, sys
+import jax
+from tests import test_living_atlas
+assert jax.device_count() == 1
+test_living_atlas.test_any_changes_are_seen_at_once_and_compile_nothing(pathlib.Path(sys.argv[1]))
+"""
 
 
 @pytest.mark.parametrize(("count", "gone", "fresh"), [
@@ -78,6 +93,14 @@ def test_any_changes_are_seen_at_once_and_compile_nothing(work: Path) -> None:  
     assert found[0] == same[0] and found[1] == pytest.approx(same[1], abs=1e-4)
     first = atlas.ask(QUESTIONS[0], explain=True, exclude=[found[0][0][0]])
     assert first.text == expected.ask(QUESTIONS[0], explain=True, exclude=[found[0][0][0]]).text
+
+
+@pytest.mark.slow
+def test_changes_on_one_device(work: Path) -> None:  # noqa: F811
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    subprocess.run(
+        [sys.executable, "-c", ALONE, str(work)], check=True, env=environment, cwd=ROOT, text=True
+    )
 
 
 def test_a_full_index_grows_and_int8_rows_move_as_they_are(
