@@ -1,5 +1,8 @@
 """What every test shares: eight simulated devices, a clean gin, small tokenizers and a corpus."""
 
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import tempfile
@@ -60,6 +63,8 @@ install_import_hook(CHECKED, "tests.array_types.checked")
 import tests.array_types  # noqa: E402, F401  (the hook looks it up)
 from tests.training.runs import write_run  # noqa: E402
 
+MOST = 4 << 30  # bytes of a process, after which it forgets its programs
+
 jax.config.update("jax_num_cpu_devices", 8)
 # Types and ranks are made equal by hand, never by JAX. For all threads, so not as a context.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -85,6 +90,18 @@ def clean_gin() -> Iterator[None]:
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory() -> Iterator[None]:
+    """Compiled programs of other modules take some 30 MB each: two workers would reach 15 GB."""
+    yield
+    status = Path("/proc/self/statm")
+    if status.exists() and int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _byte_level(tokens: list[str]) -> Tokenizer:
