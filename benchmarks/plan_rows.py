@@ -5,7 +5,8 @@ import dataclasses
 from atlas_jax.training.chips import Slice, parse_slice
 
 # As the page orders them. `Row` takes any recipe of `gin/runs/`; one more has to be named here.
-PASSAGES = 37_000_000
+PASSAGES, LARGE = 37_000_000, 400_000_000
+ALL = ("train", "embed", "search", "start")
 RECIPES = ("nq_full", "nq_64shot", "mlm_pretrain")
 # base is not scanned as shipped, which suits a CPU; on a TPU it would compile for long.
 SCANNED = ("ReaderConfig.scan_layers=True", "RetrieverConfig.scan_layers=True")
@@ -118,16 +119,7 @@ class Row:
 ROW_LIST = (
     Row("xxl", "nq_full", "v5e-256", "1,64,4", shared=True),
     Row("xxl", "nq_full", "v5e-256", "1,128,2", shared=True, packed=16, tower=16, batch=128),
-    Row(
-        "base",
-        "nq_full",
-        "v5p-128",
-        "1,64,1",
-        "full",
-        index="int8",
-        passages=400_000_000,
-        programs=("train", "embed", "search", "start"),
-    ),
+    Row("base", "nq_full", "v5p-128", "1,64,1", "full", 1, "int8", passages=LARGE, programs=ALL),
     Row("xxl", "nq_full", "v5e-256", "1,64,4"),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8, sequence=True),
     Row("xxl", "nq_full", "v5e-32", "1,8,4", accumulate=8),

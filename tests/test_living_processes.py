@@ -35,6 +35,7 @@ HOT = """
 import threading, time
 import atlas_jax
 from tests.test_face import QUESTIONS, SETTINGS
+from tests.test_living_atlas import compiled
 atlas = atlas_jax.load(**job["load"], **SETTINGS)
 pair = [{"id": f"half{i}", "title": "T", "text": "edition 0"} for i in range(2)]
 atlas.add_passages(pair)
@@ -56,20 +57,18 @@ for batch in job["batches"]:
     if atlas.store.count > 400:
         atlas._changes.growth.wait()
 atlas.delete_passages(["half1"])
-events = []
 for number in range(4):
     last = [f"again{number - 1}"] if number else []
     atlas.change_passages(add=[{**pair[0], "id": f"again{number}"}], delete=last)
     atlas.retrieve(QUESTIONS, k=5)
     if number == 1:  # what adds and deletes one is compiled by now
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, _, **__: events.append(event) if "compile" in event else None)
-compiled = list(events)
+        events = compiled()
+late = list(events)
 atlas.delete_passages(["again3"])
 found = [[(one.id, one.text, one.score) for one in each]
          for each in atlas.retrieve(QUESTIONS, k=atlas.store.count)]
 told = {"seen": seen, "capacity": atlas._corpus.capacity, "found": found,
-        "version": atlas.passages_version, "compiled": compiled}
+        "version": atlas.passages_version, "compiled": late}
 print("told " + json.dumps(told), flush=True)
 """
 

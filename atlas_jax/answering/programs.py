@@ -15,6 +15,7 @@ from atlas_jax.answering.evaluator import Evaluator, Find
 from atlas_jax.answering.packed_rows import Lengths, packed_rows, store_lengths
 from atlas_jax.answering.run import AnswerRun
 from atlas_jax.answering.writer import ToldAnswer, Writer, answer_of, whole_answer
+from atlas_jax.core.widths import power_of_two
 from atlas_jax.corpus.corpus import Corpus
 from atlas_jax.corpus.sources import Source
 from atlas_jax.models.assembly import Assembled
@@ -68,15 +69,11 @@ def shape_of(
         rows=rows,
         k=k,
         explains=explains,
-        excluded=max(least, _power_of_two(excluded)),
+        excluded=max(least, power_of_two(excluded)),
         choices=most_choices(examples) if reads else 0,
-        edited=_power_of_two(edited) if edited else 0,
+        edited=power_of_two(edited) if edited else 0,
         reads=reads,
     )
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
 
 
 class Programs:

@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from atlas_jax.core.errors import UserError, one_line
+from atlas_jax.core.widths import power_of_two
 
 T = TypeVar("T")
 MODES = ("auto", "on", "off")
@@ -190,7 +191,7 @@ def divided(items: Sequence[T], make: Callable[[Sequence[T]], list[Any]]) -> lis
 def _gathered(raw: bytes) -> list[bytes]:
     """The bytes of each process, on every process."""
     sizes = multihost_utils.process_allgather(np.int32(len(raw)))
-    width = 1 << int(sizes.max()).bit_length()  # few widths, so that little is compiled
+    width = power_of_two(int(sizes.max()))
     padded = np.frombuffer(raw.ljust(width, b"\0"), np.uint8)
     rows = multihost_utils.process_allgather(padded)
     return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]

@@ -21,6 +21,7 @@ from atlas_jax.core.arrays import first_not_finite
 from atlas_jax.core.errors import UserError
 from atlas_jax.core.progress import show_progress
 from atlas_jax.core.types import PAD_ID, Array
+from atlas_jax.core.widths import power_of_two
 from atlas_jax.index.arrays import Rows
 
 LENGTH_STEP = 8  # lengths are rounded up to a multiple of it: few programs, little padding
@@ -216,7 +217,7 @@ def _batches(
         taken = [order[start : start + size] for order in orders]
         longest = max(int(one[own[0]]) for one, own in zip(lengths, taken, strict=True) if len(own))
         steps = -(-longest // LENGTH_STEP)
-        length = min(m, LENGTH_STEP * (1 << (steps - 1).bit_length() if few else steps))
+        length = min(m, LENGTH_STEP * (power_of_two(steps) if few else steps))
         rows_b = np.full((len(parts.kept), size), -1, np.int64)
         for at, part in enumerate(parts.kept):
             rows_b[at, : len(taken[part])] = taken[part] + chunks[part][0]

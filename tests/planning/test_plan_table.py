@@ -214,8 +214,9 @@ def test_bounds_are_recomputed_from_the_work_that_a_row_holds() -> None:
 
 def test_the_committed_rows_have_the_bounds_that_their_work_gives() -> None:
     rows = plan_table._read_rows()
-    there = [row for row in plan_table.ROW_LIST if row.name in rows]
-    compiled = [row for row in there if "mfu" in rows[row.name]["plan"]["programs"][0]]
+    compiled = [
+        row for row in plan_table.ROW_LIST if "mfu" in rows[row.name]["plan"]["programs"][0]
+    ]
     assert len(compiled) > 60
     for row in compiled:
         made = rows[row.name]["plan"]
